@@ -1,0 +1,235 @@
+"""The stages as functions, for notebooks and scripts: everything that the command line can do.
+
+>>> from distqexp.api import fit, load_config
+>>> result = fit(load_config(), "runs/digits")  # doctest: +SKIP
+>>> result.certificate["epsilon"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distqexp.config import Config, DataConfig, EngineConfig, load_config
+from distqexp.engines import make_engine
+from distqexp.engines.base import Engine
+from distqexp.errors import FileContentError, UsageError
+from distqexp.fit import FitResult, run
+from distqexp.privacy.ledger import Ledger
+from distqexp.problem.models import allowed_factory
+from distqexp.report.progress import Progress, ProgressEvent
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
+from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.folder import open_folder
+from distqexp.stages.plan import make_plan
+from distqexp.stages.pool import pool_files
+from distqexp.stages.release import Charging, charge, check_budget, draw_release, ledger_entry, make_release
+from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
+from distqexp.stages.sketch import open_shards, sketch_round, whole_sketch
+
+__all__ = ["export", "fit", "load_config", "plan", "pool", "release", "sketch"]
+
+StrPath = str | os.PathLike[str]
+
+
+def fit(
+    config: Config,
+    out: StrPath,
+    *,
+    resume: bool = False,
+    insecure_noise_seed: int | None = None,
+    callback: Callable[[ProgressEvent], None] | None = None,
+    engine: Engine | None = None,
+) -> FitResult | None:
+    """Run plan to export into the folder ``out``. Returns the releases, the certificate and the metrics.
+
+    callback: called with each progress event, which holds no private figure. engine: the one of the config
+    when None. Under MPI every rank calls it and the first one gets the result, the others None. Raises
+    DistqexpError.
+    """
+    folder = Path(out)
+    with engine or make_engine(config.engine, os.environ) as running:
+        rounds, silent = config.mechanism.rounds, not running.is_root
+        with Progress(folder, rounds=rounds, silent=silent, callback=callback) as progress:
+            return run(config, folder, running, progress, resume=resume, insecure_seed=insecure_noise_seed)
+
+
+def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:
+    """Fix every rule before a private record is read and store plan.h5 at ``out``. Reads public data only."""
+    path = _new_file(out)
+    with engine or make_engine(config.engine, os.environ) as running:
+        made = make_plan(config, running)
+        running.on_root(lambda: made.write(path))
+        return made
+
+
+def sketch(
+    plan_file: StrPath,
+    data: StrPath | None,
+    out: StrPath,
+    *,
+    release: StrPath | None = None,
+    shard: str | None = None,
+    labels: StrPath | None = None,
+    blank: StrPath | None = None,
+    ledger: StrPath | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """At a site: sketch one shard of private records at the plan's round, or at the one after ``release``.
+
+    Charges the site's own ledger, once for the same records. The file ``out`` is as sensitive as the
+    records (mode 0600). shard: one of the plan's names; may be left out when the plan has one shard, or when
+    ``data`` or ``out`` carries its name. Interrupted work in ``out``.parts is taken up again.
+    """
+    path = _new_file(out)
+    parts = path.with_name(path.name + ".parts")
+    with engine or make_engine(EngineConfig(), os.environ) as running:
+        received = plan_from_root(running, lambda: _received_plan(plan_file))
+        state = _state_after(received, running, release)
+        spec = _shard_data(received, shard, data, path, labels, blank)
+        charging = on_root_only(running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None)))
+        role = f"site-{spec.shard or 'all'}"
+        running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
+        sources, fingerprints = open_shards(received, [spec], running)
+        running.on_root(lambda: parts.mkdir(mode=0o700, exist_ok=True))
+        sums = sketch_round(received, state, sources, fingerprints, parts, running)
+
+        def finish() -> None:
+            books, total = required(charging), required(sums)
+            books.ledger.commit(charge(received, state, total, books, role), None)
+            whole_sketch(received, state, sources[0], fingerprints[0], total).write(path)
+            shutil.rmtree(parts)
+
+        running.on_root(finish)
+
+
+def pool(plan_file: StrPath, sketches: Sequence[StrPath], out: StrPath) -> Quadratic:
+    """Add the sketches of exactly the plan's shards and store the pooled quadratic at ``out`` (private, 0600)."""
+    path = _new_file(out)
+    quadratic = pool_files(Plan.read(Path(plan_file)), [Path(sketch) for sketch in sketches])
+    quadratic.write(path)
+    return quadratic
+
+
+def release(
+    plan_file: StrPath,
+    quadratic: StrPath,
+    out: StrPath,
+    *,
+    previous: StrPath | None = None,
+    config: Config | None = None,
+    insecure_noise_seed: int | None = None,
+    ledger: StrPath | None = None,
+    keep_quadratic: bool = False,
+    engine: Engine | None = None,
+) -> Release:
+    """At the curator: charge the ledger, draw, and store the release of the quadratic's round at ``out``.
+
+    previous: the release before, from the second round on. config: where the public data are, for the next
+    round's precision and clip. The quadratic file is deleted afterwards unless ``keep_quadratic``.
+    """
+    path = _new_file(out)
+    with engine or make_engine(EngineConfig(), os.environ) as running:
+        made = plan_from_root(running, lambda: _received_plan(plan_file))
+        state = _state_after(made, running, previous)
+        public = _public_data(made, state, config)
+        charging = on_root_only(running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed))
+        noisy_sums = on_root_only(
+            running, lambda: draw_release(made, state, Quadratic.read(Path(quadratic), made), required(charging))
+        )
+        released = make_release(made, state, noisy_sums, insecure_noise_seed, public, running)
+        running.on_root(lambda: released.write(path))
+        if not keep_quadratic:
+            running.on_root(lambda: Path(quadratic).unlink(missing_ok=True))
+        return released
+
+
+def export(
+    plan_file: StrPath,
+    releases: Sequence[StrPath],
+    out: StrPath,
+    *,
+    config: Config | None = None,
+    ledger: StrPath | None = None,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Write model.safetensors, model.pt and certificate.json into the folder ``out``.
+
+    releases: all of the plan's rounds. Returns the certificate and, with a config that has data.eval, the
+    metrics before and after.
+    """
+    made = _received_plan(plan_file)
+    found = sorted((Release.read(Path(path), made) for path in releases), key=lambda item: item.round)
+    rounds = made.config.mechanism.rounds
+    if [item.round for item in found] != list(range(rounds)):
+        raise UsageError(f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release")
+    folder = Path(out)
+    open_folder(folder, resume=False)
+    charging = Charging(Ledger.open(Path(ledger) if ledger else None), found[-1].insecure_seed)
+    certificate = export_model(made, found, folder, ledger_entry(made, charging, rounds - 1))
+    data = _checked(made, config).data.eval if config is not None else None
+    before, after = evaluate(made, made.state.theta, data), evaluate(made, found[-1].theta, data)
+    return certificate, {"before": before, "after": after}
+
+
+def _received_plan(path: StrPath) -> Plan:
+    received = Plan.read(Path(path))
+    allowed_factory(received.config.model.factory)
+    return received
+
+
+def _state_after(made: Plan, engine: Engine, release: StrPath | None) -> RoundState:
+    if release is None:
+        return made.state
+    found = release_from_root(engine, made, lambda: Release.read(Path(release), made))
+    if found is None or found.next_state is None:
+        raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
+    return found.next_state
+
+
+def _shard_data(
+    made: Plan, shard: str | None, data: StrPath | None, out: Path, labels: StrPath | None, blank: StrPath | None
+) -> DataConfig:
+    names = made.config.shards
+    candidates = [shard] if shard is not None else [*([Path(data).name.split(".")[0]] if data else []), out.name.split(".")[0]]
+    found = next((name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None)
+    if found is None:
+        raise UsageError(f"shard {shard or ' or '.join(candidates)}: not in the plan; expected one of {', '.join(names)}: give --shard")
+    spec = made.config.data.private[names.index(found)]
+    if data is None and spec.format != "digits":
+        raise UsageError(f"--data: not given; expected the {spec.format} file of shard {found}")
+    return dataclasses.replace(
+        spec,
+        path=None if data is None else str(Path(data).absolute()),
+        labels=None if labels is None else str(Path(labels).absolute()),
+        blank=None if blank is None else str(Path(blank).absolute()),
+    )
+
+
+def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
+    public = made.config.data.public
+    if public is None or state.round + 1 >= made.config.mechanism.rounds:
+        return None
+    if config is not None:
+        return _checked(made, config).data.public
+    if public.format != "digits":
+        raise UsageError("--config: not given; expected the config whose data.public the next round's precision is computed from")
+    return public
+
+
+def _checked(made: Plan, config: Config) -> Config:
+    if not same_rules(made, config):
+        raise FileContentError(f"config: not the one that plan {made.plan_id[:16]} was made from; give that one")
+    return config
+
+
+def _new_file(path: StrPath) -> Path:
+    found = Path(path)
+    if found.exists():
+        raise UsageError(f"--out {found}: exists; expected a new file, nothing is overwritten")
+    if not found.absolute().parent.is_dir():
+        raise UsageError(f"--out {found}: its folder does not exist; make it first")
+    return found

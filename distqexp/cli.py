@@ -1,0 +1,207 @@
+"""The ``distqexp`` command: one stage at a time, so that a site can run ``sketch`` and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distqexp.errors import DistqexpError, NotAvailableYet
+
+app = typer.Typer(
+    name="distqexp",
+    help="Fine-tune a pretrained model with differential privacy, stage by stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ledger_app = typer.Typer(help="What was spent, and what may be spent.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(ledger_app, name="ledger")
+
+ConfigPath = Annotated[Path | None, typer.Argument(help="TOML config; the embedded digits task when absent")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="the plan's config: where public and evaluation data are")]
+PlanPath = Annotated[Path, typer.Argument(help="plan.h5")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a config key")]
+Seed = Annotated[
+    int | None, typer.Option("--insecure-noise-seed", metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE")
+]
+
+
+@app.command(epilog="example: distqexp plan configs/icu.toml --out plan.h5")
+def plan(
+    out: Annotated[Path, typer.Option(help="the plan file to write")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fix every rule from public data, print the accuracy forecast and what a rank will need."""
+    from distqexp import api
+    from distqexp.stages.plan import describe_plan
+
+    made = api.plan(api.load_config(config, overrides or []), out)
+    _say(*describe_plan(made))
+
+
+@app.command(epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5)")
+def sketch(
+    plan: PlanPath,
+    out: Annotated[Path, typer.Option(help="the sketch file to write; as sensitive as the records")],
+    data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
+    release: Annotated[Path | None, typer.Option(help="the release that this round builds on")] = None,
+    shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx")] = None,
+    blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+) -> None:
+    """At a site: sketch its own private records and charge its own ledger."""
+    from distqexp import api
+
+    api.sketch(plan, data, out, release=release, shard=shard, labels=labels, blank=blank)
+
+
+@app.command(epilog="example: distqexp pool plan.h5 ccu.h5 csru.h5 --out quadratic-000.h5")
+def pool(
+    plan: PlanPath,
+    sketches: Annotated[list[Path], typer.Argument(help="sketch files of one round: exactly the plan's shards")],
+    out: Annotated[Path, typer.Option(help="the pooled quadratic to write; as sensitive as the records")],
+) -> None:
+    """At the curator: add the sites' integer sketches."""
+    from distqexp import api
+
+    api.pool(plan, sketches, out)
+
+
+@app.command(epilog="example: distqexp release plan.h5 quadratic-000.h5 --config configs/icu.toml --out release-000.h5")
+def release(
+    plan: PlanPath,
+    quadratic: Annotated[Path, typer.Argument(help="the pooled quadratic of the round; deleted afterwards")],
+    out: Annotated[Path, typer.Option(help="the release file to write")],
+    previous: Annotated[Path | None, typer.Option(help="the release before, from the second round on")] = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    keep_quadratic: Annotated[bool, typer.Option("--keep-quadratic", help="don't delete the quadratic file")] = False,
+    insecure_noise_seed: Seed = None,
+) -> None:
+    """At the curator: charge the ledger, draw the sample, store the release and the next round's state."""
+    from distqexp import api
+
+    api.release(
+        plan,
+        quadratic,
+        out,
+        previous=previous,
+        config=api.load_config(config, overrides or []) if config else None,
+        insecure_noise_seed=insecure_noise_seed,
+        keep_quadratic=keep_quadratic,
+    )
+
+
+@app.command(epilog="example: distqexp export plan.h5 release-000.h5 --config configs/icu.toml --out model")
+def export(
+    plan: PlanPath,
+    releases: Annotated[list[Path], typer.Argument(help="the releases of all rounds")],
+    out: Annotated[Path, typer.Option(help="the folder to write: weights and certificate")],
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the weights and the certificate; with --config, print metrics before and after."""
+    from distqexp import api
+
+    certificate, metrics = api.export(
+        plan, releases, out, config=api.load_config(config, overrides or []) if config else None
+    )
+    _say(certificate["statement"])
+    if config:
+        _say(json.dumps(metrics, sort_keys=True))
+
+
+@app.command(epilog="example: distqexp inspect plan.h5")
+def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> None:
+    """Tell a person what a file is. Of private files the header only."""
+    from distqexp.storage.inspect import describe
+
+    _say(describe(file))
+
+
+@app.command(epilog="example: distqexp verify runs/digits")
+def verify(paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")]) -> None:
+    """Check every checksum, every plan identity, and a certificate against its model."""
+    from distqexp.stages.verify import verify_path
+
+    for path in paths:
+        _say(*verify_path(path))
+
+
+@ledger_app.command("show", epilog="example: distqexp ledger show --population icu")
+def ledger_show(population: Annotated[str | None, typer.Option(help="this population only")] = None) -> None:
+    """Print every charge and the caps."""
+    from distqexp.privacy.ledger import Ledger
+
+    ledger = Ledger.open()
+    rows = ledger.rows(population)
+    for row in rows:
+        _say(
+            f"{row.id}: {row.time} {row.population}, {row.key}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}"
+            + ("" if row.private else f", NOT PRIVATE ({row.universe})")
+        )
+    for name in sorted({row.population for row in rows} | ({population} if population else set())):
+        cap = ledger.cap(name)
+        _say(f"{name}: " + (f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else "no cap set: a config's own budget holds"))
+
+
+@ledger_app.command("cap", epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5")
+def ledger_cap(
+    population: Annotated[str, typer.Argument(help="the name in data.population")],
+    epsilon: Annotated[float, typer.Option(help="cap on epsilon")],
+    delta: Annotated[float, typer.Option(help="cap on delta")],
+) -> None:
+    """Set the cap of a population. No config can raise it."""
+    from distqexp.privacy.ledger import Ledger
+
+    Ledger.open().set_cap(population, epsilon, delta)
+    _say(f"{population}: capped at epsilon {epsilon:g}, delta {delta:g}")
+
+
+@ledger_app.command("verify", epilog="example: distqexp ledger verify")
+def ledger_verify() -> None:
+    """Check the hash chain."""
+    from distqexp.privacy.ledger import Ledger
+
+    Ledger.open().verify()
+    _say("ledger: the hash chain holds")
+
+
+def _later(name: str, help_text: str) -> None:
+    @app.command(
+        name, help=help_text, epilog="not available yet", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )
+    def command() -> None:
+        raise NotAvailableYet(f"distqexp {name}")
+
+
+_later("tune", "Choose hyperparameters on public data (not available yet).")
+_later("audit", "Audit released noise (not available yet).")
+_later("doctor", "Check this machine (not available yet).")
+_later("cost", "Forecast time and memory (not available yet).")
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def main() -> None:
+    """Entry point of the ``distqexp`` command."""
+    from distqexp.engines.base import exit_code, reason
+
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, standalone_mode=False) or 0
+    except DistqexpError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"distqexp: {reason(error)}\n")
+        code = exit_code(error)
+    sys.exit(code)

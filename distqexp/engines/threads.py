@@ -1,0 +1,22 @@
+"""Pinned threads and deterministic kernels: sums differ in their last bits with the number of threads."""
+
+from __future__ import annotations
+
+import os
+
+
+def pin_threads(count: int) -> None:
+    """Use ``count`` threads a process in torch and in the BLAS and OpenMP libraries, deterministic kernels,
+    and full float32 products (no TF32). Call it in the thread that computes."""
+    # cuBLAS reads this when it is first used; without it its products may depend on the stream.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    threadpool_limits(limits=count)
+    torch.set_num_threads(count)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,114 @@
+"""Signals that ask for a stop, and ranks that must not outlive their launcher."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LAUNCHERS = frozenset(
+    {
+        "mpirun", "mpiexec", "orterun", "prterun", "prte", "prted", "orted",
+        "mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_pr", "slurmstepd", "palsd", "pmi_proxy",
+    }
+)  # fmt: skip
+_PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGUSR1 in a flag. A context manager; the old handlers come back at the end.
+
+    Handlers can be set in the main thread only: elsewhere (a notebook's worker thread) nothing is installed
+    and the flag stays False.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Signals seen so far."""
+        self._old: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.count > 0
+
+    def install(self) -> None:
+        """Set the handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            self._old[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Bring the old handlers back."""
+        for number, old in self._old.items():
+            signal.signal(number, old if old is not None else signal.SIG_DFL)
+        self._old.clear()
+
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def die_with_launcher(interval: float = 1.0) -> None:
+    """End this process (SIGKILL) soon after the launcher that started it is gone.
+
+    On Linux the kernel is asked for a signal at the parent's death; besides, a daemon thread looks every
+    ``interval`` seconds whether the parent, or the launcher above a wrapper script, is still the same
+    process. Nothing is lost by SIGKILL: files appear under their names only when complete.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    launcher = _launcher_above(parent)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent and (launcher is None or _identity(launcher[0]) == launcher):
+            time.sleep(interval)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="distqexp-watchdog", daemon=True).start()
+
+
+def _launcher_above(pid: int) -> tuple[int, str] | None:
+    """The nearest ancestor that is a known launcher, as (pid, start time), where /proc tells it."""
+    while pid > 1:
+        fields = _stat(pid)
+        if fields is None:
+            return None
+        name, parent, start = fields
+        if name in LAUNCHERS:
+            return pid, start
+        pid = parent
+    return None
+
+
+def _identity(pid: int) -> tuple[int, str] | None:
+    fields = _stat(pid)
+    return None if fields is None else (pid, fields[2])
+
+
+def _stat(pid: int) -> tuple[str, int, str] | None:
+    """Name, parent and start time of a process; None when it is gone, a zombie, or there is no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return None if fields[0] in "ZX" else (name, int(fields[1]), fields[19])

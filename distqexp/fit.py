@@ -1,0 +1,209 @@
+"""The main job: ``python -m distqexp.fit [CONFIG]`` walks from plan to export in one process group."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distqexp.config import Config, load_config
+from distqexp.engines import make_engine
+from distqexp.engines.base import Engine, exit_code, places, reason
+from distqexp.engines.launcher import launched_rank
+from distqexp.errors import FileContentError
+from distqexp.privacy.ledger import Ledger
+from distqexp.report.progress import Progress
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
+from distqexp.stages.context import DataSource
+from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.folder import open_folder, quadratic_path, release_path
+from distqexp.stages.plan import describe_plan, make_plan
+from distqexp.stages.release import Charging, check_budget, draw_release, ledger_entry, make_release
+from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
+from distqexp.stages.sketch import open_shards, sketch_files, sketch_round
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run leaves behind. metrics are computed on data.eval and not covered by epsilon."""
+
+    out: Path
+    plan: Plan
+    releases: tuple[Release, ...]
+    certificate: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON object that ``--json`` prints as the last line."""
+        return {
+            "out": str(self.out),
+            "epsilon": self.certificate["epsilon"],
+            "delta": self.certificate["delta"],
+            "mu": self.certificate["mu"],
+            "rounds": len(self.releases),
+            "metrics": self.metrics,
+            "seconds": self.seconds,
+        }
+
+
+def run(
+    config: Config,
+    out: Path,
+    engine: Engine,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    insecure_seed: int | None = None,
+) -> FitResult | None:
+    """Plan, then sketch, pool and release every round, then export. The root returns the result, others None.
+
+    Collective: every rank calls it with the same arguments. After a kill at any instant ``resume`` goes on
+    without repeating finished work and without a second charge. Raises DistqexpError.
+    """
+    engine.on_progress = progress.advance
+    engine.on_root(lambda: open_folder(out, resume))
+    progress.stage("plan")
+    plan = _plan(config, out, engine)
+    if engine.is_root:
+        print(*describe_plan(plan), sep="\n", file=sys.stderr, flush=True)
+
+    releases, state = _finished_rounds(plan, out, engine)
+    charging = on_root_only(engine, lambda: Charging(Ledger.open(), insecure_seed))
+    if state is not None:
+        engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
+        sources, fingerprints = open_shards(plan, config.data.private, engine)
+        work = _Work(config, plan, sources, fingerprints, out, charging, insecure_seed)
+        while state is not None:
+            release = _round(work, state, engine, progress)
+            releases.append(release)
+            state = release.next_state
+
+    progress.stage("export")
+    return on_root_only(engine, lambda: _export(config, plan, releases, out, required(charging), progress))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every round of a run shares."""
+
+    config: Config
+    plan: Plan
+    sources: tuple[DataSource, ...]
+    fingerprints: tuple[str, ...]
+    out: Path
+    charging: Charging | None
+    insecure_seed: int | None
+
+
+def _plan(config: Config, out: Path, engine: Engine) -> Plan:
+    path = out / "plan.h5"
+    if not engine.on_root(path.exists):
+        plan = make_plan(config, engine)
+        engine.on_root(lambda: plan.write(path))
+        return plan
+    plan = plan_from_root(engine, lambda: Plan.read(path))
+    if not same_rules(plan, config):
+        raise FileContentError(
+            f"{path}: the plan of another config; resume with the config it was made from, or take a new --out"
+        )
+    return plan
+
+
+def _finished_rounds(plan: Plan, out: Path, engine: Engine) -> tuple[list[Release], RoundState | None]:
+    releases: list[Release] = []
+    state: RoundState | None = plan.state
+    while state is not None:
+        path = release_path(out, state.round)
+        release = release_from_root(engine, plan, lambda path=path: Release.read(path, plan) if path.exists() else None)
+        if release is None:
+            break
+        releases.append(release)
+        state = release.next_state
+    return releases, state
+
+
+def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> Release:
+    plan, pooled = work.plan, quadratic_path(work.out, state.round)
+    progress.stage("sketch", state.round)
+    if not engine.on_root(pooled.exists):
+        sums = sketch_round(plan, state, work.sources, work.fingerprints, work.out, engine)
+        progress.stage("pool", state.round)
+        on_root_only(engine, lambda: Quadratic(plan.plan_id, state.round, required(sums)).write(pooled))
+    progress.stage("release", state.round)
+    noisy_sums = on_root_only(
+        engine, lambda: draw_release(plan, state, Quadratic.read(pooled, plan), required(work.charging))
+    )
+    release = make_release(plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine)
+    engine.on_root(lambda: release.write(release_path(work.out, state.round)))
+    return release
+
+
+def _export(
+    config: Config, plan: Plan, releases: Sequence[Release], out: Path, charging: Charging, progress: Progress
+) -> FitResult:
+    if not config.output.keep_sketches:
+        for release in releases:
+            for path in [*sketch_files(out, release.round), quadratic_path(out, release.round)]:
+                path.unlink(missing_ok=True)
+    before = evaluate(plan, plan.state.theta, config.data.eval)
+    after = evaluate(plan, releases[-1].theta, config.data.eval)
+    entry = ledger_entry(plan, charging, releases[-1].round)
+    certificate = export_model(plan, releases, out, entry)
+    progress.close()
+    metrics = {"before": before, "after": after}
+    return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m distqexp.fit``; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
+        engine = make_engine(config.engine, os.environ, debug=options.debug)
+        with engine, Progress(out, rounds=config.mechanism.rounds, silent=not engine.is_root) as progress:
+            result = run(
+                config, out, engine, progress, resume=options.resume, insecure_seed=options.insecure_noise_seed
+            )
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a launcher its exit code
+        if not getattr(error, "reported", False) and launched_rank(os.environ) == 0:
+            sys.stderr.write((places(error) if options.debug else "") + f"distqexp: {reason(error)}\n")
+        return exit_code(error)
+    if result is not None and options.json:
+        print(json.dumps(result.summary(), sort_keys=True), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distqexp.fit",
+        description="Fine-tune a pretrained model with differential privacy: plan, sketch, pool, release, export.",
+        epilog="example: mpirun -n 2 python -m distqexp.fit configs/digits.toml --out runs/digits --json",
+    )
+    parser.add_argument("config", nargs="?", type=Path, help="TOML config; the embedded digits task when absent")
+    parser.add_argument("--out", type=Path, help="folder of the run; runs/NAME of the config when absent")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a config key",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out after a kill or a stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    parser.add_argument("--debug", action="store_true", help="print the places of a traceback with an error")
+    parser.add_argument(
+        "--insecure-noise-seed", type=int, metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

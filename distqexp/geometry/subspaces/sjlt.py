@@ -1,0 +1,51 @@
+"""The sparse Johnson-Lindenstrauss transform: a few signs in every row of P.
+
+Source: Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", J. ACM 2014 (the block construction).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from distqexp.errors import UsageError
+from distqexp.geometry.philox import raw_words
+from distqexp.geometry.subspaces.base import Subspace, as_float64_array
+
+
+class SparseSubspace(Subspace):
+    """Each row of P has ``nonzeros`` entries +-1/sqrt(nonzeros), one in each of ``nonzeros`` blocks of columns.
+
+    Works in the computer's own memory; gradients on another device are copied over. Products only add and
+    subtract, in the order of the parameters, so a row's bits don't depend even on the size of its batch.
+    """
+
+    kind = "sjlt"
+
+    def __init__(self, d: int, k: int, key: bytes, nonzeros: int = 4) -> None:
+        super().__init__(d, k)
+        if not 1 <= nonzeros <= k:
+            raise UsageError(f"subspace sjlt: nonzeros = {nonzeros}, with k = {k}; expected 1 <= nonzeros <= k")
+        self.nonzeros = nonzeros
+        words = raw_words(key, 0, d * nonzeros).astype(np.uint64).reshape(d, nonzeros)
+        edges = np.arange(nonzeros + 1, dtype=np.uint64) * np.uint64(k) // np.uint64(nonzeros)
+        one, shift = np.uint64(1), np.uint64(31)
+        columns = edges[:-1] + ((words >> one) * np.diff(edges) >> shift)  # the upper 31 bits choose the column
+        signs = np.where(words & one, 1.0, -1.0)  # the lowest bit chooses the sign
+        self._signs = sparse.csr_array(
+            (signs.ravel(), columns.astype(np.int64).ravel(), np.arange(d + 1, dtype=np.int64) * nonzeros), shape=(d, k)
+        )
+
+    def _project(self, gradients: torch.Tensor) -> torch.Tensor:
+        sums = self._signs.T @ np.ascontiguousarray(as_float64_array(gradients).T)
+        rows = np.ascontiguousarray(sums.T)
+        rows /= math.sqrt(self.nonzeros)
+        return torch.from_numpy(rows).to(gradients.device)
+
+    def _lift(self, w: np.ndarray) -> np.ndarray:
+        lifted: np.ndarray = self._signs @ w
+        lifted /= math.sqrt(self.nonzeros)
+        return lifted

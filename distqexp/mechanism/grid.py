@@ -1,0 +1,119 @@
+"""The integer grid that units' vectors are rounded to, and the noise that goes with it. All quantities are public.
+
+A unit's clipped vector becomes an integer vector of norm at most ``clip_integer`` = floor(C / h), in steps of h, a
+power of two. Sums of such vectors are exact in int64 in any order. Gaussian noise of ``sigma`` grid steps a
+coordinate makes the release mu-GDP with mu = factor * clip_integer / sigma: the factor is 2 where one unit may be
+replaced by another, 1 where it may only vanish or appear.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from distqexp.errors import UsageError
+
+CAPACITY = 2**62
+"""Sums stay below this magnitude, so that sums plus noise fit in int64."""
+
+LARGEST_SIGMA = 2**53
+"""A float64 holds every integer up to this one, and noise of this size leaves int64 untouched."""
+
+SLOTS_PER_UNIT = 1000
+"""The grid must have room for so many slots for every nominal unit."""
+
+SENSITIVITY_FACTORS = {"zero-out": 1, "add-remove": 1, "replace-one": 2}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor (1 or 2)."""
+
+    step: float
+    clip_integer: int
+    sigma: int
+    sensitivity_factor: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.step > 0 and math.isfinite(self.step) and math.frexp(self.step)[0] == 0.5):
+            raise UsageError(f"grid step: found {self.step!r}; expected a power of two")
+        for name, value in (("clip", self.clip_integer), ("sigma", self.sigma)):
+            if not 1 <= value <= CAPACITY:
+                raise UsageError(f"grid {name}: found {value!r} steps; expected 1 to 2^62")
+        if self.sensitivity_factor not in (1, 2):
+            raise UsageError(f"grid sensitivity factor: found {self.sensitivity_factor!r}; expected 1 or 2")
+
+    @property
+    def mu(self) -> float:
+        """Gaussian-DP parameter of one release, rounded upwards to a float."""
+        exact = Fraction(self.sensitivity_factor * self.clip_integer, self.sigma)
+        nearest = float(exact)
+        return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, math.inf)
+
+    @property
+    def temperature(self) -> float:
+        """T = (sigma h)^2, in squared whitened units: the release has density proportional to exp(utility / T)."""
+        return (self.sigma * self.step) ** 2
+
+    @property
+    def exponent(self) -> int:
+        """The exponent of the step: h = 2^exponent."""
+        return math.frexp(self.step)[1] - 1
+
+
+def choose_grid(clip: float, mu_round: float, sigma_minimum: int, adjacency: str, exponent: int | None = None) -> Grid:
+    """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps.
+
+    ``clip`` is C in whitened units. The grid's mu never exceeds ``mu_round``. With ``exponent`` the step is
+    2^exponent. Raises UsageError when no such grid exists.
+    """
+    if not (clip > 0 and math.isfinite(clip)):
+        raise UsageError(f"mechanism.clip: found {clip!r}; expected a finite number above 0")
+    if not (mu_round > 0 and math.isfinite(mu_round)):
+        raise UsageError(f"mu of a round: found {mu_round!r}; expected a finite number above 0")
+    if sigma_minimum < 1:
+        raise UsageError(f"smallest sigma: found {sigma_minimum!r}; expected 1 or more")
+    if adjacency not in SENSITIVITY_FACTORS:
+        raise UsageError(f"privacy.adjacency: found {adjacency!r}; expected one of {', '.join(SENSITIVITY_FACTORS)}")
+    factor = SENSITIVITY_FACTORS[adjacency]
+    coarsest = math.frexp(clip)[1] - 1  # 2^coarsest <= clip: a clip of at least one step
+    while _sigma(clip, mu_round, factor, coarsest) < sigma_minimum:
+        coarsest -= 1
+    if exponent is not None and exponent > coarsest:
+        raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
+    chosen = coarsest if exponent is None else exponent
+    sigma = _sigma(clip, mu_round, factor, chosen)
+    if sigma > LARGEST_SIGMA:
+        raise UsageError(
+            f"grid overflow: noise of {float(sigma):.3g} steps of 2^{chosen}; expected at most 2^53; "
+            "lower epsilon, k or rounds, raise delta, or leave mechanism.grid out"
+        )
+    if not -500 <= chosen <= 450:
+        raise UsageError(f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{chosen})")
+    return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor)
+
+
+def max_slots(grid: Grid, k: int) -> int:
+    """How many slots of k coordinates can be summed before a coordinate might leave the range of int64."""
+    return CAPACITY // (grid.clip_integer + math.isqrt(k) // 2 + 1)
+
+
+def check_capacity(grid: Grid, k: int, units: int) -> None:
+    """Raise UsageError unless the grid holds the sums of SLOTS_PER_UNIT slots for each of ``units`` nominal units."""
+    found, expected = max_slots(grid, k), SLOTS_PER_UNIT * units
+    if found < expected:
+        raise UsageError(
+            f"grid overflow: 2^{grid.exponent} steps hold the sum of {found} slots; expected {expected} "
+            f"({SLOTS_PER_UNIT} a unit); lower epsilon, k or rounds, raise delta, or leave mechanism.grid out"
+        )
+
+
+def _clip_integer(clip: float, exponent: int) -> int:
+    """floor(clip / 2^exponent), exactly."""
+    return math.floor(Fraction(clip) / Fraction(2) ** exponent)
+
+
+def _sigma(clip: float, mu: float, factor: int, exponent: int) -> int:
+    """The smallest integer sigma with factor * floor(clip / 2^exponent) / sigma <= mu, exactly."""
+    return math.ceil(factor * _clip_integer(clip, exponent) / Fraction(mu))

@@ -1,0 +1,82 @@
+"""Noise, in grid steps: exact discrete Gaussian, continuous Gaussian, and a seeded stand-in for tests.
+
+The first two take their randomness from the operating system through a cryptographic generator. What they
+return is secret until it is part of a release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from distqexp.errors import UsageError
+from distqexp.mechanism.grid import LARGEST_SIGMA
+
+CHUNK = 1 << 16
+"""Coordinates drawn at a time: bounds the memory of the Python lists that OpenDP takes and returns."""
+
+
+def draw_discrete(k: int, sigma: int) -> NDArray[np.int64]:
+    """k independent draws of the discrete Gaussian N_Z(0, sigma^2), exactly, as int64 (k,).
+
+    Sampled in exact integer arithmetic by OpenDP (the algorithm of Canonne, Kamath and Steinke 2020) from the
+    operating system's entropy. Raises UsageError unless k >= 1 and sigma is an integer from 1 to 2^53.
+    """
+    _check(k, sigma)
+    if sigma != int(sigma) or sigma > LARGEST_SIGMA:
+        raise UsageError(f"sigma of discrete noise: found {sigma!r}; expected a whole number up to 2^53")
+    import opendp.prelude as opendp
+
+    opendp.enable_features("contrib")
+    space = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
+    sampler = opendp.m.make_gaussian(*space, scale=float(sigma))
+    noise = np.empty(k, dtype=np.int64)
+    for first in range(0, k, CHUNK):
+        size = min(CHUNK, k - first)
+        noise[first : first + size] = sampler([0] * size)
+    return noise
+
+
+def draw_continuous(k: int, sigma: float) -> NDArray[np.float64]:
+    """k independent draws of N(0, sigma^2) as float64 (k,): Box-Muller on a ChaCha20 key stream.
+
+    The key comes from the operating system's entropy. The law is Gaussian in ideal real arithmetic; as floats the
+    draws are on a finite set, and no draw exceeds 8.6 sigma. Raises UsageError for k or sigma out of range.
+    """
+    _check(k, sigma)
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+    pairs = (k + 1) // 2
+    stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
+    words = np.frombuffer(stream.update(bytes(16 * pairs)), dtype="<u8") >> np.uint64(11)
+    uniform = words.astype(np.float64) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs]))  # 1 - u lies in (0, 1]
+    angle = 2.0 * math.pi * uniform[pairs:]
+    return sigma * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:k]
+
+
+def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> NDArray[np.int64] | NDArray[np.float64]:
+    """NOT PRIVATE: k reproducible draws for tests, a function of (seed, round, noise, sigma) alone.
+
+    Normal draws by the inverse distribution function of a Philox stream; rounded to int64 when ``noise`` is
+    "discrete", float64 when it is "gaussian". Anyone who knows the seed can subtract them.
+    """
+    _check(k, sigma)
+    if noise not in ("discrete", "gaussian"):
+        raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
+    key = hashlib.sha256(f"distqexp insecure noise/{seed}/{round}/{noise}".encode()).digest()[:16]
+    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(k) >> np.uint64(11)
+    normal = sigma * ndtri((words.astype(np.float64) + 0.5) * 2.0**-53)
+    return np.rint(normal).astype(np.int64) if noise == "discrete" else normal.astype(np.float64)
+
+
+def _check(k: int, sigma: float) -> None:
+    if k < 1:
+        raise UsageError(f"coordinates of noise: found {k!r}; expected 1 or more")
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise UsageError(f"sigma of noise: found {sigma!r}; expected a finite number above 0")

@@ -1,0 +1,1 @@
+"""Privacy accounting: Gaussian and zero-concentrated curves, calibration, releases as events, the ledger."""

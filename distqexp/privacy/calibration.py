@@ -1,0 +1,80 @@
+"""From a target (epsilon, delta) to the noise of every round, and back. All quantities are public.
+
+Every figure errs on the safe side: what is spent, recomputed from the releases, never exceeds the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from distqexp.errors import UsageError
+from distqexp.privacy import discrete_slack, gdp
+from distqexp.privacy.events import GaussianRelease, compose
+
+SLACK_SHARE = 1e-3
+"""Share of delta set aside for the difference between discrete and rounded Gaussian noise."""
+
+RESOLUTION = 1024
+"""The clip is at least about RESOLUTION * sqrt(k) grid steps, so that rounding to the grid costs no accuracy."""
+
+MARGIN = 1e-9
+"""Relative margin on delta, above the rounding errors of composition and of the curves."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Noise that meets a target.
+
+    ``mu_total`` is the whole run's Gaussian-DP parameter and ``mu_round`` one round's; ``sigma_minimum`` is the
+    smallest allowed standard deviation of the noise in grid steps (it keeps the grid fine against the clip and, for
+    discrete noise, the slack within its share); ``slack_delta`` is the part of delta set aside for the
+    discreteness of the noise, 0 for continuous noise.
+    """
+
+    mu_total: float
+    mu_round: float
+    sigma_minimum: int
+    slack_delta: float
+
+
+def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) -> Calibration:
+    """Noise of ``rounds`` equal releases of ``k`` coordinates that together are (epsilon, delta)-DP.
+
+    ``noise`` is "discrete" or "gaussian". Raises UsageError for values out of range.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise UsageError(f"privacy.epsilon: found {epsilon!r}; expected a finite number above 0")
+    if not 0 < delta < 1:
+        raise UsageError(f"privacy.delta: found {delta!r}; expected a number strictly between 0 and 1")
+    if rounds < 1 or k < 1:
+        raise UsageError(f"rounds and k: found {rounds!r} and {k!r}; expected 1 or more of both")
+    if noise not in ("discrete", "gaussian"):
+        raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
+    slack = SLACK_SHARE * delta if noise == "discrete" else 0.0
+    mu_total = gdp.mu(epsilon, (delta - slack) * (1 - MARGIN))
+    mu_round = mu_total / math.sqrt(rounds)
+    while rounds * Fraction(mu_round) ** 2 > Fraction(mu_total) ** 2:
+        mu_round = math.nextafter(mu_round, 0.0)
+    sigma_minimum = math.ceil(RESOLUTION * math.sqrt(k) / mu_round)
+    if noise == "discrete":
+        log_variation = math.log(slack) - epsilon - math.log1p(math.exp(-epsilon))
+        if log_variation < -700:
+            raise UsageError(f"privacy.epsilon: found {epsilon!r}; discrete noise serves epsilon up to about 600")
+        sigma_minimum = max(sigma_minimum, discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation)))
+    return Calibration(mu_total, mu_round, sigma_minimum, slack)
+
+
+def spent(events: Iterable[GaussianRelease], epsilon: float) -> float:
+    """The delta, at most 1, that the releases have together at ``epsilon``, slack of discrete noise included.
+
+    0 for no releases; and for discrete noise the smaller of the two guarantees of ``Guarantee``.
+    """
+    return compose(events).delta(epsilon)
+
+
+def spent_epsilon(events: Iterable[GaussianRelease], delta: float) -> float:
+    """An epsilon at which the releases have at most ``delta`` together: the smallest one, rounded upwards."""
+    return compose(events).epsilon(delta)

@@ -1,0 +1,399 @@
+"""The ledger: what was spent on each population, and the draws that were paid for.
+
+A release is charged in three steps. *Reserve*: one row for (universe, population, key) and these very
+integer sums. *Draw*: the noise is stored before it is used. *Commit*: the release is stored, the noise
+erased. Each step is durable before the next one begins, so that a run killed anywhere continues under its
+own reservation: one charge, one draw, one release. Other sums under the same key are charged anew.
+
+Sums are recognised by a keyed digest whose key never leaves the ledger's folder; neither it nor any other
+digest of private data is part of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.errors import BudgetError, UsageError
+from distqexp.privacy.calibration import spent
+from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger_chain import Chain, Entry
+from distqexp.privacy.ledger_files import LedgerFiles, default_path
+from distqexp.storage.atomic import storage_error
+from distqexp.storage.canonical import array_bytes, canonical_json
+
+PRIVATE = "private"
+ADJACENCIES = ("zero-out", "add-remove", "replace-one")
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The most that may be spent on a population: delta at epsilon."""
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise UsageError(f"cap: epsilon {self.epsilon!r}; expected a finite number above 0")
+        if not 0 < self.delta < 1:
+            raise UsageError(f"cap: delta {self.delta!r}; expected a number strictly between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public)."""
+
+    id: int
+    state: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """A charge, for people and certificates. All fields are public."""
+
+    id: int
+    time: str
+    universe: str
+    population: str
+    key: str
+    adjacency: str
+    event: GaussianRelease
+    state: str
+    previous: str
+    hash: str
+
+    @property
+    def private(self) -> bool:
+        """False for test runs with seeded noise: NOT PRIVATE."""
+        return self.universe == PRIVATE
+
+
+@dataclass
+class _Books:
+    """What the entries say."""
+
+    entries: list[Entry]
+    rows: dict[int, LedgerRow] = field(default_factory=dict)
+    stored: set[int] = field(default_factory=set)
+    caps: dict[str, Cap] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            body = entry.body
+            if body["action"] == "reserve":
+                self.rows[entry.number] = LedgerRow(
+                    id=entry.number,
+                    time=entry.time,
+                    universe=body["universe"],
+                    population=body["population"],
+                    key=body["key"],
+                    adjacency=body["adjacency"],
+                    event=GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"]),
+                    state="reserved",
+                    previous=entry.previous,
+                    hash=entry.hash,
+                )
+            elif body["action"] == "cap":
+                self.caps[body["population"]] = Cap(epsilon=body["epsilon"], delta=body["delta"])
+            else:
+                state = {"draw": "drawn", "commit": "committed"}[body["action"]]
+                number = body["reservation"]
+                self.rows[number] = replace(self.rows[number], state=state)
+                if body.get("stored"):
+                    self.stored.add(number)
+
+    def charged(self, universe: str, population: str) -> list[LedgerRow]:
+        return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
+
+    def committed(self) -> set[int]:
+        return {row.id for row in self.rows.values() if row.state == "committed"}
+
+
+class Ledger:
+    """One ledger. Use ``Ledger.open``; as a context manager it closes itself. Not for use from two threads."""
+
+    def __init__(self, chain: Chain, files: LedgerFiles) -> None:
+        self.path = chain.path
+        self._chain = chain
+        self._files = files
+
+    @classmethod
+    def open(cls, path: Path | None = None, *, create: bool = True) -> Ledger:
+        """Open the ledger at ``path`` (default: DISTQEXP_LEDGER, else the user's state folder).
+
+        create: make it when it does not exist. What killed runs left is tidied up.
+
+        Raises StorageError (no file locks, not writable), UsageError (missing, not to be created),
+        FileContentError (altered).
+        """
+        path = default_path() if path is None else path.absolute()
+        if not create and not path.exists():
+            raise UsageError(f"{path}: no ledger there; set DISTQEXP_LEDGER, or make a release first")
+        files = LedgerFiles(path)
+        files.prepare()
+        _create_private(path)
+        chain = Chain(path)
+        try:
+            with chain.transaction():
+                new = chain.is_new()
+                files.load_key(new=new)
+                chain.tag = files.tag
+                if new:
+                    chain.begin()
+                files.clean(_Books(chain.entries()).committed())
+            files.mark_begun()
+        except BaseException:
+            chain.close()
+            raise
+        return cls(chain, files)
+
+    def close(self) -> None:
+        """Close the file; reservations live on."""
+        self._chain.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- spending --------------------------------------------------------------------------------------------
+
+    def check(
+        self,
+        *,
+        population: str,
+        cap: Cap,
+        adjacency: str,
+        events: Sequence[GaussianRelease],
+        universe: str = PRIVATE,
+    ) -> None:
+        """Refuse with BudgetError, before anything is read, when ``events`` more releases don't fit the cap.
+
+        Leave out what is charged already, or a killed run could not go on. ``reserve`` still decides later.
+        """
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            _require_room(books, universe, population, adjacency, events, cap)
+
+    def reserve(
+        self,
+        *,
+        population: str,
+        key: str,
+        event: GaussianRelease,
+        adjacency: str,
+        cap: Cap,
+        sums: npt.NDArray[np.int64],
+        universe: str = PRIVATE,
+    ) -> Reservation:
+        """Charge ``event`` to ``population``, or find the charge that these very sums have already.
+
+        key: public identity of the release (plan, round, what it builds on). cap: applies when the ledger
+        has no cap for the population; a cap set there can't be raised by it. sums: int64 (k,), private.
+        universe: "private", or another name for test runs, which have books of their own.
+
+        Raises BudgetError; then nothing is charged.
+        """
+        if sums.dtype != np.int64 or sums.ndim != 1:
+            raise ValueError(f"sums: {sums.dtype} of shape {sums.shape}; expected int64 (k,)")
+        if adjacency not in ADJACENCIES:
+            raise ValueError(f"adjacency {adjacency!r}; expected one of {', '.join(ADJACENCIES)}")
+        body = {
+            "action": "reserve",
+            "universe": universe,
+            "private": universe == PRIVATE,
+            "population": population,
+            "key": key,
+            "adjacency": adjacency,
+            "mu": event.mu,
+            "coordinates": event.coordinates,
+            "sigma": event.sigma,
+        }
+        tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            for row in books.charged(universe, population):
+                if row.key == key and self._chain.private_tag(row.id) == tag:
+                    return self._found(books, row)
+            _require_room(books, universe, population, adjacency, [event], cap)
+            entry = self._chain.append(body, books.entries)
+            self._chain.store_private_tag(entry.number, tag)
+        return Reservation(entry.number, "reserved", entry.hash)
+
+    def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
+        """Store a draw, int64 or float64 (k,), before it is used. Only the first draw of a reservation counts.
+
+        Raises UsageError when there is one already (another process was faster): run again to use that one.
+        """
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            row = _row(books, reservation)
+            if noise.shape != (row.event.coordinates,):
+                raise ValueError(f"noise: shape {noise.shape}; the charge is for ({row.event.coordinates},)")
+            waiting = row.state == "reserved"
+            if waiting and self._files.exists("noise", row.id):
+                self._read("noise", row)  # refuses what a lost history left
+                waiting = False
+            if not waiting:
+                raise UsageError(
+                    f"ledger entry {row.id}: another process drew its noise already; run again with --resume"
+                )
+            self._write("noise", row, noise)
+            self._chain.append({"action": "draw", "reservation": row.id}, books.entries)
+
+    def noise(self, reservation: Reservation) -> npt.NDArray[Any]:
+        """The draw of a reservation in state "drawn". Private until it is part of a release."""
+        with self._chain.transaction():
+            row = _row(_Books(self._chain.entries()), reservation)
+            if row.state != "drawn":
+                raise UsageError(f"ledger entry {row.id}: {row.state}, expected drawn; there is no noise to use")
+            return self._read("noise", row)
+
+    def commit(self, reservation: Reservation, released: npt.NDArray[Any] | None) -> None:
+        """The release is out: store it (None: nothing to store), then erase the noise.
+
+        Committing the same array again does nothing. Raises UsageError for another array.
+        """
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            row = _row(books, reservation)
+            if row.state == "reserved" and released is not None:
+                raise UsageError(f"ledger entry {row.id}: reserved, expected drawn; store the noise before it is used")
+            if row.state != "committed":
+                if released is not None:
+                    self._write("released", row, released)
+                body = {"action": "commit", "reservation": row.id, "stored": released is not None}
+                self._chain.append(body, books.entries)
+            elif not _same(released, self._read("released", row) if row.id in books.stored else None):
+                raise UsageError(
+                    f"ledger entry {row.id}: committed with another release already; run again with --resume"
+                )
+        self._files.erase("noise", reservation.id)
+
+    def released(self, reservation: Reservation) -> npt.NDArray[Any] | None:
+        """The release of a committed reservation; None when it was committed without one."""
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            row = _row(books, reservation)
+            if row.state != "committed":
+                raise UsageError(f"ledger entry {row.id}: {row.state}, expected committed; there is no release yet")
+            return self._read("released", row) if row.id in books.stored else None
+
+    # --- caps and rows ---------------------------------------------------------------------------------------
+
+    def set_cap(self, population: str, epsilon: float, delta: float) -> None:
+        """Set the cap of a population, up or down: the act of whoever answers for the data, never of a config."""
+        cap = Cap(epsilon, delta)
+        with self._chain.transaction():
+            body = {"action": "cap", "population": population, "epsilon": cap.epsilon, "delta": cap.delta}
+            self._chain.append(body, self._chain.entries())
+
+    def cap(self, population: str) -> Cap | None:
+        """The cap that is set for a population, if any."""
+        with self._chain.transaction():
+            return _Books(self._chain.entries()).caps.get(population)
+
+    def rows(self, population: str | None = None) -> list[LedgerRow]:
+        """Every charge, oldest first. Public."""
+        with self._chain.transaction():
+            rows = _Books(self._chain.entries()).rows.values()
+        return [row for row in rows if population in (None, row.population)]
+
+    def events(self, population: str, universe: str = PRIVATE) -> list[GaussianRelease]:
+        """The charges of a population as privacy events, ready for ``spent`` and ``spent_epsilon``."""
+        with self._chain.transaction():
+            return _comparable(
+                [(row.adjacency, row.event) for row in _Books(self._chain.entries()).charged(universe, population)]
+            )
+
+    def export(self) -> list[dict[str, Any]]:
+        """The chain as JSON trees, for others to verify: number, time, body, previous, hash. Public."""
+        with self._chain.transaction():
+            return [{**vars(entry), "body": dict(entry.body)} for entry in self._chain.entries()]
+
+    def verify(self) -> None:
+        """Check the chain, its seal, and the stored arrays. Raises FileContentError."""
+        with self._chain.transaction():
+            books = _Books(self._chain.entries())
+            for row in books.rows.values():
+                if row.state == "drawn":
+                    self._read("noise", row)
+                elif row.id in books.stored:
+                    self._read("released", row)
+
+    def _read(self, purpose: str, row: LedgerRow) -> npt.NDArray[Any]:
+        return self._files.read(purpose, row.id, self._chain.private_tag(row.id))
+
+    def _write(self, purpose: str, row: LedgerRow, array: npt.NDArray[Any]) -> None:
+        self._files.write(purpose, row.id, self._chain.private_tag(row.id), array)
+
+    def _found(self, books: _Books, row: LedgerRow) -> Reservation:
+        """An earlier charge. A draw that was stored just before a kill is taken up."""
+        state = row.state
+        if state == "reserved" and self._files.exists("noise", row.id):
+            self._read("noise", row)
+            self._chain.append({"action": "draw", "reservation": row.id}, books.entries)
+            state = "drawn"
+        return Reservation(row.id, state, row.hash)
+
+
+def _row(books: _Books, reservation: Reservation) -> LedgerRow:
+    row = books.rows.get(reservation.id)
+    if row is None or row.hash != reservation.hash:
+        raise UsageError(f"ledger entry {reservation.id}: not a reservation of this ledger; reserve first")
+    return row
+
+
+def _comparable(charges: Sequence[tuple[str, GaussianRelease]]) -> list[GaussianRelease]:
+    """Charges under one adjacency. Replacing a unit is removing one and adding another: twice the mu."""
+    if all(adjacency != "replace-one" for adjacency, _ in charges):
+        return [event for _, event in charges]
+    return [event if adjacency == "replace-one" else replace(event, mu=2 * event.mu) for adjacency, event in charges]
+
+
+def _require_room(
+    books: _Books, universe: str, population: str, adjacency: str, events: Sequence[GaussianRelease], cap: Cap
+) -> None:
+    set_cap = books.caps.get(population)
+    limit = set_cap or cap
+    rows = books.charged(universe, population)
+    charges = [(row.adjacency, row.event) for row in rows] + [(adjacency, event) for event in events]
+    if not events:
+        return
+    delta = spent(_comparable(charges), limit.epsilon)
+    if delta > limit.delta:
+        source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
+        raise BudgetError(
+            f"population {population!r}: budget spent: {len(rows)} releases on record and {len(events)} more make "
+            f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g} ({source}); "
+            "a higher cap is for whoever answers for the data: distqexp ledger cap"
+        )
+
+
+def _same(first: npt.NDArray[Any] | None, second: npt.NDArray[Any] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+
+
+def _create_private(path: Path) -> None:
+    """Make the empty SQLite file with mode 0600; an existing one is not touched (closing it would drop its locks)."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise storage_error(path, error) from error

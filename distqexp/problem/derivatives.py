@@ -1,0 +1,46 @@
+"""Derivatives of each record's loss in the trainable parameters, by torch.func.
+
+A record's row depends on that record alone as long as the batch keeps one shape: mask, never drop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.func import grad, vjp, vmap
+
+from distqexp.problem.losses import Loss
+from distqexp.problem.network import Network
+
+
+def per_example_gradients(network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(B, d): the gradient of each record's loss in theta, in the network's type, on its device.
+
+    ``inputs`` (B, ...), ``targets`` (B,) or (B, o). Private when the records are; not yet clipped.
+    """
+
+    def value(parameters: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        outputs = network.functional(parameters, x.unsqueeze(0))
+        return loss.value(outputs, y.unsqueeze(0)).squeeze(0)
+
+    x, y = network.prepare(inputs), targets.to(network.device)
+    by_name = vmap(grad(value), in_dims=(None, 0, 0))(network.trainable_tensors(), x, y)
+    return torch.cat([by_name[name].reshape(len(x), -1) for name, _ in network.names_shapes], dim=1)
+
+
+def loss_curvature_factors(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
+    """(B, r, d): V = S^T J of each record, so that V^T V = J^T Lambda J, its generalised Gauss-Newton matrix.
+
+    J is the Jacobian of the outputs in theta, Lambda = S S^T the Hessian of the loss in the outputs.
+    """
+    names = [name for name, _ in network.names_shapes]
+
+    def factor(parameters: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        outputs, pull_back = vjp(lambda chosen: network.functional(chosen, x.unsqueeze(0)), parameters)[:2]
+        width = outputs.numel()
+        root = loss.hessian_factor(outputs).reshape(width, -1)
+        (rows,) = vmap(lambda column: pull_back(column.reshape(outputs.shape)))(root.T)
+        return torch.cat([rows[name].reshape(root.shape[1], -1) for name in names], dim=1)
+
+    return vmap(factor, in_dims=(None, 0))(network.trainable_tensors(), network.prepare(inputs))

@@ -1,0 +1,139 @@
+"""Losses, convex in the model's outputs, with the square root of their Hessian in the outputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distqexp.errors import UsageError
+
+
+class Loss(ABC):
+    """A loss l(outputs, target) of one record, in batches. B records, C outputs."""
+
+    name: str
+
+    @abstractmethod
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(B,): the loss of each record. Differentiable, and usable under torch.func."""
+
+    @abstractmethod
+    def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
+        """(B, C, r): S with S S^T the Hessian of the loss in the outputs, which doesn't depend on the target."""
+
+    @abstractmethod
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
+        """Metrics over the present records. Private when the records are."""
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy: outputs (B, C) logits, targets int64 (B,). Hessian diag(q) - q q^T."""
+
+    name = "cross-entropy"
+
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
+        share = torch.softmax(outputs, dim=-1)
+        root = torch.sqrt(share)
+        return torch.diag_embed(root) - share.unsqueeze(-1) * root.unsqueeze(-2)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
+        logits, truth = _chosen(outputs, targets, present)
+        if len(truth) == 0:
+            return {}
+        hits = (logits.argmax(dim=-1) == truth).double().mean()
+        return {"accuracy": float(hits), "log_loss": float(self.value(logits, truth).mean())}
+
+
+class BinaryCrossEntropy(Loss):
+    """Logistic loss: outputs (B, 1) or (B,) logits, targets 0 or 1, (B,). Hessian q (1 - q)."""
+
+    name = "binary-cross-entropy"
+
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = _single(outputs)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+
+    def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
+        logits = _single(outputs)
+        return torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(-logits)).reshape(-1, 1, 1)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
+        logits, truth = _chosen(_single(outputs), targets, present)
+        if len(truth) == 0:
+            return {}
+        found = {
+            "accuracy": float(((logits > 0) == (truth > 0.5)).double().mean()),
+            "log_loss": float(self.value(logits, truth).mean()),
+        }
+        area = area_under_roc(logits.numpy(), truth.numpy() > 0.5)
+        return found if area is None else {"auroc": area, **found}
+
+
+class MeanSquaredError(Loss):
+    """Mean over the o outputs of the squared error: outputs (B, o) or (B,), targets (B, o) or (B,). Hessian (2/o) I."""
+
+    name = "mean-squared-error"
+
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        guess, truth = _matrix(outputs), _matrix(targets).to(outputs.dtype)
+        if guess.shape != truth.shape:
+            raise UsageError(
+                f"model outputs: found {guess.shape[-1]} a record; mean-squared-error expects {truth.shape[-1]}, as many as "
+                "targets; correct model.args"
+            )
+        squared: torch.Tensor = torch.square(guess - truth)
+        return squared.mean(dim=-1)
+
+    def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
+        count, width = _matrix(outputs).shape
+        eye = torch.eye(width, dtype=outputs.dtype, device=outputs.device)
+        root: float = (2.0 / width) ** 0.5
+        return (root * eye).expand(count, width, width)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
+        guess, truth = _chosen(_matrix(outputs), targets, present)
+        return {"mean_squared_error": float(self.value(guess, truth).mean())} if len(truth) else {}
+
+
+def get_loss(name: str) -> Loss:
+    """The loss of that config name. Raises UsageError for an unknown one."""
+    known: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
+    if name not in known:
+        raise UsageError(f"model.loss: found {name!r}; expected one of {', '.join(known)}")
+    return known[name]()
+
+
+def area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """P(score of a positive > score of a negative), ties a half (Mann-Whitney U). None without both classes."""
+    from scipy.stats import rankdata
+
+    wins = int(positive.sum())
+    losses = len(positive) - wins
+    if wins == 0 or losses == 0:
+        return None
+    ranks = rankdata(np.asarray(scores, dtype=np.float64))
+    return float((ranks[positive].sum() - wins * (wins + 1) / 2) / (wins * losses))
+
+
+def _single(outputs: torch.Tensor) -> torch.Tensor:
+    if outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[-1] != 1):
+        raise UsageError(
+            f"model outputs: found shape (n, {', '.join(map(str, outputs.shape[1:]))}); binary-cross-entropy expects "
+            "one logit a record; set outputs = 1 in model.args"
+        )
+    return outputs.reshape(-1)
+
+
+def _matrix(values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(len(values), -1)
+
+
+def _chosen(outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    keep = present.detach().cpu().bool()
+    return outputs.detach().cpu().double()[keep], targets.detach().cpu()[keep]

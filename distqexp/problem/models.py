@@ -1,0 +1,89 @@
+"""Built-in model factories, and the way from "package.module:function" to a module."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from distqexp.errors import FileContentError, UsageError
+
+BUILT_IN = tuple(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn"))
+ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
+
+
+def logistic(inputs: int, outputs: int = 1, bias: bool = True) -> nn.Module:
+    """Linear model on flattened inputs: (n, ...) with ``inputs`` numbers a record -> (n, outputs)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs, bias=bias))
+
+
+def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,)) -> nn.Module:
+    """Perceptron on flattened inputs with ReLU after every hidden layer -> (n, outputs)."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = inputs
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def cnn(outputs: int = 10) -> nn.Module:
+    """Small convolutional network for (n, 1, 28, 28) images: 26,010 parameters at 10 outputs -> (n, outputs)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 8, stride=2, padding=3),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1),
+        nn.Conv2d(16, 32, 4, stride=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1),
+        nn.Flatten(),
+        nn.Linear(512, 32),
+        nn.ReLU(),
+        nn.Linear(32, outputs),
+    )
+
+
+def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
+    """Import and call "package.module:function" with keyword ``args``.
+
+    Weights are drawn from torch's global generator: seed it around the call. Raises UsageError when the
+    factory can't be imported, doesn't take the arguments, or returns something else than a torch.nn.Module.
+    """
+    package, colon, name = factory.partition(":")
+    if not colon or not name.isidentifier():
+        raise UsageError(f'model.factory: found {factory!r}; expected "package.module:function"')
+    try:
+        function = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"model.factory: {factory!r} can't be imported ({error}); install the package or correct the name"
+        ) from error
+    try:
+        module = function(**args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"model.args: {factory!r} refused {dict(args)!r} ({' '.join(str(error).split())}); "
+            "see the factory's signature"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model.factory: {factory!r} returned {type(module).__name__}; expected a torch.nn.Module")
+    return module
+
+
+def allowed_factory(factory: str) -> None:
+    """Refuse (FileContentError) a factory named in a file from elsewhere, unless built in or allowed locally.
+
+    The local allow-list is the environment variable DISTQEXP_ALLOW_FACTORIES: comma-separated fnmatch patterns,
+    such as "ourmodels.*:*".
+    """
+    patterns = [text.strip() for text in os.environ.get(ALLOW_VARIABLE, "").split(",") if text.strip()]
+    if factory in BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
+        return
+    raise FileContentError(
+        f"model.factory: the file names {factory!r}, which is not built in; expected one of {', '.join(BUILT_IN)}; "
+        f"if you trust it, add it to {ALLOW_VARIABLE}"
+    )

@@ -1,0 +1,145 @@
+"""A module with its trainable parameters laid out as one flat vector."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
+
+from distqexp.errors import FileContentError, UsageError
+
+
+class Network:
+    """A torch module in evaluation mode; theta (d,) is the concatenation of its trainable parameters.
+
+    ``trainable``: fnmatch patterns of parameter names; the order is the module's own. All others are frozen and
+    get no gradient. A module that couples the records of a batch is refused, for then a unit's gradient would
+    depend on its neighbours. Public: the parameters are released ones.
+    """
+
+    def __init__(
+        self, module: nn.Module, trainable: Sequence[str] = ("*",), device: str | torch.device = "cpu"
+    ) -> None:
+        self.module = module.to(device).eval()
+        self.device = torch.device(device)
+        _refuse_coupling(module)
+        self._parameters: dict[str, nn.Parameter] = {}
+        names = [name for name, _ in module.named_parameters()]
+        for name, parameter in module.named_parameters():
+            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
+            if chosen and not parameter.is_floating_point():
+                raise UsageError(f"model.trainable: {name} is {parameter.dtype}; expected floating point; leave it out")
+            parameter.requires_grad_(chosen)
+            if chosen:
+                self._parameters[name] = parameter
+        if not self._parameters:
+            raise UsageError(
+                f"model.trainable: {list(trainable)} match no parameter; expected patterns of {', '.join(names[:8])}"
+                f"{', ...' if len(names) > 8 else ''}"
+            )
+        dtypes = {parameter.dtype for parameter in self._parameters.values()}
+        if len(dtypes) != 1:
+            raise UsageError(f"model.trainable: parameters of {sorted(map(str, dtypes))}; expected one type")
+        self.dtype: torch.dtype = dtypes.pop()
+
+    @property
+    def d(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def names_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of every trainable parameter, in the order of theta."""
+        return tuple((name, tuple(parameter.shape)) for name, parameter in self._parameters.items())
+
+    def trainable_tensors(self) -> dict[str, torch.Tensor]:
+        """The trainable parameters, detached, by name, in the order of theta."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def theta(self) -> NDArray[np.float64]:
+        """float64 (d,): a copy of the trainable parameters."""
+        parts = [p.detach().reshape(-1).to("cpu", torch.float64) for p in self._parameters.values()]
+        return cast("NDArray[np.float64]", torch.cat(parts).numpy())
+
+    def load(self, theta: NDArray[np.floating] | torch.Tensor) -> None:
+        """Set the trainable parameters from theta (d,), rounded to the module's own type."""
+        vector = torch.as_tensor(np.array(theta, dtype=np.float64) if isinstance(theta, np.ndarray) else theta)
+        with torch.no_grad():
+            for name, values in self.split(vector).items():
+                self._parameters[name].copy_(values)
+
+    def split(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of theta (d,) with the trainable parameters' names and shapes."""
+        if theta.shape != (self.d,):
+            raise UsageError(f"theta: found shape {tuple(theta.shape)}; expected ({self.d},), the trainable parameters")
+        found, at = {}, 0
+        for name, shape in self.names_shapes:
+            size = math.prod(shape)
+            found[name] = theta[at : at + size].reshape(shape)
+            at += size
+        return found
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of all parameters and persistent buffers, by name (bfloat16 widened to float32, exactly)."""
+        found = {}
+        for name, tensor in self.module.state_dict().items():
+            values = tensor.detach().cpu()
+            found[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+        return found
+
+    def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
+        """Set all parameters and buffers; FileContentError unless names and shapes are the module's own."""
+        own = self.module.state_dict()
+        missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        if missing or unexpected:
+            raise FileContentError(
+                f"model state: missing {_some(missing)}, unexpected {_some(unexpected)}; "
+                "expected the parameters and buffers of the configured model"
+            )
+        for name, tensor in own.items():
+            if tuple(state[name].shape) != tuple(tensor.shape):
+                raise FileContentError(
+                    f"model state: {name} has shape {tuple(state[name].shape)}; expected {tuple(tensor.shape)}, "
+                    "as the configured model has it"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                values = state[name]
+                tensor.copy_(torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values))
+
+    def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs on the network's device; floating-point ones in the parameters' type."""
+        return inputs.to(self.device, self.dtype if inputs.is_floating_point() else None)
+
+    def outputs(self, inputs: torch.Tensor, batch: int = 512) -> torch.Tensor:
+        """(n, ...) -> outputs (n, C) on the CPU, without gradients, ``batch`` records at a time."""
+        with torch.no_grad():
+            parts = [self.module(self.prepare(part)).cpu() for part in torch.split(inputs, batch)]
+        return torch.cat(parts)
+
+    def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs with some parameters replaced; ``inputs`` carries a batch dimension. For torch.func."""
+        return cast(torch.Tensor, functional_call(self.module, dict(parameters), (inputs,)))
+
+
+def _refuse_coupling(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        normalises = isinstance(part, nn.modules.batchnorm._NormBase) and not isinstance(
+            part, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+        )
+        if normalises and part.running_mean is None:
+            raise UsageError(
+                f"model: {name or 'the module'} is {type(part).__name__} without running statistics, which couples the "
+                "records of a batch; expected track_running_stats=True, or a layer or group normalisation"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,34 @@
+"""Readers of record files, one file a format: only the rows that are asked for become features."""
+
+from __future__ import annotations
+
+from distqexp.config import DataConfig
+from distqexp.errors import UsageError
+from distqexp.problem.readers.base import Reader
+
+__all__ = ["Reader", "open_reader"]
+
+
+def open_reader(data: DataConfig) -> Reader:
+    """The reader of ``data.format`` on ``data.path``. Raises UsageError (a missing path), FileContentError."""
+    if data.format == "digits":
+        from distqexp.problem.readers.digits import DigitsReader
+
+        return DigitsReader(data)
+    if data.format == "idx":
+        from distqexp.problem.readers.idx import IdxReader
+
+        return IdxReader(data)
+    if data.format == "csv":
+        from distqexp.problem.readers.table import CsvReader
+
+        return CsvReader(data)
+    if data.format == "parquet":
+        from distqexp.problem.readers.table import ParquetReader
+
+        return ParquetReader(data)
+    if data.format == "hdf5":
+        from distqexp.problem.readers.hdf5 import Hdf5Reader
+
+        return Hdf5Reader(data)
+    raise UsageError(f"data.format: found {data.format!r}; expected digits, idx, csv, parquet or hdf5")

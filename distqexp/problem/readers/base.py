@@ -1,0 +1,100 @@
+"""What every reader offers, and the checks they share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import FileContentError, UsageError
+
+
+class Reader(ABC):
+    """One open source of records. Everything it returns from private files is private.
+
+    ``count``: rows of the file. ``shape``: shape of one record's raw features. ``names``: names of the feature
+    columns of a table, or the one name of an array. ``scale``: factor on raw features (pixels). ``image``:
+    whether records are images, which aren't standardised.
+    """
+
+    count: int
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    scale: float = 1.0
+    image: bool = False
+
+    @abstractmethod
+    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Raw features (n, *shape) in the order of ``names`` and targets (n,) or (n, o) of these rows.
+
+        Numbers (uint8 or floating), NaN for missing ones.
+        """
+
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files behind it."""
+
+    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+        """Unit ids of these rows; FileContentError when one is missing."""
+        raise UsageError(f"data.unit: found {name!r}, but this format has no id columns; use csv, parquet or hdf5")
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A column of numbers over all rows, for filters; NaN where missing."""
+        raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
+
+    def texts(self, name: str) -> list[str | None]:
+        """A column of texts over all rows, for filters; None where missing."""
+        raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
+
+
+def existing_file(path: str | None, key: str) -> Path:
+    """The path, if it is a readable file; else UsageError naming the config key."""
+    if path is None:
+        raise UsageError(f"{key}: not given; expected the path of a file")
+    found = Path(path)
+    if not found.exists():
+        raise UsageError(f"{key}: {path}: no such file; correct the path")
+    if not found.is_file():
+        raise UsageError(f"{key}: {path}: not a file; expected the path of a file")
+    if not os.access(found, os.R_OK):
+        raise UsageError(f"{key}: {path}: not readable; change its permissions")
+    return found
+
+
+def feature_names(columns: Sequence[str], data: DataConfig, path: Path) -> tuple[str, ...]:
+    """The feature columns of a table: the listed ones, else all but target, unit and exclude.
+
+    FileContentError when a column with a role is not in the file, or a name stands twice.
+    """
+    twice = sorted({name for name in columns if list(columns).count(name) > 1})
+    if twice:
+        raise FileContentError(f"{path}: columns {some(twice)} stand twice; expected distinct names; rename them")
+    roles = data.columns
+    listed = roles.features or ()
+    needed = [name for name in (roles.target, data.unit, *listed) if name is not None]
+    absent = [name for name in needed if name not in columns]
+    if absent:
+        raise FileContentError(
+            f"{path}: no column {some(absent)}; the file has {some(list(columns))}; correct data.*.columns or the file"
+        )
+    if roles.features is not None:
+        return tuple(roles.features)
+    others = {roles.target, data.unit, *roles.exclude}
+    return tuple(name for name in columns if name not in others)
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """A short list for a message."""
+    shown = ", ".join(repr(name) for name in names[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def changed(path: Path) -> FileContentError:
+    """The error for a file that no longer is what it was when it was opened."""
+    return FileContentError(f"{path}: damaged, or changed while it was read; expected it as it was opened; restore it")

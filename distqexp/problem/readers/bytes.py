@@ -1,0 +1,78 @@
+"""Random access to the bytes of a plain or gzip file, without holding all of a large one."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from distqexp.problem.readers.base import changed
+
+CACHED = 16 * 2**20
+BLOCK = 2**20
+
+
+class ByteSource:
+    """The uncompressed bytes of a file.
+
+    A plain file is read in place. A gzip one up to ``cached`` bytes is unpacked once and kept; a larger one is
+    streamed, which is quick for ascending offsets and starts over for descending ones. Copies sent to other
+    processes open the file anew. Damage raises FileContentError.
+    """
+
+    def __init__(self, path: Path, cached: int = CACHED) -> None:
+        self.path = path
+        self.cached = cached
+        with path.open("rb") as file:
+            self.compressed = file.read(2) == b"\x1f\x8b"
+        self._stream: BinaryIO | None = None
+        self._kept: bytes | None = None
+
+    def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
+        """All bytes in order, in blocks of at most ``size``."""
+        at = 0
+        while block := self.read(at, size, short=True):
+            yield block
+            at += len(block)
+
+    def read(self, offset: int, length: int, short: bool = False) -> bytes:
+        """``length`` bytes from ``offset``; fewer only with ``short``, at the end of the file."""
+        try:
+            found = self._read(offset, length)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise changed(self.path) from None
+        if len(found) != length and not short:
+            raise changed(self.path)
+        return found
+
+    def holds_exactly(self, length: int) -> bool:
+        """Whether the uncompressed file is ``length`` bytes long (of a gzip file the trailer is asked first)."""
+        if not self.compressed:
+            return self.path.stat().st_size == length
+        with self.path.open("rb") as file:
+            file.seek(-4, 2)
+            trailer = int.from_bytes(file.read(4), "little")
+        if trailer == length % 2**32:
+            return True
+        return sum(len(block) for block in self.blocks()) == length
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._stream is None:
+            stream = gzip.open(self.path, "rb") if self.compressed else self.path.open("rb")  # noqa: SIM115
+            self._stream = cast(BinaryIO, stream)
+            if self.compressed:
+                start = self._stream.read(self.cached + 1)
+                self._kept = start if len(start) <= self.cached else None
+        if self._kept is not None:
+            return self._kept[offset : offset + length]
+        self._stream.seek(offset)
+        parts, missing = [], length
+        while missing and (part := self._stream.read(missing)):
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None, "_kept": None}

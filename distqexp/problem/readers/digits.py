@@ -1,0 +1,49 @@
+"""The 1,797 handwritten digits that come with scikit-learn: 8 x 8 pixels of 0..16, ten classes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import UsageError
+from distqexp.problem.readers.base import Reader
+
+
+class DigitsReader(Reader):
+    """Rows in scikit-learn's order; shape (1, 8, 8), pixels divided by 16."""
+
+    scale = 1.0 / 16.0
+    image = True
+
+    def __init__(self, data: DataConfig) -> None:
+        self.names = ("pixels",)
+        self.shape = (1, 8, 8)
+        table = _table()
+        self._pixels, self._labels = table[:, :64].astype(np.uint8), table[:, 64].astype(np.float64)
+        self.count = len(table)
+
+    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self._pixels[rows].reshape(-1, *self.shape), self._labels[rows]
+
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+
+def _table() -> NDArray[np.float64]:
+    """(1797, 65): the packaged file itself where it can be found, as importing scikit-learn costs each rank seconds."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise UsageError("data.format: 'digits' needs scikit-learn, which is not installed; pip install scikit-learn")
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels])

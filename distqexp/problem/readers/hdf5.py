@@ -1,0 +1,144 @@
+"""HDF5 arrays: one dataset of features, one of targets, one of unit ids if wanted; read by slices, never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.readers.base import Reader, changed, existing_file, feature_names
+from distqexp.problem.readers.idx import ascending_runs
+
+
+class Hdf5Reader(Reader):
+    """``columns.features`` names one dataset (n, ...), or is absent when only one other is there.
+
+    ``columns.target`` names a dataset (n,) or (n, o); ``unit`` one (n,) of numbers or texts.
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        self.path = existing_file(data.path, "data.path")
+        self._file: Any = None
+        if data.columns.target is None:
+            raise UsageError("data.columns.target: not given; expected the dataset of the label")
+        self._target = data.columns.target
+        filters = _filter_columns(data)
+        names = feature_names([name for name in self._datasets() if name not in filters], data, self.path)
+        if len(names) != 1:
+            raise FileContentError(
+                f"{self.path}: {len(names)} datasets could hold the features; expected one; "
+                "name it in data.*.columns.features"
+            )
+        self.names = names
+        features = self._numeric(names[0])
+        self.count = int(features.shape[0])
+        self.shape = tuple(int(size) for size in features.shape[1:]) or (1,)
+        self._aligned(self._target, self._numeric(self._target))
+
+    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        features = self._rows(self._dataset(self.names[0]), rows).reshape(len(rows), *self.shape)
+        return features, self._rows(self._dataset(self._target), rows)
+
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+        found: list[Any] = self._vector(name)[rows].tolist()
+        if any(value in (b"", "") or value != value for value in found):
+            raise FileContentError(
+                f"{self.path}: unit dataset {name!r}: an id is missing; expected an id in every row; complete it"
+            )
+        return found
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        self._numeric(name)
+        return self._vector(name).astype(np.float64)
+
+    def texts(self, name: str) -> list[str | None]:
+        found = self._vector(name)
+        values = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
+        if not all(isinstance(value, str) for value in values):
+            raise FileContentError(f"{self.path}: dataset {name!r} holds no text; expected text for data.where")
+        return [value or None for value in values]
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            import h5py
+
+            try:
+                self._file = h5py.File(self.path, "r", locking=False)
+            except OSError:
+                raise FileContentError(
+                    f"{self.path}: not a whole HDF5 file; expected HDF5; fetch it again or correct data.*.format"
+                ) from None
+        return self._file
+
+    def _datasets(self) -> list[str]:
+        import h5py
+
+        found: list[str] = []
+
+        def visit(name: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset):
+                found.append(name)
+
+        try:
+            self._opened().visititems(visit)
+        except (OSError, RuntimeError):
+            raise changed(self.path) from None
+        return found
+
+    def _dataset(self, name: str) -> Any:
+        import h5py
+
+        node = self._opened().get(name)
+        if not isinstance(node, h5py.Dataset) or node.ndim == 0:
+            raise FileContentError(f"{self.path}: no dataset {name!r} with rows; correct data.*.columns or the file")
+        return node
+
+    def _numeric(self, name: str) -> Any:
+        node = self._dataset(name)
+        if node.dtype.kind not in "biuf":
+            raise FileContentError(f"{self.path}: dataset {name!r} holds {node.dtype}; expected real numbers")
+        return node
+
+    def _aligned(self, name: str, node: Any) -> None:
+        if node.shape[0] != self.count:
+            raise FileContentError(
+                f"{self.path}: dataset {name!r} has not as many rows as {self.names[0]!r}; expected equally many"
+            )
+
+    def _vector(self, name: str) -> NDArray[Any]:
+        node = self._dataset(name)
+        self._aligned(name, node)
+        if node.ndim != 1:
+            raise FileContentError(f"{self.path}: dataset {name!r} has shape (n, ...); expected one value a row")
+        try:
+            values: NDArray[Any] = node[:]
+        except (OSError, RuntimeError):
+            raise changed(self.path) from None
+        return values
+
+    def _rows(self, node: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
+        found = np.empty((len(rows), *node.shape[1:]), dtype=node.dtype)
+        try:
+            for run, places in ascending_runs(rows):
+                found[places] = node[int(run[0]) : int(run[-1]) + 1]
+        except (OSError, RuntimeError):
+            raise changed(self.path) from None
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def _filter_columns(data: DataConfig) -> set[str]:
+    from distqexp.problem.filters import parse_filter
+
+    named = {comparison.column for comparison in parse_filter(data.where)} if data.where else set()
+    return named - {data.columns.target, data.unit, *(data.columns.features or ())}

@@ -1,0 +1,27 @@
+"""A batch of records as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Records:
+    """Records in slot order. Private when they come from private data: never printed, logged or stored.
+
+    ``inputs``: float32 (n, ...). ``targets``: int64 (n,) class numbers, or float32 (n,) or (n, o).
+    ``present``: bool (n,). A record that is blank, non-finite or without a target is not present; its inputs
+    and target are zeros, and it must contribute nothing.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    present: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    def __repr__(self) -> str:
+        return f"Records(n={len(self)}, inputs={tuple(self.inputs.shape[1:])})"

@@ -1,0 +1,213 @@
+"""The schema: what turns rows of a file into model inputs, fitted on public data only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.readers.base import Reader, some
+
+IMAGE_FORMATS = ("digits", "idx")
+_VALUES_AT_ONCE = 2**24
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Public. Everything that a site needs to read its own file as the plan reads the public one.
+
+    ``names``: feature columns in order (an array: its one name). ``shape``: raw features of a record; None when
+    it wasn't known without a file. ``medians`` (for missing values), ``means``, ``scales``: one number a raw
+    feature, flattened; empty for images and without public data (then zero, zero and one). ``flags``: positions
+    of the features with a missingness column. Inputs are features, then flags, then the constant.
+    ``classes``: outputs of a cross-entropy model; labels are 0 .. classes - 1.
+    """
+
+    loss: str
+    image: bool
+    names: tuple[str, ...]
+    shape: tuple[int, ...] | None = None
+    pixel_scale: float = 1.0
+    classes: int | None = None
+    medians: tuple[float, ...] = ()
+    means: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
+    flags: tuple[int, ...] = ()
+    constant: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of one record's model input."""
+        if self.shape is None:
+            return None
+        extra = len(self.flags) + int(self.constant)
+        return (self.shape[0] + extra,) if extra else self.shape
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of a table's input columns, in order."""
+        return (
+            *self.names,
+            *(f"{self.names[position]} missing" for position in self.flags),
+            *(("constant",) if self.constant else ()),
+        )
+
+    def inputs(self, raw: NDArray[Any]) -> NDArray[np.float64]:
+        """Raw features (n, *shape), NaN where missing, to model inputs: float64 (n, *input_shape). Row by row."""
+        values = np.asarray(raw, dtype=np.float64)
+        if self.image:
+            return values * self.pixel_scale
+        flat = values.reshape(len(values), math.prod(values.shape[1:]))
+        missing = np.isnan(flat)
+        width = flat.shape[1]
+        filled = np.where(missing, _vector(self.medians, width, 0.0), flat)
+        with np.errstate(invalid="ignore", over="ignore"):
+            filled = (filled - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
+        if not self.flags and not self.constant:
+            return filled.reshape(values.shape)
+        extra = [missing[:, list(self.flags)].astype(np.float64)]
+        if self.constant:
+            extra.append(np.ones((len(flat), 1)))
+        return np.concatenate([filled, *extra], axis=1)
+
+    def check(self, reader: Reader) -> None:
+        """FileContentError unless the reader's file has the schema's columns and shape; both sides are named."""
+        where = ", ".join(str(path) for path in reader.files()) or "the file"
+        missing = [name for name in self.names if name not in reader.names]
+        unexpected = [name for name in reader.names if name not in self.names]
+        if missing or unexpected or len(self.names) != len(reader.names):
+            raise FileContentError(
+                f"{where}: other columns than the plan's {len(self.names)} features: missing {some(missing)}; "
+                f"unexpected {some(unexpected)}; give the plan's columns, or list the others in data.*.columns.exclude"
+            )
+        if self.shape is not None and tuple(reader.shape) != self.shape:
+            raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
+
+    def to_tree(self) -> dict[str, Any]:
+        """JSON types only; floats keep every bit."""
+        tree = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Schema:
+        """Inverse of to_tree. FileContentError for anything else, as the tree may come from elsewhere."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if set(tree) != fields:
+            raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tree.items()}
+        schema = cls(**values)
+        schema._validate()
+        return schema
+
+    def _validate(self) -> None:
+        def need(good: bool, what: str) -> None:
+            if not good:
+                raise FileContentError(f"schema: {what}; the plan is damaged, or of another program: make a new one")
+
+        need(isinstance(self.loss, str) and _all((self.image, self.constant), bool), "wrong types")
+        need(_all(self.names, str) and len(self.names) > 0, "names must be texts")
+        need(self.shape is None or (_all(self.shape, int) and min(self.shape, default=0) >= 1), "shape must be sizes")
+        need(self.classes is None or (type(self.classes) is int and self.classes >= 1), "classes must be 1 or more")
+        numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
+        need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
+        width = math.prod(self.shape) if self.shape is not None else None
+        need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
+        need(all(scale > 0 for scale in self.scales), "scales must be above 0")
+        need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
+        vector = self.shape is not None and len(self.shape) == 1
+        need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
+
+
+def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Schema:
+    """Fit a schema on the public records that ``data`` selects (rows, where, blank).
+
+    Medians ignore missing and infinite values; means and scales (standard deviation, 1 where it is zero) come
+    after imputation. Raises UsageError and FileContentError as the readers do.
+    """
+    from distqexp.problem.dataset import select_rows
+    from distqexp.problem.readers import open_reader
+
+    reader = open_reader(data)
+    rows = select_rows(data, reader)
+    if len(rows) == 0:
+        raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
+    roles = data.columns
+    base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes)
+    if reader.image:
+        return base
+    _check_extras(data, len(reader.shape))
+    medians, means, scales, shares = [], [], [], []
+    for block in _column_blocks(reader, rows):
+        missing = np.isnan(block)
+        shares.append(missing.mean(axis=0))
+        block[~np.isfinite(block)] = np.nan
+        middle = np.array([np.median(kept) if len(kept := column[~np.isnan(column)]) else 0.0 for column in block.T])
+        block = np.where(np.isnan(block), middle, block)
+        spread = np.where(block.max(axis=0) > block.min(axis=0), block.std(axis=0), 1.0)
+        medians.append(middle)
+        means.append(block.mean(axis=0) if roles.standardise else np.zeros(len(middle)))
+        scales.append(np.where(spread > 0, spread, 1.0) if roles.standardise else np.ones(len(middle)))
+    flags: tuple[int, ...] = ()
+    if roles.missing_flag_above is not None:
+        flags = tuple(np.flatnonzero(np.concatenate(shares) > roles.missing_flag_above).tolist())
+    return dataclasses.replace(
+        base,
+        medians=tuple(np.concatenate(medians).tolist()),
+        means=tuple(np.concatenate(means).tolist()),
+        scales=tuple(np.concatenate(scales).tolist()),
+        flags=flags,
+        constant=roles.constant,
+    )
+
+
+def schema_from_config(data: DataConfig, *, loss: str, classes: int | None = None) -> Schema:
+    """The schema without public data: no file is opened; nothing is imputed but zeros, nothing is standardised.
+
+    A table then must list its features, and there are no missingness columns. Raises UsageError.
+    """
+    if data.format == "digits":
+        return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
+    if data.format == "idx":
+        return Schema(loss, True, ("pixels",), None, 1.0 / 255.0, classes)
+    roles = data.columns
+    if roles.features is None:
+        raise UsageError("data.*.columns.features: not given; without data.public, expected the list of the features")
+    if data.format == "hdf5":
+        if roles.constant:
+            raise UsageError("data.*.columns.constant: true; with hdf5 it needs data.public; remove it, or use a bias")
+        return Schema(loss, False, roles.features, None, 1.0, classes)
+    return Schema(loss, False, roles.features, (len(roles.features),), 1.0, classes, constant=roles.constant)
+
+
+def _check_extras(data: DataConfig, dimensions: int) -> None:
+    if dimensions > 1 and (data.columns.constant or data.columns.missing_flag_above is not None):
+        raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
+
+
+def _column_blocks(reader: Reader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """Flattened raw features, all rows, some columns at a time: float64 (n, b) with n b bounded."""
+    width = math.prod(reader.shape)
+    step = max(1, _VALUES_AT_ONCE // len(rows))
+    for first in range(0, width, step):
+        block = np.empty((len(rows), min(step, width - first)))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            raw, _ = reader.read(rows[start : start + _ROWS_AT_ONCE], reader.names)
+            block[start : start + len(raw)] = raw.reshape(len(raw), width)[:, first : first + block.shape[1]]
+        yield block
+
+
+def _vector(values: tuple[float, ...], width: int, default: float) -> NDArray[np.float64]:
+    return np.array(values, dtype=np.float64) if values else np.full(width, default)
+
+
+def _all(values: Any, kind: Any) -> bool:
+    exact = kind is bool
+    return isinstance(values, tuple) and all(isinstance(x, kind) and (isinstance(x, bool) == exact) for x in values)

@@ -1,0 +1,76 @@
+"""Slots: the fixed places of records, grouped by privacy unit.
+
+The slot map is public under zero-out and replace-one adjacency: which record blanks its slot is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """Which row of the file sits in each slot, and to which unit each slot belongs.
+
+    ``rows``: int64 (n_slots,), row of the file. ``unit``: int64 (n_slots,), 0-based, non-decreasing: units by
+    first appearance, then the records of a unit in file order, so that the slots of one unit are contiguous.
+    """
+
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.rows.shape != self.unit.shape or self.rows.ndim != 1:
+            raise ValueError(f"slot map: rows {self.rows.shape} and unit {self.unit.shape} must be equal vectors")
+        steps = np.diff(self.unit, prepend=np.int64(-1))
+        if not np.all((steps == 0) | (steps == 1)):
+            raise ValueError("slot map: units must be numbered 0, 1, 2, ... with the slots of a unit contiguous")
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return len(self.rows)
+
+    @property
+    def units(self) -> int:
+        """Number of privacy units."""
+        return int(self.unit[-1]) + 1 if len(self.unit) else 0
+
+    def bounds(self) -> NDArray[np.int64]:
+        """int64 (units + 1,): unit u owns the slots bounds[u] .. bounds[u + 1] - 1."""
+        return np.searchsorted(self.unit, np.arange(self.units + 1)).astype(np.int64)
+
+    def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
+        """Half-open slot ranges, in order, that cover every slot once and never cut a unit.
+
+        Whole units are packed greedily into at most ``micro_batch`` slots; a unit with more records than that
+        is a piece of its own. A function of the slot map alone: ranks and engines don't enter.
+        """
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch {micro_batch}: expected 1 or more")
+        bounds = self.bounds()
+        found: list[tuple[int, int]] = []
+        at = 0
+        while at < self.units:
+            first = int(bounds[at])
+            after = int(np.searchsorted(bounds, first + micro_batch, side="right")) - 1
+            after = max(after, at + 1)
+            found.append((first, int(bounds[after])))
+            at = after
+        return found
+
+
+def slot_map(rows: NDArray[np.int64], identifiers: Iterable[Any] | None) -> SlotMap:
+    """Slots of the chosen file ``rows`` (ascending); ``identifiers`` holds one unit id a row, None: a unit a row."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if identifiers is None:
+        return SlotMap(rows, np.arange(len(rows), dtype=np.int64))
+    seen: dict[Any, int] = {}
+    codes = np.array([seen.setdefault(name, len(seen)) for name in identifiers], dtype=np.int64)
+    order = np.argsort(codes, kind="stable")
+    return SlotMap(rows[order], codes[order])

@@ -1,0 +1,1 @@
+"""What a run tells people: progress while it runs, a certificate at its end."""

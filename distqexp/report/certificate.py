@@ -1,0 +1,107 @@
+"""The certificate: what was released, under which guarantee, and what that guarantee does not cover."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distqexp.storage.atomic import write_atomic
+
+ADJACENCIES = {
+    "zero-out": "one unit's contribution becomes exactly zero; the number of slots and the map from slots to units are public",
+    "add-remove": "one unit comes or goes; every count is private",
+    "replace-one": "one unit becomes another; the number of units is public",
+}
+
+NOT_COVERED = (
+    "timing: how long the run and its steps took",
+    "other releases about the same units that this ledger does not know, at other sites above all: "
+    "a unit present at m sites is protected with m times mu",
+    "choices that a person made after looking at the private records (hyperparameters, filters, columns)",
+)
+
+COUNTS_NOT_COVERED = {
+    "zero-out": "counts: the number of slots, and the records of each unit, are public under this adjacency",
+    "add-remove": "counts: none is released; units_public is a figure from the config",
+    "replace-one": "counts: the number of units is public under this adjacency",
+}
+
+
+def build_certificate(
+    *,
+    epsilon: float,
+    delta: float,
+    mu: float,
+    rho: float | None,
+    adjacency: str,
+    unit: str,
+    records_public: int,
+    rounds: Sequence[Mapping[str, Any]],
+    noise: str,
+    arithmetic: str,
+    mechanism: str,
+    subspace: Mapping[str, Any],
+    precision: Mapping[str, Any],
+    plan_id: str,
+    ledger: Mapping[str, Any],
+    model_sha256: str,
+    versions: Mapping[str, str],
+    insecure_seed: int | None = None,
+    evaluation_private: bool = False,
+) -> dict[str, Any]:
+    """The certificate as a JSON tree. Every argument is public.
+
+    epsilon, delta: what the released rounds amount to together; mu: their Gaussian-DP parameter; rho: their
+    zCDP parameter, None when the noise is continuous. rounds: one mapping a round, with at least round, mu,
+    clip and temperature. unit: what is protected, in words. records_public: the public number of units.
+    ledger: the entry of the last charge and its hash. insecure_seed: set when the noise came from a seed:
+    then there is no privacy, and the certificate says so first. evaluation_private: the metrics came from
+    private records.
+    """
+    private = insecure_seed is None
+    not_covered = [
+        "evaluation metrics: computed on "
+        + ("private records, and not covered by epsilon" if evaluation_private else "records outside the guarantee"),
+        COUNTS_NOT_COVERED[adjacency],
+        *NOT_COVERED,
+    ]
+    if arithmetic != "exact integer":
+        not_covered.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
+    return {
+        "statement": (
+            f"The released parameters are ({epsilon!r}, {delta!r})-differentially private for {unit} ({adjacency})."
+            if private
+            else f"NOT PRIVATE: the noise came from the seed {insecure_seed}. The figures below hold for no one."
+        ),
+        "private": private,
+        "insecure_noise_seed": insecure_seed,
+        "epsilon": epsilon,
+        "delta": delta,
+        "mu": mu,
+        "rho": rho,
+        "adjacency": {"kind": adjacency, "meaning": ADJACENCIES[adjacency]},
+        "unit": unit,
+        "records_public": records_public,
+        "rounds": [dict(entry) for entry in rounds],
+        "noise": {"kind": noise, "arithmetic": arithmetic},
+        "mechanism": mechanism,
+        "subspace": dict(subspace),
+        "precision": dict(precision),
+        "plan_id": plan_id,
+        "ledger": dict(ledger),
+        "model_sha256": model_sha256,
+        "versions": dict(versions),
+        "not_covered": not_covered,
+    }
+
+
+def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
+    """Sorted, indented JSON; raises ValueError for NaN and infinities."""
+    return (json.dumps(certificate, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_certificate(path: Path, certificate: Mapping[str, Any]) -> None:
+    """Write ``certificate.json`` atomically. Raises StorageError."""
+    write_atomic(path, certificate_bytes(certificate))

@@ -1,0 +1,1 @@
+"""Private: per-example gradients, the Lipschitz clip, exact integer sums. Nothing here logs or stores."""

@@ -1,0 +1,54 @@
+"""Rounding to the integer grid with an exact norm check (docs/proofs/rounding.md).
+
+After this step a unit's influence is a statement about integers: its squared norm is at most
+``clip_integer`` squared, whatever floating point did before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.errors import UsageError
+
+FloatArray = npt.NDArray[np.float64]
+IntegerArray = npt.NDArray[np.int64]
+
+LARGEST_CLIP_INTEGER = 2**30
+
+
+def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> IntegerArray:
+    """Round finite vectors to multiples of ``step`` so that each squared integer norm is <= clip_integer**2.
+
+    vectors: (units, k) float64, private, each of norm about ``step * clip_integer`` or less. Returns int64
+    (units, k). A row that rounding pushed over the bound is shrunk toward zero and checked again; a row that
+    is not finite, or is still over the bound after that, becomes zero. Row i of the result depends on row i
+    alone. Sensitivity (add, remove or blank one unit): exactly ``clip_integer`` in Euclidean norm.
+
+    Raises UsageError when ``clip_integer`` is not in [1, 2**30], where its square is safe in int64.
+    """
+    if not 1 <= clip_integer <= LARGEST_CLIP_INTEGER:
+        raise UsageError(f"grid: clip/step = {clip_integer}; expected 1 to 2^30: choose another grid step")
+    scaled = np.where(np.isfinite(vectors), vectors, 0.0) / step
+    usable = np.isfinite(vectors).all(axis=1)
+    # Entries are bounded before the cast: int64 squares wrap and a huge float casts to an arbitrary integer.
+    scaled = np.clip(scaled, -float(clip_integer), float(clip_integer))
+    integers = np.rint(scaled).astype(np.int64)
+    within = _norm_within(integers, clip_integer)
+    over = np.flatnonzero(~within)
+    if over.size:
+        norms = np.sqrt(np.square(scaled[over]).sum(axis=1))
+        integers[over] = np.trunc(scaled[over] * (clip_integer / norms * (1.0 - 1e-12))[:, None]).astype(np.int64)
+        within[over] = _norm_within(integers[over], clip_integer)
+    integers[~(within & usable)] = 0
+    return integers
+
+
+def _norm_within(integers: IntegerArray, clip_integer: int) -> npt.NDArray[np.bool_]:
+    """Whether each row's squared norm is at most clip_integer**2, decided in integer arithmetic."""
+    # The bound is at most 2^60; the float64 estimate rules out rows whose int64 sum could wrap.
+    estimate = np.square(integers.astype(np.float64)).sum(axis=1)
+    small = estimate < 2.0**61
+    squares = np.where(small[:, None], integers, 0)
+    exact = np.einsum("uk,uk->u", squares, squares)
+    return small & (exact <= clip_integer * clip_integer)

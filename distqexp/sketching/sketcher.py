@@ -1,0 +1,35 @@
+"""One piece of private records to one exact integer sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.sketching.clip import clip_units
+from distqexp.sketching.integers import round_to_grid
+from distqexp.sketching.unit_gradients import Batch, UnitGradients
+
+
+class Sketcher:
+    """Clips each unit to ``clip`` (whitened Euclidean norm), rounds it to the grid, sums in int64.
+
+    clip, step and clip_integer are public. One unit moves the sum by at most ``clip_integer`` in Euclidean
+    norm (zero-out, add-remove), exactly; under replace-one by at most twice that.
+    """
+
+    def __init__(self, gradients: UnitGradients, *, clip: float, step: float, clip_integer: int) -> None:
+        self.gradients = gradients
+        self.clip = clip
+        self.step = step
+        self.clip_integer = clip_integer
+
+    def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
+        """The int64 sum (k,) over the units of one piece. Private. Wraps modulo 2^64, never saturates."""
+        return self.unit_integers(batches).sum(axis=0, dtype=np.int64)
+
+    def unit_integers(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
+        """Each unit's integers, (units, k) int64. Private."""
+        vectors, finite = self.gradients.of_piece(batches)
+        return round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)

@@ -1,0 +1,105 @@
+"""Whitened gradients of privacy units, micro-batch by micro-batch, every batch of one fixed shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distqexp.errors import UsageError
+from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.subspaces.base import Subspace
+from distqexp.problem.derivatives import loss_curvature_factors, per_example_gradients
+from distqexp.problem.losses import Loss
+from distqexp.problem.network import Network
+from distqexp.problem.records import Records
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+Batch = tuple[Records, npt.NDArray[np.int64]]
+
+
+class UnitGradients:
+    """Maps records to one vector L^{-1} P^T grad a unit, at fixed parameters.
+
+    A unit's vector depends on that unit alone, to the last bit, on one kind of hardware with one thread
+    count: micro-batches have one padded shape, absent records are fed as zeros and masked out, records are
+    summed in slot order, and every later step works row by row.
+    """
+
+    def __init__(
+        self, *, network: Network, loss: Loss, subspace: Subspace, precision: Precision | None, micro_batch: int
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.subspace = subspace
+        self.precision = precision
+        self.micro_batch = micro_batch
+
+    def of_piece(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
+        """Whitened vectors (units, k) of one piece, and which of them are finite, (units,). Private.
+
+        ``batches`` holds (records, unit index of each record), at most micro_batch records each, the slots of a
+        unit contiguous. A piece of more than one batch must hold a single unit.
+        """
+        sums, finite = self._sum_by_unit(batches)
+        padded = np.zeros((max(self.micro_batch, len(sums)), self.subspace.k))
+        padded[: len(sums)] = np.where(finite[:, None], sums, 0.0)
+        if self.precision is not None:
+            padded = self.precision.whiten(torch.from_numpy(padded)).numpy()
+        vectors = padded[: len(sums)]
+        return vectors, finite & np.isfinite(vectors).all(axis=1)
+
+    def curvature_factors(self, records: Records) -> torch.Tensor:
+        """Rows of S^T J P for each record, (records, r, k) float64; zero for absent records."""
+        inputs, _, present = self._pad(records)
+        factors = loss_curvature_factors(self.network, self.loss, inputs)
+        rows = factors.reshape(-1, factors.shape[-1])
+        projected = self.subspace.project(rows).reshape(factors.shape[0], factors.shape[1], self.subspace.k)
+        good = present & torch.isfinite(projected).all(dim=2).all(dim=1)
+        return torch.where(good[:, None, None], projected, 0.0)[: len(records.present)]
+
+    def _sum_by_unit(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
+        sums: FloatArray | None = None
+        finite: BoolArray | None = None
+        last_unit = None
+        for records, unit in batches:
+            vectors, good = self._projected(records)
+            starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]])
+            batch_sums = vectors if len(starts) == len(unit) else np.add.reduceat(vectors, starts, axis=0)
+            batch_finite = good if len(starts) == len(unit) else np.logical_and.reduceat(good, starts)
+            if sums is None or finite is None:
+                sums, finite, last_unit = batch_sums, batch_finite, unit[0]
+                continue
+            if len(sums) != 1 or len(starts) != 1 or unit[0] != last_unit:
+                raise UsageError(
+                    "piece: several batches hold several units; expected one unit in a piece of many batches"
+                )
+            sums, finite = sums + batch_sums, finite & batch_finite
+        if sums is None or finite is None:
+            raise UsageError("piece: no records; expected at least one")
+        return sums, finite
+
+    def _projected(self, records: Records) -> tuple[FloatArray, BoolArray]:
+        count = len(records.present)
+        inputs, targets, present = self._pad(records)
+        gradients = per_example_gradients(self.network, self.loss, inputs, targets)
+        good = torch.isfinite(gradients).all(dim=1) | ~present
+        # `where` before any product, so that no NaN or infinity reaches a neighbour or survives a zero factor.
+        gradients = torch.where((good & present)[:, None], gradients, 0.0)
+        projected = self.subspace.project(gradients).cpu().numpy()
+        finite = good.cpu().numpy() & np.isfinite(projected).all(axis=1)
+        return np.where(finite[:, None], projected, 0.0)[:count], finite[:count]
+
+    def _pad(self, records: Records) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        count = len(records.present)
+        if count > self.micro_batch:
+            raise UsageError(f"micro-batch: {count} records; expected at most {self.micro_batch}")
+        missing = self.micro_batch - count
+
+        def grow(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
+
+        return grow(records.inputs), grow(records.targets), grow(records.present)

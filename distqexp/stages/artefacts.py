@@ -1,0 +1,308 @@
+"""What each file between stages holds: the plan, a sketch, the pooled quadratic, a release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
+from distqexp.errors import FileContentError
+from distqexp.mechanism.grid import Grid
+from distqexp.privacy.calibration import Calibration
+from distqexp.privacy.events import GaussianRelease
+from distqexp.problem.schema import Schema
+from distqexp.storage.canonical import plan_identity
+from distqexp.storage.hdf5 import StoredFile, read_file, write_file
+
+FloatArray = npt.NDArray[np.float64]
+IntegerArray = npt.NDArray[np.int64]
+Arrays = Mapping[str, npt.NDArray[Any]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """Everything public that a shard needs to sketch one round.
+
+    theta: (d,) float64, the parameters that the quadratic is expanded at. precision: the arrays of the
+    public precision. clip: C, whitened units. grid: step, integer clip, noise scale and mu of the round.
+    """
+
+    round: int
+    theta: FloatArray
+    clip: float
+    grid: Grid
+    precision: Arrays
+
+    def header(self) -> dict[str, Any]:
+        """The scalars, as JSON types."""
+        return {"round": self.round, "clip": self.clip, "grid": asdict(self.grid)}
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays, under names that a file can carry."""
+        return {"theta": self.theta} | {f"precision/{name}": array for name, array in self.precision.items()}
+
+    @staticmethod
+    def restore(header: Mapping[str, Any], arrays: Arrays) -> RoundState:
+        """Inverse of header() and arrays()."""
+        return RoundState(
+            round=int(header["round"]),
+            theta=np.asarray(arrays["theta"], dtype=np.float64),
+            clip=float(header["clip"]),
+            grid=Grid(**header["grid"]),
+            precision=_under(arrays, "precision/"),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every rule, fixed before a private record is read. All of it is public.
+
+    config: without paths. weights: every parameter and buffer of the pretrained model. state: round 0.
+    """
+
+    config: Config
+    d: int
+    k: int
+    schema: Schema
+    calibration: Calibration
+    weights: Arrays
+    state: RoundState
+    plan_id: str = ""
+    forecast: Mapping[str, float] = field(default_factory=dict)
+
+    def header(self) -> dict[str, Any]:
+        """The scalars, as JSON types."""
+        return {
+            "config": config_to_tree(self.config),
+            "d": self.d,
+            "k": self.k,
+            "schema": self.schema.to_tree(),
+            "calibration": asdict(self.calibration),
+            "state": self.state.header(),
+            "shards": list(self.config.shards),
+            "forecast": dict(self.forecast),
+        }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays, under names that a file can carry."""
+        weights = {f"weights/{name}": array for name, array in self.weights.items()}
+        return weights | {f"state/{name}": array for name, array in self.state.arrays().items()}
+
+    def identified(self) -> Plan:
+        """The same plan with its identity, the SHA-256 of its canonical form."""
+        return replace(self, plan_id=plan_identity(self.header(), self.arrays()))
+
+    def event(self, grid: Grid) -> GaussianRelease:
+        """The privacy event of one round on ``grid``."""
+        discrete = self.config.mechanism.noise == "discrete"
+        return GaussianRelease(mu=grid.mu, coordinates=self.k, sigma=float(grid.sigma) if discrete else None)
+
+    def write(self, path: Path) -> None:
+        """Store as plan.h5."""
+        write_file(path, kind="plan", plan_id=self.plan_id, header=self.header(), arrays=self.arrays(), private=False)
+
+    @staticmethod
+    def restore(header: Mapping[str, Any], arrays: Arrays) -> Plan:
+        """Inverse of header() and arrays(); the identity is computed afresh."""
+        return Plan(
+            config=config_from_tree(header["config"]),
+            d=int(header["d"]),
+            k=int(header["k"]),
+            schema=Schema.from_tree(header["schema"]),
+            calibration=Calibration(**header["calibration"]),
+            weights=_under(arrays, "weights/"),
+            state=RoundState.restore(header["state"], _under(arrays, "state/")),
+            forecast={name: float(value) for name, value in header["forecast"].items()},
+        ).identified()
+
+    @staticmethod
+    def read(path: Path) -> Plan:
+        """Read plan.h5. Raises FileContentError when its content is not what its identity says."""
+        stored = read_file(path, kind="plan")
+        plan = _restored(path, lambda: Plan.restore(stored.header, stored.arrays))
+        if plan.plan_id != stored.plan_id:
+            raise FileContentError(
+                f"{path}: its content has plan_id {plan.plan_id[:16]}, its label says {stored.plan_id[:16]}; copy the plan again"
+            )
+        return plan
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The integer sum of some pieces of one shard. Private: as sensitive as the records.
+
+    sums: (k,) int64. done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
+    """
+
+    plan_id: str
+    round: int
+    shard: str
+    sums: IntegerArray
+    done: npt.NDArray[np.bool_]
+    fingerprint: str
+
+    def write(self, path: Path) -> None:
+        """Store with mode 0600. Counts of pieces are arrays, not header: under add-remove they are private."""
+        write_file(
+            path,
+            kind="sketch",
+            plan_id=self.plan_id,
+            header={"round": self.round, "shard": self.shard},
+            arrays={
+                "sums": self.sums,
+                "done": self.done,
+                "fingerprint": np.frombuffer(self.fingerprint.encode(), dtype=np.uint8),
+            },
+            private=True,
+        )
+
+    @staticmethod
+    def read(path: Path, plan: Plan) -> Sketch:
+        """Read and check against the plan. Raises FileContentError."""
+        stored = read_file(path, kind="sketch", plan_id=plan.plan_id)
+        sketch = _restored(
+            path,
+            lambda: Sketch(
+                plan_id=stored.plan_id,
+                round=int(stored.header["round"]),
+                shard=str(stored.header["shard"]),
+                sums=_integers(path, stored, plan.k),
+                done=np.asarray(stored.arrays["done"], dtype=np.bool_),
+                fingerprint=bytes(stored.arrays["fingerprint"]).decode(),
+            ),
+        )
+        if sketch.shard not in plan.config.shards:
+            raise FileContentError(
+                f"{path}: shard {sketch.shard!r}; the plan expects {', '.join(plan.config.shards)}: pool the plan's shards only"
+            )
+        return sketch
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The pooled integer sum of a round. Private until noise is added. sums: (k,) int64."""
+
+    plan_id: str
+    round: int
+    sums: IntegerArray
+
+    def write(self, path: Path) -> None:
+        """Store with mode 0600."""
+        write_file(
+            path,
+            kind="quadratic",
+            plan_id=self.plan_id,
+            header={"round": self.round},
+            arrays={"sums": self.sums},
+            private=True,
+        )
+
+    @staticmethod
+    def read(path: Path, plan: Plan) -> Quadratic:
+        """Read and check against the plan. Raises FileContentError."""
+        stored = read_file(path, kind="quadratic", plan_id=plan.plan_id)
+        return _restored(
+            path, lambda: Quadratic(stored.plan_id, int(stored.header["round"]), _integers(path, stored, plan.k))
+        )
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released round: the noisy sums, the new parameters, and what the next round needs. Public.
+
+    noisy_sums: (k,) int64 (discrete) or float64 (gaussian), in grid units. theta: (d,) float64, theta_{r+1}.
+    used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
+    insecure_seed: set when the noise came from a seed: then nothing about the release is private.
+    """
+
+    plan_id: str
+    round: int
+    noisy_sums: npt.NDArray[Any]
+    theta: FloatArray
+    used: Mapping[str, Any]
+    next_state: RoundState | None
+    insecure_seed: int | None
+
+    def header(self) -> dict[str, Any]:
+        """The scalars, as JSON types."""
+        return {
+            "round": self.round,
+            "used": dict(self.used),
+            "next": self.next_state.header() if self.next_state else None,
+            "insecure_seed": self.insecure_seed,
+            "privacy": "NOT PRIVATE: noise from a seed" if self.insecure_seed is not None else "as the plan says",
+        }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays, under names that a file can carry."""
+        arrays: dict[str, npt.NDArray[Any]] = {"noisy_sums": self.noisy_sums, "theta": self.theta}
+        if self.next_state:
+            arrays |= {f"next/{name}": array for name, array in self.next_state.arrays().items() if name != "theta"}
+        return arrays
+
+    @staticmethod
+    def restore(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> Release:
+        """Inverse of header() and arrays(). Raises FileContentError when shapes are not the plan's."""
+        theta = np.asarray(arrays["theta"], dtype=np.float64)
+        noisy_sums = np.asarray(arrays["noisy_sums"])
+        if theta.shape != (plan.d,) or noisy_sums.shape != (plan.k,):
+            raise FileContentError(
+                f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.k},)"
+            )
+        following = header["next"]
+        state = RoundState.restore(following, _under(arrays, "next/") | {"theta": theta}) if following else None
+        return Release(
+            plan_id=plan.plan_id,
+            round=int(header["round"]),
+            noisy_sums=noisy_sums,
+            theta=theta,
+            used=header["used"],
+            next_state=state,
+            insecure_seed=header["insecure_seed"],
+        )
+
+    def write(self, path: Path) -> None:
+        """Store as release-r.h5."""
+        write_file(
+            path, kind="release", plan_id=self.plan_id, header=self.header(), arrays=self.arrays(), private=False
+        )
+
+    @staticmethod
+    def read(path: Path, plan: Plan) -> Release:
+        """Read and check against the plan. Raises FileContentError."""
+        stored = read_file(path, kind="release", plan_id=plan.plan_id)
+        return _restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
+
+
+def same_rules(plan: Plan, config: Config) -> bool:
+    """Whether a config, without its paths, is the one that the plan was made from."""
+    return json.dumps(config_to_tree(without_paths(config)), sort_keys=True) == json.dumps(
+        config_to_tree(plan.config), sort_keys=True
+    )
+
+
+def _under(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _integers(path: Path, stored: StoredFile, k: int) -> IntegerArray:
+    sums = stored.arrays["sums"]
+    if sums.dtype != np.int64 or sums.shape != (k,):
+        raise FileContentError(f"{path}: sums are {sums.dtype} {sums.shape}; the plan expects int64 ({k},)")
+    return sums
+
+
+def _restored(path: Path, build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileContentError(
+            f"{path}: {type(error).__name__} {error}; expected the fields of this kind of file: copy it again"
+        ) from None

@@ -1,0 +1,131 @@
+"""Stage 5, export: the fine-tuned weights, the certificate, and the metrics that are marked as not covered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+import torch
+
+import distqexp
+from distqexp.config import DataConfig
+from distqexp.mechanism.grid import Grid
+from distqexp.privacy.calibration import spent_epsilon
+from distqexp.privacy.events import compose
+from distqexp.problem.dataset import open_dataset
+from distqexp.problem.losses import get_loss
+from distqexp.problem.network import Network
+from distqexp.report.certificate import build_certificate, write_certificate
+from distqexp.stages.artefacts import Plan, Release
+from distqexp.stages.context import build_network
+from distqexp.storage.atomic import write_atomic
+
+EVALUATION_BATCH = 1024
+
+
+def fine_tuned(plan: Plan, theta: npt.NDArray[np.float64]) -> Network:
+    """The plan's model with the trainable parameters at ``theta``, (d,)."""
+    network = build_network(plan.config)
+    network.load_state(dict(plan.weights))
+    network.load(theta)
+    return network
+
+
+def evaluate(plan: Plan, theta: npt.NDArray[np.float64], data: DataConfig | None) -> dict[str, float]:
+    """Metrics of the model at ``theta`` on the evaluation records; empty without them. Not covered by epsilon."""
+    if data is None:
+        return {}
+    network, dataset = fine_tuned(plan, theta), open_dataset(data, plan.schema)
+    rows = dataset.slot_map().rows
+    outputs, targets, present = [], [], []
+    for first in range(0, len(rows), EVALUATION_BATCH):
+        records = dataset.read(rows[first : first + EVALUATION_BATCH])
+        outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
+        targets.append(records.targets)
+        present.append(records.present)
+    return get_loss(plan.config.model.loss).metrics(torch.cat(outputs), torch.cat(targets), torch.cat(present))
+
+
+def export_model(plan: Plan, releases: Sequence[Release], folder: Path, ledger_entry: dict[str, Any]) -> dict[str, Any]:
+    """Write model.safetensors, model.pt and certificate.json into ``folder``; return the certificate.
+
+    ledger_entry: number and hash of the ledger's last row of this run (public).
+    """
+    state = fine_tuned(plan, releases[-1].theta).state()
+    tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    weights = safetensors.numpy.save(tensors)
+    write_atomic(folder / "model.safetensors", weights)
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
+    write_atomic(folder / "model.pt", buffer.getvalue())
+    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry)
+    write_certificate(folder / "certificate.json", certificate)
+    return certificate
+
+
+def certificate_of(
+    plan: Plan, releases: Sequence[Release], model_sha256: str, ledger_entry: dict[str, Any]
+) -> dict[str, Any]:
+    """The certificate: public figures only."""
+    config, privacy = plan.config, plan.config.privacy
+    discrete = config.mechanism.noise == "discrete"
+    grids = [release.used["grid"] for release in releases]
+    events = [plan.event(Grid(**grid)) for grid in grids]
+    guarantee = compose(events)
+    seed = releases[-1].insecure_seed
+    return build_certificate(
+        epsilon=spent_epsilon(events, privacy.delta),
+        delta=privacy.delta,
+        mu=guarantee.mu,
+        rho=guarantee.rho if discrete else None,
+        adjacency=privacy.adjacency,
+        unit="one record" if all(data.unit is None for data in config.data.private) else "all records of one unit id",
+        records_public=privacy.units,
+        rounds=[
+            {
+                "round": release.round,
+                "mu": event.mu,
+                "clip": release.used["clip"],
+                "grid_step": grid["step"],
+                "sigma": grid["sigma"],
+                "temperature": (grid["sigma"] * grid["step"]) ** 2,
+            }
+            for release, event, grid in zip(releases, events, grids, strict=True)
+        ],
+        noise=config.mechanism.noise,
+        arithmetic=_arithmetic(plan),
+        mechanism="exponential mechanism, beta = 0, infinite trust radius",
+        subspace={"kind": config.subspace.kind, "k": plan.k, "d": plan.d, "seed": config.subspace.seed},
+        precision={
+            "kind": config.precision.kind,
+            "source": config.precision.source,
+            "damping": config.precision.damping,
+        },
+        plan_id=plan.plan_id,
+        ledger=ledger_entry,
+        model_sha256=model_sha256,
+        versions={
+            "distqexp": distqexp.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        insecure_seed=seed,
+        evaluation_private=config.data.eval_private,
+    )
+
+
+def _arithmetic(plan: Plan) -> str:
+    if plan.config.mechanism.noise == "gaussian":
+        return "idealised float64"
+    if plan.config.privacy.adjacency == "zero-out":
+        return "exact integer"
+    return "exact integer sums and noise; gradient evaluation counts as idealised floating point"

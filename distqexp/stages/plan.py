@@ -1,0 +1,106 @@
+"""Stage 1, plan: fix every rule before a private record is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from distqexp.config import Config, without_paths
+from distqexp.engines.base import Engine
+from distqexp.engines.threads import pin_threads
+from distqexp.mechanism.forecast import excess_bound, expected_excess
+from distqexp.privacy.calibration import calibrate
+from distqexp.problem.dataset import open_dataset
+from distqexp.problem.losses import get_loss
+from distqexp.problem.network import Network
+from distqexp.problem.pretrain import pretrain
+from distqexp.problem.schema import Schema, fit_schema, schema_from_config
+from distqexp.problem.weights import load_weights
+from distqexp.stages.artefacts import Plan
+from distqexp.stages.context import build_network, subspace_of
+from distqexp.stages.curvature import next_state, public_source
+from distqexp.stages.sharing import arrays_from_root
+
+
+def make_plan(config: Config, engine: Engine) -> Plan:
+    """The plan, the same on every rank, for any number of ranks. Reads public data only.
+
+    Raises UsageError when k > d, the grid would overflow, or public data are missing.
+    """
+    pin_threads(config.engine.threads)
+    schema = Schema.from_tree(engine.on_root(lambda: _schema(config).to_tree()))
+    weights = arrays_from_root(engine, lambda: _pretrained(config, schema).state())
+    network = build_network(config)
+    network.load_state(weights)
+    d, theta = network.d, network.theta()
+    k = config.subspace.k if config.subspace.k is not None else d
+    subspace_of(config, d, k, 0)
+    calibration = calibrate(
+        epsilon=config.privacy.epsilon,
+        delta=config.privacy.delta,
+        rounds=config.mechanism.rounds,
+        k=k,
+        noise=config.mechanism.noise,
+    )
+    source = public_source(config, config.data.public, schema) if config.data.public else None
+    state = next_state(
+        config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
+        source=source, engine=engine,
+    )  # fmt: skip
+    plan = Plan(
+        config=without_paths(config), d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state
+    )
+    return dataclasses.replace(plan, forecast=_forecast(state.grid.temperature, k)).identified()
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """What `plan` prints: public figures, from the user's epsilon, before anything is spent."""
+    calibration, grid, privacy = plan.calibration, plan.state.grid, plan.config.privacy
+    micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
+    memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * (d + 2 * k)
+    if plan.config.subspace.kind in ("gaussian", "rademacher"):
+        memory += min(4 * d * k, 2**29)
+    return [
+        f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {plan.config.mechanism.rounds} round(s), shards {', '.join(plan.config.shards)}",
+        f"privacy: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, {privacy.adjacency}, "
+        f"mu {calibration.mu_total:.6g} in all, {grid.mu:.6g} a round",
+        f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {plan.config.mechanism.noise}, "
+        f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        f"forecast: the release is above the minimum of the clipped quadratic by {plan.forecast['expected']:.6g} on average, "
+        f"at most {plan.forecast['bound']:.6g} with probability {1 - plan.forecast['failure_probability']:g}",
+        f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * k) / 2**10:.0f} KiB",
+    ]
+
+
+def _schema(config: Config) -> Schema:
+    loss = config.model.loss
+    if config.data.public is None:
+        schema = schema_from_config(config.data.private[0], loss=loss)
+    else:
+        schema = fit_schema(config.data.public, loss=loss)
+    if loss != "cross-entropy" or schema.input_shape is None:
+        return schema
+    outputs = build_network(config).outputs(torch.zeros(1, *schema.input_shape))
+    return dataclasses.replace(schema, classes=int(outputs.shape[1]))
+
+
+def _pretrained(config: Config, schema: Schema) -> Network:
+    network = build_network(config)
+    if config.model.weights is not None:
+        load_weights(network, Path(config.model.weights))
+    if config.model.pretrain is not None and config.data.public is not None:
+        dataset = open_dataset(config.data.public, schema)
+        records = dataset.read(dataset.slot_map().rows)
+        pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
+    return network
+
+
+def _forecast(temperature: float, k: int) -> dict[str, float]:
+    failure = 1e-3
+    return {
+        "expected": expected_excess(temperature, k),
+        "bound": excess_bound(temperature, k, failure),
+        "failure_probability": failure,
+    }

@@ -1,0 +1,43 @@
+"""Stage 3, pool: add the shards' integer sketches. Exactly the plan's shards, each piece once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distqexp.errors import FileContentError, UsageError
+from distqexp.stages.artefacts import Plan, Quadratic, Sketch
+
+
+def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
+    """Add the sketch files of one round, in any order: int64 addition is exact and commutative.
+
+    Raises FileContentError when a shard is missing, double, incomplete, or of another round or plan.
+    """
+    if not paths:
+        raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
+    sums = np.zeros(plan.k, dtype=np.int64)
+    seen: dict[str, Path] = {}
+    round: int | None = None
+    for path in paths:
+        sketch = Sketch.read(path, plan)
+        if round is not None and sketch.round != round:
+            raise FileContentError(
+                f"{path}: round {sketch.round}; {paths[0]} is of round {round}: pool one round at a time"
+            )
+        if sketch.shard in seen:
+            raise FileContentError(
+                f"{path}: shard {sketch.shard!r} again; {seen[sketch.shard]} holds it already: leave one out"
+            )
+        if not sketch.done.all():
+            raise FileContentError(f"{path}: shard {sketch.shard!r} is not finished; sketch it to the end")
+        round, seen[sketch.shard] = sketch.round, path
+        sums += sketch.sums
+    missing = [name for name in plan.config.shards if name not in seen]
+    if missing:
+        raise FileContentError(
+            f"pool: shards {', '.join(missing)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
+        )
+    return Quadratic(plan.plan_id, round or 0, sums)

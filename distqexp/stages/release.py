@@ -1,0 +1,174 @@
+"""Stage 4, release: charge the ledger, draw the noise, move the parameters. The root alone draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.config import DataConfig
+from distqexp.engines.base import Engine
+from distqexp.errors import FileContentError
+from distqexp.geometry.precisions import precision_from_arrays
+from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
+
+from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger import Cap, Ledger, Reservation
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
+from distqexp.stages.context import subspace_of
+from distqexp.stages.curvature import next_state, public_source
+from distqexp.stages.sharing import arrays_from_root
+
+
+@dataclass(frozen=True)
+class Charging:
+    """Whom a release is charged to: the ledger, and the universe of real or of test noise."""
+
+    ledger: Ledger
+    insecure_seed: int | None = None
+
+    @property
+    def universe(self) -> str:
+        """Runs with seeded noise are test runs: each seed has its own books, marked NOT PRIVATE."""
+        return "private" if self.insecure_seed is None else f"insecure-seed-{self.insecure_seed}"
+
+
+def plan_cap(plan: Plan) -> Cap:
+    """The config's own budget: the cap of a population that has none."""
+    return Cap(epsilon=plan.config.privacy.epsilon, delta=plan.config.privacy.delta)
+
+
+def round_key(plan: Plan, round: int, role: str) -> str:
+    """The public identity of a charge: who charges (site or curator), the plan and the round."""
+    return f"{role}/{plan.plan_id}/{round}"
+
+
+def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
+    """Refuse before a private record is read when the rounds from ``first_round`` on don't fit. Raises BudgetError.
+
+    Rounds that are reserved already, by an earlier attempt, cost nothing again.
+    """
+    discrete = plan.config.mechanism.noise == "discrete"
+    # What a round may cost at most, whatever its clip turns out to be.
+    event = GaussianRelease(
+        mu=plan.calibration.mu_round,
+        coordinates=plan.k,
+        sigma=float(plan.calibration.sigma_minimum) if discrete else None,
+    )
+    population = plan.config.data.population
+    charged = {row.key for row in charging.ledger.rows(population) if row.universe == charging.universe}
+    keys = [round_key(plan, r, role) for r in range(first_round, plan.config.mechanism.rounds)]
+    charging.ledger.check(
+        population=population,
+        cap=plan_cap(plan),
+        adjacency=plan.config.privacy.adjacency,
+        events=[event for key in keys if key not in charged],
+        universe=charging.universe,
+    )
+
+
+def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
+    """Number and hash of the charge of a round's release: public. Raises FileContentError when there is none."""
+    key = round_key(plan, round, "release")
+    rows = [
+        row
+        for row in charging.ledger.rows(plan.config.data.population)
+        if (row.universe, row.key) == (charging.universe, key)
+    ]
+    if not rows:
+        raise FileContentError(
+            f"{charging.ledger.path}: no charge for round {round} of plan {plan.plan_id[:16]}; "
+            "use the ledger that the release was charged to"
+        )
+    return {"entry": rows[-1].id, "hash": rows[-1].hash}
+
+
+def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging: Charging, role: str) -> Reservation:
+    """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError."""
+    return charging.ledger.reserve(
+        population=plan.config.data.population,
+        key=round_key(plan, state.round, role),
+        event=plan.event(state.grid),
+        adjacency=plan.config.privacy.adjacency,
+        cap=plan_cap(plan),
+        sums=sums,
+        universe=charging.universe,
+    )
+
+
+def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
+    """The noisy sums (k,): reserve, draw, persist, commit. A restart reuses the persisted draw; root only.
+
+    The noise is stored (mode 0600, in the ledger's folder) before it is used; it is erased when the noisy
+    sums are stored in its place. Raises BudgetError.
+    """
+    if quadratic.round != state.round:
+        raise FileContentError(
+            f"quadratic: round {quadratic.round}; the state is of round {state.round}: pool that round"
+        )
+    ledger = charging.ledger
+    reservation = charge(plan, state, quadratic.sums, charging, role="release")
+    if reservation.state == "committed":
+        return np.asarray(ledger.released(reservation))
+    if reservation.state == "drawn":
+        noise = np.asarray(ledger.noise(reservation))
+    else:
+        noise = _draw(plan.event(state.grid), state, charging.insecure_seed)
+        ledger.persist_noise(reservation, noise)
+    # int64 + int64 wraps modulo 2^64, as add-remove asks; int64 + float64 is the continuous mechanism.
+    noisy_sums = quadratic.sums + noise
+    ledger.commit(reservation, noisy_sums)
+    return noisy_sums
+
+
+def moved_parameters(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums): post-processing, free."""
+    y = -noisy_sums.astype(np.float64) * state.grid.step
+    precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
+    subspace = subspace_of(plan.config, plan.d, plan.k, state.round)
+    return state.theta + subspace.lift(precision.unwhiten(y))
+
+
+def make_release(
+    plan: Plan,
+    state: RoundState,
+    noisy_sums: npt.NDArray[Any] | None,
+    insecure_seed: int | None,
+    public: DataConfig | None,
+    engine: Engine,
+) -> Release:
+    """The release of a round with the next round's state; the root brings the noisy sums, every rank takes part."""
+    moved = arrays_from_root(engine, lambda: _moved(plan, state, noisy_sums))
+    following = None
+    if state.round + 1 < plan.config.mechanism.rounds:
+        source = public_source(plan.config, public, plan.schema) if public else None
+        following = next_state(
+            config=plan.config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights),
+            theta=moved["theta"], round=state.round + 1, k=plan.k, source=source, engine=engine,
+        )  # fmt: skip
+    return Release(
+        plan_id=plan.plan_id,
+        round=state.round,
+        noisy_sums=moved["noisy_sums"],
+        theta=moved["theta"],
+        used=state.header(),
+        next_state=following,
+        insecure_seed=insecure_seed,
+    )
+
+
+def _moved(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any] | None) -> dict[str, npt.NDArray[Any]]:
+    if noisy_sums is None:
+        raise FileContentError("release: the root has no noisy sums; draw them first")
+    return {"noisy_sums": noisy_sums, "theta": moved_parameters(plan, state, noisy_sums)}
+
+
+def _draw(event: GaussianRelease, state: RoundState, insecure_seed: int | None) -> npt.NDArray[Any]:
+    k, sigma, discrete = event.coordinates, state.grid.sigma, event.sigma is not None
+    if insecure_seed is not None:
+        return draw_insecure(
+            k, sigma, seed=insecure_seed, round=state.round, noise="discrete" if discrete else "gaussian"
+        )
+    return draw_discrete(k, sigma) if discrete else draw_continuous(k, float(sigma))

@@ -1,0 +1,191 @@
+"""Stage 2, sketch: the private pass. Clipped unit gradients to one int64 vector a shard, with checkpoints."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.config import DataConfig
+from distqexp.engines.base import Control, Engine
+from distqexp.errors import FileContentError, StoppedError, UsageError
+from distqexp.mechanism.grid import max_slots
+from distqexp.problem.dataset import open_dataset
+from distqexp.problem.slots import SlotMap
+from distqexp.stages.artefacts import Plan, RoundState, Sketch
+from distqexp.stages.context import DataSource, RoundContext
+from distqexp.stages.sharing import arrays_from_root
+
+IntegerArray = npt.NDArray[np.int64]
+
+CHECKPOINT_SECONDS = 20.0
+FILE_NAME = re.compile(r"sketch-(?P<round>\d{3,})-(?P<shard>[A-Za-z0-9_-]+)-a(?P<attempt>\d{3,})-[a-z]\d+\.h5")
+
+
+@dataclass(frozen=True)
+class SketchWork:
+    """A round's work on the private shards: sent to every rank or worker.
+
+    folder: where this process keeps its private sketch files. attempt: how often the round was started.
+    """
+
+    plan: Plan
+    state: RoundState
+    context: RoundContext
+    fingerprints: tuple[str, ...]
+    folder: Path
+    attempt: int
+
+    def shard_of(self, source: int) -> str:
+        """Name of a source's shard."""
+        return self.context.sources[source].data.shard or "all"
+
+
+def open_shards(
+    plan: Plan, shards: Sequence[DataConfig], engine: Engine
+) -> tuple[tuple[DataSource, ...], tuple[str, ...]]:
+    """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features."""
+    scanned = arrays_from_root(engine, lambda: _scan(plan, shards))
+    sources = tuple(
+        DataSource(data, SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])) for i, data in enumerate(shards)
+    )
+    fingerprints = tuple(bytes(scanned[f"fingerprint-{i}"]).decode() for i in range(len(shards)))
+    return sources, fingerprints
+
+
+def sketch_round(
+    plan: Plan,
+    state: RoundState,
+    sources: tuple[DataSource, ...],
+    fingerprints: tuple[str, ...],
+    folder: Path,
+    engine: Engine,
+) -> IntegerArray | None:
+    """Sketch what is not sketched yet; the root gets the int64 sum (k,) over every piece, others None.
+
+    Finished pieces of earlier attempts are taken from their files in ``folder``; a checkpoint is written
+    there every few seconds and at the end, so that a kill at any instant loses little. Raises StoppedError
+    after the checkpoint when a stop was asked for.
+    """
+    context = RoundContext.of_state(plan, state, sources)
+    shards = [source.data.shard or "all" for source in sources]
+
+    def earlier() -> dict[str, npt.NDArray[np.int64]]:
+        sums, missing, attempt = _adopt(plan, state.round, context, shards, fingerprints, folder)
+        return {"sums": sums, "missing": missing, "attempt": np.array([attempt])}
+
+    found = arrays_from_root(engine, earlier)
+    work = SketchWork(plan, state, context, fingerprints, folder, int(found["attempt"][0]))
+    fresh = engine.sum(sketch_pieces, work, [int(item) for item in found["missing"]])
+    if not engine.is_root:
+        return None
+    return found["sums"] if fresh is None else found["sums"] + fresh
+
+
+def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> IntegerArray:
+    """The int64 sum (k,) over a chunk of pieces; runs on a rank or a worker and opens only its own slots."""
+    context, sketcher = work.context, work.context.sketcher(work.state)
+    total = np.zeros(work.plan.k, dtype=np.int64)
+    done = 0
+    for source in range(len(context.sources)):
+        numbers = [i for i, piece in enumerate(context.pieces) if piece[0] == source]
+        mine = sorted(set(chunk) & set(numbers))
+        if not mine:
+            continue
+        path = work.folder / (
+            f"sketch-{work.state.round:03d}-{work.shard_of(source)}-a{work.attempt:03d}-{control.label}.h5"
+        )
+        mask = np.zeros(len(numbers), dtype=np.bool_)
+        sums = np.zeros(work.plan.k, dtype=np.int64)
+        save = partial(_save, work, source, path)
+        saved = time.monotonic()
+        for item in mine:
+            if control.stop():
+                save(sums, mask)
+                raise StoppedError("stopped on request after a checkpoint; run the same command with --resume")
+            sums += sketcher.sketch(context.batches(item))
+            mask[item - numbers[0]] = True
+            done += 1
+            control.tick(done, len(chunk))
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save(sums, mask)
+                saved = time.monotonic()
+        save(sums, mask)
+        total += sums
+    return total
+
+
+def whole_sketch(
+    plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray
+) -> Sketch:
+    """The finished sketch of one shard, as a site hands it on."""
+    pieces = len(source.pieces(plan.config.engine.micro_batch))
+    done = np.ones(pieces, dtype=np.bool_)
+    return Sketch(plan.plan_id, state.round, source.data.shard or "all", sums, done, fingerprint)
+
+
+def sketch_files(folder: Path, round: int) -> list[Path]:
+    """The sketch files of a round in a folder."""
+    return sorted(path for path in folder.glob(f"sketch-{round:03d}-*.h5") if FILE_NAME.fullmatch(path.name))
+
+
+def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: npt.NDArray[np.bool_]) -> None:
+    Sketch(
+        plan_id=work.plan.plan_id,
+        round=work.state.round,
+        shard=work.shard_of(source),
+        sums=sums,
+        done=mask,
+        fingerprint=work.fingerprints[source],
+    ).write(path)
+
+
+def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[np.int64]]:
+    found: dict[str, npt.NDArray[np.int64]] = {}
+    slots = 0
+    for i, data in enumerate(shards):
+        dataset = open_dataset(data, plan.schema)
+        slot_map = dataset.slot_map()
+        slots += len(slot_map.rows)
+        fingerprint = np.frombuffer(dataset.fingerprint().encode(), dtype=np.uint8)
+        found |= {f"rows-{i}": slot_map.rows, f"unit-{i}": slot_map.unit, f"fingerprint-{i}": fingerprint}
+    # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
+    limit = max_slots(plan.state.grid, plan.k)
+    if plan.config.privacy.adjacency != "add-remove" and slots > limit:
+        raise UsageError(
+            f"grid overflow: {slots} slots; the plan's grid sums at most {limit}: raise privacy.units, plan again"
+        )
+    return found
+
+
+def _adopt(
+    plan: Plan, round: int, context: RoundContext, shards: list[str], fingerprints: tuple[str, ...], folder: Path
+) -> tuple[IntegerArray, IntegerArray, int]:
+    """Sums of finished pieces in earlier files, the pieces still missing, and the number of this attempt."""
+    sums = np.zeros(plan.k, dtype=np.int64)
+    attempt = 0
+    finished = np.zeros(len(context.pieces), dtype=np.bool_)
+    owner = np.array([piece[0] for piece in context.pieces], dtype=np.int64)
+    for path in sketch_files(folder, round):
+        match = FILE_NAME.fullmatch(path.name)
+        attempt = max(attempt, int(match["attempt"]) + 1) if match else attempt
+        sketch = Sketch.read(path, plan)
+        source = shards.index(sketch.shard) if sketch.shard in shards else -1
+        if source < 0 or sketch.fingerprint != fingerprints[source] or sketch.round != round:
+            # The private file changed since: its old sums belong to other records and are sketched afresh.
+            path.unlink()
+            continue
+        pieces = np.flatnonzero(owner == source)
+        if len(sketch.done) != len(pieces) or finished[pieces][sketch.done].any():
+            raise FileContentError(
+                f"{path}: its pieces are not this plan's or stand in another file too; delete the file"
+            )
+        finished[pieces] |= sketch.done
+        sums += sketch.sums
+    return sums, np.flatnonzero(~finished).astype(np.int64), attempt

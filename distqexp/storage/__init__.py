@@ -1,0 +1,1 @@
+"""Files: atomic writes, canonical JSON, checked HDF5."""

@@ -1,0 +1,90 @@
+"""Atomic writes: a file stands under its final name whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from distqexp.errors import StorageError, UsageError
+
+UNFINISHED = ".unfinished"
+
+
+def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False) -> None:
+    """Write ``content`` (bytes, or a function that fills an open binary file) to ``path``, durably.
+
+    The bytes go to a new hidden file beside ``path``, are fsynced, and renamed over it; then the folder is
+    fsynced. private: mode 0600 from the first byte on. On any failure the temporary file is removed and
+    whatever stood at ``path`` before is untouched.
+
+    Raises UsageError when the folder does not exist, StorageError when it is full or can't be written.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"{path}: can't be written, the folder {folder} does not exist; create it first")
+    temporary = folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{UNFINISHED}"
+    try:
+        try:
+            _fill(temporary, content, private)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(folder)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals inside ``folder`` durable. File systems without folder fsync are accepted."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Remove what killed writers left in ``folder``, which the caller must own alone. Returns the count.
+
+    A kill in the middle of a write leaves a hidden file of mode 0600 (private ones) under a temporary name.
+    """
+    count = 0
+    for leftover in folder.glob(f".*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
+        count += 1
+    return count
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The one-line StorageError for a failed write at ``path``."""
+    remedy = {
+        errno.ENOSPC: "free some space, or choose another folder",
+        errno.EDQUOT: "free some of the quota, or choose another folder",
+        errno.EFBIG: "raise the file size limit (ulimit -f), or choose another folder",
+        errno.EROFS: "choose a folder that can be written",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+    }.get(error.errno or 0, "check the file system")
+    return StorageError(f"{path}: can't be written ({os.strerror(error.errno) if error.errno else error}); {remedy}")
+
+
+def _fill(temporary: Path, content: bytes | Callable[[BinaryIO], None], private: bool) -> None:
+    mode = 0o600 if private else 0o666
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w+b") as file:
+        if private:
+            os.fchmod(descriptor, 0o600)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            content(file)
+        file.flush()
+        os.fsync(descriptor)

@@ -1,0 +1,206 @@
+"""Processes that the ledger's tests start, kill and race. Run as a script; prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distqexp.errors import BudgetError, StorageError
+from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger import Cap, Ledger
+
+EVENT = GaussianRelease(mu=0.2, coordinates=5, sigma=2.0**20)
+CAP = Cap(epsilon=1.0, delta=1e-5)
+SUMS = np.array([3, -1, 4, -1, 5], dtype=np.int64)
+
+
+def reserve(ledger: Ledger, **changes: Any) -> Any:
+    """The charge that the tests share."""
+    fields: dict[str, Any] = {
+        "population": "ward",
+        "key": "plan/0",
+        "event": EVENT,
+        "adjacency": "zero-out",
+        "cap": CAP,
+        "sums": SUMS,
+    }
+    return ledger.reserve(**(fields | changes))
+
+
+def release(path: Path, log: Path) -> np.ndarray[Any, Any]:
+    """One release as a run makes it; the log gets each noise at the moment that it is used."""
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger)
+        if reservation.state == "committed":
+            stored = ledger.released(reservation)
+            assert stored is not None
+            return stored
+        if reservation.state == "drawn":
+            noise = ledger.noise(reservation)
+        else:
+            noise = np.frombuffer(os.urandom(40), dtype=np.int64) >> 20
+            ledger.persist_noise(reservation, noise)
+        with log.open("a") as file:
+            file.write(json.dumps(noise.tolist()) + "\n")
+        ledger.commit(reservation, SUMS + noise)
+        return np.asarray(SUMS + noise)
+
+
+class Fuse:
+    """Kills the process at its n-th step that leaves a trace on the disk."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self) -> None:
+        """Count before and after every rename, removal, fsync and SQLite commit."""
+        fuse, connect = self, sqlite3.connect
+
+        def counted(name: str) -> None:
+            original: Callable[..., Any] = getattr(os, name)
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                fuse.step()
+                result = original(*args, **kwargs)
+                fuse.step()
+                return result
+
+            setattr(os, name, wrapper)
+
+        for name in ("replace", "unlink", "fsync", "mkdir"):
+            counted(name)
+
+        class Connection(sqlite3.Connection):
+            def execute(self, statement: str, *args: Any) -> Any:
+                if statement == "COMMIT" or statement.startswith("INSERT"):
+                    fuse.step()
+                result = super().execute(statement, *args)
+                if statement == "COMMIT":
+                    fuse.step()
+                return result
+
+        sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs)  # type: ignore[assignment]
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Process id of a forked child that runs ``work`` and exits with its result."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """The exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_everywhere(folder: Path) -> list[dict[str, Any]]:
+    """A release killed at step 0, 1, 2, ... until it survives; each time finished by a second run."""
+    outcomes: list[dict[str, Any]] = []
+    code = -9
+    while code == -9:
+        step = len(outcomes)
+        place = folder / str(step)
+        place.mkdir()
+
+        def work(step: int = step, place: Path = place) -> int:
+            Fuse(step).install()
+            release(place / "new" / "ledger.sqlite", place / "log")
+            return 0
+
+        code = exit_code(in_child(work))
+        first = release(place / "new" / "ledger.sqlite", place / "log")
+        again = release(place / "new" / "ledger.sqlite", place / "log")
+        files = place / "new" / "ledger.sqlite.files"
+        with Ledger.open(place / "new" / "ledger.sqlite") as ledger:
+            ledger.verify()
+            outcomes.append(
+                {
+                    "code": code,
+                    "rows": len(ledger.rows()),
+                    "actions": [entry["body"]["action"] for entry in ledger.export()],
+                    "released": first.tolist(),
+                    "again": again.tolist(),
+                    "used": [json.loads(line) for line in (place / "log").read_text().splitlines()],
+                    "files": sorted(path.name for path in files.iterdir()),
+                    "beside": sorted(path.name for path in files.parent.iterdir()),
+                }
+            )
+    return outcomes
+
+
+def race(folder: Path, times: int) -> list[list[int]]:
+    """Two processes ask for the last of a budget at once; exit code 0 for the one that got it, 4 otherwise."""
+    outcomes = []
+    for attempt in range(times):
+        path = folder / str(attempt) / "ledger.sqlite"
+        with Ledger.open(path):
+            pass
+        gate, opened = os.pipe()
+
+        def work(name: str, path: Path = path, gate: int = gate) -> int:
+            with Ledger.open(path) as ledger:
+                os.read(gate, 1)
+                try:
+                    reserve(ledger, key=name)
+                except BudgetError as error:
+                    return error.exit_code
+            return 0
+
+        children = [in_child(lambda name=name: work(name)) for name in ("a", "b")]  # type: ignore[misc]
+        os.write(opened, b"go")
+        outcomes.append(sorted(exit_code(child) for child in children))
+        os.close(gate)
+        os.close(opened)
+    return outcomes
+
+
+def full_disk(folder: Path) -> dict[str, Any]:
+    """A draw that does not fit (the kernel refuses large files), then one that does."""
+    import resource
+
+    event = GaussianRelease(mu=0.2, coordinates=50_000, sigma=2.0**20)
+    sums, noise = np.zeros(50_000, dtype=np.int64), np.ones(50_000, dtype=np.int64)
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        reservation = reserve(ledger, event=event, sums=sums)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        refused = 0
+        try:
+            ledger.persist_noise(reservation, noise)
+        except StorageError as error:
+            refused = error.exit_code
+        names = sorted(path.name for path in (folder / "ledger.sqlite.files").iterdir())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        state = reserve(ledger, event=event, sums=sums).state
+        ledger.persist_noise(reservation, noise)
+        ledger.verify()
+        return {"refused": refused, "files": names, "state": state, "rows": len(ledger.rows())}
+
+
+if __name__ == "__main__":
+    command, target = sys.argv[1], Path(sys.argv[2])
+    if command == "kill":
+        print(json.dumps(kill_everywhere(target)))
+    elif command == "race":
+        print(json.dumps(race(target, int(sys.argv[3]))))
+    else:
+        print(json.dumps(full_disk(target)))

@@ -1,0 +1,442 @@
+"""What the ledger charges, refuses, keeps and erases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sqlite3
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ledger_child import CAP, EVENT, SUMS, reserve
+
+from distqexp.errors import BudgetError, FileContentError, StorageError, UsageError
+from distqexp.privacy import ledger_files
+from distqexp.privacy.calibration import calibrate, spent
+from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger import Cap, Ledger
+
+NOISE = np.array([10, -20, 30, -40, 50], dtype=np.int64)
+SMALL = replace(EVENT, mu=0.01)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger.open(path) as opened:
+        yield opened
+
+
+def edit(path: Path, *statements: str) -> None:
+    with sqlite3.connect(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+# --- one charge, one draw --------------------------------------------------------------------------------------
+
+
+def test_a_restart_finds_the_same_reservation_and_noise(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        first = reserve(ledger)
+        assert (first.id, first.state) == (1, "reserved")
+    with Ledger.open(path) as ledger:
+        assert reserve(ledger) == first
+        ledger.persist_noise(first, NOISE)
+    with Ledger.open(path) as ledger:
+        again = reserve(ledger)
+        assert (again.id, again.state, again.hash) == (1, "drawn", first.hash)
+        assert ledger.noise(again).dtype == np.int64
+        assert ledger.noise(again).tolist() == NOISE.tolist()
+        assert len(ledger.rows()) == 1
+
+
+def test_a_committed_rerun_returns_the_release_and_spends_nothing(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger)
+        ledger.persist_noise(reservation, NOISE)
+        ledger.commit(reservation, SUMS + NOISE)
+        assert not list(path.with_name("ledger.sqlite.files").glob("noise-*"))
+    with Ledger.open(path) as ledger:
+        again = reserve(ledger)
+        assert (again.id, again.state) == (1, "committed")
+        released = ledger.released(again)
+        assert released is not None
+        assert released.tolist() == (SUMS + NOISE).tolist()
+        ledger.commit(again, SUMS + NOISE)
+        assert len(ledger.export()) == 3
+        with pytest.raises(UsageError, match="another release"):
+            ledger.commit(again, SUMS)
+        with pytest.raises(UsageError, match="committed, expected drawn"):
+            ledger.noise(again)
+
+
+def test_noise_left_by_a_kill_after_the_commit_is_erased_at_the_next_opening(path: Path) -> None:
+    noise = path.with_name("ledger.sqlite.files") / "noise-1.npy"
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger)
+        ledger.persist_noise(reservation, NOISE)
+        kept = noise.read_bytes()
+        ledger.commit(reservation, SUMS + NOISE)
+    noise.write_bytes(kept)
+    with Ledger.open(path):
+        assert not noise.exists()
+
+
+def test_float_noise_and_releases_without_an_array(ledger: Ledger) -> None:
+    continuous = GaussianRelease(mu=0.1, coordinates=5, sigma=None)
+    reservation = reserve(ledger, event=continuous)
+    ledger.persist_noise(reservation, NOISE / 3)
+    assert ledger.noise(reservation).tobytes() == (NOISE / 3).tobytes()
+    ledger.commit(reservation, None)
+    assert reserve(ledger, event=continuous).state == "committed"
+    assert ledger.released(reservation) is None
+    ledger.verify()
+
+
+def test_changed_sums_are_charged_anew_and_never_meet_old_noise(ledger: Ledger) -> None:
+    first = reserve(ledger, event=SMALL)
+    ledger.persist_noise(first, NOISE)
+    second = reserve(ledger, event=SMALL, sums=SUMS + np.array([0, 0, 0, 0, 1]))
+    assert (second.id, second.state) == (3, "reserved")
+    assert len(ledger.rows()) == 2
+    with pytest.raises(UsageError, match="reserved, expected drawn"):
+        ledger.noise(second)
+    assert reserve(ledger, event=SMALL).id == first.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"key": "plan/1"}, {"population": "other"}, {"event": replace(EVENT, mu=0.02)}, {"universe": "insecure-seed-1"}],
+)
+def test_any_other_release_is_another_charge(ledger: Ledger, change: dict[str, Any]) -> None:
+    reserve(ledger, event=SMALL)
+    assert reserve(ledger, **({"event": SMALL} | change)).id == 2
+
+
+def test_only_the_first_draw_of_a_reservation_counts(path: Path) -> None:
+    with Ledger.open(path) as one, Ledger.open(path) as two:
+        first, second = reserve(one), reserve(two)
+        assert first == second
+        one.persist_noise(first, NOISE)
+        with pytest.raises(UsageError, match="another process drew"):
+            two.persist_noise(second, NOISE + 1)
+        assert two.noise(second).tolist() == NOISE.tolist()
+
+
+def test_noise_must_be_stored_before_a_release_and_fit_its_charge(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    with pytest.raises(UsageError, match="store the noise before it is used"):
+        ledger.commit(reservation, SUMS)
+    with pytest.raises(ValueError, match="shape"):
+        ledger.persist_noise(reservation, NOISE[:3])
+    with pytest.raises(ValueError, match="int64"):
+        reserve(ledger, sums=SUMS.astype(float))
+    with pytest.raises(ValueError, match="adjacency"):
+        reserve(ledger, adjacency="twice")
+    with pytest.raises(UsageError, match="not a reservation of this ledger"):
+        ledger.noise(replace(reservation, hash="0" * 64))
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["discrete", "gaussian"])
+@pytest.mark.parametrize("rounds", [1, 3, 20])
+def test_a_calibrated_run_fits_its_own_budget_exactly(ledger: Ledger, noise: str, rounds: int) -> None:
+    cap = Cap(epsilon=1.0, delta=1e-5)
+    plan = calibrate(epsilon=1.0, delta=1e-5, rounds=rounds, k=5, noise=noise)
+    event = GaussianRelease(plan.mu_round, 5, float(plan.sigma_minimum) if noise == "discrete" else None)
+    ledger.check(population="ward", cap=cap, adjacency="zero-out", events=[event] * rounds)
+    for round in range(rounds):
+        reserve(ledger, key=f"plan/{round}", event=event, cap=cap)
+    with pytest.raises(BudgetError) as caught:
+        reserve(ledger, key="plan/more", event=event, cap=cap)
+    assert caught.value.exit_code == 4
+    assert f"{rounds} releases on record and 1 more" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(ledger.rows()) == rounds
+    assert spent(ledger.events("ward"), 1.0) <= 1e-5
+
+
+def test_the_check_counts_what_is_to_come_and_charges_nothing(ledger: Ledger) -> None:
+    plan = calibrate(epsilon=1.0, delta=1e-5, rounds=2, k=5, noise="gaussian")
+    event = GaussianRelease(plan.mu_round, 5)
+    arguments: dict[str, Any] = {"population": "ward", "cap": CAP, "adjacency": "zero-out"}
+    ledger.check(**arguments, events=[event] * 2)
+    with pytest.raises(BudgetError):
+        ledger.check(**arguments, events=[event] * 3)
+    reserve(ledger, key="plan/0", event=event)
+    with pytest.raises(BudgetError):
+        ledger.check(**arguments, events=[event] * 2)
+    ledger.check(**arguments, events=[event])
+    ledger.check(**arguments, events=[])
+    assert len(ledger.rows()) == 1
+
+
+def test_a_cap_that_is_set_cannot_be_raised_by_a_config(ledger: Ledger) -> None:
+    ledger.set_cap("ward", epsilon=0.1, delta=1e-6)
+    generous = Cap(epsilon=10.0, delta=1e-3)
+    with pytest.raises(BudgetError, match="set in the ledger"):
+        reserve(ledger, cap=generous)
+    assert ledger.rows() == []
+    assert ledger.cap("ward") == Cap(0.1, 1e-6)
+    assert ledger.cap("other") is None
+    reserve(ledger, population="other", cap=generous)
+    ledger.set_cap("ward", epsilon=10.0, delta=1e-3)
+    assert reserve(ledger, cap=Cap(0.01, 1e-9)).state == "reserved"
+
+
+def test_with_no_cap_set_the_config_is_the_cap(ledger: Ledger) -> None:
+    with pytest.raises(BudgetError, match="the config's own budget"):
+        reserve(ledger, cap=Cap(0.1, 1e-6))
+    reserve(ledger, cap=Cap(1.0, 1e-5))
+
+
+def test_test_runs_have_books_of_their_own(ledger: Ledger) -> None:
+    plan = calibrate(epsilon=1.0, delta=1e-5, rounds=1, k=5, noise="gaussian")
+    event = GaussianRelease(plan.mu_round, 5)
+    for universe in ("insecure-seed-1", "private", "insecure-seed-2"):
+        reserve(ledger, event=event, universe=universe)
+        with pytest.raises(BudgetError):
+            reserve(ledger, event=event, universe=universe, key="more")
+    assert [row.private for row in ledger.rows("ward")] == [False, True, False]
+    assert [entry["body"]["private"] for entry in ledger.export()] == [False, True, False]
+    assert ledger.events("ward") == [event]
+
+
+def test_mixed_adjacencies_are_composed_under_the_strictest(ledger: Ledger) -> None:
+    reserve(ledger, event=SMALL)
+    assert ledger.events("ward") == [SMALL]
+    reserve(ledger, key="b", event=SMALL, adjacency="replace-one")
+    assert ledger.events("ward") == [replace(SMALL, mu=0.02), SMALL]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (math.nan, 1e-5), (math.inf, 1e-5), (1, 0), (1, 1)]
+)
+def test_caps_that_make_no_sense(ledger: Ledger, epsilon: float, delta: float) -> None:
+    with pytest.raises(UsageError, match="cap: "):
+        ledger.set_cap("ward", epsilon, delta)
+
+
+# --- nothing private in the open ---------------------------------------------------------------------------------
+
+
+def history(path: Path, sums: np.ndarray[Any, Any], noise: np.ndarray[Any, Any]) -> str:
+    """The export of a ledger with one release of these sums, without the times."""
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger, sums=sums)
+        ledger.persist_noise(reservation, noise)
+        ledger.commit(reservation, sums + noise)
+        ledger.set_cap("ward", 2.0, 1e-4)
+        return json.dumps([{**entry, "time": ""} for entry in ledger.export()])
+
+
+def test_the_export_is_the_same_whatever_the_private_sums(tmp_path: Path) -> None:
+    """Equal exports for other sums, noise and keys: no digest of them, keyed or not, can be inside."""
+    first = history(tmp_path / "a" / "ledger.sqlite", SUMS, NOISE)
+    assert first == history(tmp_path / "b" / "ledger.sqlite", SUMS * 7, NOISE - 9)
+    assert hashlib.sha256(SUMS.tobytes()).hexdigest() not in first
+
+
+def test_rows_hold_no_tag(ledger: Ledger, path: Path) -> None:
+    reserve(ledger)
+    with sqlite3.connect(path) as connection:
+        (tag,) = connection.execute("SELECT tag FROM private_tags").fetchone()
+    connection.close()
+    assert len(tag) == 32
+    assert tag.hex() not in json.dumps(ledger.export()) + repr(ledger.rows())
+    key = (path.with_name("ledger.sqlite.files") / "key").read_bytes()
+    assert key not in path.read_bytes()
+
+
+def test_modes(path: Path) -> None:
+    path.with_name("ledger.sqlite.files").mkdir(mode=0o755)
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger)
+        ledger.persist_noise(reservation, NOISE)
+    files = path.with_name("ledger.sqlite.files")
+    assert stat.S_IMODE(files.stat().st_mode) == 0o700
+    for file in (path, files / "key", files / "noise-1.npy"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+# --- tampering and damage ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["UPDATE entries SET body = replace(body, '0.01', '0.001') WHERE number = 1"],
+        ["UPDATE entries SET body = replace(body, 'ward', 'none') WHERE number = 2"],
+        ["UPDATE entries SET hash = 'x' || substr(hash, 2) WHERE number = 1"],
+        ["UPDATE entries SET previous = '0' WHERE number = 2"],
+        ["DELETE FROM entries WHERE number = 1"],
+        ["DELETE FROM entries WHERE number = 3"],
+        ["DELETE FROM entries WHERE number = 3", "UPDATE head SET number = 2, hash = (SELECT hash FROM entries WHERE number = 2)"],
+        ["DELETE FROM entries", "DELETE FROM head"],
+        ["DELETE FROM entries"],
+        ["DELETE FROM head"],
+        ["UPDATE head SET seal = zeroblob(32)"],
+        ["UPDATE head SET seal = 'text'"],
+        ["DROP TABLE entries"],
+        ["PRAGMA user_version = 2"],
+    ],
+)  # fmt: skip
+def test_an_edited_ledger_is_refused_everywhere(path: Path, statements: list[str]) -> None:
+    with Ledger.open(path) as ledger:
+        for number in range(2):
+            reservation = reserve(ledger, key=f"plan/{number}", event=SMALL)
+        ledger.persist_noise(reservation, NOISE)
+        ledger.verify()
+        edit(path, *statements)
+        with pytest.raises(FileContentError) as caught:
+            ledger.verify()
+        assert caught.value.exit_code == 3
+        assert "\n" not in str(caught.value)
+        with pytest.raises(FileContentError):
+            reserve(ledger)
+    with pytest.raises(FileContentError):
+        Ledger.open(path)
+
+
+def test_times_are_shown_but_not_chained(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        reserve(ledger)
+        assert ledger.rows()[0].time.endswith("+00:00")
+
+
+def test_a_forged_tag_only_costs_another_charge(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        reserve(ledger, event=SMALL)
+    edit(path, "DELETE FROM private_tags")
+    with Ledger.open(path) as ledger:
+        assert reserve(ledger, event=SMALL).id == 2
+
+
+@pytest.mark.parametrize("position", [0, 70, 130, 150, -1])
+def test_damaged_arrays_are_refused(path: Path, position: int) -> None:
+    files = path.with_name("ledger.sqlite.files")
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger)
+        ledger.persist_noise(reservation, NOISE)
+        data = bytearray((files / "noise-1.npy").read_bytes())
+        data[position] ^= 1
+        (files / "noise-1.npy").write_bytes(data)
+        for act in (lambda: ledger.noise(reservation), ledger.verify):
+            with pytest.raises(FileContentError, match="seal does not fit"):
+                act()
+        (files / "noise-1.npy").unlink()
+        with pytest.raises(FileContentError, match="missing"):
+            ledger.noise(reservation)
+
+
+def test_noise_of_a_lost_history_is_never_taken_for_other_sums(tmp_path: Path) -> None:
+    """A ledger restored from an old copy, its folder newer: entry 1 is charged again, for other sums."""
+    path = tmp_path / "ledger.sqlite"
+    with Ledger.open(path) as ledger:
+        ledger.set_cap("ward", 2.0, 1e-4)
+    old = path.read_bytes()
+    with Ledger.open(path) as ledger:
+        ledger.persist_noise(reserve(ledger), NOISE)
+    path.write_bytes(old)
+    with Ledger.open(path) as ledger:
+        reservation = reserve(ledger, sums=SUMS + 1)
+        with pytest.raises(FileContentError, match="seal does not fit"):
+            ledger.persist_noise(reservation, NOISE)
+        with pytest.raises(FileContentError, match="seal does not fit"):
+            reserve(ledger, sums=SUMS + 1)
+
+
+def test_a_folder_without_its_ledger_or_a_ledger_without_its_key(path: Path) -> None:
+    files = path.with_name("ledger.sqlite.files")
+    with Ledger.open(path) as ledger:
+        ledger.persist_noise(reserve(ledger), NOISE)
+    key, content = (files / "key").read_bytes(), path.read_bytes()
+    path.unlink()
+    with pytest.raises(FileContentError, match="gone or empty"):
+        Ledger.open(path)
+    path.write_bytes(content)
+    (files / "key").unlink()
+    with pytest.raises(FileContentError, match="0 bytes, the ledger's key has 32"):
+        Ledger.open(path)
+    (files / "key").write_bytes(bytes(32))
+    with pytest.raises(FileContentError, match="seal of its head"):
+        Ledger.open(path)
+    (files / "key").write_bytes(key)
+    with Ledger.open(path) as ledger:
+        ledger.verify()
+
+
+def test_a_file_that_is_no_ledger(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to look like a file" * 20)
+    with pytest.raises(FileContentError, match="not readable as a ledger"):
+        Ledger.open(path)
+
+
+# --- where it lives --------------------------------------------------------------------------------------------------
+
+
+def test_default_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "named.sqlite"))
+    assert ledger_files.default_path() == tmp_path / "named.sqlite"
+    monkeypatch.delenv("DISTQEXP_LEDGER")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with Ledger.open() as ledger:
+        assert ledger.path == tmp_path / "state" / "distqexp" / "ledger.sqlite"
+        assert ledger.path.exists()
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ledger_files.default_path() == tmp_path / ".local" / "state" / "distqexp" / "ledger.sqlite"
+
+
+def test_looking_at_a_ledger_makes_none(path: Path) -> None:
+    with pytest.raises(UsageError, match="no ledger there"):
+        Ledger.open(path, create=False)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_path_under_a_file_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="can't be a folder"):
+        Ledger.open(tmp_path / "file" / "ledger.sqlite")
+
+
+def test_file_systems_without_locks_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_files.fcntl, "fcntl", lambda *_: b"")
+        with pytest.raises(StorageError, match="two locks on one file were granted"):
+            Ledger.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_files.fcntl, "lockf", refuse)
+        with pytest.raises(StorageError, match=r"file locks don't work there .No locks available"):
+            Ledger.open(path)
+    assert not path.exists()
+
+
+def test_a_ledger_held_by_another_is_a_storage_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distqexp.privacy.ledger_chain.BUSY_SECONDS", 0.05)
+    with Ledger.open(path) as ledger:
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        try:
+            with pytest.raises(StorageError, match="another process held the ledger"):
+                reserve(ledger)
+        finally:
+            blocker.close()
+        assert reserve(ledger).id == 1

@@ -1,0 +1,94 @@
+"""Composition of releases, and the curve that discrete noise has."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from distqexp.errors import UsageError
+from distqexp.privacy import gdp, zcdp
+from distqexp.privacy.calibration import spent, spent_epsilon
+from distqexp.privacy.events import GaussianRelease, Guarantee, compose
+
+
+def total(guarantee: Guarantee, epsilon: float) -> float:
+    return gdp.delta(epsilon, guarantee.mu) + (1 + math.exp(epsilon)) * guarantee.total_variation
+
+
+def test_parameters_add_up() -> None:
+    events = [GaussianRelease(3.0, 10), GaussianRelease(4.0, 20, sigma=100.0), GaussianRelease(12.0, 5, sigma=50.0)]
+    guarantee = compose(events)
+    assert guarantee.mu == pytest.approx(13.0, rel=1e-14)
+    assert guarantee.rho == pytest.approx(84.5, rel=1e-14)
+    expected = math.sqrt((20 / 100.0**4 + 5 / 50.0**4) / 1152)
+    assert guarantee.total_variation == pytest.approx(expected, rel=1e-12)
+    assert compose(reversed(events)).mu == guarantee.mu
+
+
+def test_nothing_released_costs_nothing() -> None:
+    assert compose([]) == Guarantee(0.0, 0.0, 0.0)
+    assert spent([], 1.0) == 0.0
+    assert spent_epsilon([], 1e-5) == 0.0
+
+
+def test_slack_is_added_to_the_gaussian_curve() -> None:
+    guarantee = compose([GaussianRelease(0.5, 100, sigma=5e4)])
+    assert guarantee.total_variation > 0
+    for epsilon in (0.0, 0.3, 1.0, 1.5):
+        assert guarantee.delta(epsilon) == pytest.approx(total(guarantee, epsilon), rel=1e-12)
+    continuous = compose([GaussianRelease(0.5, 100)])
+    assert continuous.delta(1.0) == gdp.delta(1.0, 0.5) < guarantee.delta(1.0)
+
+
+@pytest.mark.parametrize("sigma", [10.0, 3e3, 1e5])
+def test_delta_never_rises_with_epsilon_though_the_slack_does(sigma: float) -> None:
+    guarantee = compose([GaussianRelease(0.5, 100, sigma=sigma)])
+    grid = [0.05 * step for step in range(801)]
+    deltas = [guarantee.delta(epsilon) for epsilon in grid]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(deltas))
+    by_slack = [min(1.0, total(guarantee, epsilon)) for epsilon in grid]
+    assert by_slack[-1] > min(by_slack)  # the plain sum does rise again
+    for index, epsilon in enumerate(grid):
+        expected = min(min(by_slack[: index + 1]), zcdp.delta(epsilon, guarantee.rho))
+        assert deltas[index] == pytest.approx(expected, rel=2e-2, abs=1e-300)
+        assert deltas[index] <= expected * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("sigma", [None, 3.0, 500.0, 1e6])
+@pytest.mark.parametrize("delta", [1e-12, 1e-5, 1e-2])
+def test_epsilon_inverts_delta_on_the_safe_side(sigma: float | None, delta: float) -> None:
+    guarantee = compose([GaussianRelease(0.7, 50, sigma=sigma)], times=3)
+    epsilon = guarantee.epsilon(delta)
+    assert guarantee.delta(epsilon) <= delta
+    assert guarantee.delta(epsilon * (1 - 1e-8)) > delta * (1 - 1e-6)
+    assert gdp.epsilon(delta, guarantee.mu) <= epsilon * (1 + 1e-9)
+    assert epsilon <= zcdp.epsilon(delta, guarantee.rho)
+
+
+def test_hopeless_slack_leaves_the_concentrated_guarantee() -> None:
+    guarantee = compose([GaussianRelease(0.5, 10**9, sigma=3.0)])
+    assert guarantee.total_variation == 1.0
+    assert guarantee.delta(3.0) == zcdp.delta(3.0, guarantee.rho)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 1), "mu of a release: found 0.0"),
+        ((math.nan, 1), "mu of a release: found nan"),
+        ((math.inf, 1), "mu of a release: found inf"),
+        ((1.0, 0), "coordinates of a release: found 0"),
+        ((1.0, 1, 2.9), "sigma of a discrete release: found 2.9"),
+        ((1.0, 1, math.nan), "sigma of a discrete release: found nan"),
+    ],
+)
+def test_impossible_releases_are_refused(arguments: tuple[float, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GaussianRelease(*arguments)  # type: ignore[arg-type]
+
+
+def test_negative_counts_are_refused() -> None:
+    with pytest.raises(UsageError, match="times: found -1"):
+        compose([GaussianRelease(1.0, 1)], times=-1)
