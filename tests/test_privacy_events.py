@@ -42,10 +42,10 @@ def test_slack_is_added_to_the_gaussian_curve() -> None:
     assert continuous.delta(1.0) == gdp.delta(1.0, 0.5) < guarantee.delta(1.0)
 
 
-@pytest.mark.parametrize("sigma", [10.0, 3e3, 1e5])
-def test_delta_never_rises_with_epsilon_though_the_slack_does(sigma: float) -> None:
-    guarantee = compose([GaussianRelease(0.5, 100, sigma=sigma)])
-    grid = [0.05 * step for step in range(801)]
+@pytest.mark.parametrize(("mu", "sigma"), [(0.5, 10.0), (0.5, 3e3), (0.5, 1e5), (3.0, 1e6), (6.0, 1e12)])
+def test_delta_never_rises_with_epsilon_though_the_slack_does(mu: float, sigma: float) -> None:
+    guarantee = compose([GaussianRelease(mu, 100, sigma=sigma)])
+    grid = [0.05 * step for step in range(1201)]
     deltas = [guarantee.delta(epsilon) for epsilon in grid]
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(deltas))
     by_slack = [min(1.0, total(guarantee, epsilon)) for epsilon in grid]

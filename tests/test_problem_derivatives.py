@@ -84,7 +84,8 @@ def test_gauss_newton_is_the_hessian_for_a_linear_model() -> None:
     network, loss, inputs, targets = _case("logistic")
     factors = loss_curvature_factors(network, loss, inputs).reshape(-1, network.d)
     hessian = torch.autograd.functional.hessian(
-        lambda t: loss.value(network.functional(network.split(t), inputs), targets).sum(), torch.from_numpy(network.theta())
+        lambda t: loss.value(network.functional(network.split(t), inputs), targets).sum(),
+        torch.from_numpy(network.theta()),
     )
     torch.testing.assert_close(factors.T @ factors, hessian, rtol=1e-10, atol=1e-12)
 

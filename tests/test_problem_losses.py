@@ -72,7 +72,9 @@ def test_metrics_count_present_records_only() -> None:
     assert found["accuracy"] == 0.5
     assert found["log_loss"] == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 2)
     binary = get_loss("binary-cross-entropy").metrics(
-        torch.tensor([[3.0], [-1.0], [2.0], [9.0]]), torch.tensor([1.0, 0, 0, 0]), torch.tensor([True, True, True, False])
+        torch.tensor([[3.0], [-1.0], [2.0], [9.0]]),
+        torch.tensor([1.0, 0, 0, 0]),
+        torch.tensor([True, True, True, False]),
     )
     assert binary["auroc"] == 1.0
     assert binary["accuracy"] == pytest.approx(2 / 3)

@@ -193,7 +193,9 @@ def test_missing_files_and_roles_are_usage_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
-def test_line_index_is_the_same_for_every_block_size(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_index_is_the_same_for_every_block_size(
+    tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = b'\xef\xbb\xbfa,b,y\r\n\r\n1,"x,\n""q""",0\r\n2,,1\n\n3,z,0'
     (tmp_path / "t.csv").write_bytes(text)
     whole = ByteSource.blocks
@@ -231,4 +233,6 @@ def test_parquet_types_that_are_numbers_and_those_that_are_not(tmp_path: Path) -
     assert records.inputs.tolist() == [[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]
     assert records.present.tolist() == [True, True, False]
     with pytest.raises(DistqexpError, match="'a'"):
-        _open(_save(frame.assign(a=pd.Timestamp("2020-01-01"), patient=1, site="x", note="y"), tmp_path, "parquet")).read([0])
+        _open(
+            _save(frame.assign(a=pd.Timestamp("2020-01-01"), patient=1, site="x", note="y"), tmp_path, "parquet")
+        ).read([0])

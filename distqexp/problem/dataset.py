@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.filters import parse_filter
 from distqexp.problem.images import rotate_images
 from distqexp.problem.readers import Reader, open_reader
-from distqexp.problem.readers.base import existing_file
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
+from distqexp.problem.selection import read_blank, select_rows
 from distqexp.problem.slots import SlotMap, slot_map
 
 _ROWS_AT_ONCE = 1024
@@ -129,51 +128,14 @@ def open_dataset(data: DataConfig, schema: Schema) -> Dataset:
     return Dataset(data, schema, reader)
 
 
-def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> NDArray[np.int64]:
-    """int64, ascending: the rows of the file that rows and where (and, unless kept, blank) leave."""
-    keep = np.ones(reader.count, dtype=np.bool_)
-    if data.rows is not None:
-        keep[:] = False
-        for first, last in data.rows:
-            if last > reader.count:
-                raise FileContentError(
-                    f"data.rows: [{first}, {last}) reaches beyond the last row of "
-                    f"{', '.join(str(path) for path in reader.files()) or data.format}; give rows that the file has"
-                )
-            if keep[first:last].any():
-                raise UsageError(f"data.rows: [{first}, {last}) overlaps another range; expected disjoint ranges")
-            keep[first:last] = True
-    if data.where is not None:
-        for comparison in parse_filter(data.where):
-            keep &= comparison.mask(reader)
-    if not keep_blank:
-        keep &= ~read_blank(data, reader.count)
-    return np.flatnonzero(keep).astype(np.int64)
-
-
-def read_blank(data: DataConfig, count: int) -> NDArray[np.bool_]:
-    """bool (count,): the rows of the file that data.blank marks; none without it."""
-    if data.blank is None:
-        return np.zeros(count, dtype=np.bool_)
-    path = existing_file(data.blank, "data.blank")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        raise FileContentError(f"{path}: not a whole .npy array; expected booleans, one a row of the file") from None
-    if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (count,):
-        raise FileContentError(f"{path}: not a vector of booleans, one a row of the data file; make it anew")
-    return found
-
-
-def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(n, ...) -> (n,): whether any mark of a record is set."""
-    found: NDArray[np.bool_] = marks.any(axis=tuple(range(1, marks.ndim)))
-    return found
-
-
 def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDArray[Any]:
     if len(places) == count:
         return values
     found = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
     found[places] = values
     return found
+
+
+def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n, ...) -> (n,): whether any mark of a record is set."""
+    return np.asarray(marks.any(axis=tuple(range(1, marks.ndim))), dtype=np.bool_)

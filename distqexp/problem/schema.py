@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.readers.base import Reader, some
+from distqexp.problem.readers import Reader, open_reader
+from distqexp.problem.readers.base import some
+from distqexp.problem.selection import select_rows
 
 IMAGE_FORMATS = ("digits", "idx")
 _VALUES_AT_ONCE = 2**24
@@ -132,9 +134,6 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Sc
     Medians ignore missing and infinite values; means and scales (standard deviation, 1 where it is zero) come
     after imputation. Raises UsageError and FileContentError as the readers do.
     """
-    from distqexp.problem.dataset import select_rows
-    from distqexp.problem.readers import open_reader
-
     reader = open_reader(data)
     rows = select_rows(data, reader)
     if len(rows) == 0:

@@ -1,0 +1,26 @@
+"""Shared by all tests: a ledger of their own, quick models, the data folder when there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test touches the user's ledger."""
+    path = tmp_path / "ledger" / "ledger.sqlite"
+    path.parent.mkdir()
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(path))
+    return path
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder with mnist/ and icu2012/; tests skip where it is not there."""
+    folder = os.environ.get("DISTQEXP_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DISTQEXP_DATA is not set to a folder with mnist/ and icu2012/")
+    return Path(folder)
