@@ -25,13 +25,27 @@ from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
-from distqexp.stages.plan import make_plan
+from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import Charging, charge, check_budget, draw_release, ledger_entry, make_release
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
 from distqexp.stages.sketch import open_shards, sketch_round, whole_sketch
+from distqexp.stages.verify import verify_path
+from distqexp.storage.inspect import describe
 
-__all__ = ["export", "fit", "load_config", "plan", "pool", "release", "sketch"]
+__all__ = [
+    "Ledger",
+    "describe_plan",
+    "export",
+    "fit",
+    "inspect",
+    "load_config",
+    "plan",
+    "pool",
+    "release",
+    "sketch",
+    "verify",
+]
 
 StrPath = str | os.PathLike[str]
 
@@ -77,6 +91,7 @@ def sketch(
     labels: StrPath | None = None,
     blank: StrPath | None = None,
     ledger: StrPath | None = None,
+    callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
 ) -> None:
     """At a site: sketch one shard of private records at the plan's round, or at the one after ``release``.
@@ -95,8 +110,13 @@ def sketch(
         role = f"site-{spec.shard or 'all'}"
         running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
         sources, fingerprints = open_shards(received, [spec], running)
-        running.on_root(lambda: parts.mkdir(mode=0o700, exist_ok=True))
-        sums = sketch_round(received, state, sources, fingerprints, parts, running)
+        running.on_root(lambda: open_folder(parts, resume=True, private=True))
+        rounds = received.config.mechanism.rounds
+        with Progress(rounds=rounds, silent=not running.is_root, callback=callback) as progress:
+            running.on_progress = progress.advance
+            progress.stage("sketch", state.round)
+            sums = sketch_round(received, state, sources, fingerprints, parts, running)
+            progress.advance(1.0)
 
         def finish() -> None:
             books, total = required(charging), required(sums)
@@ -137,7 +157,9 @@ def release(
         made = plan_from_root(running, lambda: _received_plan(plan_file))
         state = _state_after(made, running, previous)
         public = _public_data(made, state, config)
-        charging = on_root_only(running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed))
+        charging = on_root_only(
+            running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
+        )
         noisy_sums = on_root_only(
             running, lambda: draw_release(made, state, Quadratic.read(Path(quadratic), made), required(charging))
         )
@@ -165,14 +187,26 @@ def export(
     found = sorted((Release.read(Path(path), made) for path in releases), key=lambda item: item.round)
     rounds = made.config.mechanism.rounds
     if [item.round for item in found] != list(range(rounds)):
-        raise UsageError(f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release")
+        raise UsageError(
+            f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release"
+        )
+    data = _checked(made, config).data.eval if config is not None else None
+    metrics = {"before": evaluate(made, made.state.theta, data), "after": evaluate(made, found[-1].theta, data)}
+    charging = Charging(Ledger.open(Path(ledger) if ledger else None), found[-1].insecure_seed)
+    entry = ledger_entry(made, charging, rounds - 1)
     folder = Path(out)
     open_folder(folder, resume=False)
-    charging = Charging(Ledger.open(Path(ledger) if ledger else None), found[-1].insecure_seed)
-    certificate = export_model(made, found, folder, ledger_entry(made, charging, rounds - 1))
-    data = _checked(made, config).data.eval if config is not None else None
-    before, after = evaluate(made, made.state.theta, data), evaluate(made, found[-1].theta, data)
-    return certificate, {"before": before, "after": after}
+    return export_model(made, found, folder, entry), metrics
+
+
+def inspect(path: StrPath) -> str:
+    """What a file is, in a few lines for people. Of private files the header only."""
+    return describe(Path(path))
+
+
+def verify(path: StrPath) -> list[str]:
+    """Check a file, a certificate or a run's folder; one line a file. Raises FileContentError at the first bad one."""
+    return verify_path(Path(path))
 
 
 def _received_plan(path: StrPath) -> Plan:
@@ -194,10 +228,16 @@ def _shard_data(
     made: Plan, shard: str | None, data: StrPath | None, out: Path, labels: StrPath | None, blank: StrPath | None
 ) -> DataConfig:
     names = made.config.shards
-    candidates = [shard] if shard is not None else [*([Path(data).name.split(".")[0]] if data else []), out.name.split(".")[0]]
-    found = next((name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None)
+    candidates = (
+        [shard] if shard is not None else [*([Path(data).name.split(".")[0]] if data else []), out.name.split(".")[0]]
+    )
+    found = next(
+        (name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None
+    )
     if found is None:
-        raise UsageError(f"shard {shard or ' or '.join(candidates)}: not in the plan; expected one of {', '.join(names)}: give --shard")
+        raise UsageError(
+            f"shard {shard or ' or '.join(candidates)}: not in the plan; expected one of {', '.join(names)}: give --shard"
+        )
     spec = made.config.data.private[names.index(found)]
     if data is None and spec.format != "digits":
         raise UsageError(f"--data: not given; expected the {spec.format} file of shard {found}")
@@ -216,7 +256,9 @@ def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataCo
     if config is not None:
         return _checked(made, config).data.public
     if public.format != "digits":
-        raise UsageError("--config: not given; expected the config whose data.public the next round's precision is computed from")
+        raise UsageError(
+            "--config: not given; expected the config whose data.public the next round's precision is computed from"
+        )
     return public
 
 

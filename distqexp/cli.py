@@ -9,25 +9,29 @@ from typing import Annotated
 
 import typer
 
-from distqexp.errors import DistqexpError, NotAvailableYet
+from distqexp.errors import NotAvailableYet
 
 app = typer.Typer(
     name="distqexp",
     help="Fine-tune a pretrained model with differential privacy, stage by stage.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-ledger_app = typer.Typer(help="What was spent, and what may be spent.", no_args_is_help=True, rich_markup_mode=None)
+ledger_app = typer.Typer(help="What was spent, and what may be spent.", rich_markup_mode=None)
 app.add_typer(ledger_app, name="ledger")
 
 ConfigPath = Annotated[Path | None, typer.Argument(help="TOML config; the embedded digits task when absent")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="the plan's config: where public and evaluation data are")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="the plan's config: where public and evaluation data are")
+]
 PlanPath = Annotated[Path, typer.Argument(help="plan.h5")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a config key")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a config key")
+]
 Seed = Annotated[
-    int | None, typer.Option("--insecure-noise-seed", metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE")
+    int | None,
+    typer.Option("--insecure-noise-seed", metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE"),
 ]
 
 
@@ -45,7 +49,9 @@ def plan(
     _say(*describe_plan(made))
 
 
-@app.command(epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5)")
+@app.command(
+    epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5)"
+)
 def sketch(
     plan: PlanPath,
     out: Annotated[Path, typer.Option(help="the sketch file to write; as sensitive as the records")],
@@ -126,7 +132,9 @@ def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> 
 
 
 @app.command(epilog="example: distqexp verify runs/digits")
-def verify(paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")]) -> None:
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")],
+) -> None:
     """Check every checksum, every plan identity, and a certificate against its model."""
     from distqexp.stages.verify import verify_path
 
@@ -139,7 +147,7 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
     """Print every charge and the caps."""
     from distqexp.privacy.ledger import Ledger
 
-    ledger = Ledger.open()
+    ledger = Ledger.open(create=False)
     rows = ledger.rows(population)
     for row in rows:
         _say(
@@ -148,7 +156,8 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
         )
     for name in sorted({row.population for row in rows} | ({population} if population else set())):
         cap = ledger.cap(name)
-        _say(f"{name}: " + (f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else "no cap set: a config's own budget holds"))
+        capped = f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else None
+        _say(f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}")
 
 
 @ledger_app.command("cap", epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5")
@@ -169,13 +178,16 @@ def ledger_verify() -> None:
     """Check the hash chain."""
     from distqexp.privacy.ledger import Ledger
 
-    Ledger.open().verify()
+    Ledger.open(create=False).verify()
     _say("ledger: the hash chain holds")
 
 
 def _later(name: str, help_text: str) -> None:
     @app.command(
-        name, help=help_text, epilog="not available yet", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+        name,
+        help=help_text,
+        epilog="not available yet",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )
     def command() -> None:
         raise NotAvailableYet(f"distqexp {name}")
@@ -193,15 +205,21 @@ def _say(*lines: str) -> None:
 
 def main() -> None:
     """Entry point of the ``distqexp`` command."""
-    from distqexp.engines.base import exit_code, reason
+    sys.exit(run(sys.argv[1:]))
 
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code. ``--debug`` adds the places of a traceback to an error."""
+    from distqexp.engines.base import exit_code, places, reason
+
+    debug = "--debug" in arguments
     try:
-        code = app(args=arguments, standalone_mode=False) or 0
-    except DistqexpError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"distqexp: {reason(error)}\n")
-        code = exit_code(error)
-    sys.exit(code)
+        code = app(args=[word for word in arguments if word != "--debug"], prog_name="distqexp", standalone_mode=False)
+        return int(code or 0)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a script its exit code
+        if hasattr(error, "format_message"):  # the command line parser's own errors, whichever library it comes from
+            sys.stderr.write(f"distqexp: {' '.join(error.format_message().split())} See --help.\n")
+            return 2
+        if not getattr(error, "reported", False):
+            sys.stderr.write((places(error) if debug else "") + f"distqexp: {reason(error)}\n")
+        return exit_code(error)

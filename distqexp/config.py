@@ -218,8 +218,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
             raise UsageError(f"config {path}: can't be read ({error}); give a readable TOML file") from None
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"config {path or 'digits'}: not valid TOML ({error})") from None
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, or tables without end
+        raise UsageError(f"config {path or 'digits'}: not valid TOML ({error}); correct it there") from None
     for override in overrides:
         _apply_override(tree, override)
     return config_from_tree(tree, base)
@@ -344,11 +344,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             value = [value]
         if not isinstance(value, list):
             raise UsageError(f"config key {where}: {value!r} is a {_found(value)}; expected {_type_name(hint)}")
-        if len(arguments) == 2 and arguments[1] is not Ellipsis:
-            if len(value) != 2:
-                raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
+        if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+            raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
         return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 2**1023:
+            raise UsageError(
+                f"config key {where}: found a whole number of {value.bit_length()} bits; expected a number"
+            )
         return float(value)
     if origin is not None and issubclass(origin, Mapping):
         hint = dict
@@ -364,20 +367,21 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override}: expected section.key=value, such as privacy.epsilon=1.0")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     node: Any = tree
-    for part in path[:-1]:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() and int(part) < len(node) else node
-        if isinstance(node, dict):
+    for depth, part in enumerate(path):
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node) and depth + 1 < len(path):
+            node = node[int(part)]
+        elif isinstance(node, dict) and depth + 1 < len(path):
             node = node.setdefault(part, {})
-        elif not isinstance(node, dict | list):
-            raise UsageError(f"--set {override}: {part} is not a table")
-    if not isinstance(node, dict):
-        raise UsageError(
-            f"--set {override}: {'.'.join(path[:-1])} is not one table; name its index, such as data.private.0.rows"
-        )
-    node[path[-1]] = value
+        elif isinstance(node, dict):
+            node[part] = value
+        else:
+            raise UsageError(
+                f"--set {override}: {'.'.join(path[:depth])} is a {_found(node)}; expected a table, or in a list of "
+                "tables the number of one, such as data.private.0.rows"
+            )
 
 
 def _found(value: Any) -> str:
@@ -420,7 +424,10 @@ def _resolve_paths(config: Config, base: Path) -> Config:
             raise UsageError(
                 f"config key {where}: {text!r} needs the environment variable {error}; export it"
             ) from None
-        path = Path(text).expanduser()
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            raise UsageError(f"config key {where}: {text!r} begins with an unknown user; give the whole path") from None
         return str(path if path.is_absolute() else base / path)
 
     def resolve_data(data: DataConfig | None, where: str) -> DataConfig | None:
@@ -454,6 +461,9 @@ def _check(config: Config) -> None:
     def positive(where: str, value: float | None) -> None:
         need(value is None or (math.isfinite(value) and value > 0), where, value, "a finite number above 0")
 
+    def seed(where: str, value: int) -> None:
+        need(0 <= value < 2**63, where, value, "0 to 2^63 - 1")
+
     model, privacy, mechanism = config.model, config.privacy, config.mechanism
     need(model.factory.count(":") == 1, "model.factory", model.factory, '"package.module:function"')
     need(not (model.weights and model.pretrain), "model.weights", model.weights, "either weights or pretrain, not both")
@@ -462,7 +472,13 @@ def _check(config: Config) -> None:
         need(config.data.public is not None, "model.pretrain", "no data.public", "public data to pretrain on")
         need(pretrain.epochs >= 0, "model.pretrain.epochs", pretrain.epochs, "0 or more")
         need(pretrain.batch >= 1, "model.pretrain.batch", pretrain.batch, "1 or more")
-        need(pretrain.weight_decay >= 0, "model.pretrain.weight_decay", pretrain.weight_decay, "0 or more")
+        need(
+            math.isfinite(pretrain.weight_decay) and pretrain.weight_decay >= 0,
+            "model.pretrain.weight_decay",
+            pretrain.weight_decay,
+            "0 or more",
+        )
+        seed("model.pretrain.seed", pretrain.seed)
         need(
             pretrain.optimiser in ("adam", "sgd", "lbfgs"),
             "model.pretrain.optimiser",
@@ -470,6 +486,7 @@ def _check(config: Config) -> None:
             "adam, sgd or lbfgs",
         )
         positive("model.pretrain.learning_rate", pretrain.learning_rate)
+        need(pretrain.learning_rate <= 1e30, "model.pretrain.learning_rate", pretrain.learning_rate, "at most 1e30")
     need(len(config.data.private) > 0, "data.private", "no shard", "at least one table")
     names = config.shards
     need(len(set(names)) == len(names), "data.private.shard", list(names), "a different name for every shard")
@@ -488,14 +505,17 @@ def _check(config: Config) -> None:
     need(bool(config.data.population.strip()), "data.population", config.data.population, "a name")
 
     positive("privacy.epsilon", privacy.epsilon)
+    need(privacy.epsilon <= 1e4, "privacy.epsilon", privacy.epsilon, "at most 10000")
     if privacy.delta == 0:
         raise NotAvailableYet("config key privacy.delta: 0 (pure differential privacy)")
     need(0 < privacy.delta < 1, "privacy.delta", privacy.delta, "a number strictly between 0 and 1")
-    need(privacy.units >= 1, "privacy.units", privacy.units, "a public number of units, 1 or more")
+    need(privacy.delta >= 1e-300, "privacy.delta", privacy.delta, "1e-300 or more")
+    need(1 <= privacy.units <= 2**53, "privacy.units", privacy.units, "a public number of units, 1 to 2^53")
 
     subspace = config.subspace
     need(subspace.k is None or subspace.k >= 1, "subspace.k", subspace.k, "1 or more")
     need(subspace.kind == "identity" or subspace.k is not None, "subspace.k", None, f"a dimension for {subspace.kind}")
+    seed("subspace.seed", subspace.seed)
     need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
 
     precision = config.precision
@@ -525,6 +545,7 @@ def _check(config: Config) -> None:
         (mechanism.clip is None) != (mechanism.clip_quantile is None),
         "mechanism.clip", mechanism.clip, "exactly one of mechanism.clip and mechanism.clip_quantile",
     )  # fmt: skip
+    need(mechanism.grid is None or -500 <= mechanism.grid <= 450, "mechanism.grid", mechanism.grid, "-500 to 450")
     if mechanism.clip_quantile is not None:
         need(0 < mechanism.clip_quantile <= 1, "mechanism.clip_quantile", mechanism.clip_quantile, "above 0, at most 1")
         need(
@@ -535,8 +556,8 @@ def _check(config: Config) -> None:
         )
 
     engine = config.engine
-    need(engine.micro_batch >= 1, "engine.micro_batch", engine.micro_batch, "1 or more")
-    need(engine.threads >= 1, "engine.threads", engine.threads, "1 or more")
+    need(1 <= engine.micro_batch < 2**31, "engine.micro_batch", engine.micro_batch, "1 or more, below 2^31")
+    need(1 <= engine.threads <= 1024, "engine.threads", engine.threads, "1 to 1024")
     need(engine.device in ("cpu", "cuda"), "engine.device", engine.device, "cpu or cuda")
     need(engine.workers is None or engine.workers >= 1, "engine.workers", engine.workers, "1 or more")
 

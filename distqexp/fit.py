@@ -8,20 +8,22 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distqexp.config import Config, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine, exit_code, places, reason
-from distqexp.engines.launcher import launched_rank
-from distqexp.errors import FileContentError
+from distqexp.engines.launcher import may_print
+from distqexp.errors import FileContentError, UsageError
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
 from distqexp.stages.context import DataSource
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
+from distqexp.stages.inputs import check_paths
 from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.release import Charging, check_budget, draw_release, ledger_entry, make_release
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
@@ -67,13 +69,19 @@ def run(
     without repeating finished work and without a second charge. Raises DistqexpError.
     """
     engine.on_progress = progress.advance
+    if not resume:
+        engine.on_root(lambda: check_paths(config))
     engine.on_root(lambda: open_folder(out, resume))
     progress.stage("plan")
     plan = _plan(config, out, engine)
     if engine.is_root:
-        print(*describe_plan(plan), sep="\n", file=sys.stderr, flush=True)
+        sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
+        sys.stderr.flush()
+    # Before anything is spent: evaluation data that are refused must not cost a release.
+    before = on_root_only(engine, lambda: evaluate(plan, plan.state.theta, config.data.eval))
 
     releases, state = _finished_rounds(plan, out, engine)
+    engine.on_root(lambda: _same_noise(releases, insecure_seed))
     charging = on_root_only(engine, lambda: Charging(Ledger.open(), insecure_seed))
     if state is not None:
         engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
@@ -85,7 +93,9 @@ def run(
             state = release.next_state
 
     progress.stage("export")
-    return on_root_only(engine, lambda: _export(config, plan, releases, out, required(charging), progress))
+    return on_root_only(
+        engine, lambda: _export(config, plan, releases, out, required(charging), before or {}, progress)
+    )
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,7 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine) -> tuple[list[Releas
     releases: list[Release] = []
     state: RoundState | None = plan.state
     while state is not None:
-        path = release_path(out, state.round)
-        release = release_from_root(engine, plan, lambda path=path: Release.read(path, plan) if path.exists() else None)
+        release = release_from_root(engine, plan, partial(_stored_release, plan, release_path(out, state.round)))
         if release is None:
             break
         releases.append(release)
@@ -128,30 +137,57 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine) -> tuple[list[Releas
     return releases, state
 
 
+def _stored_release(plan: Plan, path: Path) -> Release | None:
+    return Release.read(path, plan) if path.exists() else None
+
+
+def _same_noise(releases: Sequence[Release], insecure_seed: int | None) -> None:
+    for release in releases:
+        if release.insecure_seed != insecure_seed:
+            raise UsageError(
+                f"--insecure-noise-seed: found {insecure_seed}; round {release.round} was released with "
+                f"{release.insecure_seed}: resume with the same, or take a new --out"
+            )
+
+
 def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> Release:
     plan, pooled = work.plan, quadratic_path(work.out, state.round)
     progress.stage("sketch", state.round)
     if not engine.on_root(pooled.exists):
         sums = sketch_round(plan, state, work.sources, work.fingerprints, work.out, engine)
+        progress.advance(1.0)  # the same lines for a shard without records
         progress.stage("pool", state.round)
-        on_root_only(engine, lambda: Quadratic(plan.plan_id, state.round, required(sums)).write(pooled))
+        on_root_only(
+            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), required(sums)).write(pooled)
+        )
     progress.stage("release", state.round)
     noisy_sums = on_root_only(
         engine, lambda: draw_release(plan, state, Quadratic.read(pooled, plan), required(work.charging))
     )
     release = make_release(plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
+    engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
 
 
-def _export(
-    config: Config, plan: Plan, releases: Sequence[Release], out: Path, charging: Charging, progress: Progress
-) -> FitResult:
+def _forget_private(config: Config, out: Path, round: int) -> None:
+    """Sketches and quadratic are as sensitive as the records: gone once their release is stored."""
     if not config.output.keep_sketches:
-        for release in releases:
-            for path in [*sketch_files(out, release.round), quadratic_path(out, release.round)]:
-                path.unlink(missing_ok=True)
-    before = evaluate(plan, plan.state.theta, config.data.eval)
+        for path in [*sketch_files(out, round), quadratic_path(out, round)]:
+            path.unlink(missing_ok=True)
+
+
+def _export(
+    config: Config,
+    plan: Plan,
+    releases: Sequence[Release],
+    out: Path,
+    charging: Charging,
+    before: dict[str, float],
+    progress: Progress,
+) -> FitResult:
+    for release in releases:  # also what a kill between a release and its clean-up left
+        _forget_private(config, out, release.round)
     after = evaluate(plan, releases[-1].theta, config.data.eval)
     entry = ledger_entry(plan, charging, releases[-1].round)
     certificate = export_model(plan, releases, out, entry)
@@ -162,26 +198,36 @@ def _export(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m distqexp.fit``; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
+        options = _parser().parse_args(arguments)
         config = load_config(options.config, options.overrides)
         out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
-        engine = make_engine(config.engine, os.environ, debug=options.debug)
+        engine = make_engine(config.engine, os.environ, debug=debug)
         with engine, Progress(out, rounds=config.mechanism.rounds, silent=not engine.is_root) as progress:
             result = run(
                 config, out, engine, progress, resume=options.resume, insecure_seed=options.insecure_noise_seed
             )
+    except KeyboardInterrupt:
+        sys.stderr.write("distqexp: interrupted from the keyboard; run the same command with --resume\n")
+        return 130
     except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a launcher its exit code
-        if not getattr(error, "reported", False) and launched_rank(os.environ) == 0:
-            sys.stderr.write((places(error) if options.debug else "") + f"distqexp: {reason(error)}\n")
+        if not getattr(error, "reported", False) and may_print(os.environ):
+            sys.stderr.write((places(error) if debug else "") + f"distqexp: {reason(error)}\n")
         return exit_code(error)
     if result is not None and options.json:
-        print(json.dumps(result.summary(), sort_keys=True), flush=True)
+        sys.stdout.write(json.dumps(result.summary(), sort_keys=True) + "\n")
+        sys.stdout.flush()
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m distqexp.fit",
         description="Fine-tune a pretrained model with differential privacy: plan, sketch, pool, release, export.",
         epilog="example: mpirun -n 2 python -m distqexp.fit configs/digits.toml --out runs/digits --json",

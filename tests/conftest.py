@@ -9,10 +9,9 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test touches the user's ledger."""
-    path = tmp_path / "ledger" / "ledger.sqlite"
-    path.parent.mkdir()
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
     monkeypatch.setenv("DISTQEXP_LEDGER", str(path))
     return path
 

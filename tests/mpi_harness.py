@@ -97,8 +97,9 @@ class MpiRun:
             self.process.wait(30)
 
     def output(self) -> tuple[str, str]:
-        """Standard output and error so far."""
-        return self._out.read_text("utf-8", "replace"), self._err.read_text("utf-8", "replace")
+        """Standard output and error so far, without the zero bytes that mpirun's banner ends with."""
+        out, err = (path.read_text("utf-8", "replace").replace("\0", "") for path in (self._out, self._err))
+        return out, err
 
     def wait_for(self, text: str, times: int = 1, timeout: float = 60.0) -> None:
         """Wait until standard output holds ``text`` so many times."""

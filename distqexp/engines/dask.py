@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 FEWEST_CHUNKS = 32
 FAN_IN = 8
-PATIENCE = 60.0
-"""Seconds without a single worker before the run is given up."""
 
 _stops: set[str] = set()
 """In a worker's process: the runs that were asked to stop."""
@@ -54,15 +52,23 @@ class DaskEngine(SerialEngine):
     """Chunks of items as tasks on a cluster: at ``scheduler``, or a local one of ``workers`` processes.
 
     The context is the argument of one task, so the scheduler can make it again when the worker that holds
-    it dies; it must be picklable, and files that it names must be readable by every worker. A chunk whose
+    it dies: it must be picklable, and files that it names must be readable by every worker. A chunk whose
     worker dies runs again elsewhere. The sums of the chunks are added in a tree on the workers. The number
     of chunks depends on the items and on the number of workers above 16, so a restart finds its checkpoints.
+
+    ``grace``: seconds that other chunks have for their checkpoints once one has stopped. ``patience``: seconds
+    without a scheduler or a single worker before the run is given up.
     """
 
     kind = "dask"
 
     def __init__(
-        self, scheduler: str | None = None, workers: int | None = None, threads: int = 1, grace: float = 15.0
+        self,
+        scheduler: str | None = None,
+        workers: int | None = None,
+        threads: int = 1,
+        grace: float = 15.0,
+        patience: float = 60.0,
     ) -> None:
         super().__init__()
         try:
@@ -70,7 +76,8 @@ class DaskEngine(SerialEngine):
         except ImportError as error:
             raise EngineError(f"engine.kind: dask can't be loaded ({error}); install distqexp[dask]") from None
         self._dask: Any = distributed
-        self._scheduler, self._workers, self._threads, self._grace = scheduler, workers, threads, grace
+        self._scheduler, self._workers, self._threads = scheduler, workers, threads
+        self._grace, self._patience = grace, patience
         self._cluster: Any = None
         self._client: Any = None
 
@@ -86,8 +93,10 @@ class DaskEngine(SerialEngine):
                     dashboard_address=None,
                     silence_logs=logging.CRITICAL,
                 )
-            self._client = self._dask.Client(self._cluster or self._scheduler, timeout=30, set_as_default=False)
-            self._client.wait_for_workers(1, timeout=PATIENCE)
+            self._client = self._dask.Client(
+                self._cluster or self._scheduler, timeout=self._patience, set_as_default=False
+            )
+            self._client.wait_for_workers(1, timeout=self._patience)
         except (OSError, TimeoutError, ValueError) as error:
             self._close()
             where = self._scheduler or "local cluster"
@@ -179,8 +188,10 @@ class DaskEngine(SerialEngine):
                 looked = now
                 if self._client.nthreads():
                     seen = now
-                elif now - seen > PATIENCE:
-                    raise EngineError(f"Dask: no worker for {PATIENCE:.0f} s; start some and run again with --resume")
+                elif now - seen > self._patience:
+                    raise EngineError(
+                        f"Dask: no worker for {self._patience:.0f} s; start some and run again with --resume"
+                    )
                 if self.stop_requested():
                     self._tell(run)
             progress()

@@ -1,7 +1,9 @@
 """The engine over MPI ranks: buffers, non-blocking calls, and waits that sleep.
 
-Every wait polls its requests with short, growing sleeps, so that waiting ranks leave the cores to working
-ones even when many share a core, and so that signals are served while waiting.
+Every wait for other ranks polls its requests with short, growing sleeps, so that waiting ranks leave the cores to
+working ones even when many share a core, and so that signals are served while waiting. Bulk data moves only once
+all ranks concerned have met in such a wait, and then without sleeps: a sleep for every fragment would take
+seconds for megabytes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TAG_STOP, TAG_PROGRESS, TAG_HEADER, TAG_DATA = 11, 12, 13, 14
+TAG_STOP, TAG_PROGRESS, TAG_ASK, TAG_HEADER, TAG_DATA = 11, 12, 13, 14, 15
 SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 0.015
 PROGRESS_INTERVAL = 0.2
 MAX_DIMENSIONS = 8
@@ -108,13 +110,14 @@ class MpiEngine(Engine):
     def abort(self, error: BaseException) -> None:
         # When many ranks fail alike the lowest one speaks: the others hold back for a moment, and its abort
         # reaches them as a signal.
-        patience = 0.0 if self.is_root else min(0.4 + 0.1 * self.rank, 3.0)
+        patience = 0.0 if self.is_root else min(1.5 + 0.1 * self.rank, 4.0)
         signals, until = self._signal.count, time.monotonic() + patience
         while time.monotonic() < until:
             if self._signal.count > signals:
                 os._exit(exit_code(error))
             time.sleep(0.005)
         self._print(f"distqexp: rank {self.rank} on {socket.gethostname()}: {reason(error)}", error)
+        time.sleep(0.2)  # the launcher carries the line before it adds its own account of the abort
         self._comm.Abort(exit_code(error))
 
     def _print(self, line: str, error: BaseException | None = None) -> None:
@@ -152,13 +155,10 @@ class MpiEngine(Engine):
 
     # --- waiting ---------------------------------------------------------------------------------------------
 
-    def _wait(self, *requests: MPI.Request, stopping: bool = False, or_stop: bool = False) -> bool:
-        """Wait for all requests. ``stopping``: leave alone when a stop was requested and ``grace`` is over.
-        ``or_stop``: return False at once when a stop is requested."""
-        pending, pause, since = list(requests), SHORTEST_SLEEP, None
-        while not self._mpi.Request.Testall(pending):
-            if or_stop and self.stop_requested():
-                return False
+    def _wait(self, request: MPI.Request, stopping: bool = False) -> None:
+        """Wait for other ranks. ``stopping``: leave alone when a stop was requested and ``grace`` is over."""
+        pause, since = SHORTEST_SLEEP, None
+        while not request.Test():
             self._serve()
             if stopping and self.stop_requested():
                 since = since or time.monotonic()
@@ -166,7 +166,11 @@ class MpiEngine(Engine):
                     self._leave_alone()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP)
-        return True
+
+    def _transfer(self, request: MPI.Request) -> None:
+        """Move bulk data between ranks that are all here: no sleeps, but the core is offered to others."""
+        while not request.Test():
+            os.sched_yield()
 
     def _wait_at_most(self, request: MPI.Request, seconds: float) -> None:
         until, pause = time.monotonic() + seconds, SHORTEST_SLEEP
@@ -196,7 +200,7 @@ class MpiEngine(Engine):
                 message = ("error", type(error), str(error))
             payload = pickle.dumps(message)
         length = np.array([len(payload)], np.int64)
-        self._broadcast(length)
+        self._wait(self._comm.Ibcast(length, root=0))
         buffer = np.frombuffer(bytearray(payload or int(length[0])), np.uint8)
         self._broadcast(buffer)
         if not self.is_root:
@@ -221,7 +225,7 @@ class MpiEngine(Engine):
 
     def _broadcast(self, buffer: NDArray[Any]) -> None:
         for first in range(0, buffer.size, self._limit):
-            self._wait(self._comm.Ibcast(buffer[first : first + self._limit], root=0))
+            self._transfer(self._comm.Ibcast(buffer[first : first + self._limit], root=0))
 
     # --- sums ------------------------------------------------------------------------------------------------
 
@@ -243,6 +247,7 @@ class MpiEngine(Engine):
         )
         if any_early:
             raise stopped()
+        self._report(1.0)
         if longest != -shortest:
             raise collective(different_lengths(-shortest, longest))
         return self._reduce(np.zeros(longest, np.int64) if part is None else part)
@@ -253,7 +258,7 @@ class MpiEngine(Engine):
         for first in range(0, mine.size, self._limit):
             window = slice(first, first + self._limit)
             target = None if total is None else total[window]
-            self._wait(self._comm.Ireduce(mine[window], target, op=self._mpi.SUM, root=0))
+            self._transfer(self._comm.Ireduce(mine[window], target, op=self._mpi.SUM, root=0))
         return None if total is None else total.view(np.int64)
 
     def _ticker(self, weight: float) -> Callable[[int, int], None]:
@@ -287,11 +292,15 @@ class MpiEngine(Engine):
         early = False
         if self.is_root:
             for index, item in enumerate(items):
-                rank = index % self.size
-                early = self.stop_requested()
-                result = None if early else checked_item(work(context, item)) if rank == 0 else self._receive(rank)
+                rank, result = index % self.size, None
+                if rank and not self.stop_requested():
+                    self._notify([1.0], rank, TAG_ASK)
+                    result = self._receive(rank)
+                elif not self.stop_requested():
+                    result = checked_item(work(context, item))
                 if result is None:
                     early = True
+                    self._dismiss({later % self.size for later in range(index, len(items))} - {0})
                     break
                 yield result
         else:
@@ -300,30 +309,36 @@ class MpiEngine(Engine):
             raise stopped()
 
     def _send_all(self, work: CollectWork, context: Any, items: Sequence[int]) -> bool:
-        """Compute one item ahead of the first rank; False when a stop was requested before the end."""
-        sending: list[MPI.Request] = []
+        """Compute one item after the other and send each when asked; False when stopped before the end."""
         for item in items:
-            if self.stop_requested():
+            result = None if self.stop_requested() else np.asarray(checked_item(work(context, item)), order="C")
+            asked, header = np.empty(1), np.full(MAX_DIMENSIONS + 1, -1, np.int64)
+            self._wait(self._comm.Irecv(asked, source=0, tag=TAG_ASK))
+            if not asked[0]:
                 return False
-            result = np.asarray(checked_item(work(context, item)), order="C")
-            if not self._wait(*sending, or_stop=True):
+            if result is not None:
+                header[0], header[1 : 1 + result.ndim] = result.ndim, result.shape
+            self._wait(self._comm.Isend(header, dest=0, tag=TAG_HEADER))
+            if result is None:
                 return False
-            # Synchronous sends end when they are received: no more than two results a rank are in memory.
-            header, flat = np.full(MAX_DIMENSIONS + 1, -1, np.int64), result.reshape(-1)
-            header[0], header[1 : 1 + result.ndim] = result.ndim, result.shape
-            sending = [self._comm.Issend(header, dest=0, tag=TAG_HEADER)]
+            flat = result.reshape(-1)
             for first in range(0, flat.size, self._limit):
-                sending.append(self._comm.Issend(flat[first : first + self._limit], dest=0, tag=TAG_DATA))
-        return self._wait(*sending, or_stop=True)
+                self._transfer(self._comm.Isend(flat[first : first + self._limit], dest=0, tag=TAG_DATA))
+        return True
 
     def _receive(self, rank: int) -> NDArray[np.float64] | None:
+        """The result that a rank was asked for; None when it has stopped."""
         header = np.empty(MAX_DIMENSIONS + 1, np.int64)
-        if not self._wait(self._comm.Irecv(header, source=rank, tag=TAG_HEADER), or_stop=True):
+        self._wait(self._comm.Irecv(header, source=rank, tag=TAG_HEADER))
+        if header[0] < 0:
             return None
         result = np.empty(tuple(int(n) for n in header[1 : 1 + header[0]]))
         flat = result.reshape(-1)
-        requests = [
-            self._comm.Irecv(flat[first : first + self._limit], source=rank, tag=TAG_DATA)
-            for first in range(0, flat.size, self._limit)
-        ]
-        return result if self._wait(*requests, or_stop=True) else None
+        for first in range(0, flat.size, self._limit):
+            self._transfer(self._comm.Irecv(flat[first : first + self._limit], source=rank, tag=TAG_DATA))
+        return result
+
+    def _dismiss(self, ranks: Iterable[int]) -> None:
+        """Tell ranks that still hold results that nobody will ask for them."""
+        for rank in ranks:
+            self._notify([0.0], rank, TAG_ASK)

@@ -15,7 +15,9 @@ def pin_threads(count: int) -> None:
 
     threadpool_limits(limits=count)
     torch.set_num_threads(count)
-    torch.use_deterministic_algorithms(True)
+    if torch.cuda.is_available():
+        # On a CPU nothing used here is nondeterministic, and the call would load torch's compiler: 70 MB a rank.
+        torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

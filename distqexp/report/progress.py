@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from distqexp.storage.atomic import storage_error
 
+FILE_NAME = "progress.jsonl"
 MARKS = 10
 """A stage reports each time that it passes a multiple of 1/MARKS."""
 
@@ -59,7 +60,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds: dict[str, float] = {}
-        self._file = None if out is None or silent else out / "progress.jsonl"
+        self._file = None if out is None or silent else out / FILE_NAME
         self._rounds = rounds
         self._silent = silent
         self._callback = callback

@@ -24,7 +24,8 @@ def clip_units(vectors: FloatArray, finite: BoolArray, clip: float) -> FloatArra
     if not (np.isfinite(clip) and clip > 0):
         raise UsageError(f"clip: found {clip!r}; expected a finite number above 0")
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.einsum("uk,uk->u", vectors, vectors))
+        # Not einsum: beyond 8192 coordinates the order of its sums depends on the row's place in the batch.
+        norms = np.sqrt(np.square(vectors).sum(axis=1))
     good = finite & np.isfinite(norms)
     # Both factors are replaced before the product: 0 x NaN would be NaN, and min(1, NaN) may be 1.
     safe_norms = np.where(good, norms, 0.0)

@@ -29,7 +29,8 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     """
     if not 1 <= clip_integer <= LARGEST_CLIP_INTEGER:
         raise UsageError(f"grid: clip/step = {clip_integer}; expected 1 to 2^30: choose another grid step")
-    scaled = np.where(np.isfinite(vectors), vectors, 0.0) / step
+    with np.errstate(over="ignore"):  # a warning would tell of the data
+        scaled = np.where(np.isfinite(vectors), vectors, 0.0) / step
     usable = np.isfinite(vectors).all(axis=1)
     # Entries are bounded before the cast: int64 squares wrap and a huge float casts to an arbitrary integer.
     scaled = np.clip(scaled, -float(clip_integer), float(clip_integer))
@@ -38,7 +39,9 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     over = np.flatnonzero(~within)
     if over.size:
         norms = np.sqrt(np.square(scaled[over]).sum(axis=1))
-        integers[over] = np.trunc(scaled[over] * (clip_integer / norms * (1.0 - 1e-12))[:, None]).astype(np.int64)
+        # At most 1: a row inside the bound that rounding alone pushed over it is truncated, never stretched.
+        factors = np.minimum(1.0, clip_integer / norms * (1.0 - 1e-12))
+        integers[over] = np.trunc(scaled[over] * factors[:, None]).astype(np.int64)
         within[over] = _norm_within(integers[over], clip_integer)
     integers[~(within & usable)] = 0
     return integers
@@ -51,4 +54,5 @@ def _norm_within(integers: IntegerArray, clip_integer: int) -> npt.NDArray[np.bo
     small = estimate < 2.0**61
     squares = np.where(small[:, None], integers, 0)
     exact = np.einsum("uk,uk->u", squares, squares)
-    return small & (exact <= clip_integer * clip_integer)
+    within: npt.NDArray[np.bool_] = small & (exact <= clip_integer * clip_integer)
+    return within

@@ -27,7 +27,8 @@ class Sketcher:
 
     def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
         """The int64 sum (k,) over the units of one piece. Private. Wraps modulo 2^64, never saturates."""
-        return self.unit_integers(batches).sum(axis=0, dtype=np.int64)
+        total: npt.NDArray[np.int64] = self.unit_integers(batches).sum(axis=0, dtype=np.int64)
+        return total
 
     def unit_integers(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
         """Each unit's integers, (units, k) int64. Private."""

@@ -44,7 +44,8 @@ class UnitGradients:
         ``batches`` holds (records, unit index of each record), at most micro_batch records each, the slots of a
         unit contiguous. A piece of more than one batch must hold a single unit.
         """
-        sums, finite = self._sum_by_unit(batches)
+        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+            sums, finite = self._sum_by_unit(batches)
         padded = np.zeros((max(self.micro_batch, len(sums)), self.subspace.k))
         padded[: len(sums)] = np.where(finite[:, None], sums, 0.0)
         if self.precision is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
-from distqexp.errors import FileContentError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.mechanism.grid import Grid
 from distqexp.privacy.calibration import Calibration
 from distqexp.privacy.events import GaussianRelease
 from distqexp.problem.schema import Schema
-from distqexp.storage.canonical import plan_identity
+from distqexp.storage.canonical import plan_identity, state_identity
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
 
 FloatArray = npt.NDArray[np.float64]
@@ -47,6 +48,14 @@ class RoundState:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays, under names that a file can carry."""
         return {"theta": self.theta} | {f"precision/{name}": array for name, array in self.precision.items()}
+
+    def identity(self) -> str:
+        """SHA-256 of the whole state. A site that worked from another release than the others shows by it."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        return state_identity(self.header(), self.arrays())
 
     @staticmethod
     def restore(header: Mapping[str, Any], arrays: Arrays) -> RoundState:
@@ -139,10 +148,12 @@ class Sketch:
     """The integer sum of some pieces of one shard. Private: as sensitive as the records.
 
     sums: (k,) int64. done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
+    state: identity of the round's state that it was made at (public).
     """
 
     plan_id: str
     round: int
+    state: str
     shard: str
     sums: IntegerArray
     done: npt.NDArray[np.bool_]
@@ -154,7 +165,7 @@ class Sketch:
             path,
             kind="sketch",
             plan_id=self.plan_id,
-            header={"round": self.round, "shard": self.shard},
+            header={"round": self.round, "state": self.state, "shard": self.shard},
             arrays={
                 "sums": self.sums,
                 "done": self.done,
@@ -172,6 +183,7 @@ class Sketch:
             lambda: Sketch(
                 plan_id=stored.plan_id,
                 round=int(stored.header["round"]),
+                state=str(stored.header["state"]),
                 shard=str(stored.header["shard"]),
                 sums=_integers(path, stored, plan.k),
                 done=np.asarray(stored.arrays["done"], dtype=np.bool_),
@@ -187,10 +199,14 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """The pooled integer sum of a round. Private until noise is added. sums: (k,) int64."""
+    """The pooled integer sum of a round. Private until noise is added. sums: (k,) int64.
+
+    state: identity of the round's state that the sketches were made at (public).
+    """
 
     plan_id: str
     round: int
+    state: str
     sums: IntegerArray
 
     def write(self, path: Path) -> None:
@@ -199,7 +215,7 @@ class Quadratic:
             path,
             kind="quadratic",
             plan_id=self.plan_id,
-            header={"round": self.round},
+            header={"round": self.round, "state": self.state},
             arrays={"sums": self.sums},
             private=True,
         )
@@ -209,7 +225,13 @@ class Quadratic:
         """Read and check against the plan. Raises FileContentError."""
         stored = read_file(path, kind="quadratic", plan_id=plan.plan_id)
         return _restored(
-            path, lambda: Quadratic(stored.plan_id, int(stored.header["round"]), _integers(path, stored, plan.k))
+            path,
+            lambda: Quadratic(
+                plan_id=stored.plan_id,
+                round=int(stored.header["round"]),
+                state=str(stored.header["state"]),
+                sums=_integers(path, stored, plan.k),
+            ),
         )
 
 
@@ -302,6 +324,8 @@ def _integers(path: Path, stored: StoredFile, k: int) -> IntegerArray:
 def _restored(path: Path, build: Callable[[], T]) -> T:
     try:
         return build()
+    except UsageError as error:  # a config or a grid inside the file
+        raise FileContentError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileContentError(
             f"{path}: {type(error).__name__} {error}; expected the fields of this kind of file: copy it again"

@@ -58,7 +58,7 @@ def next_state(
         sources=(source,) if source else (),
     )  # fmt: skip
     items = range(len(context.pieces))
-    units = float(source.slots.unit[-1] + 1) if source else 0.0
+    units = source.slots.units if source else 0
 
     total: FloatArray | None = None
     if config.precision.kind != "identity":

@@ -10,6 +10,7 @@ import torch
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.threads import pin_threads
+from distqexp.errors import UsageError
 from distqexp.mechanism.forecast import excess_bound, expected_excess
 from distqexp.privacy.calibration import calibrate
 from distqexp.problem.dataset import open_dataset
@@ -80,9 +81,22 @@ def _schema(config: Config) -> Schema:
         schema = schema_from_config(config.data.private[0], loss=loss)
     else:
         schema = fit_schema(config.data.public, loss=loss)
-    if loss != "cross-entropy" or schema.input_shape is None:
+    if schema.input_shape is None:
         return schema
-    outputs = build_network(config).outputs(torch.zeros(1, *schema.input_shape))
+    network = build_network(config)
+    try:
+        outputs = network.outputs(torch.zeros(1, *schema.input_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"model.args: the model refuses a record of shape {schema.input_shape} ({' '.join(str(error).split())}); "
+            "make its inputs those of data.public"
+        ) from None
+    if loss != "cross-entropy":
+        return schema
+    if outputs.ndim != 2:
+        raise UsageError(
+            f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
+        )
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 
 

@@ -20,12 +20,18 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
         raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
     sums = np.zeros(plan.k, dtype=np.int64)
     seen: dict[str, Path] = {}
-    round: int | None = None
+    first: Sketch | None = None
     for path in paths:
         sketch = Sketch.read(path, plan)
-        if round is not None and sketch.round != round:
+        first = first or sketch
+        if sketch.round != first.round:
             raise FileContentError(
-                f"{path}: round {sketch.round}; {paths[0]} is of round {round}: pool one round at a time"
+                f"{path}: round {sketch.round}; {paths[0]} is of round {first.round}: pool one round at a time"
+            )
+        if sketch.state != first.state:
+            raise FileContentError(
+                f"{path}: sketched from another release (state {sketch.state[:16]}) than {paths[0]} (state "
+                f"{first.state[:16]}); sketch it again with the same --release"
             )
         if sketch.shard in seen:
             raise FileContentError(
@@ -33,11 +39,11 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
             )
         if not sketch.done.all():
             raise FileContentError(f"{path}: shard {sketch.shard!r} is not finished; sketch it to the end")
-        round, seen[sketch.shard] = sketch.round, path
+        seen[sketch.shard] = path
         sums += sketch.sums
     missing = [name for name in plan.config.shards if name not in seen]
-    if missing:
+    if first is None or missing:
         raise FileContentError(
             f"pool: shards {', '.join(missing)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
         )
-    return Quadratic(plan.plan_id, round or 0, sums)
+    return Quadratic(plan.plan_id, first.round, first.state, sums)

@@ -13,9 +13,9 @@ from distqexp.engines.base import Engine
 from distqexp.errors import FileContentError
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
-
+from distqexp.mechanism.release import add_noise, released_point
 from distqexp.privacy.events import GaussianRelease
-from distqexp.privacy.ledger import Cap, Ledger, Reservation
+from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Reservation
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
 from distqexp.stages.context import subspace_of
 from distqexp.stages.curvature import next_state, public_source
@@ -41,8 +41,17 @@ def plan_cap(plan: Plan) -> Cap:
 
 
 def round_key(plan: Plan, round: int, role: str) -> str:
-    """The public identity of a charge: who charges (site or curator), the plan and the round."""
+    """Who charges (site or curator), the plan and the round: the first part of a charge's key."""
     return f"{role}/{plan.plan_id}/{round}"
+
+
+def charge_key(plan: Plan, state: RoundState, role: str) -> str:
+    """The public identity of a charge: the round, and the state that it builds on.
+
+    Without the state, a round repeated on another release would share a charge and a draw exactly when the
+    sums happen to agree: the number of charges, and a repeated release, would tell of the records.
+    """
+    return f"{round_key(plan, state.round, role)}/{state.identity()}"
 
 
 def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
@@ -58,7 +67,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
         sigma=float(plan.calibration.sigma_minimum) if discrete else None,
     )
     population = plan.config.data.population
-    charged = {row.key for row in charging.ledger.rows(population) if row.universe == charging.universe}
+    charged = {_round_of(row) for row in charging.ledger.rows(population) if row.universe == charging.universe}
     keys = [round_key(plan, r, role) for r in range(first_round, plan.config.mechanism.rounds)]
     charging.ledger.check(
         population=population,
@@ -75,7 +84,7 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
     rows = [
         row
         for row in charging.ledger.rows(plan.config.data.population)
-        if (row.universe, row.key) == (charging.universe, key)
+        if (row.universe, _round_of(row)) == (charging.universe, key)
     ]
     if not rows:
         raise FileContentError(
@@ -89,7 +98,7 @@ def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging:
     """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError."""
     return charging.ledger.reserve(
         population=plan.config.data.population,
-        key=round_key(plan, state.round, role),
+        key=charge_key(plan, state, role),
         event=plan.event(state.grid),
         adjacency=plan.config.privacy.adjacency,
         cap=plan_cap(plan),
@@ -108,6 +117,11 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
         raise FileContentError(
             f"quadratic: round {quadratic.round}; the state is of round {state.round}: pool that round"
         )
+    if quadratic.state != state.identity():
+        raise FileContentError(
+            f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
+            "give the release that the sites worked from"
+        )
     ledger = charging.ledger
     reservation = charge(plan, state, quadratic.sums, charging, role="release")
     if reservation.state == "committed":
@@ -117,15 +131,14 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
     else:
         noise = _draw(plan.event(state.grid), state, charging.insecure_seed)
         ledger.persist_noise(reservation, noise)
-    # int64 + int64 wraps modulo 2^64, as add-remove asks; int64 + float64 is the continuous mechanism.
-    noisy_sums = quadratic.sums + noise
+    noisy_sums = add_noise(quadratic.sums, noise)
     ledger.commit(reservation, noisy_sums)
     return noisy_sums
 
 
 def moved_parameters(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums): post-processing, free."""
-    y = -noisy_sums.astype(np.float64) * state.grid.step
+    y = released_point(noisy_sums, state.grid)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
     subspace = subspace_of(plan.config, plan.d, plan.k, state.round)
     return state.theta + subspace.lift(precision.unwhiten(y))
@@ -157,6 +170,10 @@ def make_release(
         next_state=following,
         insecure_seed=insecure_seed,
     )
+
+
+def _round_of(row: LedgerRow) -> str:
+    return row.key.rpartition("/")[0]
 
 
 def _moved(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any] | None) -> dict[str, npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,12 @@ class SketchWork:
     """A round's work on the private shards: sent to every rank or worker.
 
     folder: where this process keeps its private sketch files. attempt: how often the round was started.
+    state_id: identity of the state.
     """
 
     plan: Plan
     state: RoundState
+    state_id: str
     context: RoundContext
     fingerprints: tuple[str, ...]
     folder: Path
@@ -76,12 +79,14 @@ def sketch_round(
     context = RoundContext.of_state(plan, state, sources)
     shards = [source.data.shard or "all" for source in sources]
 
-    def earlier() -> dict[str, npt.NDArray[np.int64]]:
-        sums, missing, attempt = _adopt(plan, state.round, context, shards, fingerprints, folder)
+    state_id = engine.on_root(state.identity)
+
+    def earlier() -> dict[str, npt.NDArray[Any]]:
+        sums, missing, attempt = _adopt(plan, state.round, state_id, context, shards, fingerprints, folder)
         return {"sums": sums, "missing": missing, "attempt": np.array([attempt])}
 
     found = arrays_from_root(engine, earlier)
-    work = SketchWork(plan, state, context, fingerprints, folder, int(found["attempt"][0]))
+    work = SketchWork(plan, state, state_id, context, fingerprints, folder, int(found["attempt"][0]))
     fresh = engine.sum(sketch_pieces, work, [int(item) for item in found["missing"]])
     if not engine.is_root:
         return None
@@ -121,13 +126,11 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
     return total
 
 
-def whole_sketch(
-    plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray
-) -> Sketch:
+def whole_sketch(plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray) -> Sketch:
     """The finished sketch of one shard, as a site hands it on."""
     pieces = len(source.pieces(plan.config.engine.micro_batch))
     done = np.ones(pieces, dtype=np.bool_)
-    return Sketch(plan.plan_id, state.round, source.data.shard or "all", sums, done, fingerprint)
+    return Sketch(plan.plan_id, state.round, state.identity(), source.data.shard or "all", sums, done, fingerprint)
 
 
 def sketch_files(folder: Path, round: int) -> list[Path]:
@@ -139,6 +142,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
     Sketch(
         plan_id=work.plan.plan_id,
         round=work.state.round,
+        state=work.state_id,
         shard=work.shard_of(source),
         sums=sums,
         done=mask,
@@ -146,8 +150,8 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
     ).write(path)
 
 
-def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[np.int64]]:
-    found: dict[str, npt.NDArray[np.int64]] = {}
+def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any]]:
+    found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
     for i, data in enumerate(shards):
         dataset = open_dataset(data, plan.schema)
@@ -165,7 +169,13 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[np.
 
 
 def _adopt(
-    plan: Plan, round: int, context: RoundContext, shards: list[str], fingerprints: tuple[str, ...], folder: Path
+    plan: Plan,
+    round: int,
+    state_id: str,
+    context: RoundContext,
+    shards: list[str],
+    fingerprints: tuple[str, ...],
+    folder: Path,
 ) -> tuple[IntegerArray, IntegerArray, int]:
     """Sums of finished pieces in earlier files, the pieces still missing, and the number of this attempt."""
     sums = np.zeros(plan.k, dtype=np.int64)
@@ -177,8 +187,8 @@ def _adopt(
         attempt = max(attempt, int(match["attempt"]) + 1) if match else attempt
         sketch = Sketch.read(path, plan)
         source = shards.index(sketch.shard) if sketch.shard in shards else -1
-        if source < 0 or sketch.fingerprint != fingerprints[source] or sketch.round != round:
-            # The private file changed since: its old sums belong to other records and are sketched afresh.
+        if source < 0 or sketch.fingerprint != fingerprints[source] or sketch.state != state_id:
+            # The private file or the state changed since: its old sums belong to other records or parameters.
             path.unlink()
             continue
         pieces = np.flatnonzero(owner == source)

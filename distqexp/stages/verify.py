@@ -39,7 +39,9 @@ def _verify_certificate(path: Path, plan_id: str | None) -> str:
         certificate = json.loads(path.read_text("utf-8"))
         claimed, found_plan = certificate["model_sha256"], certificate["plan_id"]
     except (ValueError, KeyError, TypeError):
-        raise FileContentError(f"{path}: not a certificate of distqexp; expected JSON with model_sha256 and plan_id") from None
+        raise FileContentError(
+            f"{path}: not a certificate of distqexp; expected JSON with model_sha256 and plan_id"
+        ) from None
     model = path.with_name("model.safetensors")
     if not model.exists():
         raise FileContentError(f"{model}: missing; expected the model that {path.name} speaks of, beside it")
@@ -47,5 +49,7 @@ def _verify_certificate(path: Path, plan_id: str | None) -> str:
     if found != claimed:
         raise FileContentError(f"{model}: SHA-256 {found}, the certificate says {claimed}; one of the two was changed")
     if plan_id is not None and found_plan != plan_id:
-        raise FileContentError(f"{path}: plan_id {found_plan}, the plan beside it has {plan_id}; one of the two was changed")
+        raise FileContentError(
+            f"{path}: plan_id {found_plan}, the plan beside it has {plan_id}; one of the two was changed"
+        )
     return f"{path}: its model has the SHA-256 that it states"

@@ -44,8 +44,18 @@ def portable_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def plan_identity(tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """The plan_id: hexadecimal SHA-256 of a plan's JSON tree and of the digests of its arrays. Public."""
+    return _identity("plan", tree, arrays)
+
+
+def state_identity(tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The identity of a round's state: what its sketches were made at. Public, as the state is."""
+    return _identity("state", tree, arrays)
+
+
+def _identity(purpose: str, tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     digests = {name: array_digest(array) for name, array in arrays.items()}
-    return hashlib.sha256(b"distqexp plan\n" + canonical_json({"tree": tree, "arrays": digests})).hexdigest()
+    text = canonical_json({"tree": tree, "arrays": digests})
+    return hashlib.sha256(f"distqexp {purpose}\n".encode() + text).hexdigest()
 
 
 def _check_keys(tree: Any) -> None:

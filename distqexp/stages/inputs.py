@@ -1,0 +1,27 @@
+"""The files that a config names: looked for before anything else, opened later."""
+
+from __future__ import annotations
+
+from distqexp.config import Config, DataConfig
+from distqexp.problem.readers.base import existing_file
+
+
+def check_paths(config: Config) -> None:
+    """Refuse a config whose files are missing before hours of work. Opens none of them. Raises UsageError."""
+    _check_data("data.public", config.data.public)
+    _check_data("data.eval", config.data.eval)
+    for data in config.data.private:
+        _check_data("data.private", data)
+    if config.model.weights is not None:
+        existing_file(config.model.weights, "model.weights")
+
+
+def _check_data(where: str, data: DataConfig | None) -> None:
+    if data is None:
+        return
+    if data.format != "digits":
+        existing_file(data.path, f"{where}.path")
+    if data.format == "idx":
+        existing_file(data.labels, f"{where}.labels")
+    if data.blank is not None:
+        existing_file(data.blank, f"{where}.blank")

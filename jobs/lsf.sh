@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# One run under LSF, which queues it again for as long as it exits with 75:  bsub < jobs/lsf.sh
+# Another task:  CONFIG=configs/icu.toml bsub < jobs/lsf.sh   (settings: jobs/common.sh)
+#
+#BSUB -J distqexp
+#BSUB -n 64
+#BSUB -R "span[ptile=32] affinity[core(1)]"
+#BSUB -W 4:00
+#BSUB -wa USR1
+#BSUB -wt 3
+#BSUB -r
+#BSUB -Q 75
+#BSUB -o distqexp-%J.log
+set -euo pipefail
+cd "${LS_SUBCWD:-.}"
+source jobs/common.sh
+
+code=0
+run_until_stopped mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" "${exports[@]}" "${fit[@]}" || code=$?
+exit "$code"
