@@ -93,7 +93,9 @@ sys.exit(fit.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("where", ["after the charge", "after the draw", "after the commit", "after the release is written"])
+@pytest.mark.parametrize(
+    "where", ["after the charge", "after the draw", "after the commit", "after the release is written"]
+)
 def test_real_noise_survives_a_kill_around_its_draw(where: str, tmp_path: Path, own_ledger: Path) -> None:
     import subprocess
     import sys

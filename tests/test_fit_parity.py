@@ -39,7 +39,7 @@ def test_ranks_give_the_bytes_of_the_serial_run(ranks: int, tmp_path: Path, seri
     assert released(out) == released(serial)
     assert len(pooled(out)) == 3
     assert summary(done.out)["rounds"] == 3
-    assert done.out.count("{\"delta\"") == 1, "rank 0 alone prints"
+    assert done.out.count('{"delta"') == 1, "rank 0 alone prints"
     assert sum("sketch, round 1/3: started" in line for line in done.err.splitlines()) == 1
 
 
@@ -60,8 +60,19 @@ def test_64_ranks_give_the_same_bytes_in_20_gigabytes(tmp_path: Path, serial: Pa
 
 def test_dask_gives_the_bytes_of_the_serial_run(tmp_path: Path, serial: Path) -> None:
     pytest.importorskip("distributed")
-    settings = [word for assignment in [*QUICK, "engine.kind=dask", "engine.workers=2"] for word in ("--set", assignment)]
-    command = [sys.executable, "-m", "distqexp.fit", "--out", str(tmp_path / "run"), "--insecure-noise-seed", "7", *settings]
+    settings = [
+        word for assignment in [*QUICK, "engine.kind=dask", "engine.workers=2"] for word in ("--set", assignment)
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "distqexp.fit",
+        "--out",
+        str(tmp_path / "run"),
+        "--insecure-noise-seed",
+        "7",
+        *settings,
+    ]
     with MpiRun(command, tmp_path) as run:
         done = run.finish(180)
     assert done.code == 0, done.err
@@ -75,14 +86,26 @@ def test_a_dask_worker_killed_while_sketching_changes_nothing(tmp_path: Path, se
     address = f"tcp://127.0.0.1:{_free_port()}"
     out, environ = tmp_path / "run", run_environ()
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    worker = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--no-dashboard",
+    ]
     # One micro-batch a slot, so that the sketch takes long enough to be hit in its middle.
     slow = [*QUICK, "engine.kind=dask", f"engine.scheduler={json.dumps(address)}", "mechanism.rounds=1"]
     settings = [word for assignment in slow for word in ("--set", assignment)]
     command = [sys.executable, "-m", "distqexp.fit", "--out", str(out), "--insecure-noise-seed", "7", *settings]
     with (tmp_path / "dask.log").open("wb") as log:
         scheduler = subprocess.Popen(
-            [*dask, "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"], stderr=log, stdout=log, env=environ
+            [*dask, "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"],
+            stderr=log,
+            stdout=log,
+            env=environ,
         )
         workers = [subprocess.Popen(worker, stderr=log, stdout=log, env=environ, cwd=tmp_path) for _ in range(2)]
         try:
@@ -127,7 +150,9 @@ def test_each_rank_opens_its_own_slots_only(tmp_path: Path) -> None:
     assert all(len(rows) in range(200, 333) for rows in opened), [len(rows) for rows in opened]
 
 
-@pytest.mark.parametrize(("error", "code", "words"), [("RuntimeError", 5, "unexpected RuntimeError"), ("FileContentError", 3, "of rank 1")])
+@pytest.mark.parametrize(
+    ("error", "code", "words"), [("RuntimeError", 5, "unexpected RuntimeError"), ("FileContentError", 3, "of rank 1")]
+)
 def test_one_rank_raising_ends_all_with_one_line(error: str, code: int, words: str, tmp_path: Path) -> None:
     body = f"""
         import os, sys, time
@@ -151,7 +176,7 @@ def test_one_rank_raising_ends_all_with_one_line(error: str, code: int, words: s
         done = run.finish(30)
         assert time.monotonic() - started < 10
     assert done.code == code, done.err
-    lines = [line for line in done.lines("distqexp: rank ")]
+    lines = done.lines("distqexp: rank ")
     assert len(lines) == 1, done.err
     assert lines[0].startswith(f"distqexp: rank 1 on {socket.gethostname()}: ")
     assert words in lines[0]
@@ -169,7 +194,11 @@ def test_a_launcher_that_says_4_where_mpi_says_1_is_refused_before_anything_is_r
     )
     environ = run_environ({"SLURM_STEP_NUM_TASKS": "4"})
     done = subprocess.run(
-        [sys.executable, str(script), "--out", str(tmp_path / "run")], env=environ, cwd=tmp_path, capture_output=True, timeout=60
+        [sys.executable, str(script), "--out", str(tmp_path / "run")],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
     )
     lines = done.stderr.decode().splitlines()
     assert (done.returncode, len(lines)) == (5, 1), done

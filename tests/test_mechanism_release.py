@@ -18,12 +18,18 @@ def test_release_is_minus_the_noisy_sum() -> None:
     assert released.dtype == np.float64
     assert released.tolist() == [-4 / 256, 256 / 256, 0.0]
     assert not np.signbit(released[2])
-    assert released_point(add_noise(sums, noise.astype(np.float64) + 0.5), GRID).tolist() == [-4.5 / 256, 255.5 / 256, -0.5 / 256]
+    assert released_point(add_noise(sums, noise.astype(np.float64) + 0.5), GRID).tolist() == [
+        -4.5 / 256,
+        255.5 / 256,
+        -0.5 / 256,
+    ]
 
 
 def test_integer_noise_wraps_and_cancels_modulo_two_to_the_64() -> None:
     sums, noise = np.array([2**63 - 1], dtype=np.int64), np.array([2], dtype=np.int64)
-    assert released_point(add_noise(sums, noise), GRID).tolist() == [(2**63 - 1) / 256]  # -(2^63 + 1 - 2^64), rounded to a float
+    assert released_point(add_noise(sums, noise), GRID).tolist() == [
+        (2**63 - 1) / 256
+    ]  # -(2^63 + 1 - 2^64), rounded to a float
     wrapped = sums + noise
     assert released_point(add_noise(wrapped, -noise), GRID).tolist() == [-(2.0**63) / 256]
 

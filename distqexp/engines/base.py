@@ -193,12 +193,14 @@ def reason(error: BaseException) -> str:
 
     Messages of distqexp's own errors never carry a private value. Those of foreign code may ("could not
     convert string to float: ..."), so only the type and the place are told, except for errors whose
-    messages speak of modules, memory or files.
+    messages speak of modules or files.
     """
     if isinstance(error, DistqexpError):
         return " ".join(str(error).split())
     name = type(error).__name__
-    if isinstance(error, ImportError | MemoryError | OSError):
+    if isinstance(error, MemoryError):
+        return "out of memory: lower engine.micro_batch, or run fewer ranks on a host"
+    if isinstance(error, ImportError | OSError):
         return " ".join(f"{name}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:

@@ -26,6 +26,7 @@ from distqexp.errors import BudgetError, UsageError
 from distqexp.privacy.calibration import spent
 from distqexp.privacy.events import GaussianRelease
 from distqexp.privacy.ledger_chain import Chain, Entry
+from distqexp.privacy.ledger_expenses import Charge, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
@@ -186,7 +187,8 @@ class Ledger:
         """
         with self._chain.transaction():
             books = _Books(self._chain.entries())
-            _require_room(books, universe, population, adjacency, events, cap)
+            charges = [("", adjacency, event) for event in events]
+            _require_room(books, universe, population, charges, cap)
 
     def reserve(
         self,
@@ -201,9 +203,11 @@ class Ledger:
     ) -> Reservation:
         """Charge ``event`` to ``population``, or find the charge that these very sums have already.
 
-        key: public identity of the release (plan, round, what it builds on). cap: applies when the ledger
-        has no cap for the population; a cap set there can't be raised by it. sums: int64 (k,), private.
-        universe: "private", or another name for test runs, which have books of their own.
+        key: "ROLE/RELEASE", public: who charges, and the identity of the release (plan, round, what it builds
+        on). Charges of one release by several roles (its sites, its curator) that share a ledger are one
+        expense, see ``expenses``. cap: applies when the ledger has no cap for the population; a cap set there
+        can't be raised by it. sums: int64 (k,), private. universe: "private", or another name for test runs,
+        which have books of their own.
 
         Raises BudgetError; then nothing is charged.
         """
@@ -228,7 +232,7 @@ class Ledger:
             for row in books.charged(universe, population):
                 if row.key == key and self._chain.private_tag(row.id) == tag:
                     return self._found(books, row)
-            _require_room(books, universe, population, adjacency, [event], cap)
+            _require_room(books, universe, population, [(key, adjacency, event)], cap)
             entry = self._chain.append(body, books.entries)
             self._chain.store_private_tag(entry.number, tag)
         return Reservation(entry.number, "reserved", entry.hash)
@@ -313,11 +317,9 @@ class Ledger:
         return [row for row in rows if population in (None, row.population)]
 
     def events(self, population: str, universe: str = PRIVATE) -> list[GaussianRelease]:
-        """The charges of a population as privacy events, ready for ``spent`` and ``spent_epsilon``."""
+        """The expenses of a population as privacy events, ready for ``spent`` and ``spent_epsilon``."""
         with self._chain.transaction():
-            return _comparable(
-                [(row.adjacency, row.event) for row in _Books(self._chain.entries()).charged(universe, population)]
-            )
+            return expenses(_charges(_Books(self._chain.entries()).charged(universe, population)))
 
     def export(self) -> list[dict[str, Any]]:
         """The chain as JSON trees, for others to verify: number, time, body, previous, hash. Public."""
@@ -357,27 +359,21 @@ def _row(books: _Books, reservation: Reservation) -> LedgerRow:
     return row
 
 
-def _comparable(charges: Sequence[tuple[str, GaussianRelease]]) -> list[GaussianRelease]:
-    """Charges under one adjacency. Replacing a unit is removing one and adding another: twice the mu."""
-    if all(adjacency != "replace-one" for adjacency, _ in charges):
-        return [event for _, event in charges]
-    return [event if adjacency == "replace-one" else replace(event, mu=2 * event.mu) for adjacency, event in charges]
+def _charges(rows: Sequence[LedgerRow]) -> list[Charge]:
+    return [(row.key, row.adjacency, row.event) for row in rows]
 
 
-def _require_room(
-    books: _Books, universe: str, population: str, adjacency: str, events: Sequence[GaussianRelease], cap: Cap
-) -> None:
+def _require_room(books: _Books, universe: str, population: str, charges: Sequence[Charge], cap: Cap) -> None:
     set_cap = books.caps.get(population)
     limit = set_cap or cap
     rows = books.charged(universe, population)
-    charges = [(row.adjacency, row.event) for row in rows] + [(adjacency, event) for event in events]
-    if not events:
+    if not charges:
         return
-    delta = spent(_comparable(charges), limit.epsilon)
+    delta = spent(expenses([*_charges(rows), *charges]), limit.epsilon)
     if delta > limit.delta:
         source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
         raise BudgetError(
-            f"population {population!r}: budget spent: {len(rows)} releases on record and {len(events)} more make "
+            f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
             f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g} ({source}); "
             "a higher cap is for whoever answers for the data: distqexp ledger cap"
         )

@@ -47,8 +47,12 @@ def next_state(
     k: int,
     source: DataSource | None,
     engine: Engine,
+    previous: RoundState | None = None,
 ) -> RoundState:
     """Precision, clip and grid of ``round`` at ``theta``; every rank takes part and gets the same state.
+
+    Where the public curvature or the public norms at ``theta`` are of no use (a run that diverged), those of
+    ``previous`` are kept, so that a run whose budget is spent can be finished and exported.
 
     Sums over public records run over all ranks and are folded on the root in the order of the micro-batches,
     so that the state does not depend on the number of ranks.
@@ -66,17 +70,23 @@ def next_state(
             total = part if total is None else total + part
 
     def precision_arrays() -> dict[str, npt.NDArray[np.float64]]:
-        return make_precision(
-            config.precision.kind, k, total, n_public_units=units, n_bar=config.privacy.units,
-            step=config.mechanism.step, damping=config.precision.damping,
-        ).to_arrays()  # fmt: skip
+        try:
+            return make_precision(
+                config.precision.kind, k, total, n_public_units=units, n_bar=config.privacy.units,
+                step=config.mechanism.step, damping=config.precision.damping,
+            ).to_arrays()  # fmt: skip
+        except UsageError:
+            if previous is None:
+                raise
+            return dict(previous.precision)
 
     arrays = arrays_from_root(engine, precision_arrays)
     clip = config.mechanism.clip
     if clip is None:
         whitened = dataclasses.replace(context, precision_arrays=arrays)
         norms = list(engine.collect(norms_of_piece, whitened, items))
-        clip = engine.on_root(lambda: _quantile(np.concatenate(norms), config.mechanism.clip_quantile))
+        kept = previous.clip if previous else None
+        clip = engine.on_root(lambda: _quantile(np.concatenate(norms), config.mechanism.clip_quantile, kept))
     grid = choose_grid(
         clip, calibration.mu_round, calibration.sigma_minimum, config.privacy.adjacency, exponent=config.mechanism.grid
     )
@@ -102,10 +112,12 @@ def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
 
 
-def _quantile(norms: FloatArray, quantile: float | None) -> float:
+def _quantile(norms: FloatArray, quantile: float | None, kept: float | None) -> float:
     clip = float(np.quantile(norms, quantile if quantile is not None else 1.0, method="higher")) if norms.size else 0.0
-    if not (np.isfinite(clip) and clip > 0):
-        raise UsageError(
-            f"mechanism.clip_quantile: the quantile of public norms is {clip}; expected above 0: raise it, or set mechanism.clip"
-        )
-    return clip
+    if np.isfinite(clip) and clip > 0:
+        return clip
+    if kept is not None:
+        return kept
+    raise UsageError(
+        f"mechanism.clip_quantile: the quantile of public norms is {clip}; expected above 0: raise it, or set mechanism.clip"
+    )

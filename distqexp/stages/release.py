@@ -67,13 +67,15 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
         sigma=float(plan.calibration.sigma_minimum) if discrete else None,
     )
     population = plan.config.data.population
-    charged = {_round_of(row) for row in charging.ledger.rows(population) if row.universe == charging.universe}
+    rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
+    # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
+    charged = {_round_of(row).partition("/")[2] for row in rows}
     keys = [round_key(plan, r, role) for r in range(first_round, plan.config.mechanism.rounds)]
     charging.ledger.check(
         population=population,
         cap=plan_cap(plan),
         adjacency=plan.config.privacy.adjacency,
-        events=[event for key in keys if key not in charged],
+        events=[event for key in keys if key.partition("/")[2] not in charged],
         universe=charging.universe,
     )
 
@@ -160,6 +162,7 @@ def make_release(
         following = next_state(
             config=plan.config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights),
             theta=moved["theta"], round=state.round + 1, k=plan.k, source=source, engine=engine,
+            previous=state,
         )  # fmt: skip
     return Release(
         plan_id=plan.plan_id,
