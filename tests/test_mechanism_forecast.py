@@ -12,7 +12,7 @@ from scipy.stats import binom, chi2
 from distqexp.errors import UsageError
 from distqexp.mechanism import forecast, noise
 from distqexp.mechanism.grid import Grid, choose_grid
-from distqexp.mechanism.release import released_point
+from distqexp.mechanism.release import add_noise, released_point
 from distqexp.privacy.calibration import calibrate
 
 K, UNITS, RELEASES = 20, 50, 1000
@@ -40,7 +40,7 @@ def excesses(
         return float(y @ curvature @ y / 2 + linear @ y)
 
     minimum = q(np.linalg.solve(curvature, -linear))
-    return np.array([q(released_point(sums, row, grid)) - minimum for row in draws])
+    return np.array([q(released_point(add_noise(sums, row), grid)) - minimum for row in draws])
 
 
 @pytest.mark.parametrize("source", ["discrete", "gaussian", "insecure discrete", "insecure gaussian"])
