@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_a_diverged_run_keeps_its_last_useful_precision_and_ends(
         states.append(state)
     kept = [
         np.array_equal(before.precision["inverse_factor"], after.precision["inverse_factor"])
-        for before, after in zip(states, states[1:], strict=False)
+        for before, after in itertools.pairwise(states)
     ]
     assert any(kept), "this run was meant to diverge"
     assert all(np.isfinite(state.precision["inverse_factor"]).all() for state in states)
