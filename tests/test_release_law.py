@@ -18,7 +18,6 @@ from scipy.stats import chi2, kstest
 from sketching_oracle import dense_matrix
 from small_runs import make_config, plan_of, random_table
 
-from distqexp.config import NOISES
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError
 from distqexp.privacy.ledger import Ledger
@@ -27,6 +26,7 @@ from distqexp.stages.context import subspace_of
 from distqexp.stages.release import Charging, draw_release, make_release
 
 ALARM = 1e-9
+NOISES = ("discrete", "gaussian")
 WIDE = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [400]}}
 
 

@@ -1,0 +1,41 @@
+"""The configuration: TOML to frozen dataclasses."""
+
+from __future__ import annotations
+
+from distqexp.config.reading import config_from_tree, load_config
+from distqexp.config.sections import (
+    AllDataConfig,
+    ColumnsConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    MechanismConfig,
+    ModelConfig,
+    OutputConfig,
+    PrecisionConfig,
+    PretrainConfig,
+    PrivacyConfig,
+    SubspaceConfig,
+)
+from distqexp.config.table import config_table
+from distqexp.config.trees import config_to_tree, without_paths
+
+__all__ = [
+    "AllDataConfig",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "MechanismConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PrecisionConfig",
+    "PretrainConfig",
+    "PrivacyConfig",
+    "SubspaceConfig",
+    "config_from_tree",
+    "config_table",
+    "config_to_tree",
+    "load_config",
+    "without_paths",
+]

@@ -1,0 +1,132 @@
+"""What the values of a config must be, alone and together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from distqexp.config.sections import Config, DataConfig
+from distqexp.errors import NotAvailableYet, UsageError
+
+
+def check(config: Config) -> None:
+    """Raise UsageError, naming the key, unless every value is allowed and none is of a later version."""
+
+    def need(good: bool, where: str, value: object, expected: str) -> None:
+        if not good:
+            raise UsageError(f"config key {where}: found {value!r}; expected {expected}")
+
+    def positive(where: str, value: float | None) -> None:
+        need(value is None or (math.isfinite(value) and value > 0), where, value, "a finite number above 0")
+
+    def seed(where: str, value: int) -> None:
+        need(0 <= value < 2**63, where, value, "0 to 2^63 - 1")
+
+    model, privacy, mechanism = config.model, config.privacy, config.mechanism
+    need(model.factory.count(":") == 1, "model.factory", model.factory, '"package.module:function"')
+    need(not (model.weights and model.pretrain), "model.weights", model.weights, "either weights or pretrain, not both")
+    if model.pretrain is not None:
+        pretrain = model.pretrain
+        need(config.data.public is not None, "model.pretrain", "no data.public", "public data to pretrain on")
+        need(pretrain.epochs >= 0, "model.pretrain.epochs", pretrain.epochs, "0 or more")
+        need(pretrain.batch >= 1, "model.pretrain.batch", pretrain.batch, "1 or more")
+        need(
+            math.isfinite(pretrain.weight_decay) and pretrain.weight_decay >= 0,
+            "model.pretrain.weight_decay",
+            pretrain.weight_decay,
+            "0 or more",
+        )
+        seed("model.pretrain.seed", pretrain.seed)
+        need(
+            pretrain.optimiser in ("adam", "sgd", "lbfgs"),
+            "model.pretrain.optimiser",
+            pretrain.optimiser,
+            "adam, sgd or lbfgs",
+        )
+        positive("model.pretrain.learning_rate", pretrain.learning_rate)
+        need(pretrain.learning_rate <= 1e30, "model.pretrain.learning_rate", pretrain.learning_rate, "at most 1e30")
+    need(len(config.data.private) > 0, "data.private", "no shard", "at least one table")
+    names = config.shards
+    need(len(set(names)) == len(names), "data.private.shard", list(names), "a different name for every shard")
+    for name in names:
+        need(
+            name.replace("-", "").replace("_", "").isalnum(),
+            "data.private.shard",
+            name,
+            "letters, digits, - and _ only",
+        )
+    for where, data in (("data.public", config.data.public), ("data.eval", config.data.eval)):
+        if data is not None:
+            _check_data(where, data, need)
+    for data in config.data.private:
+        _check_data("data.private", data, need)
+    need(bool(config.data.population.strip()), "data.population", config.data.population, "a name")
+
+    positive("privacy.epsilon", privacy.epsilon)
+    need(privacy.epsilon <= 1e4, "privacy.epsilon", privacy.epsilon, "at most 10000")
+    if privacy.delta == 0:
+        raise NotAvailableYet("config key privacy.delta: 0 (pure differential privacy)")
+    need(0 < privacy.delta < 1, "privacy.delta", privacy.delta, "a number strictly between 0 and 1")
+    need(privacy.delta >= 1e-300, "privacy.delta", privacy.delta, "1e-300 or more")
+    need(1 <= privacy.units <= 2**53, "privacy.units", privacy.units, "a public number of units, 1 to 2^53")
+
+    subspace = config.subspace
+    need(subspace.k is None or subspace.k >= 1, "subspace.k", subspace.k, "1 or more")
+    need(subspace.kind == "identity" or subspace.k is not None, "subspace.k", None, f"a dimension for {subspace.kind}")
+    seed("subspace.seed", subspace.seed)
+    need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
+
+    precision = config.precision
+    if precision.source == "probes":
+        raise NotAvailableYet("config key precision.source: 'probes'")
+    need(precision.source == "public", "precision.source", precision.source, "public")
+    need(
+        math.isfinite(precision.damping) and precision.damping >= 0, "precision.damping", precision.damping, "0 or more"
+    )
+    need(precision.samples >= 1, "precision.samples", precision.samples, "1 or more")
+    need(
+        precision.kind == "identity" or config.data.public is not None,
+        "precision.kind", precision.kind, "data.public for the curvature, or kind = identity",
+    )  # fmt: skip
+
+    need(mechanism.rounds >= 1, "mechanism.rounds", mechanism.rounds, "1 or more")
+    if mechanism.parts != 1:
+        raise NotAvailableYet(f"config key mechanism.parts: {mechanism.parts}")
+    if mechanism.trust_radius is not None:
+        raise NotAvailableYet(f"config key mechanism.trust_radius: {mechanism.trust_radius}")
+    if mechanism.curvature == "private":
+        raise NotAvailableYet("config key mechanism.curvature: 'private'")
+    need(mechanism.curvature == "public", "mechanism.curvature", mechanism.curvature, "public")
+    positive("mechanism.step", mechanism.step)
+    positive("mechanism.clip", mechanism.clip)
+    need(
+        (mechanism.clip is None) != (mechanism.clip_quantile is None),
+        "mechanism.clip", mechanism.clip, "exactly one of mechanism.clip and mechanism.clip_quantile",
+    )  # fmt: skip
+    need(mechanism.grid is None or -500 <= mechanism.grid <= 450, "mechanism.grid", mechanism.grid, "-500 to 450")
+    if mechanism.clip_quantile is not None:
+        need(0 < mechanism.clip_quantile <= 1, "mechanism.clip_quantile", mechanism.clip_quantile, "above 0, at most 1")
+        need(
+            config.data.public is not None,
+            "mechanism.clip_quantile",
+            mechanism.clip_quantile,
+            "data.public, or mechanism.clip",
+        )
+
+    engine = config.engine
+    need(1 <= engine.micro_batch < 2**31, "engine.micro_batch", engine.micro_batch, "1 or more, below 2^31")
+    need(1 <= engine.threads <= 1024, "engine.threads", engine.threads, "1 to 1024")
+    need(engine.device in ("cpu", "cuda"), "engine.device", engine.device, "cpu or cuda")
+    need(engine.workers is None or engine.workers >= 1, "engine.workers", engine.workers, "1 or more")
+
+
+def _check_data(where: str, data: DataConfig, need: Any) -> None:
+    for first, last in data.rows or ():
+        need(0 <= first < last, f"{where}.rows", [first, last], "0 <= first < last")
+    need(math.isfinite(data.rotate), f"{where}.rotate", data.rotate, "degrees")
+    if data.format in ("csv", "parquet", "hdf5"):
+        need(data.columns.target is not None, f"{where}.columns.target", None, "the column of the label")
+    share = data.columns.missing_flag_above
+    need(
+        share is None or 0 <= share < 1, f"{where}.columns.missing_flag_above", share, "a share, 0 or more and below 1"
+    )

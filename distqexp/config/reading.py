@@ -1,0 +1,194 @@
+"""From TOML to a checked config. Errors name the key, the value found and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import string
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from distqexp.config.checks import check
+from distqexp.config.sections import Config, DataConfig
+from distqexp.config.table import type_name
+from distqexp.errors import NotAvailableYet, UsageError
+
+LATER_SUBSPACES = ("kronecker", "kronecker-pca", "public-pca")
+LATER_PRECISIONS = ("kronecker",)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file (the embedded digits task when None), apply ``section.key=value`` overrides, check.
+
+    Relative paths in the file are taken from its folder and become absolute. Raises UsageError.
+    """
+    if path is None:
+        text, base = resources.files("distqexp").joinpath("tasks", "digits.toml").read_text("utf-8"), Path.cwd()
+    else:
+        try:
+            text, base = path.read_text("utf-8"), path.resolve().parent
+        except FileNotFoundError:
+            raise UsageError(
+                f"config {path}: no such file; give the path of a TOML config, or none for digits"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"config {path}: can't be read ({error}); give a readable TOML file") from None
+    try:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, or tables without end
+        raise UsageError(f"config {path or 'digits'}: not valid TOML ({error}); correct it there") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_tree(tree, base)
+
+
+def config_from_tree(tree: Mapping[str, Any], base: Path | None = None) -> Config:
+    """Build and check a Config from nested mappings. Paths are resolved against ``base`` when it is given."""
+    tree = json.loads(json.dumps(tree, default=_refuse_type))
+    data = tree.get("data")
+    if isinstance(data, dict) and isinstance(data.get("private"), dict):
+        data["private"] = [data["private"]]
+    config = typing.cast(Config, _build(Config, tree, ""))
+    if base is not None:
+        config = _resolve_paths(config, base)
+    check(config)
+    return config
+
+
+def _refuse_type(value: Any) -> Any:
+    raise UsageError(f"config: {value!r} is a {type(value).__name__}; a config holds numbers, texts, lists and tables")
+
+
+def _build(cls: type, tree: Any, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise UsageError(f"config key {where}: {tree!r} is a {_found(tree)}; expected a table [{where}]")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for name in tree:
+        if name not in known:
+            full = f"{where}.{name}" if where else name
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise UsageError(
+                f"config key {full}: unknown; the nearest known key is {where + '.' if where else ''}{near[0]}"
+            )
+    values = {}
+    for name, f in known.items():
+        full = f"{where}.{name}" if where else name
+        if name in tree:
+            values[name] = _convert(hints[name], tree[name], full)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UsageError(f"config key {full}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        later = {"subspace.kind": LATER_SUBSPACES, "precision.kind": LATER_PRECISIONS}.get(where, ())
+        if value in later:
+            raise NotAvailableYet(f"config key {where}: {value!r}")
+        raise UsageError(f"config key {where}: found {value!r}; expected one of {', '.join(arguments)}")
+    if origin is tuple:
+        inner = arguments[0]
+        if isinstance(value, str) and inner is str:
+            value = [value]
+        if not isinstance(value, list):
+            raise UsageError(f"config key {where}: {value!r} is a {_found(value)}; expected {type_name(hint)}")
+        if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+            raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
+        return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 2**1023:
+            raise UsageError(
+                f"config key {where}: found a whole number of {value.bit_length()} bits; expected a number"
+            )
+        return float(value)
+    if origin is not None and issubclass(origin, Mapping):
+        hint = dict
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UsageError(f"config key {where}: {value!r} is a {_found(value)}; expected {type_name(hint)}")
+    return value
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    path = name.strip().split(".")
+    if not equals or not all(path):
+        raise UsageError(f"--set {override}: expected section.key=value, such as privacy.epsilon=1.0")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text.strip()
+    node: Any = tree
+    for depth, part in enumerate(path):
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node) and depth + 1 < len(path):
+            node = node[int(part)]
+        elif isinstance(node, dict) and depth + 1 < len(path):
+            node = node.setdefault(part, {})
+        elif isinstance(node, dict):
+            node[part] = value
+        else:
+            raise UsageError(
+                f"--set {override}: {'.'.join(path[:depth])} is a {_found(node)}; expected a table, or in a list of "
+                "tables the number of one, such as data.private.0.rows"
+            )
+
+
+def _found(value: Any) -> str:
+    return {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", dict: "table"}.get(
+        type(value), type(value).__name__
+    )
+
+
+def _resolve_paths(config: Config, base: Path) -> Config:
+    def resolve(text: str | None, where: str) -> str | None:
+        if text is None:
+            return None
+        try:
+            text = string.Template(text).substitute(os.environ)
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"config key {where}: {text!r} needs the environment variable {error}; export it"
+            ) from None
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            raise UsageError(f"config key {where}: {text!r} begins with an unknown user; give the whole path") from None
+        return str(path if path.is_absolute() else base / path)
+
+    def resolve_data(data: DataConfig | None, where: str) -> DataConfig | None:
+        if data is None:
+            return None
+        return dataclasses.replace(
+            data,
+            path=resolve(data.path, f"{where}.path"),
+            labels=resolve(data.labels, f"{where}.labels"),
+            blank=resolve(data.blank, f"{where}.blank"),
+        )
+
+    private = tuple(resolve_data(data, "data.private") for data in config.data.private)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, weights=resolve(config.model.weights, "model.weights")),
+        data=dataclasses.replace(
+            config.data,
+            private=typing.cast("tuple[DataConfig, ...]", private),
+            public=resolve_data(config.data.public, "data.public"),
+            eval=resolve_data(config.data.eval, "data.eval"),
+        ),
+    )

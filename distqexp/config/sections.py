@@ -1,0 +1,172 @@
+"""The sections of a config file, as frozen dataclasses. Everything in a config is public.
+
+Every key that a file may hold is a field here, with its type, its default and its meaning; the table in
+docs/config.md is generated from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(doc: str, **kwargs: Any) -> Any:
+    """A dataclass field with its one-line meaning, for the generated table."""
+    return field(metadata={"doc": doc}, **kwargs)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """[model.pretrain]: fit theta_0 on the public data before anything else."""
+
+    epochs: int = key("passes over the public records", default=10)
+    optimiser: str = key("adam, sgd or lbfgs (full batch)", default="adam")
+    learning_rate: float = key("step of the optimiser", default=0.001)
+    batch: int = key("records a step (ignored by lbfgs)", default=128)
+    weight_decay: float = key("L2 penalty, added to the mean loss as weight_decay/2 * ||theta||^2", default=0.0)
+    seed: int = key("seed of the initial weights and of the order of the records", default=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """[model]: what is fine-tuned."""
+
+    factory: str = key('"package.module:function" that returns a torch.nn.Module')
+    loss: Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"] = key("the training loss")
+    args: Mapping[str, Any] = key("keyword arguments of the factory", default_factory=dict)
+    weights: str | None = key("pretrained weights: .safetensors, or a torch file of tensors", default=None)
+    pretrain: PretrainConfig | None = key("pretrain on data.public instead of loading weights", default=None)
+    trainable: tuple[str, ...] = key("patterns (fnmatch) of the parameters that are fine-tuned", default=("*",))
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """[data.*.columns]: the roles of a table's columns or of an HDF5 file's arrays."""
+
+    target: str | None = key("column or HDF5 dataset of the label", default=None)
+    features: tuple[str, ...] | None = key(
+        "feature columns or one HDF5 dataset; all the others when absent", default=None
+    )
+    exclude: tuple[str, ...] = key("columns that are never features", default=())
+    missing_flag_above: float | None = key(
+        "add a 0/1 missingness column for features missing in more than this share of the public rows", default=None
+    )
+    standardise: bool = key("centre and scale features by public moments", default=True)
+    constant: bool = key("append a column of ones", default=False)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """[data.public], [data.private], [data.eval]: one source of records each."""
+
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5"] = key("the reader")
+    path: str | None = key("file; ${NAME} is an environment variable; relative to the config file", default=None)
+    labels: str | None = key("file of the labels, for idx", default=None)
+    rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
+    where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"', default=None)
+    rotate: float = key("rotate images by so many degrees, counter-clockwise", default=0.0)
+    columns: ColumnsConfig = key("roles of the columns", default_factory=ColumnsConfig)
+    unit: str | None = key("column or array of the privacy unit's id; one record a unit when absent", default=None)
+    shard: str | None = key("name of the shard; the plan expects each name exactly once", default=None)
+    blank: str | None = key(
+        ".npy file of booleans, a row of the file each: true blanks that record's slot", default=None
+    )
+
+
+@dataclass(frozen=True)
+class AllDataConfig:
+    """[data]."""
+
+    private: tuple[DataConfig, ...] = key("the sensitive records: a table, or an array of tables (one a shard)")
+    population: str = key("name that budgets are kept under in the ledger")
+    public: DataConfig | None = key("public records: pretraining, curvature, clip quantile", default=None)
+    eval: DataConfig | None = key("records that metrics are computed on", default=None)
+    eval_private: bool = key("whether data.eval is private: its metrics are then marked as not covered", default=False)
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """[privacy]: the guarantee."""
+
+    epsilon: float = key("target epsilon of the whole run, above 0")
+    delta: float = key("target delta of the whole run, strictly between 0 and 1")
+    units: int = key("n_bar, a public nominal number of privacy units; never taken from the data")
+    adjacency: Literal["zero-out", "add-remove", "replace-one"] = key(
+        "which datasets are neighbours", default="zero-out"
+    )
+
+
+@dataclass(frozen=True)
+class SubspaceConfig:
+    """[subspace]: P."""
+
+    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht"] = key("kind of subspace", default="identity")
+    k: int | None = key("dimension of the subspace; identity takes every trainable parameter", default=None)
+    seed: int = key("seed; round r draws from (seed, r)", default=0)
+    nonzeros: int = key("nonzeros a row, for sjlt", default=4)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """[precision]: A."""
+
+    kind: Literal["identity", "diagonal", "dense"] = key("form of the public precision", default="identity")
+    source: str = key("where the curvature comes from: public", default="public")
+    damping: float = key("added to the curvature, relative to its mean eigenvalue", default=1.0)
+    samples: int = key("at most so many public records are used a round", default=500)
+
+
+@dataclass(frozen=True)
+class MechanismConfig:
+    """[mechanism]: the exponential mechanism on the clipped quadratic."""
+
+    rounds: int = key("re-expansions of the quadratic", default=1)
+    parts: int = key("parts of a partitioned pass (1: every round uses every unit)", default=1)
+    step: float = key("step: the prior precision is (n_bar / step) (curvature + damping)", default=1.0)
+    clip: float | None = key("C, in whitened units", default=None)
+    clip_quantile: float | None = key("C as this quantile of the whitened norms of public units", default=None)
+    trust_radius: float | None = key("R; infinite when absent", default=None)
+    curvature: str = key('"public", or "private" for beta = 1', default="public")
+    noise: Literal["discrete", "gaussian"] = key(
+        "discrete: exact integers; gaussian: idealised float64", default="discrete"
+    )
+    grid: int | None = key("exponent of the grid step h = 2^grid; chosen by the plan when absent", default=None)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """[engine]: where the work runs. Only micro_batch, threads and device enter the plan."""
+
+    kind: Literal["auto", "serial", "mpi", "dask"] = key("auto: mpi under a launcher, else serial", default="auto")
+    micro_batch: int = key("slots a micro-batch, one fixed shape", default=64)
+    device: str = key("cpu, or cuda (each rank takes the device of its local rank)", default="cpu")
+    threads: int = key("threads a rank", default=1)
+    scheduler: str | None = key("address of a Dask scheduler; a local cluster when absent", default=None)
+    workers: int | None = key("processes of the local Dask cluster; one a core when absent", default=None)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """[output]."""
+
+    keep_sketches: bool = key("keep the private sketch and quadratic files after their release", default=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration file, checked."""
+
+    model: ModelConfig = key("what is fine-tuned")
+    data: AllDataConfig = key("records")
+    privacy: PrivacyConfig = key("the guarantee")
+    subspace: SubspaceConfig = key("the subspace", default_factory=SubspaceConfig)
+    precision: PrecisionConfig = key("the public precision", default_factory=PrecisionConfig)
+    mechanism: MechanismConfig = key("the mechanism", default_factory=MechanismConfig)
+    engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
+    output: OutputConfig = key("what is kept", default_factory=OutputConfig)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the expected shards, in order."""
+        return tuple(data.shard or "all" for data in self.data.private)

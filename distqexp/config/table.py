@@ -1,0 +1,71 @@
+"""Types and values of a config in words, and the generated table of every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from distqexp.config.sections import (
+    AllDataConfig,
+    ColumnsConfig,
+    DataConfig,
+    EngineConfig,
+    MechanismConfig,
+    ModelConfig,
+    OutputConfig,
+    PrecisionConfig,
+    PretrainConfig,
+    PrivacyConfig,
+    SubspaceConfig,
+)
+from distqexp.config.trees import config_to_tree
+
+
+def config_table() -> str:
+    """The Markdown table of every key: generated into docs/config.md."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for prefix, cls in (
+        ("model", ModelConfig),
+        ("model.pretrain", PretrainConfig),
+        ("data", AllDataConfig),
+        ("data.public, data.private, data.eval", DataConfig),
+        ("data.*.columns", ColumnsConfig),
+        ("privacy", PrivacyConfig),
+        ("subspace", SubspaceConfig),
+        ("precision", PrecisionConfig),
+        ("mechanism", MechanismConfig),
+        ("engine", EngineConfig),
+        ("output", OutputConfig),
+    ):
+        hints = typing.get_type_hints(cls)
+        lines.append(f"| **[{prefix}]** | | | |")
+        for f in dataclasses.fields(cls):
+            meaning = str(f.metadata["doc"]).replace("|", "\\|")
+            lines.append(f"| {f.name} | {type_name(hints[f.name])} | {_default_name(f)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def type_name(hint: Any) -> str:
+    """A type, in the words of a TOML file."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_name(a) for a in arguments if a is not type(None))
+    if origin is Literal:
+        return " / ".join(str(a) for a in arguments)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is not Ellipsis:
+            return "pair"
+        return f"list of {type_name(arguments[0])}"
+    if dataclasses.is_dataclass(hint) or hint is dict or (origin is not None and issubclass(origin, Mapping)):
+        return "table"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _default_name(f: dataclasses.Field[Any]) -> str:
+    if f.default is not dataclasses.MISSING:
+        return "none" if f.default is None else json.dumps(config_to_tree(f.default))
+    return "**required**" if f.default_factory is dataclasses.MISSING else "{}"
