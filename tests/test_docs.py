@@ -186,6 +186,21 @@ def test_config_keys_that_a_page_names_exist(page: Path) -> None:
         assert _known(Config, name.split(".")), name
 
 
+def test_the_rooms_import_what_the_architecture_allows() -> None:
+    rows = re.findall(r"^\| ([a-z, ]+) \| ([a-z, ]*)\|$", read("docs/architecture.md"), flags=re.MULTILINE)
+    allowed = {
+        room: {name.strip() for name in names.split(",")} | {room, "errors"}
+        for rooms, names in rows
+        for room in rooms.split(", ")
+    }
+    for path in sorted((REPOSITORY / "distqexp").rglob("*.py")):
+        room = path.relative_to(REPOSITORY / "distqexp").parts[0].removesuffix(".py")
+        if room in ("__init__", "errors"):
+            continue
+        imported = re.findall(r"^\s*from distqexp(?:\.| import )(\w+)", path.read_text("utf-8"), flags=re.MULTILINE)
+        assert set(imported) <= allowed[room], path
+
+
 def _known(cls: Any, parts: list[str]) -> bool:
     if not parts or cls is None:
         return not parts
