@@ -144,7 +144,8 @@ def verify(
 
 @ledger_app.command("show", epilog="example: distqexp ledger show --population icu")
 def ledger_show(population: Annotated[str | None, typer.Option(help="this population only")] = None) -> None:
-    """Print every charge and the caps."""
+    """Print every charge, what the charges add up to, and the caps."""
+    from distqexp.privacy.events import compose
     from distqexp.privacy.ledger import Ledger
 
     ledger = Ledger.open(create=False)
@@ -158,6 +159,10 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
         cap = ledger.cap(name)
         capped = f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else None
         _say(f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}")
+        guarantee = compose(ledger.events(name))  # seeded test runs protect nobody and are not in it
+        deltas = [cap.delta] if cap else [1e-5, 1e-6]
+        figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
+        _say(f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}")
 
 
 @ledger_app.command("cap", epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from run_harness import Commands, Outcome, overrides, table_source, table_tree, to_toml, write_task
 
+from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Ledger
 from distqexp.storage.hdf5 import read_file
 
@@ -279,16 +280,26 @@ def test_the_ledger_commands(run: Commands, task: Path, own_ledger: Path) -> Non
     seeded = run.fit(task, "--out", task.parent / "test", "--insecure-noise-seed", "1")
     assert seeded.code == 0
     shown = run.done("ledger", "show").out.splitlines()
-    assert len(shown) == 3
+    assert len(shown) == 4
     assert "patients, release/" in shown[0]
     assert "zero-out, committed" in shown[0]
     assert "NOT PRIVATE" not in shown[0]
     assert "NOT PRIVATE (insecure-seed-1)" in shown[1]
     assert shown[2] == "patients: no cap set: a config has its own budget as the cap"
+    guarantee = compose(Ledger.open(own_ledger).events("patients"))
+    assert guarantee.epsilon(1e-5) > 0
+    assert shown[3] == (
+        f"patients: spent in all: mu {guarantee.mu:.6g}, epsilon {guarantee.epsilon(1e-5):.6g} at delta 1e-05, "
+        f"epsilon {guarantee.epsilon(1e-6):.6g} at delta 1e-06"
+    )
 
     assert run.done("ledger", "cap", "patients", "--epsilon", "2", "--delta", "1e-5").out.startswith("patients: capped")
     assert "patients: capped at epsilon 2, delta 1e-05" in run.done("ledger", "show", "--population", "patients").out
-    assert "release/" not in run.done("ledger", "show", "--population", "elsewhere").out
+    capped = run.done("ledger", "show", "--population", "patients").out.splitlines()[-1]
+    assert capped.endswith(f"mu {guarantee.mu:.6g}, epsilon {guarantee.epsilon(1e-5):.6g} at delta 1e-05")
+    elsewhere = run.done("ledger", "show", "--population", "elsewhere").out
+    assert "release/" not in elsewhere
+    assert "spent in all: mu 0, epsilon 0 at" in elsewhere
     run.distqexp("ledger", "cap", "patients", "--epsilon", "0", "--delta", "1e-5").refused(2, "epsilon")
     run.distqexp("ledger", "cap", "patients", "--epsilon", "1", "--delta", "1").refused(2, "delta")
     assert run.done("ledger", "verify").out == "ledger: the hash chain holds\n"

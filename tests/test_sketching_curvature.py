@@ -213,6 +213,40 @@ def test_the_number_of_samples_takes_whole_units_spread_over_the_file(tmp_path: 
     assert plan.state.clip == pytest.approx(float(np.quantile(norms, 0.6, method="higher")), rel=1e-8)
 
 
+@pytest.mark.parametrize("how", ["not finite", "blank"])
+def test_absent_public_records_count_nowhere(how: str, tmp_path: Path) -> None:
+    table = random_table("double", SIZES, seed=21)
+    order = first_appearance(table.u)
+    # All records of two units, and one of a third.
+    gone = np.isin(table.u, [order[1], order[3]])
+    gone[np.flatnonzero(table.u == order[4])[0]] = True
+    kept = Table(table.x[~gone], table.y[~gone], table.u[~gone])
+    config = config_of(tmp_path, "double", "gaussian", "dense")
+    kept.write(tmp_path / "public.h5")
+    expected = plan_of(config).state
+    assert config.data.public is not None
+    public = config.data.public
+    if how == "blank":
+        np.save(tmp_path / "blank.npy", gone)
+        public = replace(public, blank=str(tmp_path / "blank.npy"))
+    else:
+        table.x[gone, 0] = np.inf
+    table.write(tmp_path / "public.h5")
+    found = plan_of(replace(config, data=replace(config.data, public=public))).state
+    assert found.clip == pytest.approx(expected.clip, rel=1e-9)
+    np.testing.assert_allclose(
+        found.precision["inverse_factor"], expected.precision["inverse_factor"], rtol=1e-8, atol=1e-12
+    )
+
+
+def test_public_records_of_which_none_is_usable_are_refused(tmp_path: Path) -> None:
+    table = random_table("double", SIZES, seed=22)
+    table.x[:, 0] = np.inf
+    table.write(tmp_path / "public.h5")
+    with pytest.raises(UsageError, match="none of the records chosen for the curvature is usable"):
+        plan_of(config_of(tmp_path, "double", "gaussian", "dense"))
+
+
 def test_the_micro_batch_changes_the_public_state_by_rounding_only(tmp_path: Path) -> None:
     random_table("double", SIZES, seed=8).write(tmp_path / "public.h5")
     config = config_of(tmp_path, "double", "gaussian", "dense")
@@ -233,11 +267,17 @@ def test_the_public_state_reads_no_private_record(tmp_path: Path) -> None:
 
 
 def test_a_clip_quantile_of_nothing_is_refused(tmp_path: Path) -> None:
-    """A public gradient of zero gives no clip; nor do public records that are all unusable."""
+    """Usable public records whose gradients are all zero, behind saturated units, give no clip and no curvature."""
     table = random_table("double", SIZES, seed=10)
-    table.x[:] = np.inf
+    table.x[:] = 1e9 * np.sign(table.x)
     table.write(tmp_path / "public.h5")
     with pytest.raises(UsageError, match="clip_quantile: the quantile of public norms is 0"):
-        plan_of(config_of(tmp_path, "double", "identity", "identity"))
+        plan_of(first_layer_only(config_of(tmp_path, "double", "identity", "identity")))
     with pytest.raises(UsageError, match=r"raise precision.damping"):
-        plan_of(config_of(tmp_path, "double", "identity", "dense"))
+        plan_of(first_layer_only(config_of(tmp_path, "double", "identity", "dense")))
+
+
+def first_layer_only(config: Config) -> Config:
+    """The config with the hidden layer's parameters alone to train."""
+    first = build_network(config).names_shapes[0][0].rpartition(".")[0]
+    return replace(config, model=replace(config.model, trainable=(f"{first}.*",)))

@@ -24,16 +24,28 @@ from distqexp.stages.sharing import arrays_from_root
 FloatArray = npt.NDArray[np.float64]
 
 
+READ_AT_ONCE = 1024
+
+
 def public_source(config: Config, data: DataConfig, schema: Schema) -> DataSource:
-    """At most ``precision.samples`` public records, whole units spread evenly over the file."""
-    slots = open_dataset(data, schema).slot_map()
-    units = int(slots.unit[-1]) + 1 if len(slots.unit) else 0
-    if units == 0:
+    """At most ``precision.samples`` public records, whole units spread evenly over the file.
+
+    Absent records (blank, not finite, without a label) are left out, and units that hold no other: they count
+    neither in the curvature's mean per unit nor in the quantile of the norms.
+    """
+    dataset = open_dataset(data, schema)
+    slots = dataset.slot_map()
+    if slots.units == 0:
         raise UsageError("data.public: 0 records pass its rows and filter; expected at least one: widen them")
-    wanted = max(1, min(units, config.precision.samples * units // len(slots.unit)))
-    chosen = np.arange(wanted) * units // wanted
+    wanted = max(1, min(slots.units, config.precision.samples * slots.units // len(slots.unit)))
+    chosen = np.arange(wanted) * slots.units // wanted
     keep = np.isin(slots.unit, chosen)
-    return DataSource(data, SlotMap(rows=slots.rows[keep], unit=np.searchsorted(chosen, slots.unit[keep])))
+    rows, unit = slots.rows[keep], slots.unit[keep]
+    starts = range(0, len(rows), READ_AT_ONCE)
+    present = np.concatenate([dataset.read(rows[start : start + READ_AT_ONCE]).present.numpy() for start in starts])
+    if not present.any():
+        raise UsageError("data.public: none of the records chosen for the curvature is usable; expected at least one")
+    return DataSource(data, SlotMap(rows=rows[present], unit=np.unique(unit[present], return_inverse=True)[1]))
 
 
 def next_state(
