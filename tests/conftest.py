@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("DISTQEXP_DATA is not set to a folder with mnist/ and icu2012/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_launcher_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Launchers keep their session folders apart from what killed ones left on this machine, see MpiRun."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("launchers")))
+        yield

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,9 @@ class MpiRun:
         self, command: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
+        # A killed mpirun leaves a session folder named by its process id in TMPDIR, and a later mpirun that gets
+        # this id again refuses to start: so each run has a TMPDIR of its own.
+        self._sessions = tempfile.mkdtemp(prefix="mpi-")
         self._started = time.monotonic()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -83,7 +87,7 @@ class MpiRun:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env=run_environ(environ),
+                env=run_environ({"TMPDIR": self._sessions, **(environ or {})}),
                 cwd=cwd or folder,
                 start_new_session=True,
             )
@@ -95,6 +99,8 @@ class MpiRun:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
+        # Ranks that are just dying may still write there; what they leave does no harm.
+        shutil.rmtree(self._sessions, ignore_errors=True)
 
     def output(self) -> tuple[str, str]:
         """Standard output and error so far, without the zero bytes that mpirun's banner ends with."""
