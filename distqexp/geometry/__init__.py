@@ -6,16 +6,22 @@ from distqexp.geometry.precisions import (
     Precision,
     curvature_size,
     curvature_sum,
+    make_kronecker_precision,
     make_precision,
     precision_from_arrays,
 )
-from distqexp.geometry.subspaces import Subspace, make_subspace
+from distqexp.geometry.subspaces import KroneckerSubspace, Subspace, make_subspace
+from distqexp.geometry.whitening import BlockWhitening, combined_whitening
 
 __all__ = [
+    "BlockWhitening",
+    "KroneckerSubspace",
     "Precision",
     "Subspace",
+    "combined_whitening",
     "curvature_size",
     "curvature_sum",
+    "make_kronecker_precision",
     "make_precision",
     "make_subspace",
     "precision_from_arrays",

@@ -25,6 +25,18 @@ class Loss(ABC):
         """(B, C, r): S with S S^T the Hessian of the loss in the outputs, which doesn't depend on the target."""
 
     @abstractmethod
+    def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B,) or (B, o): targets drawn from the model's own distribution, which has the loss as its -log likelihood.
+
+        Gradients at such targets have mean zero and the Fisher matrix as second moment: J^T Lambda J, Lambda the Hessian
+        of the loss in the outputs. noise: (B, noise_width(outputs)) float64, uniform on (0, 1).
+        """
+
+    def noise_width(self, outputs: torch.Tensor) -> int:
+        """How many uniform numbers ``sample`` takes a record."""
+        return 1
+
+    @abstractmethod
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
         """Metrics over the present records. Private when the records are."""
 
@@ -41,6 +53,12 @@ class CrossEntropy(Loss):
         share = torch.softmax(outputs, dim=-1)
         root = torch.sqrt(share)
         return torch.diag_embed(root) - share.unsqueeze(-1) * root.unsqueeze(-2)
+
+    def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """int64 (B,): the class whose interval of the cumulative distribution holds the noise."""
+        below = torch.softmax(outputs.double(), dim=-1).cumsum(dim=-1)
+        chosen = (below <= noise[:, :1] * below[:, -1:]).sum(dim=-1)
+        return chosen.clamp(max=outputs.shape[-1] - 1)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
         logits, truth = _chosen(outputs, targets, present)
@@ -62,6 +80,11 @@ class BinaryCrossEntropy(Loss):
     def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
         logits = _single(outputs)
         return torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(-logits)).reshape(-1, 1, 1)
+
+    def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B,) of 0 and 1, in the outputs' type."""
+        logits = _single(outputs)
+        return (noise[:, 0] < torch.sigmoid(logits.double())).to(logits.dtype)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
         logits, truth = _chosen(_single(outputs), targets, present)
@@ -95,6 +118,15 @@ class MeanSquaredError(Loss):
         eye = torch.eye(width, dtype=outputs.dtype, device=outputs.device)
         root: float = (2.0 / width) ** 0.5
         return (root * eye).expand(count, width, width)
+
+    def noise_width(self, outputs: torch.Tensor) -> int:
+        return _matrix(outputs).shape[1]
+
+    def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B, o): the outputs plus normal noise of variance o/2."""
+        guess = _matrix(outputs)
+        spread: float = (guess.shape[1] / 2.0) ** 0.5
+        return guess + (spread * torch.special.ndtri(noise)).to(guess.dtype)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
         guess, truth = _chosen(_matrix(outputs), targets, present)

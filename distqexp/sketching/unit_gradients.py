@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ class UnitGradients:
         unit contiguous. A piece of more than one batch must hold a single unit.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
-            sums, finite = self._sum_by_unit(batches)
+            sums, finite = sum_by_unit(batches, self._projected)
         padded = np.zeros((max(self.micro_batch, len(sums)), self.subspace.k))
         padded[: len(sums)] = np.where(finite[:, None], sums, 0.0)
         if self.precision is not None:
@@ -55,37 +55,16 @@ class UnitGradients:
 
     def curvature_factors(self, records: Records) -> torch.Tensor:
         """Rows of S^T J P for each record, (records, r, k) float64; zero for absent records."""
-        inputs, _, present = self._pad(records)
+        inputs, _, present = pad_records(records, self.micro_batch)
         factors = loss_curvature_factors(self.network, self.loss, inputs)
         rows = factors.reshape(-1, factors.shape[-1])
         projected = self.subspace.project(rows).reshape(factors.shape[0], factors.shape[1], self.subspace.k)
         good = present & torch.isfinite(projected).all(dim=2).all(dim=1)
         return torch.where(good[:, None, None], projected, 0.0)[: len(records.present)]
 
-    def _sum_by_unit(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
-        sums: FloatArray | None = None
-        finite: BoolArray | None = None
-        last_unit = None
-        for records, unit in batches:
-            vectors, good = self._projected(records)
-            starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]])
-            batch_sums = vectors if len(starts) == len(unit) else np.add.reduceat(vectors, starts, axis=0)
-            batch_finite = good if len(starts) == len(unit) else np.logical_and.reduceat(good, starts)
-            if sums is None or finite is None:
-                sums, finite, last_unit = batch_sums, batch_finite, unit[0]
-                continue
-            if len(sums) != 1 or len(starts) != 1 or unit[0] != last_unit:
-                raise UsageError(
-                    "piece: several batches hold several units; expected one unit in a piece of many batches"
-                )
-            sums, finite = sums + batch_sums, finite & batch_finite
-        if sums is None or finite is None:
-            raise UsageError("piece: no records; expected at least one")
-        return sums, finite
-
     def _projected(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records.present)
-        inputs, targets, present = self._pad(records)
+        inputs, targets, present = pad_records(records, self.micro_batch)
         gradients = per_example_gradients(self.network, self.loss, inputs, targets)
         good = torch.isfinite(gradients).all(dim=1) | ~present
         # `where` before any product, so that no NaN or infinity reaches a neighbour or survives a zero factor.
@@ -94,13 +73,38 @@ class UnitGradients:
         finite = good.cpu().numpy() & np.isfinite(projected).all(axis=1)
         return np.where(finite[:, None], projected, 0.0)[:count], finite[:count]
 
-    def _pad(self, records: Records) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        count = len(records.present)
-        if count > self.micro_batch:
-            raise UsageError(f"micro-batch: {count} records; expected at most {self.micro_batch}")
-        missing = self.micro_batch - count
 
-        def grow(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
+def sum_by_unit(
+    batches: Iterable[Batch], of_records: Callable[[Records], tuple[FloatArray, BoolArray]]
+) -> tuple[FloatArray, BoolArray]:
+    """Sums of a piece's record vectors by unit, (units, n), and which units are finite throughout, (units,). Private."""
+    sums: FloatArray | None = None
+    finite: BoolArray | None = None
+    last_unit = None
+    for records, unit in batches:
+        vectors, good = of_records(records)
+        starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]])
+        batch_sums = vectors if len(starts) == len(unit) else np.add.reduceat(vectors, starts, axis=0)
+        batch_finite = good if len(starts) == len(unit) else np.logical_and.reduceat(good, starts)
+        if sums is None or finite is None:
+            sums, finite, last_unit = batch_sums, batch_finite, unit[0]
+            continue
+        if len(sums) != 1 or len(starts) != 1 or unit[0] != last_unit:
+            raise UsageError("piece: several batches hold several units; expected one unit in a piece of many batches")
+        sums, finite = sums + batch_sums, finite & batch_finite
+    if sums is None or finite is None:
+        raise UsageError("piece: no records; expected at least one")
+    return sums, finite
 
-        return grow(records.inputs), grow(records.targets), grow(records.present)
+
+def pad_records(records: Records, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs, targets and presence of exactly ``micro_batch`` records, absent ones of zeros at the end."""
+    count = len(records.present)
+    if count > micro_batch:
+        raise UsageError(f"micro-batch: {count} records; expected at most {micro_batch}")
+    missing = micro_batch - count
+
+    def grow(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
+
+    return grow(records.inputs), grow(records.targets), grow(records.present)

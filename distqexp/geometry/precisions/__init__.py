@@ -13,16 +13,20 @@ from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.precisions.dense import LARGEST_DENSE, DensePrecision
 from distqexp.geometry.precisions.diagonal import DiagonalPrecision
 from distqexp.geometry.precisions.identity import IdentityPrecision
+from distqexp.geometry.precisions.kronecker import KroneckerPrecision, kronecker_from_arrays, make_kronecker_precision
 
 __all__ = [
     "DensePrecision",
     "DiagonalPrecision",
     "IdentityPrecision",
+    "KroneckerPrecision",
     "Precision",
     "curvature_size",
     "curvature_sum",
+    "make_kronecker_precision",
     "make_precision",
     "precision_from_arrays",
+    "rescaled_arrays",
 ]
 
 _KINDS: dict[str, type[Precision]] = {
@@ -98,8 +102,10 @@ def make_precision(
 def precision_from_arrays(kind: str, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
     """The precision that ``to_arrays`` wrote, bit for bit.
 
-    Raises FileContentError when the array is absent, of another shape or type, not finite, or no inverse factor.
+    Raises FileContentError when an array is absent, of another shape or type, not finite, or no inverse factor.
     """
+    if kind == "kronecker":
+        return kronecker_from_arrays(k, arrays)
     shape = _curvature_shape(kind, k)
     if set(arrays) != {"inverse_factor"}:
         raise FileContentError(
@@ -116,7 +122,19 @@ def precision_from_arrays(kind: str, k: int, arrays: Mapping[str, np.ndarray]) -
         raise FileContentError(
             f"precision {kind}: inverse_factor is not a finite lower triangle of positive diagonal; get the file again"
         )
-    return _KINDS[kind](k, array)
+    return _KINDS[kind](k, {"inverse_factor": array})
+
+
+def rescaled_arrays(arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+    """The arrays of A / ratio: those of a precision kept from a round whose step was smaller by ``ratio``.
+
+    The same arrays, bit for bit, at ratio 1. A column factor of kronecker carries no scale. Raises UsageError unless
+    the ratio is finite and positive.
+    """
+    if not (math.isfinite(ratio) and ratio > 0):
+        raise UsageError(f"precision: rescaled by {ratio}; expected a finite number above 0")
+    root = math.sqrt(ratio)
+    return {name: array if name.startswith("column/") else array * root for name, array in arrays.items()}
 
 
 def _curvature_shape(kind: str, k: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from distqexp.errors import UsageError
 
 
 class Precision(ABC):
-    """A public precision A = L L^T of shape (k, k), held as the inverse factor L^{-1}.
+    """A public precision A = L L^T of shape (k, k), held as the inverse factor L^{-1}, in one array or several.
 
     One and the same L^{-1} whitens (g -> L^{-1} g) and maps back (y -> L^{-T} y), and it is what files carry: sites
     that read it agree to the bit, whatever their linear algebra library. Row i of ``whiten`` depends on row i of its
@@ -20,9 +21,11 @@ class Precision(ABC):
 
     kind: str
 
-    def __init__(self, k: int, inverse_factor: np.ndarray) -> None:
+    def __init__(self, k: int, arrays: Mapping[str, np.ndarray]) -> None:
         self.k = k
-        self._inverse = torch.from_numpy(np.array(inverse_factor, dtype=np.float64, order="C"))
+        self._arrays = {
+            name: torch.from_numpy(np.array(array, dtype=np.float64, order="C")) for name, array in arrays.items()
+        }
 
     def whiten(self, gradients: torch.Tensor) -> torch.Tensor:
         """L^{-1} g for every row g: float64 (B, k) to float64 (B, k), on the same device.
@@ -34,7 +37,7 @@ class Precision(ABC):
                 f"precision {self.kind}: whiten got shape {tuple(gradients.shape)} of {gradients.dtype}; "
                 f"expected (B, {self.k}) of torch.float64"
             )
-        self._inverse = self._inverse.to(gradients.device)
+        self._arrays = {name: array.to(gradients.device) for name, array in self._arrays.items()}
         with torch.no_grad():
             return self._whiten(gradients.detach())
 
@@ -46,8 +49,11 @@ class Precision(ABC):
         return self._unwhiten(y)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What a file needs to rebuild it: ``inverse_factor``, float64, (1,), (k,) or lower triangular (k, k)."""
-        return {"inverse_factor": self._inverse.cpu().numpy().copy()}
+        """What a file needs to rebuild it, float64: ``inverse_factor`` (1,), (k,) or lower triangular (k, k).
+
+        For kronecker, of each block NNNN, ``row/NNNN`` and ``column/NNNN``.
+        """
+        return {name: array.cpu().numpy().copy() for name, array in self._arrays.items()}
 
     @abstractmethod
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:

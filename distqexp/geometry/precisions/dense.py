@@ -35,11 +35,11 @@ class DensePrecision(Precision):
             ) from error
         if not np.isfinite(inverse).all():
             raise UsageError(f"precision dense: the inverse factor overflows at damping {damping}; {advice}")
-        return cls(k, inverse)
+        return cls(k, {"inverse_factor": inverse})
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        return gradients @ self._inverse.T
+        return gradients @ self._arrays["inverse_factor"].T
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        mapped: np.ndarray = self._inverse.cpu().numpy().T @ y
+        mapped: np.ndarray = self._arrays["inverse_factor"].cpu().numpy().T @ y
         return mapped

@@ -25,11 +25,11 @@ class DiagonalPrecision(Precision):
                 f"precision diagonal: the damped public curvature is not positive everywhere at damping {damping}; "
                 "raise precision.damping, or choose kind = identity"
             )
-        return cls(k, inverse)
+        return cls(k, {"inverse_factor": inverse})
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        return gradients * self._inverse
+        return gradients * self._arrays["inverse_factor"]
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        mapped: np.ndarray = y * self._inverse.cpu().numpy()
+        mapped: np.ndarray = y * self._arrays["inverse_factor"].cpu().numpy()
         return mapped

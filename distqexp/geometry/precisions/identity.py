@@ -18,10 +18,10 @@ class IdentityPrecision(Precision):
     @classmethod
     def from_scale(cls, k: int, scale: float) -> IdentityPrecision:
         """A = scale * I, scale > 0."""
-        return cls(k, np.array([1.0 / math.sqrt(scale)]))
+        return cls(k, {"inverse_factor": np.array([1.0 / math.sqrt(scale)])})
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        return gradients * self._inverse
+        return gradients * self._arrays["inverse_factor"]
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        return y * self._inverse.item()
+        return y * self._arrays["inverse_factor"].item()

@@ -7,6 +7,7 @@ from distqexp.geometry.philox import stream_key
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.dense import DEFAULT_CACHE_BYTES, GaussianSubspace, RademacherSubspace
 from distqexp.geometry.subspaces.identity import IdentitySubspace
+from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
 from distqexp.geometry.subspaces.sjlt import SparseSubspace
 from distqexp.geometry.subspaces.srht import HadamardSubspace
 
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianSubspace",
     "HadamardSubspace",
     "IdentitySubspace",
+    "KroneckerSubspace",
     "RademacherSubspace",
     "SparseSubspace",
     "Subspace",
@@ -31,7 +33,7 @@ def make_subspace(
     *,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Subspace:
-    """The subspace of one round (public): P of shape (d, k), regenerated from (kind, d, k, seed, round) alone.
+    """The flat subspace of one round (public): P of shape (d, k), regenerated from (kind, d, k, seed, round) alone.
 
     ``k`` may be None for identity, which has k = d. ``nonzeros`` counts for sjlt only. ``cache_bytes`` bounds the
     memory that gaussian and rademacher keep their entries in; above it they are made anew for every product,

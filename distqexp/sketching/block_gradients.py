@@ -1,0 +1,185 @@
+"""Whitened gradients and clipped sums by layers: one forward, one backward, no per-example gradient. Private results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from distqexp.errors import UsageError
+from distqexp.geometry.blocks import Block
+from distqexp.geometry.whitening import BlockWhitening
+from distqexp.problem.losses import Loss
+from distqexp.problem.network import Network
+from distqexp.problem.records import Records
+from distqexp.sketching.block_sums import BlockStore, dense, product
+from distqexp.sketching.layers.check import checked_taps
+from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Raw, Tensor, Whole
+from distqexp.sketching.layers.taps import Receive, Taps
+from distqexp.sketching.unit_gradients import Batch, BoolArray, FloatArray, pad_records, sum_by_unit
+
+RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
+
+
+class BlockGradients:
+    """The fast way to what ``UnitGradients`` computes, for whitenings that are a Kronecker product a block.
+
+    A record's numbers depend on that record alone, to the last bit, as there: micro-batches have one padded shape,
+    absent records are fed as zeros and masked, and no operation mixes records before they are clipped. ``blocks`` must be
+    ``block_layout(network)``; ``whitening`` has the factors of each. Both public.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        loss: Loss,
+        whitening: Sequence[BlockWhitening],
+        blocks: Sequence[Block],
+        micro_batch: int,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.blocks = list(blocks)
+        self.micro_batch = micro_batch
+        if len(whitening) != len(self.blocks):
+            raise UsageError(
+                f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"
+            )
+        # Whitening runs in the network's own type; sums and norms of what it gives in float64.
+        self.whitening = [
+            BlockWhitening(*(side.to(network.device, network.dtype) for side in (factors.row, factors.column)))
+            for factors in whitening
+        ]
+        for block, factors in zip(self.blocks, self.whitening, strict=True):
+            sides = [(factors.row, block.rows), (factors.column, block.columns)]
+            if any((len(factor), factor.shape[-1]) != (block.copies, size) for factor, size in sides):
+                raise UsageError(
+                    f"whitening: block {block.name} has factors {tuple(factors.row.shape)} and {tuple(factors.column.shape)}; "
+                    f"expected {block.copies} copies on {block.rows} rows and {block.columns} columns"
+                )
+        self.shapes = [
+            (block.copies, factors.row.shape[1], factors.column.shape[1])
+            for block, factors in zip(self.blocks, self.whitening, strict=True)
+        ]
+        self._taps: tuple[tuple[object, ...], Taps] | None = None
+
+    @property
+    def k(self) -> int:
+        """Number of whitened coordinates."""
+        return sum(copies * rows * columns for copies, rows, columns in self.shapes)
+
+    def of_piece(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
+        """Whitened vectors (units, k) of one piece, and which are finite, (units,): as ``UnitGradients.of_piece``."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+            sums, finite = sum_by_unit(batches, self._vectors)
+            finite = finite & np.isfinite(sums).all(axis=1)
+            return np.where(finite[:, None], sums, 0.0), finite
+
+    def clipped_sum(self, records: Records, clip: float, cancellation: float) -> FloatArray:
+        """sum_j c_j g~_j over one micro-batch, each record a unit, (k,) float64.
+
+        c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
+        and spread_j sums ||row|| ||column|| over blocks and positions (the norm, where a block's product is kept): two
+        huge terms of a unit that cancel would otherwise erase its neighbours' digits in the sum. Absent and
+        non-finite records contribute exactly zero. Raises UsageError unless both bounds are finite and above zero.
+        """
+        for name, bound in (("clip", clip), ("cancellation", cancellation)):
+            if not (np.isfinite(bound) and bound > 0):
+                raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
+        stores, present = self._stores(records)
+        weights, good = clip_weights(stores, present, clip, cancellation)
+        parts = []
+        while stores:
+            parts.append(stores.pop(0).weighted_sum(weights, good))
+        return np.asarray(torch.cat([part.cpu() for part in parts]).numpy())
+
+    def raw_factors(self, records: Records, targets: Tensor) -> Iterator[RawFactors]:
+        """Each block's unwhitened gradients of the loss at ``targets``: (number, row, column) or (number, matrix).
+
+        row (B, copies, L, rows), column (B, copies, L, columns), float, as many positions as the block's uses have in all;
+        for a block with ``sparse_rows`` row may be the token numbers, int64 (B, 1, L), instead of one-hot rows. matrix (B, copies,
+        rows, columns). B = len(records). Absent records are zero. For public records.
+        """
+        count = len(records)
+        inputs, _, present = pad_records(records, self.micro_batch)
+        padded = torch.cat([targets, targets.new_zeros((self.micro_batch - count, *targets.shape[1:]))])
+        found: dict[int, Kept] = {}
+
+        def receive(number: int, raw: Raw) -> None:
+            new = raw.plain(self.blocks[number])
+            found[number] = _joined(found[number], new) if number in found else new
+
+        self._run(inputs, padded, receive)
+        keep = present.to(self.network.device)[:count]
+        for number in sorted(found):
+            kept = found.pop(number)
+            if isinstance(kept, Whole):
+                yield number, torch.where(keep[:, None, None, None], kept.matrix[:count], 0.0)
+                continue
+            column = torch.where(keep[:, None, None, None], kept.column[:count], 0.0)
+            if isinstance(kept, Indexed):
+                yield number, kept.token[:count].unsqueeze(1), column
+            else:
+                yield number, torch.where(keep[:, None, None, None], kept.row[:count], 0.0), column
+
+    def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
+        stores, present = self._stores(records)
+        found = torch.cat([store.vectors().cpu() for store in stores], dim=1)
+        finite = torch.isfinite(found).all(dim=1)
+        keep = finite & present.cpu()
+        vectors = torch.where(keep[:, None], found, 0.0).numpy()
+        return vectors[: len(records)], (finite | ~present.cpu()).numpy()[: len(records)]
+
+    def _stores(self, records: Records) -> tuple[list[BlockStore], Tensor]:
+        inputs, targets, present = pad_records(records, self.micro_batch)
+        stores = [BlockStore(self.micro_batch, shape, self.network.device) for shape in self.shapes]
+
+        def receive(number: int, raw: Raw) -> None:
+            stores[number].add(raw.whiten(self.blocks[number], self.whitening[number]))
+
+        self._run(inputs, targets, receive)
+        return stores, present.to(self.network.device)
+
+    def _run(self, inputs: Tensor, targets: Tensor, receive: Receive) -> None:
+        key = (tuple(inputs.shape[1:]), inputs.dtype)
+        if self._taps is None or self._taps[0] != key:
+            self._taps = (key, checked_taps(self.network, self.blocks, torch.zeros_like(inputs[:1])))
+        truth = targets.to(self.network.device)
+        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth), receive)
+
+
+def clip_weights(
+    stores: Sequence[BlockStore], present: Tensor, clip: float, cancellation: float
+) -> tuple[Tensor, Tensor]:
+    """c_j, (B,) float64, and which records count, (B,). Private."""
+    squared = torch.zeros(len(present), dtype=torch.float64, device=present.device)
+    spread = torch.zeros_like(squared)
+    for store in stores:
+        part, terms = store.norms()
+        squared, spread = squared + part, spread + terms
+    norm = squared.sqrt() * (1 + (len(stores) + 8) * 2.0**-53)
+    spread = spread * (1 + (len(stores) + 8) * 2.0**-53)
+    good = present & torch.isfinite(norm) & torch.isfinite(spread)
+    # Replaced before any quotient: min(1, NaN) may be 1.
+    norm, spread = torch.where(good, norm, 0.0), torch.where(good, spread, 0.0)
+    weights = torch.minimum(clip / norm.clamp(min=clip), cancellation * clip / spread.clamp(min=cancellation * clip))
+    return torch.where(good, weights, 0.0), good
+
+
+def _joined(first: Kept, second: Kept) -> Kept:
+    if isinstance(first, Whole) or isinstance(second, Whole):
+        return Whole(product(first) + product(second))
+    if isinstance(first, Indexed) and isinstance(second, Indexed):
+        return Indexed(
+            torch.cat([first.token, second.token], dim=1),
+            torch.cat([first.scale, second.scale], dim=1),
+            torch.cat([first.column, second.column], dim=2),
+            first.rows,
+        )
+    one, two = dense(first), dense(second)
+    return Dense(torch.cat([one.row, two.row], dim=2), torch.cat([one.column, two.column], dim=2))
+
+
+__all__ = ["BlockGradients", "RawFactors", "clip_weights"]

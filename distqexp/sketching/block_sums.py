@@ -1,0 +1,172 @@
+"""What a micro-batch keeps of each block between the backward pass and the sum: factors, or products. Private."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Tensor, Whole, keeps_factors
+
+CHUNK = 1 << 21
+"""Float64 entries of factors worked on at a time: the copies stay small beside the network's own tensors."""
+
+CACHED = 1 << 17
+"""The same where each entry is read once or twice, on a CPU: a copy that is still in the cache costs little."""
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64."""
+
+
+@dataclass
+class BlockStore:
+    """The whitened gradients of one block, (B, copies, k_row, k_column), of a micro-batch. Uses add up."""
+
+    count: int
+    shape: tuple[int, int, int]
+    device: torch.device
+    kept: Kept | None = None
+
+    def add(self, new: Kept) -> None:
+        """Take in one more use of the block."""
+        if self.kept is None:
+            self.kept = new
+        elif isinstance(self.kept, Whole) or isinstance(new, Whole):
+            self.kept = Whole(product(self.kept) + product(new))
+        else:
+            row, column = (
+                torch.cat([getattr(dense(part), side) for part in (self.kept, new)], dim=2)
+                for side in ("row", "column")
+            )
+            joined = Dense(row, column)
+            factors = keeps_factors(row.shape[2], row.shape[3], column.shape[3])
+            self.kept = joined if factors else Whole(product(joined))
+
+    def vectors(self) -> Tensor:
+        """(B, copies * k_row * k_column) float64."""
+        if self.kept is None:
+            size = self.shape[0] * self.shape[1] * self.shape[2]
+            return torch.zeros((self.count, size), dtype=torch.float64, device=self.device)
+        return product(self.kept).reshape(self.count, -1).double()
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """An upper bound of each record's squared norm, and of its spread: (B,) float64 each.
+
+        Spread: the sum over positions of ||row|| ||column||, at least the norm of every partial sum of the record's terms;
+        where the product is kept, its norm. NaN or infinity where an entry is.
+        """
+        if self.kept is None:
+            zeros = torch.zeros(self.count, dtype=torch.float64, device=self.device)
+            return zeros, zeros
+        if isinstance(self.kept, Whole):
+            flat = self.kept.matrix.reshape(self.count, -1)
+            parts = [torch.linalg.vector_norm(flat[some].double(), dim=1) for some in _rows(flat)]
+            squared = torch.cat(parts).square()
+            squared = squared * (1 + (2 * flat.shape[1] + 8) * UNIT)
+            return squared, squared.sqrt() * (1 + 4 * UNIT)
+        return _gram_norms(self.kept)
+
+    def weighted_sum(self, weights: Tensor, good: Tensor) -> Tensor:
+        """sum_j weights_j G_j over the good records, (copies * k_row * k_column,) float64; the others are exactly zero."""
+        size = self.shape[0] * self.shape[1] * self.shape[2]
+        if self.kept is None:
+            return torch.zeros(size, dtype=torch.float64, device=self.device)
+        if isinstance(self.kept, Whole):
+            return _weighted_rows(self.kept.matrix.reshape(self.count, -1), weights, good)
+        if isinstance(self.kept, Indexed):
+            return self._indexed_sum(self.kept, weights, good)
+        row, column = self.kept.row, self.kept.column
+        found = torch.zeros(self.shape, dtype=torch.float64, device=row.device)
+        for number in range(self.shape[0]):
+            for some in _ranges(self.count, row.shape[2] * (row.shape[3] + column.shape[3])):
+                keep = good[some, None, None]
+                # The factors of a record that doesn't count are replaced before the product: 0 x NaN would be NaN.
+                left = _copied(row[some, number]).mul_(weights[some, None, None]).masked_fill_(~keep, 0.0)
+                right = _copied(column[some, number]).masked_fill_(~keep, 0.0)
+                found[number] += left.reshape(-1, left.shape[2]).T @ right.reshape(-1, right.shape[2])
+        return found.reshape(-1)
+
+    def _indexed_sum(self, kept: Indexed, weights: Tensor, good: Tensor) -> Tensor:
+        found = torch.zeros(self.shape[1:], dtype=torch.float64, device=kept.column.device)
+        for some in _ranges(self.count, kept.column[0].numel()):
+            scaled = kept.column[some, 0].double() * (kept.scale[some].double() * weights[some, None]).unsqueeze(2)
+            scaled = torch.where(good[some, None, None], scaled, 0.0)
+            found.index_add_(0, kept.token[some].reshape(-1), scaled.reshape(-1, scaled.shape[2]))
+        return found.reshape(-1)
+
+
+def dense(kept: Dense | Indexed) -> Dense:
+    """With rows written out."""
+    return kept.dense() if isinstance(kept, Indexed) else kept
+
+
+def product(kept: Kept) -> Tensor:
+    """(B, copies, k_row, k_column)."""
+    if isinstance(kept, Whole):
+        return kept.matrix
+    if isinstance(kept, Indexed):
+        scaled = kept.column[:, 0] * kept.scale.unsqueeze(2)
+        found = scaled.new_zeros((len(scaled), kept.rows, scaled.shape[2]))
+        index = kept.token.unsqueeze(2).expand(scaled.shape)
+        return found.scatter_add_(1, index, scaled).unsqueeze(1)
+    return kept.row.transpose(2, 3) @ kept.column
+
+
+def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
+    """Squared norms by Gram matrices in float64: ||sum_t r_t c_t^T||^2 = sum_{s,t} <r_s, r_t> <c_s, c_t>.
+
+    Of float32 (or float64) factors the sum has at most (k_row + k_column + copies L^2 + 4) roundings on any path, each a
+    relative error of at most UNIT on terms whose sizes add up to at most spread^2 (Cauchy-Schwarz). So the true
+    squared norm is at most the computed one plus that count times UNIT times spread^2; twice the count covers second order
+    and the rounding of the spread itself. A unit whose terms cancel can't show a norm smaller than it has.
+    """
+    column = kept.column
+    count, copies, steps = column.shape[:3]
+    width = column.shape[3] + (1 if isinstance(kept, Indexed) else kept.row.shape[3])
+    squared, spread = [], []
+    for some in _ranges(count, copies * steps * (width + steps)):
+        c = column[some].double()
+        c_sizes = c.square().sum(dim=3).sqrt()
+        if isinstance(kept, Indexed):
+            scale, token = kept.scale[some].double(), kept.token[some]
+            r_sizes = scale.abs().unsqueeze(1)
+        else:
+            r = kept.row[some].double()
+            r_sizes = r.square().sum(dim=3).sqrt()
+        terms = r_sizes * c_sizes
+        spread.append(terms.flatten(1).sum(dim=1))
+        if steps == 1:
+            squared.append(terms.square().flatten(1).sum(dim=1))
+        elif isinstance(kept, Indexed):
+            same = token.unsqueeze(2) == token.unsqueeze(1)
+            scaled = c[:, 0] * scale.unsqueeze(2)
+            squared.append(torch.where(same, scaled @ scaled.transpose(1, 2), 0.0).flatten(1).sum(dim=1))
+        else:
+            squared.append(((r @ r.transpose(2, 3)) * (c @ c.transpose(2, 3))).flatten(1).sum(dim=1))
+    roundings = 2 * UNIT * (width + copies * steps * steps + 4)
+    spreads = torch.cat(spread) * (1 + roundings)
+    return torch.cat(squared).clamp(min=0.0) + roundings * spreads.square(), spreads
+
+
+def _weighted_rows(flat: Tensor, weights: Tensor, good: Tensor) -> Tensor:
+    found = torch.zeros(flat.shape[1], dtype=torch.float64, device=flat.device)
+    weights = torch.where(good, weights, 0.0)
+    for some in _rows(flat):
+        # Its factor is zero, but 0 x NaN would be NaN.
+        rows = _copied(flat[some]).masked_fill_(~good[some, None], 0.0)
+        found += weights[some] @ rows
+    return found
+
+
+def _ranges(count: int, each: int, most: int = CHUNK) -> list[slice]:
+    """The records in runs of about ``most`` entries: the same runs for every batch of one shape."""
+    step = max(1, most // max(1, each))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _copied(values: Tensor) -> Tensor:
+    return values.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+
+def _rows(flat: Tensor) -> list[slice]:
+    return _ranges(len(flat), flat.shape[1], CACHED if flat.device.type == "cpu" else 1 << 24)
