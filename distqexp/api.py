@@ -27,9 +27,17 @@ from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
 from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.pool import pool_files
-from distqexp.stages.release import Charging, charge, check_budget, draw_release, ledger_entry, make_release
+from distqexp.stages.release import (
+    Charging,
+    charge,
+    charged_parts,
+    check_budget,
+    draw_release,
+    ledger_entry,
+    make_release,
+)
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import open_shards, sketch_round, whole_sketch
+from distqexp.stages.sketch import basis_of, open_shards, sketch_round, whole_sketch
 from distqexp.stages.verify import verify_path
 from distqexp.storage.inspect import describe
 
@@ -119,7 +127,7 @@ def sketch(
             progress.advance(1.0)
 
         def finish() -> None:
-            books, total = required(charging), required(sums)
+            books, total = dataclasses.replace(required(charging), basis=basis_of(sources)), required(sums)
             books.ledger.commit(charge(received, state, total, books, role), None)
             whole_sketch(received, state, sources[0], fingerprints[0], total).write(path)
             shutil.rmtree(parts)
@@ -196,7 +204,7 @@ def export(
     entry = ledger_entry(made, charging, rounds - 1)
     folder = Path(out)
     open_folder(folder, resume=False)
-    return export_model(made, found, folder, entry), metrics
+    return export_model(made, found, folder, entry, charged_parts(made, charging)), metrics
 
 
 def inspect(path: StrPath) -> str:

@@ -145,21 +145,21 @@ def verify(
 @ledger_app.command("show", epilog="example: distqexp ledger show --population icu")
 def ledger_show(population: Annotated[str | None, typer.Option(help="this population only")] = None) -> None:
     """Print every charge, what the charges add up to, and the caps."""
-    from distqexp.privacy.events import compose
     from distqexp.privacy.ledger import Ledger
 
     ledger = Ledger.open(create=False)
     rows = ledger.rows(population)
     for row in rows:
+        part = f", part {row.part.number} of {row.part.parts}" if row.part else ""
         _say(
-            f"{row.id}: {row.time} {row.population}, {row.key}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}"
+            f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}"
             + ("" if row.private else f", NOT PRIVATE ({row.universe})")
         )
     for name in sorted({row.population for row in rows} | ({population} if population else set())):
         cap = ledger.cap(name)
         capped = f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else None
         _say(f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}")
-        guarantee = compose(ledger.events(name))  # seeded test runs protect nobody and are not in it
+        guarantee = ledger.spent(name)  # seeded test runs protect nobody and are not in it
         deltas = [cap.delta] if cap else [1e-5, 1e-6]
         figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
         _say(f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,9 +25,9 @@ from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.plan import describe_plan, make_plan
-from distqexp.stages.release import Charging, check_budget, draw_release, ledger_entry, make_release
+from distqexp.stages.release import Charging, charged_parts, check_budget, draw_release, ledger_entry, make_release
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import open_shards, sketch_files, sketch_round
+from distqexp.stages.sketch import basis_of, open_shards, sketch_files, sketch_round
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def run(
     if state is not None:
         engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
         sources, fingerprints = open_shards(plan, config.data.private, engine)
+        charging = replace(charging, basis=basis_of(sources)) if charging else None
         work = _Work(config, plan, sources, fingerprints, out, charging, insecure_seed)
         while state is not None:
             release = _round(work, state, engine, progress)
@@ -190,7 +191,7 @@ def _export(
         _forget_private(config, out, release.round)
     after = evaluate(plan, releases[-1].theta, config.data.eval)
     entry = ledger_entry(plan, charging, releases[-1].round)
-    certificate = export_model(plan, releases, out, entry)
+    certificate = export_model(plan, releases, out, entry, charged_parts(plan, charging))
     progress.close()
     metrics = {"before": before, "after": after}
     return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from run_harness import Commands, Outcome, overrides, table_source, table_tree, to_toml, write_task
 
-from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Ledger
 from distqexp.storage.hdf5 import read_file
 
@@ -286,7 +285,7 @@ def test_the_ledger_commands(run: Commands, task: Path, own_ledger: Path) -> Non
     assert "NOT PRIVATE" not in shown[0]
     assert "NOT PRIVATE (insecure-seed-1)" in shown[1]
     assert shown[2] == "patients: no cap set: a config has its own budget as the cap"
-    guarantee = compose(Ledger.open(own_ledger).events("patients"))
+    guarantee = Ledger.open(own_ledger).spent("patients")
     assert guarantee.epsilon(1e-5) > 0
     assert shown[3] == (
         f"patients: spent in all: mu {guarantee.mu:.6g}, epsilon {guarantee.epsilon(1e-5):.6g} at delta 1e-05, "

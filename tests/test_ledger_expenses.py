@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from distqexp.privacy.events import GaussianRelease, compose
+from distqexp.privacy.events import GaussianRelease
 from distqexp.privacy.ledger_expenses import Charge, expenses
 
 
 def charge(key: str, mu: float = 0.5, adjacency: str = "zero-out") -> Charge:
-    return (key, adjacency, GaussianRelease(mu=mu, coordinates=10, sigma=1000.0))
+    return Charge(key, adjacency, GaussianRelease(mu=mu, coordinates=10, sigma=1000.0))
 
 
 def total(*charges: Charge) -> float:
-    return compose(expenses(charges)).mu
+    return expenses(charges).guarantee().mu
 
 
 def test_sites_and_curator_of_one_release_pay_once() -> None:

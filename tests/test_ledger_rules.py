@@ -18,9 +18,10 @@ from ledger_child import CAP, EVENT, SUMS, reserve
 
 from distqexp.errors import BudgetError, FileContentError, StorageError, UsageError
 from distqexp.privacy import ledger_files
-from distqexp.privacy.calibration import calibrate, spent
-from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.calibration import calibrate
+from distqexp.privacy.events import GaussianRelease, compose
 from distqexp.privacy.ledger import Cap, Ledger
+from distqexp.privacy.ledger_expenses import Charge
 
 NOISE = np.array([10, -20, 30, -40, 50], dtype=np.int64)
 SMALL = replace(EVENT, mu=0.01)
@@ -158,7 +159,7 @@ def test_a_calibrated_run_fits_its_own_budget_exactly(ledger: Ledger, noise: str
     cap = Cap(epsilon=1.0, delta=1e-5)
     plan = calibrate(epsilon=1.0, delta=1e-5, rounds=rounds, k=5, noise=noise)
     event = GaussianRelease(plan.mu_round, 5, float(plan.sigma_minimum) if noise == "discrete" else None)
-    ledger.check(population="ward", cap=cap, adjacency="zero-out", events=[event] * rounds)
+    ledger.check(population="ward", cap=cap, charges=[Charge("", "zero-out", event)] * rounds)
     for round in range(rounds):
         reserve(ledger, key=f"plan/{round}", event=event, cap=cap)
     with pytest.raises(BudgetError) as caught:
@@ -167,21 +168,22 @@ def test_a_calibrated_run_fits_its_own_budget_exactly(ledger: Ledger, noise: str
     assert f"{rounds} releases on record and 1 more" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(ledger.rows()) == rounds
-    assert spent(ledger.events("ward"), 1.0) <= 1e-5
+    assert ledger.spent("ward").delta(1.0) <= 1e-5
 
 
 def test_the_check_counts_what_is_to_come_and_charges_nothing(ledger: Ledger) -> None:
     plan = calibrate(epsilon=1.0, delta=1e-5, rounds=2, k=5, noise="gaussian")
     event = GaussianRelease(plan.mu_round, 5)
-    arguments: dict[str, Any] = {"population": "ward", "cap": CAP, "adjacency": "zero-out"}
-    ledger.check(**arguments, events=[event] * 2)
+    arguments: dict[str, Any] = {"population": "ward", "cap": CAP}
+    charge = Charge("", "zero-out", event)
+    ledger.check(**arguments, charges=[charge] * 2)
     with pytest.raises(BudgetError):
-        ledger.check(**arguments, events=[event] * 3)
+        ledger.check(**arguments, charges=[charge] * 3)
     reserve(ledger, key="plan/0", event=event)
     with pytest.raises(BudgetError):
-        ledger.check(**arguments, events=[event] * 2)
-    ledger.check(**arguments, events=[event])
-    ledger.check(**arguments, events=[])
+        ledger.check(**arguments, charges=[charge] * 2)
+    ledger.check(**arguments, charges=[charge])
+    ledger.check(**arguments, charges=[])
     assert len(ledger.rows()) == 1
 
 
@@ -213,14 +215,14 @@ def test_test_runs_have_books_of_their_own(ledger: Ledger) -> None:
             reserve(ledger, event=event, universe=universe, key="more")
     assert [row.private for row in ledger.rows("ward")] == [False, True, False]
     assert [entry["body"]["private"] for entry in ledger.export()] == [False, True, False]
-    assert ledger.events("ward") == [event]
+    assert ledger.spent("ward") == compose([event])
 
 
 def test_mixed_adjacencies_are_composed_under_the_strictest(ledger: Ledger) -> None:
     reserve(ledger, event=SMALL)
-    assert ledger.events("ward") == [SMALL]
+    assert ledger.spent("ward") == compose([SMALL])
     reserve(ledger, key="b", event=SMALL, adjacency="replace-one")
-    assert ledger.events("ward") == [replace(SMALL, mu=0.02), SMALL]
+    assert ledger.spent("ward") == compose([replace(SMALL, mu=0.02), SMALL])
 
 
 @pytest.mark.parametrize(

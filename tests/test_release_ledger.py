@@ -25,6 +25,7 @@ from distqexp.privacy.calibration import spent_epsilon
 from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
 from distqexp.privacy.ledger_chain import Chain
+from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_files import LedgerFiles
 from distqexp.stages import release as release_module
 from distqexp.stages.artefacts import Plan, Quadratic, RoundState, Sketch
@@ -167,7 +168,7 @@ def test_changed_sums_are_charged_anew_with_fresh_noise_or_refused(plan: Plan, o
         other = draw_release(plan, plan.state, quadratic(plan, changed), Charging(ledger))
         assert [row.state for row in ledger.rows()] == ["committed", "committed"]
         assert np.count_nonzero((other - changed) == (noisy - sums)) < 6
-        assert compose(ledger.events("somebody")).mu == pytest.approx(plan.state.grid.mu * 2**0.5, rel=1e-12)
+        assert ledger.spent("somebody").mu == pytest.approx(plan.state.grid.mu * 2**0.5, rel=1e-12)
         # The old release is still there under its own sums.
         assert draw_release(plan, plan.state, quadratic(plan, sums), Charging(ledger)).tobytes() == noisy.tobytes()
 
@@ -408,7 +409,7 @@ def test_no_budget_is_overspent_by_its_own_rounds(
                 population="somebody", key=f"{i}", event=event, adjacency="zero-out",
                 cap=Cap(epsilon, delta), sums=np.zeros(5, dtype=np.int64),
             )  # fmt: skip
-        spent = spent_epsilon(ledger.events("somebody"), delta)
+        spent = ledger.spent("somebody").epsilon(delta)
         assert 0.98 * epsilon < spent <= epsilon
         with pytest.raises(BudgetError):
-            ledger.check(population="somebody", cap=Cap(epsilon, delta), adjacency="zero-out", events=[event])
+            ledger.check(population="somebody", cap=Cap(epsilon, delta), charges=[Charge("", "zero-out", event)])

@@ -21,6 +21,7 @@ def certificate(**changes: Any) -> dict[str, Any]:
         "unit": "one record",
         "records_public": 800,
         "rounds": [{"round": 0, "mu": 0.27, "clip": 1.0, "temperature": 13.7, "sigma": 65536, "grid_step": 2**-14}],
+        "parts": 1,
         "noise": "discrete",
         "arithmetic": "exact integer",
         "mechanism": "exponential mechanism, beta = 0, infinite trust radius",
@@ -37,7 +38,7 @@ def certificate(**changes: Any) -> dict[str, Any]:
 def test_every_field_of_the_contract() -> None:
     tree = certificate()
     assert {
-        "epsilon", "delta", "mu", "rho", "adjacency", "unit", "records_public", "rounds", "noise", "mechanism",
+        "epsilon", "delta", "mu", "rho", "adjacency", "unit", "records_public", "rounds", "parts", "noise", "mechanism",
         "subspace", "precision", "plan_id", "ledger", "model_sha256", "versions", "not_covered",
     } <= tree.keys()  # fmt: skip
     assert tree["private"] is True

@@ -72,7 +72,25 @@ def check(config: Config) -> None:
 
     subspace = config.subspace
     need(subspace.k is None or subspace.k >= 1, "subspace.k", subspace.k, "1 or more")
-    need(subspace.kind == "identity" or subspace.k is not None, "subspace.k", None, f"a dimension for {subspace.kind}")
+    sides = (("subspace.k_in", subspace.k_in), ("subspace.k_out", subspace.k_out))
+    if subspace.kind in ("kronecker", "kronecker-pca"):
+        need(subspace.k is None, "subspace.k", subspace.k, f"no k for {subspace.kind}: set k_in and k_out")
+        for where, value in sides:
+            need(value is not None and value >= 1, where, value, f"1 or more, for {subspace.kind}")
+    else:
+        for where, value in sides:
+            need(value is None, where, value, f"none for {subspace.kind}: set subspace.k, or a kronecker kind")
+        flat = subspace.kind != "identity"
+        need(not flat or subspace.k is not None, "subspace.k", None, f"a dimension for {subspace.kind}")
+        need(
+            not flat or config.precision.kind != "kronecker",
+            "precision.kind", "kronecker", f"identity, diagonal or dense for subspace.kind = {subspace.kind}: "
+            "kronecker goes with identity, kronecker and kronecker-pca",
+        )  # fmt: skip
+    need(
+        subspace.kind != "kronecker-pca" or config.data.public is not None,
+        "subspace.kind", subspace.kind, "data.public for the second moments, or kind = kronecker",
+    )  # fmt: skip
     seed("subspace.seed", subspace.seed)
     need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
 
@@ -84,20 +102,34 @@ def check(config: Config) -> None:
         math.isfinite(precision.damping) and precision.damping >= 0, "precision.damping", precision.damping, "0 or more"
     )
     need(precision.samples >= 1, "precision.samples", precision.samples, "1 or more")
+    need(precision.refresh >= 1, "precision.refresh", precision.refresh, "1 or more")
     need(
         precision.kind == "identity" or config.data.public is not None,
         "precision.kind", precision.kind, "data.public for the curvature, or kind = identity",
     )  # fmt: skip
 
     need(mechanism.rounds >= 1, "mechanism.rounds", mechanism.rounds, "1 or more")
-    if mechanism.parts != 1:
-        raise NotAvailableYet(f"config key mechanism.parts: {mechanism.parts}")
+    need(1 <= mechanism.parts <= privacy.units, "mechanism.parts", mechanism.parts, "1 to privacy.units")
+    need(
+        mechanism.rounds % mechanism.parts == 0,
+        "mechanism.rounds", mechanism.rounds, f"a multiple of mechanism.parts = {mechanism.parts}, so that every "
+        "unit takes part in equally many rounds",
+    )  # fmt: skip
+    need(
+        mechanism.parts == 1 or privacy.adjacency != "add-remove" or all(data.unit for data in config.data.private),
+        "mechanism.parts", mechanism.parts, "1, or data.private.unit: under add-remove a unit's part is a hash of its id",
+    )  # fmt: skip
     if mechanism.trust_radius is not None:
         raise NotAvailableYet(f"config key mechanism.trust_radius: {mechanism.trust_radius}")
     if mechanism.curvature == "private":
         raise NotAvailableYet("config key mechanism.curvature: 'private'")
     need(mechanism.curvature == "public", "mechanism.curvature", mechanism.curvature, "public")
     positive("mechanism.step", mechanism.step)
+    positive("mechanism.final_step", mechanism.final_step)
+    need(
+        mechanism.final_step is None or mechanism.rounds > 1,
+        "mechanism.final_step", mechanism.final_step, "mechanism.rounds of 2 or more, or mechanism.step alone",
+    )  # fmt: skip
     positive("mechanism.clip", mechanism.clip)
     need(
         (mechanism.clip is None) != (mechanism.clip_quantile is None),

@@ -20,8 +20,7 @@ from distqexp.config.sections import Config, DataConfig
 from distqexp.config.table import type_name
 from distqexp.errors import NotAvailableYet, UsageError
 
-LATER_SUBSPACES = ("kronecker", "kronecker-pca", "public-pca")
-LATER_PRECISIONS = ("kronecker",)
+LATER_SUBSPACES = ("public-pca",)
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -99,8 +98,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        later = {"subspace.kind": LATER_SUBSPACES, "precision.kind": LATER_PRECISIONS}.get(where, ())
-        if value in later:
+        if where == "subspace.kind" and value in LATER_SUBSPACES:
             raise NotAvailableYet(f"config key {where}: {value!r}")
         raise UsageError(f"config key {where}: found {value!r}; expected one of {', '.join(arguments)}")
     if origin is tuple:

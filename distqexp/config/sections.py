@@ -101,8 +101,12 @@ class PrivacyConfig:
 class SubspaceConfig:
     """[subspace]: P."""
 
-    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht"] = key("kind of subspace", default="identity")
-    k: int | None = key("dimension of the subspace; identity takes every trainable parameter", default=None)
+    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca"] = key(
+        "kind of subspace", default="identity"
+    )
+    k: int | None = key("dimension of a flat subspace; identity takes every trainable parameter", default=None)
+    k_in: int | None = key("kronecker kinds: at most so many dimensions of a layer's inputs", default=None)
+    k_out: int | None = key("kronecker kinds: at most so many dimensions of a layer's outputs", default=None)
     seed: int = key("seed; round r draws from (seed, r)", default=0)
     nonzeros: int = key("nonzeros a row, for sjlt", default=4)
 
@@ -111,19 +115,29 @@ class SubspaceConfig:
 class PrecisionConfig:
     """[precision]: A."""
 
-    kind: Literal["identity", "diagonal", "dense"] = key("form of the public precision", default="identity")
+    kind: Literal["identity", "diagonal", "dense", "kronecker"] = key(
+        "form of the public precision", default="identity"
+    )
     source: str = key("where the curvature comes from: public", default="public")
     damping: float = key("added to the curvature, relative to its mean eigenvalue", default=1.0)
     samples: int = key("at most so many public records are used a round", default=500)
+    refresh: int = key("precision, subspace and clip are made anew every so many rounds", default=1)
+
+    def made_at(self, round: int) -> int:
+        """The round that made the precision, the subspace and the clip that ``round`` uses."""
+        return round - round % self.refresh
 
 
 @dataclass(frozen=True)
 class MechanismConfig:
     """[mechanism]: the exponential mechanism on the clipped quadratic."""
 
-    rounds: int = key("re-expansions of the quadratic", default=1)
-    parts: int = key("parts of a partitioned pass (1: every round uses every unit)", default=1)
-    step: float = key("step: the prior precision is (n_bar / step) (curvature + damping)", default=1.0)
+    rounds: int = key("re-expansions of the quadratic; a multiple of parts", default=1)
+    parts: int = key("round r uses the units of part r mod parts alone (1: every round uses every unit)", default=1)
+    step: float = key("step: the prior precision is (n_bar / parts / step) (curvature + damping)", default=1.0)
+    final_step: float | None = key(
+        "step of the last round, geometric in between; step in every round when absent", default=None
+    )
     clip: float | None = key("C, in whitened units", default=None)
     clip_quantile: float | None = key("C as this quantile of the whitened norms of public units", default=None)
     trust_radius: float | None = key("R; infinite when absent", default=None)
@@ -132,6 +146,24 @@ class MechanismConfig:
         "discrete: exact integers; gaussian: idealised float64", default="discrete"
     )
     grid: int | None = key("exponent of the grid step h = 2^grid; chosen by the plan when absent", default=None)
+
+    @property
+    def passes(self) -> int:
+        """How many rounds a unit takes part in."""
+        return self.rounds // self.parts
+
+    def part_of(self, round: int) -> int:
+        """The part whose units a round uses."""
+        return round % self.parts
+
+    def step_of(self, round: int) -> float:
+        """The step of a round: geometric from ``step`` at the first to ``final_step`` at the last."""
+        if self.final_step is None or round == 0:
+            return self.step
+        if round == self.rounds - 1:
+            return self.final_step
+        share = round / (self.rounds - 1)
+        return float(self.step ** (1 - share) * self.final_step**share)
 
 
 @dataclass(frozen=True)
@@ -165,6 +197,11 @@ class Config:
     mechanism: MechanismConfig = key("the mechanism", default_factory=MechanismConfig)
     engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
     output: OutputConfig = key("what is kept", default_factory=OutputConfig)
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether the subspace or the precision works on the parameters layer by layer."""
+        return self.precision.kind == "kronecker" or self.subspace.kind in ("kronecker", "kronecker-pca")
 
     @property
     def shards(self) -> tuple[str, ...]:

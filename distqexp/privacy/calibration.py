@@ -28,7 +28,7 @@ MARGIN = 1e-9
 class Calibration:
     """Noise that meets a target.
 
-    ``mu_total`` is the whole run's Gaussian-DP parameter and ``mu_round`` one round's; ``sigma_minimum`` is the
+    ``mu_total`` is the Gaussian-DP parameter of all rounds that a unit takes part in and ``mu_round`` one round's; ``sigma_minimum`` is the
     smallest allowed standard deviation of the noise in grid steps (it keeps the grid fine against the clip and, for
     discrete noise, the slack within its share); ``slack_delta`` is the part of delta set aside for the
     discreteness of the noise, 0 for continuous noise.
@@ -43,6 +43,7 @@ class Calibration:
 def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) -> Calibration:
     """Noise of ``rounds`` equal releases of ``k`` coordinates that together are (epsilon, delta)-DP.
 
+    ``rounds``: those that a unit takes part in; with rounds of disjoint parts of the units, one part's.
     ``noise`` is "discrete" or "gaussian". Raises UsageError for values out of range.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):

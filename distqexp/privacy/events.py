@@ -76,6 +76,38 @@ class Guarantee:
         return _log_sum(gdp.log_delta(point, self.mu), slack)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What releases add up to: the sum of their mu^2, and of the divergences of their discrete noise."""
+
+    square: float = 0.0
+    divergence: float = 0.0
+
+    def guarantee(self) -> Guarantee:
+        """The guarantee of releases of this cost."""
+        mu = math.sqrt(self.square)
+        return Guarantee(mu, discrete_slack.total_variation([self.divergence]), zcdp.rho(mu))
+
+
+def cost(events: Iterable[GaussianRelease]) -> Cost:
+    """The cost of all ``events`` to a unit that takes part in each of them."""
+    events = list(events)
+    divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in events if event.sigma]
+    return Cost(math.fsum(event.mu**2 for event in events), math.fsum(divergences))
+
+
+def added(costs: Iterable[Cost]) -> Cost:
+    """The cost to a unit that bears all of them."""
+    costs = list(costs)
+    return Cost(math.fsum(item.square for item in costs), math.fsum(item.divergence for item in costs))
+
+
+def worst(costs: Iterable[Cost]) -> Cost:
+    """At least the cost to a unit that bears one of them, whichever: both figures the largest; none for no costs."""
+    costs = list(costs)
+    return Cost(max((c.square for c in costs), default=0.0), max((c.divergence for c in costs), default=0.0))
+
+
 def compose(events: Iterable[GaussianRelease], times: int = 1) -> Guarantee:
     """The guarantee of all ``events`` together, the whole list ``times`` over.
 
@@ -84,13 +116,8 @@ def compose(events: Iterable[GaussianRelease], times: int = 1) -> Guarantee:
     """
     if times < 0:
         raise UsageError(f"times: found {times!r}; expected 0 or more")
-    events = list(events)
-    square = times * math.fsum(event.mu**2 for event in events)
-    divergence = times * math.fsum(
-        discrete_slack.divergence(event.coordinates, event.sigma) for event in events if event.sigma is not None
-    )
-    mu = math.sqrt(square)
-    return Guarantee(mu=mu, total_variation=discrete_slack.total_variation([divergence]), rho=zcdp.rho(mu))
+    once = cost(events)
+    return Cost(times * once.square, times * once.divergence).guarantee()
 
 
 def to_dp_event(events: Iterable[GaussianRelease]) -> Any:

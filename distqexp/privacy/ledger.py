@@ -11,10 +11,8 @@ digest of private data is part of the rows.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,101 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.errors import BudgetError, UsageError
-from distqexp.privacy.calibration import spent
-from distqexp.privacy.events import GaussianRelease
-from distqexp.privacy.ledger_chain import Chain, Entry
-from distqexp.privacy.ledger_expenses import Charge, expenses
+from distqexp.privacy.events import GaussianRelease, Guarantee
+from distqexp.privacy.ledger_books import PRIVATE, Books, Cap, LedgerRow, Reservation
+from distqexp.privacy.ledger_chain import Chain
+from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
 
-PRIVATE = "private"
+TAG_BYTES = 32
+"""A private tag is the keyed digest of the sums; with parts, that of what they rest on follows it."""
+
+MOVED = (
+    "units stand elsewhere in the files than in an earlier round, so that all of them are charged, whatever their part: "
+    "restore the files, or make a new plan; "
+)
+
 ADJACENCIES = ("zero-out", "add-remove", "replace-one")
-
-
-@dataclass(frozen=True)
-class Cap:
-    """The most that may be spent on a population: delta at epsilon."""
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise UsageError(f"cap: epsilon {self.epsilon!r}; expected a finite number above 0")
-        if not 0 < self.delta < 1:
-            raise UsageError(f"cap: delta {self.delta!r}; expected a number strictly between 0 and 1")
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public)."""
-
-    id: int
-    state: str
-    hash: str
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """A charge, for people and certificates. All fields are public."""
-
-    id: int
-    time: str
-    universe: str
-    population: str
-    key: str
-    adjacency: str
-    event: GaussianRelease
-    state: str
-    previous: str
-    hash: str
-
-    @property
-    def private(self) -> bool:
-        """False for test runs with seeded noise: NOT PRIVATE."""
-        return self.universe == PRIVATE
-
-
-@dataclass
-class _Books:
-    """What the entries say."""
-
-    entries: list[Entry]
-    rows: dict[int, LedgerRow] = field(default_factory=dict)
-    stored: set[int] = field(default_factory=set)
-    caps: dict[str, Cap] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for entry in self.entries:
-            body = entry.body
-            if body["action"] == "reserve":
-                self.rows[entry.number] = LedgerRow(
-                    id=entry.number,
-                    time=entry.time,
-                    universe=body["universe"],
-                    population=body["population"],
-                    key=body["key"],
-                    adjacency=body["adjacency"],
-                    event=GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"]),
-                    state="reserved",
-                    previous=entry.previous,
-                    hash=entry.hash,
-                )
-            elif body["action"] == "cap":
-                self.caps[body["population"]] = Cap(epsilon=body["epsilon"], delta=body["delta"])
-            else:
-                state = {"draw": "drawn", "commit": "committed"}[body["action"]]
-                number = body["reservation"]
-                self.rows[number] = replace(self.rows[number], state=state)
-                if body.get("stored"):
-                    self.stored.add(number)
-
-    def charged(self, universe: str, population: str) -> list[LedgerRow]:
-        return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
-
-    def committed(self) -> set[int]:
-        return {row.id for row in self.rows.values() if row.state == "committed"}
 
 
 class Ledger:
@@ -151,7 +71,7 @@ class Ledger:
                 chain.tag = files.tag
                 if new:
                     chain.begin()
-                files.clean(_Books(chain.entries()).committed())
+                files.clean(Books(chain.entries()).committed())
             files.mark_begun()
         except BaseException:
             chain.close()
@@ -177,17 +97,15 @@ class Ledger:
         *,
         population: str,
         cap: Cap,
-        adjacency: str,
-        events: Sequence[GaussianRelease],
+        charges: Sequence[Charge],
         universe: str = PRIVATE,
     ) -> None:
-        """Refuse with BudgetError, before anything is read, when ``events`` more releases don't fit the cap.
+        """Refuse with BudgetError, before anything is read, when ``charges`` more don't fit the cap.
 
         Leave out what is charged already, or a killed run could not go on. ``reserve`` still decides later.
         """
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
-            charges = [("", adjacency, event) for event in events]
+            books = Books(self._chain.entries())
             _require_room(books, universe, population, charges, cap)
 
     def reserve(
@@ -200,14 +118,18 @@ class Ledger:
         cap: Cap,
         sums: npt.NDArray[np.int64],
         universe: str = PRIVATE,
+        part: Part | None = None,
+        basis: bytes = b"",
     ) -> Reservation:
         """Charge ``event`` to ``population``, or find the charge that these very sums have already.
 
         key: "ROLE/RELEASE", public: who charges, and the identity of the release (plan, round, what it builds
-        on). Charges of one release by several roles (its sites, its curator) that share a ledger are one
+        on; it begins with the plan and "/"). Charges of one release by several roles (its sites, its curator) that share a ledger are one
         expense, see ``expenses``. cap: applies when the ledger has no cap for the population; a cap set there
         can't be raised by it. sums: int64 (k,), private. universe: "private", or another name for test runs,
-        which have books of their own.
+        which have books of their own. part: whose units the sums are of, None: everybody's. basis: what the split
+        into parts rests on, private. When the role charged another basis for this plan before, units may have
+        changed their parts, and the charge is everybody's.
 
         Raises BudgetError; then nothing is charged.
         """
@@ -228,11 +150,18 @@ class Ledger:
         }
         tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
-            for row in books.charged(universe, population):
-                if row.key == key and self._chain.private_tag(row.id) == tag:
+            books = Books(self._chain.entries())
+            earlier, remark = books.charged(universe, population), ""
+            for row in earlier:
+                if row.key == key and self._chain.private_tag(row.id)[:TAG_BYTES] == tag:
                     return self._found(books, row)
-            _require_room(books, universe, population, [(key, adjacency, event)], cap)
+            if part is not None:
+                tag += self._files.tag(b"basis", basis)
+                if all(self._same_basis(row, key, tag) for row in earlier):
+                    body |= {"part": part.number, "parts": part.parts}
+                else:
+                    part, remark = None, MOVED
+            _require_room(books, universe, population, [Charge(key, adjacency, event, part)], cap, remark)
             entry = self._chain.append(body, books.entries)
             self._chain.store_private_tag(entry.number, tag)
         return Reservation(entry.number, "reserved", entry.hash)
@@ -243,7 +172,7 @@ class Ledger:
         Raises UsageError when there is one already (another process was faster): run again to use that one.
         """
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
+            books = Books(self._chain.entries())
             row = _row(books, reservation)
             if noise.shape != (row.event.coordinates,):
                 raise ValueError(f"noise: shape {noise.shape}; the charge is for ({row.event.coordinates},)")
@@ -261,7 +190,7 @@ class Ledger:
     def noise(self, reservation: Reservation) -> npt.NDArray[Any]:
         """The draw of a reservation in state "drawn". Private until it is part of a release."""
         with self._chain.transaction():
-            row = _row(_Books(self._chain.entries()), reservation)
+            row = _row(Books(self._chain.entries()), reservation)
             if row.state != "drawn":
                 raise UsageError(f"ledger entry {row.id}: {row.state}, expected drawn; there is no noise to use")
             return self._read("noise", row)
@@ -272,7 +201,7 @@ class Ledger:
         Committing the same array again does nothing. Raises UsageError for another array.
         """
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
+            books = Books(self._chain.entries())
             row = _row(books, reservation)
             if row.state == "reserved" and released is not None:
                 raise UsageError(f"ledger entry {row.id}: reserved, expected drawn; store the noise before it is used")
@@ -290,7 +219,7 @@ class Ledger:
     def released(self, reservation: Reservation) -> npt.NDArray[Any] | None:
         """The release of a committed reservation; None when it was committed without one."""
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
+            books = Books(self._chain.entries())
             row = _row(books, reservation)
             if row.state != "committed":
                 raise UsageError(f"ledger entry {row.id}: {row.state}, expected committed; there is no release yet")
@@ -308,18 +237,19 @@ class Ledger:
     def cap(self, population: str) -> Cap | None:
         """The cap that is set for a population, if any."""
         with self._chain.transaction():
-            return _Books(self._chain.entries()).caps.get(population)
+            return Books(self._chain.entries()).caps.get(population)
 
     def rows(self, population: str | None = None) -> list[LedgerRow]:
         """Every charge, oldest first. Public."""
         with self._chain.transaction():
-            rows = _Books(self._chain.entries()).rows.values()
+            rows = Books(self._chain.entries()).rows.values()
         return [row for row in rows if population in (None, row.population)]
 
-    def events(self, population: str, universe: str = PRIVATE) -> list[GaussianRelease]:
-        """The expenses of a population as privacy events, ready for ``spent`` and ``spent_epsilon``."""
+    def spent(self, population: str, universe: str = PRIVATE) -> Guarantee:
+        """What all charges of a population together still guarantee to each of its units."""
         with self._chain.transaction():
-            return expenses(_charges(_Books(self._chain.entries()).charged(universe, population)))
+            rows = Books(self._chain.entries()).charged(universe, population)
+        return expenses([row.charge for row in rows]).guarantee()
 
     def export(self) -> list[dict[str, Any]]:
         """The chain as JSON trees, for others to verify: number, time, body, previous, hash. Public."""
@@ -329,7 +259,7 @@ class Ledger:
     def verify(self) -> None:
         """Check the chain, its seal, and the stored arrays. Raises FileContentError."""
         with self._chain.transaction():
-            books = _Books(self._chain.entries())
+            books = Books(self._chain.entries())
             for row in books.rows.values():
                 if row.state == "drawn":
                     self._read("noise", row)
@@ -342,7 +272,12 @@ class Ledger:
     def _write(self, purpose: str, row: LedgerRow, array: npt.NDArray[Any]) -> None:
         self._files.write(purpose, row.id, self._chain.private_tag(row.id), array)
 
-    def _found(self, books: _Books, row: LedgerRow) -> Reservation:
+    def _same_basis(self, row: LedgerRow, key: str, tag: bytes) -> bool:
+        """Whether an earlier charge leaves a unit of ``key``'s plan and role in the part that it has by ``tag``."""
+        same = row.part is not None and row.key.split("/")[:2] == key.split("/")[:2]
+        return not same or self._chain.private_tag(row.id)[TAG_BYTES:] == tag[TAG_BYTES:]
+
+    def _found(self, books: Books, row: LedgerRow) -> Reservation:
         """An earlier charge. A draw that was stored just before a kill is taken up."""
         state = row.state
         if state == "reserved" and self._files.exists("noise", row.id):
@@ -352,30 +287,28 @@ class Ledger:
         return Reservation(row.id, state, row.hash)
 
 
-def _row(books: _Books, reservation: Reservation) -> LedgerRow:
+def _row(books: Books, reservation: Reservation) -> LedgerRow:
     row = books.rows.get(reservation.id)
     if row is None or row.hash != reservation.hash:
         raise UsageError(f"ledger entry {reservation.id}: not a reservation of this ledger; reserve first")
     return row
 
 
-def _charges(rows: Sequence[LedgerRow]) -> list[Charge]:
-    return [(row.key, row.adjacency, row.event) for row in rows]
-
-
-def _require_room(books: _Books, universe: str, population: str, charges: Sequence[Charge], cap: Cap) -> None:
+def _require_room(
+    books: Books, universe: str, population: str, charges: Sequence[Charge], cap: Cap, remark: str = ""
+) -> None:
     set_cap = books.caps.get(population)
     limit = set_cap or cap
     rows = books.charged(universe, population)
     if not charges:
         return
-    delta = spent(expenses([*_charges(rows), *charges]), limit.epsilon)
+    delta = expenses([*(row.charge for row in rows), *charges]).guarantee().delta(limit.epsilon)
     if delta > limit.delta:
         source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
             f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g} ({source}); "
-            "a higher cap is for whoever answers for the data: distqexp ledger cap"
+            f"{remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
         )
 
 

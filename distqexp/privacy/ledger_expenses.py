@@ -5,32 +5,77 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from distqexp.privacy.events import GaussianRelease
-
-Charge = tuple[str, str, GaussianRelease]
-"""Key, adjacency and event of a charge. The key is "ROLE/RELEASE"; an empty one is a release of its own."""
+from distqexp.privacy.events import Cost, GaussianRelease, added, cost, worst
 
 
-def expenses(charges: Sequence[Charge]) -> list[GaussianRelease]:
-    """The events that a unit pays for.
+class Part(NamedTuple):
+    """Part ``number``, from 0, of the ``parts`` disjoint parts that a plan splits the units into."""
+
+    number: int
+    parts: int
+
+
+class Charge(NamedTuple):
+    """A release that is paid for.
+
+    key: "ROLE/RELEASE", RELEASE beginning with "PLAN/"; an empty key is a release of its own. part: whose units the
+    release is about; None: everybody's.
+    """
+
+    key: str
+    adjacency: str
+    event: GaussianRelease
+    part: Part | None = None
+
+
+def expenses(charges: Sequence[Charge]) -> Cost:
+    """At least what any one unit pays for.
 
     A site charges its sketch and the curator the release that uses it: where both keep one ledger, one release is
     one expense, the largest of the roles'. A unit is in one shard, so the sites of one release don't add up
     either. Charges of the same role do: they are releases of different sums.
 
+    A unit is in one part of a plan, and pays for the rounds of that part: the worst part counts. Plans split the
+    units each in its own way, so what they cost adds up, and so does what is charged to everybody. A release whose
+    charges disagree about the part is charged to everybody.
+
     Charges under several adjacencies are brought to replace-one: replacing a unit is removing one and adding
     another, twice the mu.
     """
-    replaced = any(adjacency == "replace-one" for _, adjacency, _ in charges)
-    releases: dict[str, dict[str, list[GaussianRelease]]] = {}
-    for number, (key, adjacency, event) in enumerate(charges):
-        role, _, release = key.partition("/")
-        doubled = replaced and adjacency != "replace-one"
-        roles = releases.setdefault(release or f"charge {number}", {})
-        roles.setdefault(role, []).append(replace(event, mu=2 * event.mu) if doubled else event)
-    largest = [max(roles.values(), key=_size) for roles in releases.values()]
-    return [event for events in largest for event in events]
+    replaced = any(charge.adjacency == "replace-one" for charge in charges)
+    releases: dict[str, list[Charge]] = {}
+    for number, charge in enumerate(charges):
+        doubled = replaced and charge.adjacency != "replace-one"
+        event = replace(charge.event, mu=2 * charge.event.mu) if doubled else charge.event
+        release = charge.key.partition("/")[2] or f"charge {number}"
+        releases.setdefault(release, []).append(charge._replace(event=event))
+    everybody: list[Cost] = []
+    partitions: dict[tuple[str, int], dict[int, list[Cost]]] = {}
+    for release, found in releases.items():
+        paid = cost(_largest_role(found))
+        part = _common_part(found)
+        plan, slash, _ = release.partition("/")
+        if part is None or not slash:
+            everybody.append(paid)
+        else:
+            partitions.setdefault((plan, part.parts), {}).setdefault(part.number, []).append(paid)
+    return added([*everybody, *(worst(added(costs) for costs in parts.values()) for parts in partitions.values())])
+
+
+def _largest_role(charges: Sequence[Charge]) -> list[GaussianRelease]:
+    roles: dict[str, list[GaussianRelease]] = {}
+    for charge in charges:
+        roles.setdefault(charge.key.partition("/")[0], []).append(charge.event)
+    return max(roles.values(), key=_size)
+
+
+def _common_part(charges: Sequence[Charge]) -> Part | None:
+    """The part of all charges, when it is one and makes sense."""
+    parts = {charge.part for charge in charges}
+    part = parts.pop() if len(parts) == 1 else None
+    return part if part is not None and part.parts > 1 and 0 <= part.number < part.parts else None
 
 
 def _size(events: Sequence[GaussianRelease]) -> float:

@@ -39,7 +39,11 @@ class Dataset:
     def slot_map(self) -> SlotMap:
         """The slots of the selected rows. Reads the filter and unit columns only, no features."""
         rows = select_rows(self.data, self._reader, keep_blank=True)
-        return slot_map(rows, None if self.data.unit is None else self._reader.identifiers(self.data.unit, rows))
+        return slot_map(rows, self.identifiers(rows))
+
+    def identifiers(self, rows: NDArray[np.int64]) -> list[Any] | None:
+        """The unit ids of these rows; None where a row is a unit. Private."""
+        return None if self.data.unit is None else self._reader.identifiers(self.data.unit, rows)
 
     def read(self, rows: NDArray[np.int64] | Sequence[int]) -> Records:
         """These rows of the file, in this order, preprocessed by the schema; no other row is parsed.

@@ -5,7 +5,8 @@ The slot map is public under zero-out and replace-one adjacency: which record bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,12 @@ class SlotMap:
         """int64 (units + 1,): unit u owns the slots bounds[u] .. bounds[u + 1] - 1."""
         return np.searchsorted(self.unit, np.arange(self.units + 1)).astype(np.int64)
 
+    def only(self, keep: NDArray[np.bool_]) -> SlotMap:
+        """The slots of the units that ``keep``, bool (units,), marks; the units are numbered anew, in their order."""
+        slots = keep[self.unit]
+        numbers = np.cumsum(keep) - 1
+        return SlotMap(self.rows[slots], numbers[self.unit[slots]].astype(np.int64))
+
     def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
         """Half-open slot ranges, in order, that cover every slot once and never cut a unit.
 
@@ -63,6 +70,47 @@ class SlotMap:
             found.append((first, int(bounds[after])))
             at = after
         return found
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The part of each unit of a source, and what it rests on.
+
+    ``part``: int64 (units,). ``basis``: a digest of everything outside the plan that a unit's part depends on besides
+    the unit itself; private, empty when there is nothing of the kind. Parts of two rounds go together only where the
+    bases are equal.
+    """
+
+    part: NDArray[np.int64]
+    basis: bytes
+
+
+def partition_by_slot(slots: SlotMap, parts: int, identifiers: Sequence[Any] | None, fingerprint: str) -> Partition:
+    """Unit u, by the order of the slots, is in part u mod ``parts``: parts of equal size.
+
+    ``identifiers``: the unit id of every row of ``slots.rows``. Who is unit u then rests on all ids; without ids on the
+    file, which ``fingerprint`` stands for.
+    """
+    names = [] if identifiers is None else [_id_bytes(name) for name in identifiers]
+    basis = hashlib.sha256(fingerprint.encode() if identifiers is None else b"")
+    for content in [slots.rows.tobytes() if identifiers is None else b"", slots.unit.tobytes(), *names]:
+        basis.update(len(content).to_bytes(8, "big") + content)
+    return Partition(np.arange(slots.units, dtype=np.int64) % parts, basis.digest())
+
+
+def partition_by_id(slots: SlotMap, parts: int, identifiers: Sequence[Any], key: bytes) -> Partition:
+    """A unit's part is a public keyed hash (BLAKE2b) of its id: no unit that comes or goes moves another.
+
+    ``identifiers``: the unit id of every row of ``slots.rows``. key: at most 64 bytes, public.
+    """
+    firsts = [_id_bytes(identifiers[at]) for at in slots.bounds()[:-1]]
+    hashes = [int.from_bytes(hashlib.blake2b(name, key=key, digest_size=16).digest(), "big") for name in firsts]
+    return Partition(np.array([value % parts for value in hashes], dtype=np.int64), b"")
+
+
+def _id_bytes(identifier: Any) -> bytes:
+    """The text of an id: the same from a table and from an array."""
+    return identifier if isinstance(identifier, bytes) else str(identifier).encode("utf-8", "surrogatepass")
 
 
 def slot_map(rows: NDArray[np.int64], identifiers: Iterable[Any] | None) -> SlotMap:

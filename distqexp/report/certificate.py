@@ -22,6 +22,12 @@ NOT_COVERED = (
     "choices that a person made after looking at the private records (hyperparameters, filters, columns)",
 )
 
+ALL_UNITS = "every round used every unit"
+ONE_PART = (
+    "a unit is in one part, and pays for the rounds of that part and for those without one; epsilon, mu and rho are "
+    "those of the worst part"
+)
+
 COUNTS_NOT_COVERED = {
     "zero-out": "counts: the number of slots, and the records of each unit, are public under this adjacency",
     "add-remove": "counts: none is released; units_public is a figure from the config",
@@ -39,6 +45,7 @@ def build_certificate(
     unit: str,
     records_public: int,
     rounds: Sequence[Mapping[str, Any]],
+    parts: int,
     noise: str,
     arithmetic: str,
     mechanism: str,
@@ -53,9 +60,10 @@ def build_certificate(
 ) -> dict[str, Any]:
     """The certificate as a JSON tree. Every argument is public.
 
-    epsilon, delta: what the released rounds amount to together; mu: their Gaussian-DP parameter; rho: their
-    zCDP parameter, None when the noise is continuous. rounds: one mapping a round, with at least round, mu,
-    clip and temperature. unit: what is protected, in words. records_public: the public number of units.
+    epsilon, delta: what the released rounds that a unit takes part in amount to together; mu: their Gaussian-DP
+    parameter; rho: their zCDP parameter, None when the noise is continuous. rounds: one mapping a round, with at
+    least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
+    split into. unit: what is protected, in words. records_public: the public number of units.
     ledger: the entry of the last charge and its hash. insecure_seed: set when the noise came from a seed:
     then there is no privacy, and the certificate says so first. evaluation_private: the metrics came from
     private records.
@@ -85,6 +93,7 @@ def build_certificate(
         "unit": unit,
         "records_public": records_public,
         "rounds": [dict(entry) for entry in rounds],
+        "parts": {"count": parts, "meaning": ALL_UNITS if parts == 1 else ONE_PART},
         "noise": {"kind": noise, "arithmetic": arithmetic},
         "mechanism": mechanism,
         "subspace": dict(subspace),

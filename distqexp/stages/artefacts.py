@@ -17,6 +17,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.mechanism.grid import Grid
 from distqexp.privacy.calibration import Calibration
 from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger_expenses import Part
 from distqexp.problem.schema import Schema
 from distqexp.storage.canonical import plan_identity, state_identity
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
@@ -33,6 +34,7 @@ class RoundState:
 
     theta: (d,) float64, the parameters that the quadratic is expanded at. precision: the arrays of the
     public precision. clip: C, whitened units. grid: step, integer clip, noise scale and mu of the round.
+    subspace: the arrays of a subspace made from public data; none of one that a seed gives.
     """
 
     round: int
@@ -40,6 +42,7 @@ class RoundState:
     clip: float
     grid: Grid
     precision: Arrays
+    subspace: Arrays = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
         """The scalars, as JSON types."""
@@ -47,7 +50,8 @@ class RoundState:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays, under names that a file can carry."""
-        return {"theta": self.theta} | {f"precision/{name}": array for name, array in self.precision.items()}
+        arrays = {f"precision/{name}": array for name, array in self.precision.items()}
+        return {"theta": self.theta} | arrays | {f"subspace/{name}": array for name, array in self.subspace.items()}
 
     def identity(self) -> str:
         """SHA-256 of the whole state. A site that worked from another release than the others shows by it."""
@@ -65,7 +69,8 @@ class RoundState:
             theta=np.asarray(arrays["theta"], dtype=np.float64),
             clip=float(header["clip"]),
             grid=Grid(**header["grid"]),
-            precision=_under(arrays, "precision/"),
+            precision=under(arrays, "precision/"),
+            subspace=under(arrays, "subspace/"),
         )
 
 
@@ -113,6 +118,11 @@ class Plan:
         discrete = self.config.mechanism.noise == "discrete"
         return GaussianRelease(mu=grid.mu, coordinates=self.k, sigma=float(grid.sigma) if discrete else None)
 
+    def part(self, round: int) -> Part | None:
+        """Whose units a round is about; None: everybody's."""
+        mechanism = self.config.mechanism
+        return Part(mechanism.part_of(round), mechanism.parts) if mechanism.parts > 1 else None
+
     def write(self, path: Path) -> None:
         """Store as plan.h5."""
         write_file(path, kind="plan", plan_id=self.plan_id, header=self.header(), arrays=self.arrays(), private=False)
@@ -126,8 +136,8 @@ class Plan:
             k=int(header["k"]),
             schema=Schema.from_tree(header["schema"]),
             calibration=Calibration(**header["calibration"]),
-            weights=_under(arrays, "weights/"),
-            state=RoundState.restore(header["state"], _under(arrays, "state/")),
+            weights=under(arrays, "weights/"),
+            state=RoundState.restore(header["state"], under(arrays, "state/")),
             forecast={name: float(value) for name, value in header["forecast"].items()},
         ).identified()
 
@@ -279,7 +289,7 @@ class Release:
                 f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.k},)"
             )
         following = header["next"]
-        state = RoundState.restore(following, _under(arrays, "next/") | {"theta": theta}) if following else None
+        state = RoundState.restore(following, under(arrays, "next/") | {"theta": theta}) if following else None
         return Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),
@@ -310,7 +320,8 @@ def same_rules(plan: Plan, config: Config) -> bool:
     )
 
 
-def _under(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
+def under(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

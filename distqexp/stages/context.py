@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,17 +13,26 @@ import torch
 
 from distqexp.config import Config, DataConfig
 from distqexp.engines.threads import pin_threads
+from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces import make_subspace
 from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.subspaces.kronecker import (
+    KroneckerSubspace,
+    kronecker_dimension,
+    random_kronecker,
+    stored_kronecker,
+    unprojected,
+)
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
-from distqexp.problem.slots import SlotMap
+from distqexp.problem.slots import Partition, SlotMap
+from distqexp.sketching.layers.layout import block_layout
 from distqexp.sketching.sketcher import Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
 from distqexp.stages.artefacts import Plan, RoundState
@@ -33,11 +42,21 @@ from distqexp.stages.artefacts import Plan, RoundState
 class DataSource:
     """One source of records with its slots: rows of the file and unit of each slot, in slot order.
 
+    partition: of the units, where the plan has parts and the source is not one part of another already.
     The slot map of private data is public under zero-out and replace-one, private under add-remove.
     """
 
     data: DataConfig
     slots: SlotMap
+    partition: Partition | None = None
+
+    def of_part(self, number: int, parts: int) -> DataSource:
+        """The source with the slots of one part of ``parts`` alone: all that a round may see."""
+        if parts == 1:
+            return self
+        if self.partition is None:
+            raise ValueError(f"a source without its partition; expected one of {parts} parts")
+        return DataSource(self.data, self.slots.only(self.partition.part == number))
 
     def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
         """Half-open slot ranges: whole units, at most a micro-batch each, or one larger unit."""
@@ -48,8 +67,8 @@ class DataSource:
 class RoundContext:
     """The work of one round on some sources. Sent to Dask workers whole; what is built from it is not.
 
-    model_weights: every parameter and buffer. state: where the quadratic is expanded; its precision may be
-    absent while it is being computed.
+    weights: every parameter and buffer. theta: where the quadratic is expanded. The arrays of the precision and of a
+    subspace made from public data are absent while they are being computed.
     """
 
     config: Config
@@ -60,10 +79,12 @@ class RoundContext:
     k: int
     sources: tuple[DataSource, ...]
     precision_arrays: dict[str, npt.NDArray[Any]] | None = None
+    subspace_arrays: dict[str, npt.NDArray[Any]] | None = None
 
     @staticmethod
     def of_state(plan: Plan, state: RoundState, sources: tuple[DataSource, ...]) -> RoundContext:
-        """The context of sketching ``state`` of ``plan``."""
+        """The context of sketching ``state`` of ``plan``: of each source the part of the state's round alone."""
+        mechanism = plan.config.mechanism
         return RoundContext(
             config=plan.config,
             schema=plan.schema,
@@ -71,8 +92,9 @@ class RoundContext:
             theta=state.theta,
             round=state.round,
             k=plan.k,
-            sources=sources,
+            sources=tuple(source.of_part(mechanism.part_of(state.round), mechanism.parts) for source in sources),
             precision_arrays=dict(state.precision),
+            subspace_arrays=dict(state.subspace),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,8 +121,16 @@ class RoundContext:
 
     @cached_property
     def subspace(self) -> Subspace:
-        """P of this round, regenerated from (seed, round)."""
-        return subspace_of(self.config, self.network.d, self.k, self.round)
+        """P of this round, regenerated from (seed, round) or from its arrays."""
+        blocks = blocks_of(self.config, self.network)
+        return subspace_of(self.config, self.network.d, self.k, self.round, blocks, self.subspace_arrays)
+
+    @cached_property
+    def moment_subspace(self) -> KroneckerSubspace:
+        """The coordinates that second moments are taken in: those of a random subspace, else every parameter."""
+        if self.config.subspace.kind == "kronecker" and isinstance(self.subspace, KroneckerSubspace):
+            return self.subspace
+        return unprojected(block_layout(self.network))
 
     @cached_property
     def precision(self) -> Precision | None:
@@ -132,11 +162,16 @@ class RoundContext:
 
     def batches(self, piece: int) -> Iterator[Batch]:
         """The records of a piece, at most a micro-batch at a time, with the unit of each."""
+        for _, records, unit in self.numbered_batches(piece):
+            yield records, unit
+
+    def numbered_batches(self, piece: int) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
+        """As batches, each with the number of its first slot before it."""
         source, first, last = self.pieces[piece]
         slots, size = self.sources[source].slots, self.config.engine.micro_batch
         for start in range(first, last, size):
             window = slice(start, min(start + size, last))
-            yield self.on_device(self.datasets[source].read(slots.rows[window])), slots.unit[window]
+            yield start, self.on_device(self.datasets[source].read(slots.rows[window])), slots.unit[window]
 
     def on_device(self, records: Records) -> Records:
         """The records on the device of the network."""
@@ -155,7 +190,34 @@ def build_network(config: Config) -> Network:
     return Network(module, config.model.trainable, device=config.engine.device)
 
 
-def subspace_of(config: Config, d: int, k: int, round: int) -> Subspace:
-    """P of one round."""
+def blocks_of(config: Config, network: Network) -> list[Block] | None:
+    """The parameters as matrices, where the subspace or the precision works layer by layer."""
+    return block_layout(network) if config.by_blocks else None
+
+
+def dimension_of(config: Config, network: Network) -> int:
+    """k: what the config says, or what the layers give."""
     subspace = config.subspace
-    return make_subspace(subspace.kind, d, k, seed=subspace.seed, round=round, nonzeros=subspace.nonzeros)
+    if subspace.kind in ("kronecker", "kronecker-pca"):
+        return kronecker_dimension(block_layout(network), subspace.k_in, subspace.k_out)
+    return subspace.k if subspace.k is not None else network.d
+
+
+def subspace_of(
+    config: Config,
+    d: int,
+    k: int,
+    round: int,
+    blocks: Sequence[Block] | None = None,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Subspace:
+    """P of one round. ``blocks``: of ``blocks_of``. ``arrays``: the state's, for a subspace made from public data."""
+    subspace = config.subspace
+    drawn = config.precision.made_at(round)  # kept as long as the precision in its coordinates
+    if blocks is None:
+        return make_subspace(subspace.kind, d, k, seed=subspace.seed, round=drawn, nonzeros=subspace.nonzeros)
+    if subspace.kind == "identity":
+        return unprojected(blocks)
+    if subspace.kind == "kronecker":
+        return random_kronecker(blocks, subspace.k_in, subspace.k_out, subspace.seed, drawn)
+    return stored_kronecker(blocks, arrays or {}, subspace.k_in, subspace.k_out)

@@ -1,30 +1,40 @@
-"""The public half of a round's state: precision, clip and grid, from public data and released parameters only."""
+"""The public half of a round's state: subspace, precision, clip and grid, from public data and released parameters."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distqexp.config import Config, DataConfig
-from distqexp.engines.base import Engine
+from distqexp.engines.base import Engine, split
+from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
-from distqexp.geometry.precisions import curvature_sum, make_precision
+from distqexp.geometry.moments import moments_size, unpack
+from distqexp.geometry.precisions import curvature_sum, make_kronecker_precision, make_precision, rescaled_arrays
+from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_arrays, leading_factors
 from distqexp.mechanism.grid import check_capacity, choose_grid
 from distqexp.privacy.calibration import Calibration
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import SlotMap
+from distqexp.sketching.block_moments import block_moments
 from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
-from distqexp.stages.artefacts import RoundState
+from distqexp.stages.artefacts import RoundState, under
 from distqexp.stages.context import DataSource, RoundContext
-from distqexp.stages.sharing import arrays_from_root
+from distqexp.stages.sharing import arrays_from_root, required
 
 FloatArray = npt.NDArray[np.float64]
-
+Arrays = dict[str, npt.NDArray[Any]]
+Kept = tuple[Arrays, Arrays, float]  # subspace, precision and clip of an earlier round
 
 READ_AT_ONCE = 1024
+MOMENT_GROUPS = 64  # second moments are large: at most so many partial sums travel to the root
 
 
 def public_source(config: Config, data: DataConfig, schema: Schema) -> DataSource:
@@ -61,10 +71,11 @@ def next_state(
     engine: Engine,
     previous: RoundState | None = None,
 ) -> RoundState:
-    """Precision, clip and grid of ``round`` at ``theta``; every rank takes part and gets the same state.
+    """Subspace, precision, clip and grid of ``round`` at ``theta``; every rank takes part and gets the same state.
 
-    Where the public curvature or the public norms at ``theta`` are of no use (a run that diverged), those of
-    ``previous`` are kept, so that a run whose budget is spent can be finished and exported.
+    All but the grid are made anew every ``precision.refresh`` rounds and kept from ``previous`` in between. Where
+    the public curvature or the public norms at ``theta`` are of no use (a run that diverged), those of
+    ``previous`` are kept too, so that a run whose budget is spent can be finished and exported.
 
     Sums over public records run over all ranks and are folded on the root in the order of the micro-batches,
     so that the state does not depend on the number of ranks.
@@ -73,32 +84,12 @@ def next_state(
         config=config, schema=schema, weights=weights, theta=theta, round=round, k=k,
         sources=(source,) if source else (),
     )  # fmt: skip
-    items = range(len(context.pieces))
-    units = source.slots.units if source else 0
-
-    total: FloatArray | None = None
-    if config.precision.kind != "identity":
-        for part in engine.collect(curvature_of_piece, context, items):
-            total = part if total is None else total + part
-
-    def precision_arrays() -> dict[str, npt.NDArray[np.float64]]:
-        try:
-            return make_precision(
-                config.precision.kind, k, total, n_public_units=units, n_bar=config.privacy.units,
-                step=config.mechanism.step, damping=config.precision.damping,
-            ).to_arrays()  # fmt: skip
-        except UsageError:
-            if previous is None:
-                raise
-            return dict(previous.precision)
-
-    arrays = arrays_from_root(engine, precision_arrays)
-    clip = config.mechanism.clip
-    if clip is None:
-        whitened = dataclasses.replace(context, precision_arrays=arrays)
-        norms = list(engine.collect(norms_of_piece, whitened, items))
-        kept = previous.clip if previous else None
-        clip = engine.on_root(lambda: _quantile(np.concatenate(norms), config.mechanism.clip_quantile, kept))
+    kept = None if previous is None else _kept(config, previous, round)
+    if kept is not None and config.precision.made_at(round) != round:
+        subspace, precision, clip = kept
+    else:
+        subspace, precision = _made_anew(context, engine, kept)
+        clip = config.mechanism.clip or _public_clip(context, engine, subspace, precision, kept)
     grid = choose_grid(
         clip, calibration.mu_round, calibration.sigma_minimum, config.privacy.adjacency, exponent=config.mechanism.grid
     )
@@ -108,7 +99,7 @@ def next_state(
             f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
             "raise delta, or leave mechanism.grid out"
         )
-    return RoundState(round=round, theta=theta, clip=clip, grid=grid, precision=arrays)
+    return RoundState(round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace)
 
 
 def curvature_of_piece(context: RoundContext, item: int) -> FloatArray:
@@ -118,10 +109,111 @@ def curvature_of_piece(context: RoundContext, item: int) -> FloatArray:
     return np.sum(parts, axis=0, dtype=np.float64)
 
 
+def moments_of_group(context: RoundContext, item: int) -> FloatArray:
+    """Packed second moments of a group of pieces of public records."""
+    pin_threads(context.config.engine.threads)
+    pieces, subspace = range(len(context.pieces)), context.moment_subspace
+    total = np.zeros(moments_size(subspace.coordinates))
+    for piece in split(pieces, min(MOMENT_GROUPS, len(pieces)), item):
+        for first, records, _ in context.numbered_batches(piece):
+            total += block_moments(
+                context.network, context.loss, subspace, records,
+                seed=context.config.subspace.seed, round=context.round, first_slot=first,
+            )  # fmt: skip
+    return total
+
+
 def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
     """Whitened gradient norms of a piece's public units; non-finite units are left out."""
     vectors, finite = context.gradients.of_piece(context.batches(item))
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
+
+
+def _kept(config: Config, previous: RoundState, round: int) -> Kept:
+    """Subspace, precision and clip of an earlier round, scaled to this round's step; a clip of the config stays."""
+    ratio = config.mechanism.step_of(round) / config.mechanism.step_of(previous.round)
+    clip = config.mechanism.clip
+    return (
+        dict(previous.subspace),
+        rescaled_arrays(previous.precision, ratio),
+        previous.clip * math.sqrt(ratio) if clip is None else clip,
+    )
+
+
+def _made_anew(context: RoundContext, engine: Engine, kept: Kept | None) -> tuple[Arrays, Arrays]:
+    """The arrays of subspace and precision, made on the root; those kept where the public sums are of no use."""
+    config, pieces = context.config, range(len(context.pieces))
+    kind, pca = config.precision.kind, config.subspace.kind == "kronecker-pca"
+    moments: FloatArray | None = None
+    if pca or kind == "kronecker":
+        groups = range(min(MOMENT_GROUPS, len(pieces)))
+        moments = _folded(engine.collect(moments_of_group, context, groups))
+
+    def subspace_arrays() -> Arrays:
+        blocks = context.moment_subspace
+        found = unpack(blocks.coordinates, required(moments))
+        return factors_to_arrays(leading_factors(blocks.blocks, found, config.subspace.k_in, config.subspace.k_out))
+
+    subspace: Arrays = {}
+    if pca:
+        subspace = arrays_from_root(engine, lambda: _unless_useless(subspace_arrays, kept and kept[0]))
+        context = dataclasses.replace(context, subspace_arrays=subspace)
+    curvature: FloatArray | None = None
+    if kind in ("diagonal", "dense"):
+        curvature = _folded(engine.collect(curvature_of_piece, context, pieces))
+
+    def both_arrays() -> Arrays:
+        precision = _precision(context, moments, curvature)
+        return _together(subspace, precision.to_arrays())
+
+    both = _together(*kept[:2]) if kept else None
+    found = arrays_from_root(engine, lambda: _unless_useless(both_arrays, both))
+    return under(found, "subspace/"), under(found, "precision/")
+
+
+def _precision(context: RoundContext, moments: FloatArray | None, curvature: FloatArray | None) -> Precision:
+    config, units = context.config, context.sources[0].slots.units if context.sources else 0
+    # The sum of a round is over the units of its part.
+    n_bar = config.privacy.units / config.mechanism.parts
+    step, damping = config.mechanism.step_of(context.round), config.precision.damping
+    if config.precision.kind != "kronecker":
+        return make_precision(config.precision.kind, context.k, curvature, units, n_bar, step, damping)
+    found = unpack(context.moment_subspace.coordinates, required(moments))
+    if config.subspace.kind == "kronecker-pca" and isinstance(context.subspace, KroneckerSubspace):
+        factors = context.subspace.factors
+        found = [part.projected(factor.row, factor.column) for part, factor in zip(found, factors, strict=True)]
+    return make_kronecker_precision(found, units, n_bar, step, damping)
+
+
+def _folded(parts: Iterator[FloatArray]) -> FloatArray | None:
+    """The sum in the order of the parts; None where there are none: on other ranks than the root."""
+    total: FloatArray | None = None
+    for part in parts:
+        total = part if total is None else total + part
+    return total
+
+
+def _unless_useless(make: Callable[[], Arrays], kept: Arrays | None) -> Arrays:
+    try:
+        return make()
+    except UsageError:
+        if kept is None:
+            raise
+        return dict(kept)
+
+
+def _together(subspace: Arrays, precision: Arrays) -> Arrays:
+    arrays = {f"subspace/{name}": array for name, array in subspace.items()}
+    return arrays | {f"precision/{name}": array for name, array in precision.items()}
+
+
+def _public_clip(
+    context: RoundContext, engine: Engine, subspace: Arrays, precision: Arrays, kept: Kept | None
+) -> float:
+    whitened = dataclasses.replace(context, precision_arrays=precision, subspace_arrays=subspace)
+    norms = list(engine.collect(norms_of_piece, whitened, range(len(context.pieces))))
+    quantile = context.config.mechanism.clip_quantile
+    return engine.on_root(lambda: _quantile(np.concatenate(norms), quantile, kept[2] if kept else None))
 
 
 def _quantile(norms: FloatArray, quantile: float | None, kept: float | None) -> float:

@@ -18,8 +18,7 @@ import torch
 import distqexp
 from distqexp.config import DataConfig
 from distqexp.mechanism.grid import Grid
-from distqexp.privacy.calibration import spent_epsilon
-from distqexp.privacy.events import compose
+from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
@@ -54,10 +53,17 @@ def evaluate(plan: Plan, theta: npt.NDArray[np.float64], data: DataConfig | None
     return get_loss(plan.config.model.loss).metrics(torch.cat(outputs), torch.cat(targets), torch.cat(present))
 
 
-def export_model(plan: Plan, releases: Sequence[Release], folder: Path, ledger_entry: dict[str, Any]) -> dict[str, Any]:
+def export_model(
+    plan: Plan,
+    releases: Sequence[Release],
+    folder: Path,
+    ledger_entry: dict[str, Any],
+    charged: Sequence[Part | None],
+) -> dict[str, Any]:
     """Write model.safetensors, model.pt and certificate.json into ``folder``; return the certificate.
 
-    ledger_entry: number and hash of the ledger's last row of this run (public).
+    ledger_entry: number and hash of the ledger's last row of this run. charged: whose units each round was charged
+    to, None: everybody's. All public.
     """
     state = fine_tuned(plan, releases[-1].theta).state()
     tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
@@ -66,24 +72,33 @@ def export_model(plan: Plan, releases: Sequence[Release], folder: Path, ledger_e
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
-    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry)
+    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, charged)
     write_certificate(folder / "certificate.json", certificate)
     return certificate
 
 
 def certificate_of(
-    plan: Plan, releases: Sequence[Release], model_sha256: str, ledger_entry: dict[str, Any]
+    plan: Plan,
+    releases: Sequence[Release],
+    model_sha256: str,
+    ledger_entry: dict[str, Any],
+    charged: Sequence[Part | None],
 ) -> dict[str, Any]:
     """The certificate: public figures only."""
     config, privacy = plan.config, plan.config.privacy
     discrete = config.mechanism.noise == "discrete"
     grids = [release.used["grid"] for release in releases]
     events = [plan.event(Grid(**grid)) for grid in grids]
-    guarantee = compose(events)
+    guarantee = expenses(
+        [
+            Charge(f"release/{plan.plan_id}/{release.round}", privacy.adjacency, event, part)
+            for release, event, part in zip(releases, events, charged, strict=True)
+        ]
+    ).guarantee()
     # One seeded round is enough to make the whole not private.
     seed = next((release.insecure_seed for release in releases if release.insecure_seed is not None), None)
     return build_certificate(
-        epsilon=spent_epsilon(events, privacy.delta),
+        epsilon=guarantee.epsilon(privacy.delta),
         delta=privacy.delta,
         mu=guarantee.mu,
         rho=guarantee.rho if discrete else None,
@@ -93,14 +108,16 @@ def certificate_of(
         rounds=[
             {
                 "round": release.round,
+                "part": part.number if part else None,
                 "mu": event.mu,
                 "clip": release.used["clip"],
                 "grid_step": grid["step"],
                 "sigma": grid["sigma"],
                 "temperature": (grid["sigma"] * grid["step"]) ** 2,
             }
-            for release, event, grid in zip(releases, events, grids, strict=True)
+            for release, event, grid, part in zip(releases, events, grids, charged, strict=True)
         ],
+        parts=config.mechanism.parts,
         noise=config.mechanism.noise,
         arithmetic=_arithmetic(plan),
         mechanism="exponential mechanism, beta = 0, infinite trust radius",

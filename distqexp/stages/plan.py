@@ -20,7 +20,7 @@ from distqexp.problem.pretrain import pretrain
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.weights import load_weights
 from distqexp.stages.artefacts import Plan
-from distqexp.stages.context import build_network, subspace_of
+from distqexp.stages.context import build_network, dimension_of, subspace_of
 from distqexp.stages.curvature import next_state, public_source
 from distqexp.stages.sharing import arrays_from_root
 
@@ -36,12 +36,13 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     network = build_network(config)
     network.load_state(weights)
     d, theta = network.d, network.theta()
-    k = config.subspace.k if config.subspace.k is not None else d
-    subspace_of(config, d, k, 0)
+    k = dimension_of(config, network)
+    if not config.by_blocks:
+        subspace_of(config, d, k, 0)
     calibration = calibrate(
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
-        rounds=config.mechanism.rounds,
+        rounds=config.mechanism.passes,
         k=k,
         noise=config.mechanism.noise,
     )
@@ -59,15 +60,17 @@ def make_plan(config: Config, engine: Engine) -> Plan:
 def describe_plan(plan: Plan) -> list[str]:
     """What `plan` prints: public figures, from the user's epsilon, before anything is spent."""
     calibration, grid, privacy = plan.calibration, plan.state.grid, plan.config.privacy
+    mechanism = plan.config.mechanism
+    parts = f" in {mechanism.parts} parts, {mechanism.passes} for each unit" if mechanism.parts > 1 else ""
     micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
     memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * (d + 2 * k)
     if plan.config.subspace.kind in ("gaussian", "rademacher"):
         memory += min(4 * d * k, 2**29)
     return [
-        f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {plan.config.mechanism.rounds} round(s), shards {', '.join(plan.config.shards)}",
+        f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {mechanism.rounds} round(s){parts}, shards {', '.join(plan.config.shards)}",
         f"privacy: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, {privacy.adjacency}, "
         f"mu {calibration.mu_total:.6g} in all, {grid.mu:.6g} a round",
-        f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {plan.config.mechanism.noise}, "
+        f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
         f"forecast: the release is above the minimum of the clipped quadratic by {plan.forecast['expected']:.6g} on average, "
         f"at most {plan.forecast['bound']:.6g} with probability {1 - plan.forecast['failure_probability']:g}",

@@ -15,19 +15,25 @@ from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
 from distqexp.mechanism.release import add_noise, released_point
 from distqexp.privacy.events import GaussianRelease
-from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Reservation
+from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_books import Cap, LedgerRow, Reservation
+from distqexp.privacy.ledger_expenses import Charge, Part
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
-from distqexp.stages.context import subspace_of
+from distqexp.stages.context import blocks_of, build_network, subspace_of
 from distqexp.stages.curvature import next_state, public_source
 from distqexp.stages.sharing import arrays_from_root
 
 
 @dataclass(frozen=True)
 class Charging:
-    """Whom a release is charged to: the ledger, and the universe of real or of test noise."""
+    """Whom a release is charged to: the ledger, and the universe of real or of test noise.
+
+    basis: what the parts of the units rest on, private; empty where the records are elsewhere.
+    """
 
     ledger: Ledger
     insecure_seed: int | None = None
+    basis: bytes = b""
 
     @property
     def universe(self) -> str:
@@ -70,12 +76,15 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
     rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
     # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
     charged = {_round_of(row).partition("/")[2] for row in rows}
-    keys = [round_key(plan, r, role) for r in range(first_round, plan.config.mechanism.rounds)]
+    adjacency = plan.config.privacy.adjacency
+    planned = [
+        Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
+        for r in range(first_round, plan.config.mechanism.rounds)
+    ]
     charging.ledger.check(
         population=population,
         cap=plan_cap(plan),
-        adjacency=plan.config.privacy.adjacency,
-        events=[event for key in keys if key.partition("/")[2] not in charged],
+        charges=[charge for charge in planned if charge.key.partition("/")[2] not in charged],
         universe=charging.universe,
     )
 
@@ -96,6 +105,17 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
     return {"entry": rows[-1].id, "hash": rows[-1].hash}
 
 
+def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
+    """Whose units each round of the plan was charged to; None, everybody's, also where the ledger doesn't say."""
+    rows = [row for row in charging.ledger.rows(plan.config.data.population) if row.universe == charging.universe]
+    found: list[Part | None] = []
+    for round in range(plan.config.mechanism.rounds):
+        key = round_key(plan, round, "release")
+        parts = {row.part for row in rows if _round_of(row) == key}
+        found.append(parts.pop() if len(parts) == 1 else None)
+    return found
+
+
 def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging: Charging, role: str) -> Reservation:
     """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError."""
     return charging.ledger.reserve(
@@ -106,6 +126,8 @@ def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging:
         cap=plan_cap(plan),
         sums=sums,
         universe=charging.universe,
+        part=plan.part(state.round),
+        basis=charging.basis,
     )
 
 
@@ -142,7 +164,8 @@ def moved_parameters(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any]
     """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums): post-processing, free."""
     y = released_point(noisy_sums, state.grid)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
-    subspace = subspace_of(plan.config, plan.d, plan.k, state.round)
+    blocks = blocks_of(plan.config, build_network(plan.config)) if plan.config.by_blocks else None
+    subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
     return state.theta + subspace.lift(precision.unwhiten(y))
 
 
@@ -158,7 +181,8 @@ def make_release(
     moved = arrays_from_root(engine, lambda: _moved(plan, state, noisy_sums))
     following = None
     if state.round + 1 < plan.config.mechanism.rounds:
-        source = public_source(plan.config, public, plan.schema) if public else None
+        anew = plan.config.precision.made_at(state.round + 1) == state.round + 1
+        source = public_source(plan.config, public, plan.schema) if public and anew else None
         following = next_state(
             config=plan.config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights),
             theta=moved["theta"], round=state.round + 1, k=plan.k, source=source, engine=engine,

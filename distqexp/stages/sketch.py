@@ -17,8 +17,8 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Control, Engine
 from distqexp.errors import FileContentError, StoppedError, UsageError
 from distqexp.mechanism.grid import max_slots
-from distqexp.problem.dataset import open_dataset
-from distqexp.problem.slots import SlotMap
+from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.context import DataSource, RoundContext
 from distqexp.stages.sharing import arrays_from_root
@@ -53,11 +53,19 @@ class SketchWork:
 def open_shards(
     plan: Plan, shards: Sequence[DataConfig], engine: Engine
 ) -> tuple[tuple[DataSource, ...], tuple[str, ...]]:
-    """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features."""
+    """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features.
+
+    Where the plan has parts, the sources carry their partition.
+    """
     scanned = arrays_from_root(engine, lambda: _scan(plan, shards))
-    sources = tuple(
-        DataSource(data, SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])) for i, data in enumerate(shards)
-    )
+
+    def source(i: int, data: DataConfig) -> DataSource:
+        slots = SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])
+        if plan.config.mechanism.parts == 1:
+            return DataSource(data, slots)
+        return DataSource(data, slots, Partition(scanned[f"part-{i}"], bytes(scanned[f"basis-{i}"])))
+
+    sources = tuple(source(i, data) for i, data in enumerate(shards))
     fingerprints = tuple(bytes(scanned[f"fingerprint-{i}"]).decode() for i in range(len(shards)))
     return sources, fingerprints
 
@@ -126,9 +134,16 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
     return total
 
 
+def basis_of(sources: Sequence[DataSource]) -> bytes:
+    """What the parts of all sources rest on, see Partition; empty without parts. Private."""
+    return b"".join(source.partition.basis for source in sources if source.partition)
+
+
 def whole_sketch(plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray) -> Sketch:
     """The finished sketch of one shard, as a site hands it on."""
-    pieces = len(source.pieces(plan.config.engine.micro_batch))
+    mechanism = plan.config.mechanism
+    part = source.of_part(mechanism.part_of(state.round), mechanism.parts)
+    pieces = len(part.pieces(plan.config.engine.micro_batch))
     done = np.ones(pieces, dtype=np.bool_)
     return Sketch(plan.plan_id, state.round, state.identity(), source.data.shard or "all", sums, done, fingerprint)
 
@@ -159,6 +174,9 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
         slots += len(slot_map.rows)
         fingerprint = np.frombuffer(dataset.fingerprint().encode(), dtype=np.uint8)
         found |= {f"rows-{i}": slot_map.rows, f"unit-{i}": slot_map.unit, f"fingerprint-{i}": fingerprint}
+        if plan.config.mechanism.parts > 1:
+            partition = _partition(plan, dataset, slot_map)
+            found |= {f"part-{i}": partition.part, f"basis-{i}": np.frombuffer(partition.basis, dtype=np.uint8)}
     # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
     limit = max_slots(plan.state.grid, plan.k)
     if plan.config.privacy.adjacency != "add-remove" and slots > limit:
@@ -166,6 +184,15 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
             f"grid overflow: {slots} slots; the plan's grid sums at most {limit}: raise privacy.units, plan again"
         )
     return found
+
+
+def _partition(plan: Plan, dataset: Dataset, slots: SlotMap) -> Partition:
+    parts, identifiers = plan.config.mechanism.parts, dataset.identifiers(slots.rows)
+    if plan.config.privacy.adjacency != "add-remove":
+        return partition_by_slot(slots, parts, identifiers, dataset.fingerprint())
+    if identifiers is None:
+        raise UsageError("data.unit: absent; expected the column of the unit ids, which parts under add-remove rest on")
+    return partition_by_id(slots, parts, identifiers, bytes.fromhex(plan.plan_id))
 
 
 def _adopt(

@@ -1,0 +1,112 @@
+"""What the entries of a ledger say: charges, their states, and caps. All fields are public."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distqexp.errors import UsageError
+from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.ledger_chain import Entry
+from distqexp.privacy.ledger_expenses import Charge, Part
+
+PRIVATE = "private"
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The most that may be spent on a population: delta at epsilon."""
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise UsageError(f"cap: epsilon {self.epsilon!r}; expected a finite number above 0")
+        if not 0 < self.delta < 1:
+            raise UsageError(f"cap: delta {self.delta!r}; expected a number strictly between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public)."""
+
+    id: int
+    state: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """A charge, for people and certificates. All fields are public."""
+
+    id: int
+    time: str
+    universe: str
+    population: str
+    key: str
+    adjacency: str
+    event: GaussianRelease
+    part: Part | None
+    state: str
+    previous: str
+    hash: str
+
+    @property
+    def private(self) -> bool:
+        """False for test runs with seeded noise: NOT PRIVATE."""
+        return self.universe == PRIVATE
+
+    @property
+    def charge(self) -> Charge:
+        """What it is paid for."""
+        return Charge(self.key, self.adjacency, self.event, self.part)
+
+
+@dataclass
+class Books:
+    """What the entries say."""
+
+    entries: list[Entry]
+    rows: dict[int, LedgerRow] = field(default_factory=dict)
+    stored: set[int] = field(default_factory=set)
+    caps: dict[str, Cap] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            body = entry.body
+            if body["action"] == "reserve":
+                self.rows[entry.number] = LedgerRow(
+                    id=entry.number,
+                    time=entry.time,
+                    universe=body["universe"],
+                    population=body["population"],
+                    key=body["key"],
+                    adjacency=body["adjacency"],
+                    event=GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"]),
+                    part=_part(body),
+                    state="reserved",
+                    previous=entry.previous,
+                    hash=entry.hash,
+                )
+            elif body["action"] == "cap":
+                self.caps[body["population"]] = Cap(epsilon=body["epsilon"], delta=body["delta"])
+            else:
+                state = {"draw": "drawn", "commit": "committed"}[body["action"]]
+                number = body["reservation"]
+                self.rows[number] = replace(self.rows[number], state=state)
+                if body.get("stored"):
+                    self.stored.add(number)
+
+    def charged(self, universe: str, population: str) -> list[LedgerRow]:
+        return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
+
+    def committed(self) -> set[int]:
+        return {row.id for row in self.rows.values() if row.state == "committed"}
+
+
+def _part(body: Mapping[str, Any]) -> Part | None:
+    """The part of a charge; None, so that everybody pays, where the entry names none."""
+    return Part(body["part"], body["parts"]) if "part" in body and "parts" in body else None
