@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from distqexp.sketching.block_gradients import BlockGradients
 from distqexp.sketching.clip import clip_units
 from distqexp.sketching.integers import round_to_grid
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
@@ -19,7 +20,9 @@ class Sketcher:
     norm (zero-out, add-remove), exactly; under replace-one by at most twice that.
     """
 
-    def __init__(self, gradients: UnitGradients, *, clip: float, step: float, clip_integer: int) -> None:
+    def __init__(
+        self, gradients: UnitGradients | BlockGradients, *, clip: float, step: float, clip_integer: int
+    ) -> None:
         self.gradients = gradients
         self.clip = clip
         self.step = step

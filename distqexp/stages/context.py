@@ -14,8 +14,9 @@ import torch
 from distqexp.config import Config, DataConfig
 from distqexp.engines.threads import pin_threads
 from distqexp.geometry.blocks import Block
-from distqexp.geometry.precisions import precision_from_arrays
+from distqexp.geometry.precisions import IdentityPrecision, precision_from_arrays
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.kronecker import KroneckerPrecision
 from distqexp.geometry.subspaces import make_subspace
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kronecker import (
@@ -25,6 +26,7 @@ from distqexp.geometry.subspaces.kronecker import (
     stored_kronecker,
     unprojected,
 )
+from distqexp.geometry.whitening import combined_whitening
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
@@ -32,6 +34,7 @@ from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import Partition, SlotMap
+from distqexp.sketching.block_gradients import BlockGradients
 from distqexp.sketching.layers.layout import block_layout
 from distqexp.sketching.sketcher import Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
@@ -145,9 +148,23 @@ class RoundContext:
         return [open_dataset(source.data, self.schema) for source in self.sources]
 
     @cached_property
-    def gradients(self) -> UnitGradients:
+    def gradients(self) -> UnitGradients | BlockGradients:
         """Whitened unit gradients (only projected ones while the precision is unknown)."""
         pin_threads(self.config.engine.threads)
+        subspace, precision = self.subspace, self.precision
+        if isinstance(subspace, KroneckerSubspace) and isinstance(precision, IdentityPrecision | KroneckerPrecision):
+            return BlockGradients(
+                network=self.network,
+                loss=self.loss,
+                whitening=combined_whitening(subspace, precision),
+                blocks=subspace.blocks,
+                micro_batch=self.config.engine.micro_batch,
+            )
+        return self.projected_gradients
+
+    @cached_property
+    def projected_gradients(self) -> UnitGradients:
+        """The general way, by torch.func: for every subspace and precision, and for public curvature."""
         return UnitGradients(
             network=self.network,
             loss=self.loss,

@@ -104,8 +104,8 @@ def next_state(
 
 def curvature_of_piece(context: RoundContext, item: int) -> FloatArray:
     """Sum over a piece's public records of the curvature in the subspace."""
-    kind = context.config.precision.kind
-    parts = [curvature_sum(kind, context.gradients.curvature_factors(records)) for records, _ in context.batches(item)]
+    kind, gradients = context.config.precision.kind, context.projected_gradients
+    parts = [curvature_sum(kind, gradients.curvature_factors(records)) for records, _ in context.batches(item)]
     return np.sum(parts, axis=0, dtype=np.float64)
 
 

@@ -23,22 +23,36 @@ def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> T
     On two records of noise, every parameter's gradient must be what one record at a time gives. A parameter used in a way
     that no layer shows (a weight read by another module) is differentiated through the whole network instead.
     Raises UsageError, naming the layer, when that doesn't help either: the model then couples the records of a batch.
+
+    A model that overflows on the noise, in a run that diverged, can't be compared: all of it is left to torch.func, which
+    takes each record alone by construction, so that the run can be finished.
     """
+    if not _overflow_free(network, record):
+        return _left_to_torch(network, blocks, record)
     wrong: frozenset[str] = frozenset()
     for _ in range(2):
         plan = make_plan(network, blocks, record, wrong)
         taps = Taps(network, blocks, plan)
         found = _disagreeing(taps, record)
+        if found is None:
+            return _left_to_torch(network, blocks, record)
         if not found:
             return taps
         wrong = wrong | found
     raise UsageError(
-        f"model: the gradient of {min(found)} differs between a batch and its records alone; expected a model whose records "
+        f"model: the gradient of {min(wrong)} differs between a batch and its records alone; expected a model whose records "
         "don't affect one another, the same at every call; remove what couples them, or freeze this parameter"
     )
 
 
-def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str]:
+def _left_to_torch(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
+    taps = Taps(network, blocks, make_plan(network, blocks, record, frozenset(dict(network.names_shapes))))
+    _batched(taps, _noise(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
+    return taps
+
+
+def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
+    """Names of the parameters whose gradients differ; None where the gradients overflow."""
     network = taps.network
     inputs = _noise(record)
     bound = 10 * torch.finfo(network.dtype).eps ** 0.5
@@ -51,6 +65,8 @@ def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str]:
 
     found = _batched(taps, inputs, value)
     expected = _one_at_a_time(network, inputs, weights)
+    if not bool(torch.isfinite(expected).all()):
+        return None
     size = torch.linalg.vector_norm(expected, dim=1).max()
     wrong = set()
     at = 0
@@ -71,6 +87,13 @@ def _noise(record: Tensor) -> Tensor:
     if record.is_floating_point():
         return torch.randn(shape, generator=generator).to(record.dtype)
     return torch.randint(2, shape, generator=generator).to(record.dtype)  # 0 and 1 are in every vocabulary
+
+
+def _overflow_free(network: Network, record: Tensor) -> bool:
+    """Whether the outputs of the noise, a record at a time, are finite, with room for their squares."""
+    with torch.no_grad():
+        outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(_noise(record), 1)])
+    return bool((outputs.abs() < torch.finfo(network.dtype).max ** 0.25).all())
 
 
 def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
