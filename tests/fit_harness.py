@@ -62,3 +62,27 @@ def rank_processes(out: Path) -> list[int]:
         if words[:3] == [sys.executable.encode(), b"-m", b"distqexp.fit"] and str(out).encode() in words:
             found.append(int(entry.name))
     return sorted(found)
+
+
+RECORD_OPENED_ROWS = """
+    import json, os, sys
+    from pathlib import Path
+    from distqexp.problem.dataset import Dataset
+    from distqexp import fit
+    opened = []
+    original = Dataset.read
+    def read(self, rows):
+        if self.data.rows == ((597, 1397),):
+            opened.extend(int(row) for row in rows)
+        return original(self, rows)
+    Dataset.read = read
+    code = fit.main(sys.argv[1:])
+    Path(f"opened-{os.environ['OMPI_COMM_WORLD_RANK']}.json").write_text(json.dumps(opened))
+    sys.exit(code)
+"""
+"""A rank of the digits task that writes which private rows it opened, in order, to opened-RANK.json."""
+
+
+def opened_rows(folder: Path, ranks: int) -> list[list[int]]:
+    """What each rank of RECORD_OPENED_ROWS opened."""
+    return [json.loads((folder / f"opened-{rank}.json").read_text()) for rank in range(ranks)]

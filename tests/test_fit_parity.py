@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fit_harness import QUICK, pooled, rank_processes, released, start_fit, summary
+from fit_harness import QUICK, RECORD_OPENED_ROWS, opened_rows, pooled, rank_processes, released, start_fit, summary
 from mpi_harness import MpiRun, run_environ, run_ranks
 
 from distqexp import fit
@@ -124,28 +124,10 @@ def test_a_dask_worker_killed_while_sketching_changes_nothing(tmp_path: Path, se
 
 
 def test_each_rank_opens_its_own_slots_only(tmp_path: Path) -> None:
-    body = """
-        import json, sys
-        from pathlib import Path
-        from distqexp.problem.dataset import Dataset
-        from distqexp import fit
-        opened = []
-        original = Dataset.read
-        def read(self, rows):
-            if self.data.rows == ((597, 1397),):
-                opened.extend(int(row) for row in rows)
-            return original(self, rows)
-        Dataset.read = read
-        code = fit.main(sys.argv[1:])
-        import os
-        rank = os.environ["OMPI_COMM_WORLD_RANK"]
-        Path(f"opened-{rank}.json").write_text(json.dumps(opened))
-        sys.exit(code)
-    """
     settings = [word for assignment in [*QUICK, "mechanism.rounds=1"] for word in ("--set", assignment)]
-    done = run_ranks(3, tmp_path, body, "--out", str(tmp_path / "run"), *settings, timeout=120)
+    done = run_ranks(3, tmp_path, RECORD_OPENED_ROWS, "--out", str(tmp_path / "run"), *settings, timeout=120)
     assert done.code == 0, done.err
-    opened = [json.loads((tmp_path / f"opened-{rank}.json").read_text()) for rank in range(3)]
+    opened = opened_rows(tmp_path, 3)
     assert sorted(row for rows in opened for row in rows) == list(range(597, 1397)), "each slot by one rank, once"
     assert all(len(rows) in range(200, 333) for rows in opened), [len(rows) for rows in opened]
 

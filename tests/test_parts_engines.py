@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fit_harness import QUICK, fit_arguments, pooled, released, start_fit, summary
+from fit_harness import QUICK, RECORD_OPENED_ROWS, fit_arguments, opened_rows, pooled, released, start_fit, summary
 from mpi_harness import MpiRun, run_environ, run_ranks
 from run_harness import Commands, table_source, table_tree, write_table
 from test_sites import ROUNDS, SHARDS, Consortium, gather
@@ -65,26 +65,10 @@ def test_dask_gives_the_bytes_of_the_serial_run(tmp_path: Path, serial: Path) ->
 
 
 def test_each_rank_opens_its_own_slots_of_the_part(tmp_path: Path) -> None:
-    body = """
-        import json, os, sys
-        from pathlib import Path
-        from distqexp.problem.dataset import Dataset
-        from distqexp import fit
-        opened = []
-        original = Dataset.read
-        def read(self, rows):
-            if self.data.rows == ((597, 1397),):
-                opened.extend(int(row) for row in rows)
-            return original(self, rows)
-        Dataset.read = read
-        code = fit.main(sys.argv[1:])
-        Path(f"opened-{os.environ['OMPI_COMM_WORLD_RANK']}.json").write_text(json.dumps(opened))
-        sys.exit(code)
-    """
     arguments = fit_arguments(tmp_path / "run", overrides=PARTS)[2:]
-    done = run_ranks(2, tmp_path, body, *arguments, timeout=120)
+    done = run_ranks(2, tmp_path, RECORD_OPENED_ROWS, *arguments, timeout=120)
     assert done.code == 0, done.err
-    opened = [json.loads((tmp_path / f"opened-{rank}.json").read_text()) for rank in range(2)]
+    opened = opened_rows(tmp_path, 2)
     assert sorted(row for rows in opened for row in rows) == sorted([*PRIVATE, *PRIVATE]), (
         "every slot twice in 4 rounds"
     )

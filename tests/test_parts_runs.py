@@ -23,7 +23,7 @@ from small_runs import (
     with_blank,
 )
 from test_release_law import ALARM, NOISES, WIDE, draws, p_values
-from test_release_ledger import Killed, killing, noise_files, ran, rows_of
+from test_release_ledger import Killed, killing, leave_uncharged, noise_files, ran, rows_of
 
 from distqexp import fit as fit_module
 from distqexp.api import fit
@@ -31,7 +31,6 @@ from distqexp.config import Config, config_from_tree
 from distqexp.config.sections import MechanismConfig
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError, UsageError
-from distqexp.mechanism.noise import draw_discrete
 from distqexp.privacy import gdp
 from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Ledger
@@ -222,14 +221,7 @@ def test_a_round_that_is_not_charged_would_be_caught(
     forgotten: int, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parts_config(tmp_path)
-    real = draw_release
-
-    def leaky(plan: Plan, state: RoundState, pooled: Quadratic, charging: Charging) -> Any:
-        if state.round != forgotten:
-            return real(plan, state, pooled, charging)
-        return pooled.sums + draw_discrete(plan.k, state.grid.sigma)
-
-    monkeypatch.setattr(fit_module, "draw_release", leaky)
+    leave_uncharged(forgotten, monkeypatch)
     result = ran(config, tmp_path / "out")
     assert not balance(config, own_ledger, result.certificate)
     # The certificate doesn't know whose units the round saw, so everybody pays for it.

@@ -315,12 +315,8 @@ def test_a_run_charges_every_round_once(
     assert len(rows_of(own_ledger)) == rounds
 
 
-@pytest.mark.parametrize("forgotten", [0, 1, 2])
-def test_a_round_that_is_not_charged_would_be_caught(
-    forgotten: int, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def leave_uncharged(forgotten: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted leak: one round adds its noise without the ledger."""
-    config = small_config(tmp_path, mechanism={"rounds": 3, "clip": 0.05})
     real = draw_release
 
     def leaky(plan: Plan, state: RoundState, pooled: Quadratic, charging: Charging) -> Any:
@@ -329,6 +325,14 @@ def test_a_round_that_is_not_charged_would_be_caught(
         return pooled.sums + draw_discrete(plan.k, state.grid.sigma)
 
     monkeypatch.setattr(fit_module, "draw_release", leaky)
+
+
+@pytest.mark.parametrize("forgotten", [0, 1, 2])
+def test_a_round_that_is_not_charged_would_be_caught(
+    forgotten: int, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, mechanism={"rounds": 3, "clip": 0.05})
+    leave_uncharged(forgotten, monkeypatch)
     if forgotten == 2:  # the export itself misses the last one
         with pytest.raises(FileContentError, match="no charge for round 2"):
             fit(config, tmp_path / "out")
