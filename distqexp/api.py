@@ -259,6 +259,8 @@ def _shard_data(
 
 def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
     public = made.config.data.public
+    if made.config.precision.source == "probes":
+        return None
     if public is None or state.round + 1 >= made.config.mechanism.rounds:
         return None
     if config is not None:

@@ -66,7 +66,7 @@ clip_quantile = 0.8                            # or clip, one of the two
   ([choosing.md](choosing.md)).
 
 Some values are known but not available yet, and say so (exit code 2): `mechanism.trust_radius`,
-`mechanism.curvature = "private"`, `precision.source = "probes"`, `public-pca`, and `privacy.delta = 0`.
+`mechanism.curvature = "private"`, `public-pca`, and `privacy.delta = 0`.
 
 ## Every key
 

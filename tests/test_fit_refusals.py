@@ -89,7 +89,6 @@ def test_config_refusals_come_before_anything_is_written(
 LATER = [
     "mechanism.trust_radius=1.0",
     "mechanism.curvature='private'",
-    "precision.source='probes'",
     "subspace.kind='public-pca'",
     "privacy.delta=0",
 ]

@@ -61,6 +61,8 @@ def check(config: Config) -> None:
     for data in config.data.private:
         _check_data("data.private", data, need)
     need(bool(config.data.population.strip()), "data.population", config.data.population, "a name")
+    shape = config.data.record_shape
+    need(shape is None or (bool(shape) and min(shape) >= 1), "data.record_shape", shape, "sizes of 1 or more")
 
     positive("privacy.epsilon", privacy.epsilon)
     need(privacy.epsilon <= 1e4, "privacy.epsilon", privacy.epsilon, "at most 10000")
@@ -87,25 +89,23 @@ def check(config: Config) -> None:
             "precision.kind", "kronecker", f"identity, diagonal or dense for subspace.kind = {subspace.kind}: "
             "kronecker goes with identity, kronecker and kronecker-pca",
         )  # fmt: skip
+    precision = config.precision
+    sourced = config.data.public is not None or precision.source == "probes"
     need(
-        subspace.kind != "kronecker-pca" or config.data.public is not None,
-        "subspace.kind", subspace.kind, "data.public for the second moments, or kind = kronecker",
+        subspace.kind != "kronecker-pca" or sourced,
+        "subspace.kind", subspace.kind, "data.public for the second moments, or kind = kronecker, or precision.source = probes",
     )  # fmt: skip
     seed("subspace.seed", subspace.seed)
     need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
 
-    precision = config.precision
-    if precision.source == "probes":
-        raise NotAvailableYet("config key precision.source: 'probes'")
-    need(precision.source == "public", "precision.source", precision.source, "public")
     need(
         math.isfinite(precision.damping) and precision.damping >= 0, "precision.damping", precision.damping, "0 or more"
     )
     need(precision.samples >= 1, "precision.samples", precision.samples, "1 or more")
     need(precision.refresh >= 1, "precision.refresh", precision.refresh, "1 or more")
     need(
-        precision.kind == "identity" or config.data.public is not None,
-        "precision.kind", precision.kind, "data.public for the curvature, or kind = identity",
+        precision.kind == "identity" or sourced,
+        "precision.kind", precision.kind, "data.public for the curvature, source = probes, or kind = identity",
     )  # fmt: skip
 
     need(mechanism.rounds >= 1, "mechanism.rounds", mechanism.rounds, "1 or more")
@@ -139,10 +139,10 @@ def check(config: Config) -> None:
     if mechanism.clip_quantile is not None:
         need(0 < mechanism.clip_quantile <= 1, "mechanism.clip_quantile", mechanism.clip_quantile, "above 0, at most 1")
         need(
-            config.data.public is not None,
+            sourced,
             "mechanism.clip_quantile",
             mechanism.clip_quantile,
-            "data.public, or mechanism.clip",
+            "precision.source = probes, data.public, or mechanism.clip",
         )
 
     engine = config.engine
@@ -158,7 +158,14 @@ def _check_data(where: str, data: DataConfig, need: Any) -> None:
     need(math.isfinite(data.rotate), f"{where}.rotate", data.rotate, "degrees")
     if data.format in ("csv", "parquet", "hdf5"):
         need(data.columns.target is not None, f"{where}.columns.target", None, "the column of the label")
-    share = data.columns.missing_flag_above
+    columns = data.columns
+    need(not columns.tokens or data.format == "hdf5", f"{where}.columns.tokens", True, "format = hdf5")
+    need(columns.mask is None or columns.tokens, f"{where}.columns.mask", columns.mask, "columns.tokens = true with it")
+    need(
+        not columns.tokens or not (columns.constant or columns.missing_flag_above is not None),
+        f"{where}.columns.tokens", True, "neither constant nor missing_flag_above with it",
+    )  # fmt: skip
+    share = columns.missing_flag_above
     need(
         share is None or 0 <= share < 1, f"{where}.columns.missing_flag_above", share, "a share, 0 or more and below 1"
     )

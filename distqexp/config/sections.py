@@ -54,6 +54,10 @@ class ColumnsConfig:
     )
     standardise: bool = key("centre and scale features by public moments", default=True)
     constant: bool = key("append a column of ones", default=False)
+    tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
+    mask: str | None = key(
+        "hdf5 tokens: dataset (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ class AllDataConfig:
     private: tuple[DataConfig, ...] = key("the sensitive records: a table, or an array of tables (one a shard)")
     population: str = key("name that budgets are kept under in the ledger")
     public: DataConfig | None = key("public records: pretraining, curvature, clip quantile", default=None)
+    record_shape: tuple[int, ...] | None = key(
+        "shape of a record, where no data.public shows it: [28, 28] for idx, [3, 32, 32] or tokens [128] for hdf5",
+        default=None,
+    )
     eval: DataConfig | None = key("records that metrics are computed on", default=None)
     eval_private: bool = key("whether data.eval is private: its metrics are then marked as not covered", default=False)
 
@@ -118,9 +126,12 @@ class PrecisionConfig:
     kind: Literal["identity", "diagonal", "dense", "kronecker"] = key(
         "form of the public precision", default="identity"
     )
-    source: str = key("where the curvature comes from: public", default="public")
+    source: Literal["public", "probes"] = key(
+        "where the curvature comes from: data.public, or synthetic records (probes), which need no data",
+        default="public",
+    )
     damping: float = key("added to the curvature, relative to its mean eigenvalue", default=1.0)
-    samples: int = key("at most so many public records are used a round", default=500)
+    samples: int = key("at most so many public records, or so many probes, are used a round", default=500)
     refresh: int = key("precision, subspace and clip are made anew every so many rounds", default=1)
 
     def made_at(self, round: int) -> int:

@@ -59,8 +59,11 @@ class Dataset:
         inputs, targets, finite = self._read_live(wanted[live])
         present = np.zeros(len(wanted), dtype=np.bool_)
         present[live] = finite
+        scattered = _scatter(inputs, live, len(wanted))
+        if self.schema.tokens:
+            scattered[~present, 1, 0] = 1  # attention to no token at all may be 0/0
         return Records(
-            torch.from_numpy(_scatter(inputs, live, len(wanted))),
+            torch.from_numpy(scattered),
             torch.from_numpy(_scatter(targets, live, len(wanted))),
             torch.from_numpy(present),
         )
@@ -71,23 +74,42 @@ class Dataset:
         facts = [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in (path.stat() for path in paths)]
         return hashlib.sha256("|".join([self.data.format, *facts]).encode()).hexdigest()
 
-    def _read_live(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]:
+    def _read_live(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
         parts = []
         for start in range(0, max(len(rows), 1), _ROWS_AT_ONCE):
             raw, labels = self._reader.read(rows[start : start + _ROWS_AT_ONCE], self.schema.names)
             values = self.schema.inputs(raw)
             if self.data.rotate:
                 values = rotate_images(values, self.data.rotate)
-            with np.errstate(over="ignore"):
-                narrow = values.astype(np.float32)
+            if self.schema.tokens:
+                self._check_tokens(values)
+                narrow, missing = values, ~values[:, 1].any(axis=1)
+            else:
+                with np.errstate(over="ignore"):
+                    narrow = values.astype(np.float32)
+                missing = _any(~np.isfinite(narrow))
             numbers = np.asarray(labels, dtype=np.float64)
             self._check_labels(numbers[~_any(np.isnan(numbers))])
-            absent = _any(~np.isfinite(narrow)) | _any(~np.isfinite(numbers))
+            absent = missing | _any(~np.isfinite(numbers))
             parts.append((narrow, self._targets(numbers), ~absent))
         inputs, targets, finite = (np.concatenate(part) for part in zip(*parts, strict=True))
         inputs[~finite] = 0
         targets[~finite] = 0
         return inputs, targets, finite
+
+    def _check_tokens(self, values: NDArray[np.int64]) -> None:
+        """``values``: (n, 2, L), tokens and mask."""
+        top, columns = self.schema.vocabulary, self.data.columns
+        if not bool((values[:, 1] >= 0).all()):
+            column, what, rule = columns.mask, "an entry of the mask", "0 or 1"
+        elif not bool(((values[:, 0] >= 0) & (values[:, 0] < (top or 2**62))).all()):
+            column, what = self.schema.names[0], "a token"
+            rule = f"whole numbers from 0 to {top - 1}, the model's vocabulary" if top else "whole numbers from 0 up"
+        else:
+            return
+        raise FileContentError(
+            f"{self._where()}: column {column!r}: {what} is out of range; expected {rule}; tokenise the records for this model"
+        )
 
     def _check_labels(self, labels: NDArray[np.float64]) -> None:
         loss, classes = self.schema.loss, self.schema.classes

@@ -12,7 +12,10 @@ from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
 
-BUILT_IN = tuple(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn"))
+BUILT_IN = (
+    *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
+    "distqexp.problem.huggingface:from_config",
+)
 ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.huggingface import adapt
 
 
 class Network:
@@ -21,13 +22,15 @@ class Network:
 
     ``trainable``: fnmatch patterns of parameter names; the order is the module's own. All others are frozen and
     get no gradient. A module that couples the records of a batch is refused, for then a unit's gradient would
-    depend on its neighbours. Public: the parameters are released ones.
+    depend on its neighbours. A module that returns an object with ``logits`` is used by them, and Hugging Face models
+    take records as they are (``problem.huggingface.adapt``). Public: the parameters are released ones.
     """
 
     def __init__(
         self, module: nn.Module, trainable: Sequence[str] = ("*",), device: str | torch.device = "cpu"
     ) -> None:
         self.module = module.to(device).eval()
+        adapt(module)
         self.device = torch.device(device)
         _refuse_coupling(module)
         self._parameters: dict[str, nn.Parameter] = {}
@@ -95,8 +98,12 @@ class Network:
         return found
 
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
-        """Set all parameters and buffers; FileContentError unless names and shapes are the module's own."""
+        """Set all parameters and buffers; FileContentError unless names and shapes are the module's own.
+
+        Of names that share one tensor (tied parameters) one is enough; where several are there, they must agree.
+        """
         own = self.module.state_dict()
+        state = _with_tied(own, state)
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
             raise FileContentError(
@@ -139,6 +146,29 @@ def _refuse_coupling(module: nn.Module) -> None:
                 f"model: {name or 'the module'} is {type(part).__name__} without running statistics, which couples the "
                 "records of a batch; expected track_running_stats=True, or a layer or group normalisation"
             )
+
+
+def _with_tied(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, NDArray[Any] | torch.Tensor]
+) -> Mapping[str, NDArray[Any] | torch.Tensor]:
+    """``state`` with every name of a shared tensor that has one of them."""
+    groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    found = dict(state)
+    for names in groups.values():
+        given = [name for name in names if name in state]
+        if len(names) == 1 or not given:
+            continue
+        first = state[given[0]]
+        for name in given[1:]:
+            if not torch.equal(torch.as_tensor(first), torch.as_tensor(state[name])):
+                raise FileContentError(
+                    f"model state: {given[0]} and {name} differ; expected one tensor, which they share in the configured model"
+                )
+        found |= dict.fromkeys(names, first)
+    return found
 
 
 def _some(names: list[str]) -> str:

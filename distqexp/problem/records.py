@@ -11,9 +11,10 @@ import torch
 class Records:
     """Records in slot order. Private when they come from private data: never printed, logged or stored.
 
-    ``inputs``: float32 (n, ...). ``targets``: int64 (n,) class numbers, or float32 (n,) or (n, o).
-    ``present``: bool (n,). A record that is blank, non-finite or without a target is not present; its inputs
-    and target are zeros, and it must contribute nothing.
+    ``inputs``: float32 (n, ...), or int64 (n, 2, L): tokens and their mask of 1 and 0. ``targets``: int64 (n,) class
+    numbers, or float32 (n,) or (n, o).
+    ``present``: bool (n,). A record that is blank, non-finite, without a token or without a target is not present; its
+    inputs and target are zeros (of tokens, the mask begins with a 1), and it must contribute nothing.
     """
 
     inputs: torch.Tensor

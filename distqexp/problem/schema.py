@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
@@ -30,7 +31,8 @@ class Schema:
     it wasn't known without a file. ``medians`` (for missing values), ``means``, ``scales``: one number a raw
     feature, flattened; empty for images and without public data (then zero, zero and one). ``flags``: positions
     of the features with a missingness column. Inputs are features, then flags, then the constant.
-    ``classes``: outputs of a cross-entropy model; labels are 0 .. classes - 1.
+    ``classes``: outputs of a cross-entropy model; labels are 0 .. classes - 1. ``tokens``: inputs are int64 (n, 2, L),
+    tokens of 0 .. vocabulary - 1 and their mask.
     """
 
     loss: str
@@ -44,6 +46,8 @@ class Schema:
     scales: tuple[float, ...] = ()
     flags: tuple[int, ...] = ()
     constant: bool = False
+    tokens: bool = False
+    vocabulary: int | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -54,6 +58,20 @@ class Schema:
         return (self.shape[0] + extra,) if extra else self.shape
 
     @property
+    def record_shape(self) -> tuple[int, ...]:
+        """``shape`` as a config gives it: an idx image without its channel, tokens without their mask."""
+        shape = self.shape or ()
+        return shape[1:] if self.tokens or (self.image and shape[:1] == (1,)) else shape
+
+    def blank_inputs(self, count: int) -> torch.Tensor:
+        """(count, *input_shape): inputs of absent records, zeros; of tokens, the mask begins with a 1."""
+        shape = self.input_shape or ()
+        found = torch.zeros(count, *shape, dtype=torch.int64 if self.tokens else torch.float32)
+        if self.tokens:
+            found[:, 1, 0] = 1
+        return found
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of a table's input columns, in order."""
         return (
@@ -62,8 +80,13 @@ class Schema:
             *(("constant",) if self.constant else ()),
         )
 
-    def inputs(self, raw: NDArray[Any]) -> NDArray[np.float64]:
-        """Raw features (n, *shape), NaN where missing, to model inputs: float64 (n, *input_shape). Row by row."""
+    def inputs(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Raw features (n, *shape), NaN where missing, to model inputs: float64 (n, *input_shape). Row by row.
+
+        Tokens are left as they are: int64.
+        """
+        if self.tokens:
+            return raw
         values = np.asarray(raw, dtype=np.float64)
         if self.image:
             return values * self.pixel_scale
@@ -114,10 +137,13 @@ class Schema:
             if not good:
                 raise FileContentError(f"schema: {what}; the plan is damaged, or of another program: make a new one")
 
-        need(isinstance(self.loss, str) and _all((self.image, self.constant), bool), "wrong types")
+        need(isinstance(self.loss, str) and _all((self.image, self.constant, self.tokens), bool), "wrong types")
         need(_all(self.names, str) and len(self.names) > 0, "names must be texts")
         need(self.shape is None or (_all(self.shape, int) and min(self.shape, default=0) >= 1), "shape must be sizes")
-        need(self.classes is None or (type(self.classes) is int and self.classes >= 1), "classes must be 1 or more")
+        for name, bound in (("classes", self.classes), ("vocabulary", self.vocabulary)):
+            need(bound is None or (type(bound) is int and bound >= 1), f"{name} must be 1 or more")
+        pair = self.shape is None or (len(self.shape) == 2 and self.shape[0] == 2)
+        need(not self.tokens or (pair and not (self.image or self.means)), "tokens come with their mask, as they are")
         numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
@@ -139,8 +165,9 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Sc
     if len(rows) == 0:
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
     roles = data.columns
-    base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes)
-    if reader.image:
+    tokens = roles.tokens
+    base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
+    if reader.image or tokens:
         return base
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
@@ -167,22 +194,33 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Sc
     )
 
 
-def schema_from_config(data: DataConfig, *, loss: str, classes: int | None = None) -> Schema:
+def schema_from_config(
+    data: DataConfig, *, loss: str, classes: int | None = None, record_shape: tuple[int, ...] | None = None
+) -> Schema:
     """The schema without public data: no file is opened; nothing is imputed but zeros, nothing is standardised.
 
-    A table then must list its features, and there are no missingness columns. Raises UsageError.
+    A table then must list its features, and there are no missingness columns. ``record_shape``: of an idx image (h, w),
+    an hdf5 array or the tokens (L,) of an hdf5 record. Raises UsageError.
     """
     if data.format == "digits":
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
     if data.format == "idx":
-        return Schema(loss, True, ("pixels",), None, 1.0 / 255.0, classes)
+        if record_shape is not None and len(record_shape) != 2:
+            raise UsageError(f"data.record_shape: {list(record_shape)}; for idx expected [height, width]")
+        shape = None if record_shape is None else (1, *record_shape)
+        return Schema(loss, True, ("pixels",), shape, 1.0 / 255.0, classes)
     roles = data.columns
     if roles.features is None:
         raise UsageError("data.*.columns.features: not given; without data.public, expected the list of the features")
     if data.format == "hdf5":
         if roles.constant:
             raise UsageError("data.*.columns.constant: true; with hdf5 it needs data.public; remove it, or use a bias")
-        return Schema(loss, False, roles.features, None, 1.0, classes)
+        if not roles.tokens:
+            return Schema(loss, False, roles.features, record_shape, 1.0, classes)
+        if record_shape is None or len(record_shape) != 1:
+            found = "absent" if record_shape is None else list(record_shape)
+            raise UsageError(f"data.record_shape: {found}; for tokens without data.public, expected [length]")
+        return Schema(loss, False, roles.features, (2, *record_shape), 1.0, classes, tokens=True)
     return Schema(loss, False, roles.features, (len(roles.features),), 1.0, classes, constant=roles.constant)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distqexp.errors import FileContentError
+from distqexp.problem.huggingface import base_weights
 from distqexp.problem.network import Network
 from distqexp.problem.readers.base import existing_file
 
@@ -17,8 +18,8 @@ from distqexp.problem.readers.base import existing_file
 def load_weights(network: Network, path: str | Path) -> None:
     """Load all parameters and buffers: a .safetensors file, or a torch file of named tensors (no code is run).
 
-    UsageError for a missing file; FileContentError for a damaged one, other names or shapes than the model's, or
-    values that aren't finite.
+    A model with low-rank factors (peft) also takes the weights of the model without them. UsageError for a missing
+    file; FileContentError for a damaged one, other names or shapes than the model's, or values that aren't finite.
     """
     file = existing_file(str(path), "model.weights")
     state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -26,7 +27,7 @@ def load_weights(network: Network, path: str | Path) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FileContentError(f"{file}: {name} holds values that aren't finite; expected numbers; export it again")
     try:
-        network.load_state(state)
+        network.load_state(base_weights(network.module.state_dict(), state))
     except FileContentError as error:
         raise FileContentError(f"{file}: {error}") from None
 

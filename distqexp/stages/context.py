@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,10 +32,12 @@ from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
+from distqexp.problem.probes import Probes
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
-from distqexp.problem.slots import Partition, SlotMap
+from distqexp.problem.slots import Partition, SlotMap, slot_map
 from distqexp.sketching.block_gradients import BlockGradients
+from distqexp.sketching.block_moments import label_noise
 from distqexp.sketching.layers.layout import block_layout
 from distqexp.sketching.sketcher import Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
@@ -65,6 +68,31 @@ class DataSource:
         """Half-open slot ranges: whole units, at most a micro-batch each, or one larger unit."""
         return self.slots.pieces(micro_batch)
 
+    def open(self, schema: Schema, round: int) -> Dataset:
+        """The reader of the records, the same in every round."""
+        return open_dataset(self.data, schema)
+
+
+@dataclass(frozen=True)
+class ProbeSource:
+    """``count`` synthetic records in the place of public ones, a unit each, others in every round. Public."""
+
+    count: int
+    seed: int
+
+    @property
+    def slots(self) -> SlotMap:
+        """Record i in slot i."""
+        return slot_map(np.arange(self.count), None)
+
+    def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
+        """As those of a DataSource."""
+        return self.slots.pieces(micro_batch)
+
+    def open(self, schema: Schema, round: int) -> Probes:
+        """The records of a round."""
+        return Probes(schema, self.seed, round)
+
 
 @dataclass(frozen=True)
 class RoundContext:
@@ -80,7 +108,7 @@ class RoundContext:
     theta: npt.NDArray[np.float64]
     round: int
     k: int
-    sources: tuple[DataSource, ...]
+    sources: tuple[DataSource | ProbeSource, ...]
     precision_arrays: dict[str, npt.NDArray[Any]] | None = None
     subspace_arrays: dict[str, npt.NDArray[Any]] | None = None
 
@@ -143,9 +171,9 @@ class RoundContext:
         return precision_from_arrays(self.config.precision.kind, self.k, self.precision_arrays)
 
     @cached_property
-    def datasets(self) -> list[Dataset]:
+    def datasets(self) -> list[Dataset | Probes]:
         """Readers of the sources; each counts the rows that this process opened."""
-        return [open_dataset(source.data, self.schema) for source in self.sources]
+        return [source.open(self.schema, self.round) for source in self.sources]
 
     @cached_property
     def gradients(self) -> UnitGradients | BlockGradients:
@@ -184,11 +212,22 @@ class RoundContext:
 
     def numbered_batches(self, piece: int) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
         """As batches, each with the number of its first slot before it."""
-        source, first, last = self.pieces[piece]
-        slots, size = self.sources[source].slots, self.config.engine.micro_batch
+        number, first, last = self.pieces[piece]
+        source, size = self.sources[number], self.config.engine.micro_batch
+        slots = source.slots
         for start in range(first, last, size):
             window = slice(start, min(start + size, last))
-            yield start, self.on_device(self.datasets[source].read(slots.rows[window])), slots.unit[window]
+            records = self.on_device(self.datasets[number].read(slots.rows[window]))
+            if isinstance(source, ProbeSource):
+                records = dataclasses.replace(records, targets=self._sampled_targets(records, source.seed, start))
+            yield start, records, slots.unit[window]
+
+    def _sampled_targets(self, records: Records, seed: int, first_slot: int) -> torch.Tensor:
+        """Targets of probes, drawn from the model: those that second moments are taken at."""
+        with torch.no_grad():
+            outputs = self.network.module(self.network.prepare(records.inputs))
+        noise = label_noise(seed, self.round, first_slot, len(records), self.loss.noise_width(outputs))
+        return self.loss.sample(outputs, noise.to(outputs.device))
 
     def on_device(self, records: Records) -> Records:
         """The records on the device of the network."""

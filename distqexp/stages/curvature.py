@@ -26,7 +26,7 @@ from distqexp.problem.slots import SlotMap
 from distqexp.sketching.block_moments import block_moments
 from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
 from distqexp.stages.artefacts import RoundState, under
-from distqexp.stages.context import DataSource, RoundContext
+from distqexp.stages.context import DataSource, ProbeSource, RoundContext
 from distqexp.stages.sharing import arrays_from_root, required
 
 FloatArray = npt.NDArray[np.float64]
@@ -35,6 +35,13 @@ Kept = tuple[Arrays, Arrays, float]  # subspace, precision and clip of an earlie
 
 READ_AT_ONCE = 1024
 MOMENT_GROUPS = 64  # second moments are large: at most so many partial sums travel to the root
+
+
+def curvature_source(config: Config, public: DataConfig | None, schema: Schema) -> DataSource | ProbeSource | None:
+    """The records that public curvature is taken from: probes, where the config says so, else those of ``public``."""
+    if config.precision.source == "probes":
+        return ProbeSource(config.precision.samples, config.subspace.seed)
+    return public_source(config, public, schema) if public else None
 
 
 def public_source(config: Config, data: DataConfig, schema: Schema) -> DataSource:
@@ -67,7 +74,7 @@ def next_state(
     theta: FloatArray,
     round: int,
     k: int,
-    source: DataSource | None,
+    source: DataSource | ProbeSource | None,
     engine: Engine,
     previous: RoundState | None = None,
 ) -> RoundState:

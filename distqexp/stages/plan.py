@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
-
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.threads import pin_threads
@@ -14,6 +12,7 @@ from distqexp.errors import UsageError
 from distqexp.mechanism.forecast import excess_bound, expected_excess
 from distqexp.privacy.calibration import calibrate
 from distqexp.problem.dataset import open_dataset
+from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
@@ -21,7 +20,7 @@ from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.weights import load_weights
 from distqexp.stages.artefacts import Plan
 from distqexp.stages.context import build_network, dimension_of, subspace_of
-from distqexp.stages.curvature import next_state, public_source
+from distqexp.stages.curvature import curvature_source, next_state
 from distqexp.stages.sharing import arrays_from_root
 
 
@@ -46,7 +45,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
         k=k,
         noise=config.mechanism.noise,
     )
-    source = public_source(config, config.data.public, schema) if config.data.public else None
+    source = curvature_source(config, config.data.public, schema)
     state = next_state(
         config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
         source=source, engine=engine,
@@ -79,21 +78,29 @@ def describe_plan(plan: Plan) -> list[str]:
 
 
 def _schema(config: Config) -> Schema:
-    loss = config.model.loss
+    loss, given = config.model.loss, config.data.record_shape
     if config.data.public is None:
-        schema = schema_from_config(config.data.private[0], loss=loss)
+        schema = schema_from_config(config.data.private[0], loss=loss, record_shape=given)
     else:
         schema = fit_schema(config.data.public, loss=loss)
-    if schema.input_shape is None:
+    shape = schema.input_shape
+    if shape is None:
         return schema
+    if given is not None and given != schema.record_shape:
+        raise UsageError(
+            f"data.record_shape: {list(given)}; found {list(schema.record_shape)}; correct it or leave it out"
+        )
     network = build_network(config)
+    if schema.tokens:
+        schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
     try:
-        outputs = network.outputs(torch.zeros(1, *schema.input_shape))
+        outputs = network.outputs(schema.blank_inputs(2))[:1]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
-            f"model.args: the model refuses a record of shape {schema.input_shape} ({' '.join(str(error).split())}); "
+            f"model.args: the model refuses a record of shape {shape} ({' '.join(str(error).split())}); "
             "make its inputs those of data.public"
         ) from None
+    refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:

@@ -20,7 +20,7 @@ from distqexp.privacy.ledger_books import Cap, LedgerRow, Reservation
 from distqexp.privacy.ledger_expenses import Charge, Part
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
 from distqexp.stages.context import blocks_of, build_network, subspace_of
-from distqexp.stages.curvature import next_state, public_source
+from distqexp.stages.curvature import curvature_source, next_state
 from distqexp.stages.sharing import arrays_from_root
 
 
@@ -182,7 +182,7 @@ def make_release(
     following = None
     if state.round + 1 < plan.config.mechanism.rounds:
         anew = plan.config.precision.made_at(state.round + 1) == state.round + 1
-        source = public_source(plan.config, public, plan.schema) if public and anew else None
+        source = curvature_source(plan.config, public, plan.schema) if anew else None
         following = next_state(
             config=plan.config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights),
             theta=moved["theta"], round=state.round + 1, k=plan.k, source=source, engine=engine,

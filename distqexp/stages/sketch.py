@@ -18,9 +18,11 @@ from distqexp.engines.base import Control, Engine
 from distqexp.errors import FileContentError, StoppedError, UsageError
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.independence import refuse_coupling
+from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
-from distqexp.stages.context import DataSource, RoundContext
+from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.sharing import arrays_from_root
 
 IntegerArray = npt.NDArray[np.int64]
@@ -34,20 +36,17 @@ class SketchWork:
     """A round's work on the private shards: sent to every rank or worker.
 
     folder: where this process keeps its private sketch files. attempt: how often the round was started.
-    state_id: identity of the state.
+    state_id: identity of the state. shards: name of each source's shard.
     """
 
     plan: Plan
     state: RoundState
     state_id: str
     context: RoundContext
+    shards: tuple[str, ...]
     fingerprints: tuple[str, ...]
     folder: Path
     attempt: int
-
-    def shard_of(self, source: int) -> str:
-        """Name of a source's shard."""
-        return self.context.sources[source].data.shard or "all"
 
 
 def open_shards(
@@ -85,7 +84,7 @@ def sketch_round(
     after the checkpoint when a stop was asked for.
     """
     context = RoundContext.of_state(plan, state, sources)
-    shards = [source.data.shard or "all" for source in sources]
+    shards = tuple(source.data.shard or "all" for source in sources)
 
     state_id = engine.on_root(state.identity)
 
@@ -94,7 +93,7 @@ def sketch_round(
         return {"sums": sums, "missing": missing, "attempt": np.array([attempt])}
 
     found = arrays_from_root(engine, earlier)
-    work = SketchWork(plan, state, state_id, context, fingerprints, folder, int(found["attempt"][0]))
+    work = SketchWork(plan, state, state_id, context, shards, fingerprints, folder, int(found["attempt"][0]))
     fresh = engine.sum(sketch_pieces, work, [int(item) for item in found["missing"]])
     if not engine.is_root:
         return None
@@ -112,7 +111,7 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
         if not mine:
             continue
         path = work.folder / (
-            f"sketch-{work.state.round:03d}-{work.shard_of(source)}-a{work.attempt:03d}-{control.label}.h5"
+            f"sketch-{work.state.round:03d}-{work.shards[source]}-a{work.attempt:03d}-{control.label}.h5"
         )
         mask = np.zeros(len(numbers), dtype=np.bool_)
         sums = np.zeros(work.plan.k, dtype=np.int64)
@@ -158,7 +157,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
         plan_id=work.plan.plan_id,
         round=work.state.round,
         state=work.state_id,
-        shard=work.shard_of(source),
+        shard=work.shards[source],
         sums=sums,
         done=mask,
         fingerprint=work.fingerprints[source],
@@ -168,6 +167,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
 def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
+    _check_independence(plan, shards)
     for i, data in enumerate(shards):
         dataset = open_dataset(data, plan.schema)
         slot_map = dataset.slot_map()
@@ -186,6 +186,15 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
     return found
 
 
+def _check_independence(plan: Plan, shards: Sequence[DataConfig]) -> None:
+    """Refuse the plan's model, as this machine builds it, where records of the shards' shape would meet in it."""
+    shape = plan.schema.input_shape or open_reader(shards[0]).shape
+    network = build_network(plan.config)
+    network.load_state(dict(plan.weights))
+    network.load(plan.state.theta)
+    refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
+
+
 def _partition(plan: Plan, dataset: Dataset, slots: SlotMap) -> Partition:
     parts, identifiers = plan.config.mechanism.parts, dataset.identifiers(slots.rows)
     if plan.config.privacy.adjacency != "add-remove":
@@ -200,7 +209,7 @@ def _adopt(
     round: int,
     state_id: str,
     context: RoundContext,
-    shards: list[str],
+    shards: tuple[str, ...],
     fingerprints: tuple[str, ...],
     folder: Path,
 ) -> tuple[IntegerArray, IntegerArray, int]:

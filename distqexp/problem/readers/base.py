@@ -33,7 +33,7 @@ class Reader(ABC):
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Raw features (n, *shape) in the order of ``names`` and targets (n,) or (n, o) of these rows.
 
-        Numbers (uint8 or floating), NaN for missing ones.
+        Numbers (uint8 or floating), NaN for missing ones; of tokens, int64 (n, 2, L) with their mask.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""HDF5 arrays: one dataset of features, one of targets, one of unit ids if wanted; read by slices, never whole."""
+"""HDF5 arrays: one dataset of features or tokens, one of targets, one of unit ids if wanted; read by slices, never whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from distqexp.problem.readers.idx import ascending_runs
 class Hdf5Reader(Reader):
     """``columns.features`` names one dataset (n, ...), or is absent when only one other is there.
 
-    ``columns.target`` names a dataset (n,) or (n, o); ``unit`` one (n,) of numbers or texts.
+    ``columns.target`` names a dataset (n,) or (n, o); ``unit`` one (n,) of numbers or texts. With ``columns.tokens`` the
+    features are whole numbers (n, L), and raw features int64 (n, 2, L): the tokens, and the dataset ``columns.mask`` or
+    ones; a mask that is neither 0 nor 1 becomes -1.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -27,8 +29,9 @@ class Hdf5Reader(Reader):
         if data.columns.target is None:
             raise UsageError("data.columns.target: not given; expected the dataset of the label")
         self._target = data.columns.target
-        filters = _filter_columns(data)
-        names = feature_names([name for name in self._datasets() if name not in filters], data, self.path)
+        self._tokens, self._mask = data.columns.tokens, data.columns.mask
+        others = _filter_columns(data) | {self._mask}
+        names = feature_names([name for name in self._datasets() if name not in others], data, self.path)
         if len(names) != 1:
             raise FileContentError(
                 f"{self.path}: {len(names)} datasets could hold the features; expected one; "
@@ -38,11 +41,21 @@ class Hdf5Reader(Reader):
         features = self._numeric(names[0])
         self.count = int(features.shape[0])
         self.shape = tuple(int(size) for size in features.shape[1:]) or (1,)
+        if self._tokens:
+            self.shape = (2, *self._token_shape(features))
         self._aligned(self._target, self._numeric(self._target))
 
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        features = self._rows(self._dataset(self.names[0]), rows).reshape(len(rows), *self.shape)
-        return features, self._rows(self._dataset(self._target), rows)
+        features, targets = (self._rows(self._dataset(name), rows) for name in (self.names[0], self._target))
+        if not self._tokens:
+            return features.reshape(len(rows), *self.shape), targets
+        # What int64 can't hold is out of every vocabulary: kept apart, not wrapped.
+        tokens = np.minimum(features, 2**62).astype(np.int64) if features.dtype == np.uint64 else features
+        mask = np.ones(tokens.shape, dtype=np.int64)
+        if self._mask is not None:
+            found = self._rows(self._dataset(self._mask), rows)
+            mask = np.where(found == 1, 1, np.where(found == 0, 0, -1))
+        return np.stack([tokens.astype(np.int64), mask], axis=1), targets
 
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
@@ -106,6 +119,18 @@ class Hdf5Reader(Reader):
         if node.dtype.kind not in "biuf":
             raise FileContentError(f"{self.path}: dataset {name!r} holds {node.dtype}; expected real numbers")
         return node
+
+    def _token_shape(self, features: Any) -> tuple[int, ...]:
+        if features.dtype.kind not in "iu" or features.ndim != 2:
+            raise FileContentError(
+                f"{self.path}: dataset {self.names[0]!r} holds {features.dtype} in {features.ndim} dimensions; expected whole "
+                "numbers (n, L), token numbers; correct data.*.columns or the file"
+            )
+        if self._mask is not None and self._numeric(self._mask).shape != features.shape:
+            raise FileContentError(
+                f"{self.path}: dataset {self._mask!r} has another shape than {self.names[0]!r}; expected a mask (n, L)"
+            )
+        return tuple(int(size) for size in features.shape[1:])
 
     def _aligned(self, name: str, node: Any) -> None:
         if node.shape[0] != self.count:

@@ -1,0 +1,158 @@
+"""Hugging Face models as they come: records to their arguments, their outputs to logits, and a factory from configurations."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from distqexp.errors import UsageError
+
+FAMILIES = (
+    "Albert", "Bert", "Beit", "ConvNext", "DeiT", "DistilBert", "Electra", "GPT2", "GPTNeoX", "Llama", "Mistral", "OPT",
+    "Qwen2", "Roberta", "Swin", "ViT", "XLMRoberta",
+)  # fmt: skip
+"""The families that ``from_config`` builds: their classes fetch nothing and run no code that a configuration names."""
+
+_CLASS = re.compile(rf"({'|'.join(FAMILIES)})For(Sequence|Image)Classification")
+_LORA_KEYS = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias", "use_rslora",
+    "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+)  # fmt: skip
+_REMEDY = "expected it installed; pip install 'distqexp[hf]'"
+
+
+def from_config(
+    model: str, config: Mapping[str, Any] | None = None, lora: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A transformers model with random weights; pretrained ones come from ``model.weights``. Fetches nothing.
+
+    ``model``: a class such as "BertForSequenceClassification", of the families in FAMILIES. ``config``: keyword arguments of
+    its configuration class. ``lora``: those of peft.LoraConfig, when low-rank factors are to be added; choose what is
+    trained by ``model.trainable``, such as ["*lora_*", "*classifier*"]. Raises UsageError, ValueError or TypeError.
+    """
+    if not _CLASS.fullmatch(model):
+        raise UsageError(
+            f"model.args.model: found {model!r}; expected one of {', '.join(FAMILIES)}, then ForSequenceClassification or "
+            "ForImageClassification; for another class write a factory of your own"
+        )
+    options = dict(config or {})
+    for name in options:
+        # A private or implementation key may make transformers fetch code.
+        if name.startswith(("_", "auto_map", "trust", "quantization")) or name.endswith("_implementation"):
+            raise UsageError(
+                f"model.args.config.{name}: not taken; expected the sizes and options of {model}; remove it"
+            )
+    try:
+        import transformers
+        from huggingface_hub.errors import StrictDataclassError
+    except ImportError:
+        raise UsageError(f"model.factory: transformers is not installed; {_REMEDY}") from None
+    kind = getattr(transformers, model, None)
+    if kind is None:
+        raise UsageError(f"model.args.model: transformers {transformers.__version__} has no {model}; update it")
+    defaults = kind.config_class()
+    unknown = sorted(name for name in options if not hasattr(defaults, name))
+    if unknown:
+        raise UsageError(
+            f"model.args.config: {kind.config_class.__name__} has no {', '.join(unknown)}; correct the name"
+        )
+    try:
+        module: nn.Module = kind(kind.config_class(**options))
+    except (KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"model.args.config: {model} refuses it ({reason}); correct the value") from None
+    return module if lora is None else _with_lora(module, dict(lora))
+
+
+def adapt(module: nn.Module) -> None:
+    """Make a module, called with one tensor of records, return logits.
+
+    Outputs with ``logits`` (an attribute or a key) are replaced by them. A Hugging Face model (known by its
+    ``main_input_name``) that takes input_ids gets tokens and mask of int64 (n, 2, L) inputs by name; another one gets the
+    tensor by the name of its main input. Its attention is set to the eager implementation, and its masks never depend
+    on whether any record of the batch has padding, so that records stay apart. By hooks: names of parameters stay.
+    """
+    if _logits in module._forward_hooks.values():
+        return
+    if isinstance(getattr(module, "main_input_name", None), str):
+        _keep_records_apart(module)
+        module.register_forward_pre_hook(_by_name, with_kwargs=True)
+    module.register_forward_hook(_logits)
+
+
+def base_weights(own: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of a model without low-rank factors, as one of the same model with them; ``given`` where it isn't that.
+
+    ``own``: the state of the module with the factors, which keep their values.
+    """
+    prefix = "base_model.model."
+    if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in given):
+        return given
+    found: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
+    unused = dict(given)
+    for name in own.keys() - found.keys():
+        plain = re.sub(r"\.(base_layer|original_module|modules_to_save\.default)\.", ".", name[len(prefix) :])
+        if plain in given:
+            found[name] = given[plain]
+            unused.pop(plain, None)
+    return {**found, **unused}
+
+
+def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
+    unknown = sorted(set(options) - set(_LORA_KEYS))
+    if unknown:
+        raise UsageError(f"model.args.lora: found {', '.join(unknown)}; expected keys among {', '.join(_LORA_KEYS)}")
+    if not (isinstance(options.get("init_lora_weights", True), bool) or options["init_lora_weights"] == "gaussian"):
+        raise UsageError(
+            f"model.args.lora.init_lora_weights: found {options['init_lora_weights']!r}; expected true, false or gaussian"
+        )
+    try:
+        import peft
+    except ImportError:
+        raise UsageError(f"model.args.lora: peft is not installed; {_REMEDY}") from None
+    adapted: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
+    return adapted
+
+
+def _by_name(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if len(args) != 1 or kwargs:
+        return None
+    (records,) = args
+    name = str(module.main_input_name)
+    if name != "input_ids" or records.ndim != 3:
+        return (), {name: records}
+    return (), {"input_ids": records[:, 0], "attention_mask": records[:, 1]}
+
+
+def _logits(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return None
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    return getattr(output, "logits", None)
+
+
+def _keep_records_apart(module: nn.Module) -> None:
+    choose = getattr(module, "set_attn_implementation", None)
+    if callable(choose):
+        choose("eager")
+    config = getattr(module, "config", None)
+    if getattr(config, "use_cache", None):
+        config.use_cache = False  # type: ignore[union-attr]  # keys and values of earlier calls are of no use here
+    masks = sys.modules.get("transformers.masking_utils")
+    if masks is None or masks.ALL_MASK_ATTENTION_FUNCTIONS["eager"] is not masks.eager_mask:
+        return
+    plain = masks.eager_mask
+
+    def whole_mask(*args: Any, **kwargs: Any) -> Any:
+        """Without the short cut for batches that have no padding: it looks at all records at once."""
+        return plain(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+
+    masks.ALL_MASK_ATTENTION_FUNCTIONS.register("eager", whole_mask)
