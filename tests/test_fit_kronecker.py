@@ -15,20 +15,18 @@ import torch
 from fit_harness import QUICK, pooled, released, start_fit
 from numpy.typing import NDArray
 from run_harness import Commands
-from sketching_oracle import dense_matrix, make_problem
+from sketching_oracle import dense_matrix
 from small_runs import Table, make_config, plan_of, random_table, unit_integers, unit_vectors, with_blank
 
 from distqexp import fit
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
-from distqexp.geometry.moments import explicit_moments, unpack
 from distqexp.geometry.precisions import precision_from_arrays
-from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, random_kronecker, unprojected
-from distqexp.problem.losses import get_loss
-from distqexp.problem.records import Records
-from distqexp.sketching.block_moments import block_moments, label_noise
-from distqexp.sketching.layers.layout import block_layout
+from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
+from distqexp.problem.losses import Loss, get_loss
+from distqexp.problem.network import Network
+from distqexp.sketching.block_moments import label_noise
 from distqexp.stages.artefacts import Plan, Release, RoundState
 from distqexp.stages.context import blocks_of, build_network, subspace_of
 from distqexp.stages.curvature import next_state, public_source
@@ -124,55 +122,20 @@ def test_label_noise_is_a_function_of_the_slot() -> None:
     assert bool(((whole > 0) & (whole < 1)).all())
 
 
-@pytest.mark.parametrize("projected", [False, True])
-def test_moments_average_to_the_fisher_moments(projected: bool) -> None:
-    """sum_c p_c G_c G_c^T of one record against 6,400 draws of its label, every entry within 6 standard errors of a
-    bound on its spread. False alarm below 1e-6: at most 200 entries at 2e-9 each."""
-    problem = make_problem("mlp", [1])
-    network, loss, x = problem.network, problem.loss, problem.records.inputs
-    blocks = block_layout(network)
-    subspace = random_kronecker(blocks, 3, 2, 0, 0) if projected else unprojected(blocks)
-    records = Records(x.repeat(64, 1), torch.zeros(64, dtype=torch.int64), torch.ones(64, dtype=torch.bool))
-    total = sum(block_moments(network, loss, subspace, records, seed=4, round=0, first_slot=64 * i) for i in range(100))
-    share = torch.softmax(network.module(x)[0], dim=0).detach()
-    by_class = []
-    for label in range(3):
-        parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
-        value = loss.value(network.module(x), torch.tensor([label])).sum()
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)])[None]
-        by_class.append(list(subspace.project_blocks(gradient)))
-    for i, (block, found) in enumerate(zip(subspace.coordinates, unpack(subspace.coordinates, total), strict=True)):
-        exact = [explicit_moments(block, by_class[label][i]) for label in range(3)]
-        for side in ("row", "column", "energy"):
-            values = np.stack([getattr(moment, side) for moment in exact])
-            weights = share.numpy().reshape(-1, *[1] * (values.ndim - 1))
-            mean = (weights * values).sum(axis=0)
-            spread = np.sqrt((weights * (values - mean) ** 2).sum(axis=0))
-            off = np.abs(getattr(found, side) / 6400 - mean)
-            assert (off <= 6 * spread / 80 + 1e-12).all()
-            assert spread.max() > 0
-
-
-def test_absent_and_non_finite_records_add_nothing() -> None:
-    problem = make_problem("mlp", [1] * 6)
-    network, loss, records = problem.network, problem.loss, problem.records
-    subspace = unprojected(block_layout(network))
-
-    def moments(x: torch.Tensor, present: torch.Tensor) -> NDArray[np.float64]:
-        return block_moments(
-            network, loss, subspace, Records(x, records.targets, present), seed=0, round=0, first_slot=0
-        )
-
-    everyone = torch.ones(6, dtype=torch.bool)
-    absent = everyone.clone()
-    absent[2] = False
-    broken = records.inputs.clone()
-    broken[2, 0] = math.inf
-    assert np.array_equal(moments(broken, everyone), moments(records.inputs, absent))
-    assert not np.array_equal(moments(records.inputs, everyone), moments(records.inputs, absent))
-
-
 # --- the public state --------------------------------------------------------------------------------------------
+
+
+def layer_factors(network: Network, x: torch.Tensor, loss: Loss, noise: torch.Tensor) -> list[tuple[Any, Any]]:
+    """Of one record through linear layers: (e, a) of each, gradient of its output and its input with a one, at a drawn label."""
+    outputs, inputs = [], []
+    for layer in network.module:  # type: ignore[union-attr]  # a Sequential
+        if isinstance(layer, torch.nn.Linear):
+            inputs.append(np.append(x.detach().numpy().ravel(), 1.0))
+        x = layer(x)
+        if isinstance(layer, torch.nn.Linear):
+            outputs.append(x)
+    found = torch.autograd.grad(loss.value(x, loss.sample(x.detach(), noise)).sum(), outputs)
+    return [(e.numpy().ravel(), a) for e, a in zip(found, inputs, strict=True)]
 
 
 def oracle_a(config: Config, plan: Plan, state: RoundState) -> NDArray[np.float64]:
@@ -183,20 +146,17 @@ def oracle_a(config: Config, plan: Plan, state: RoundState) -> NDArray[np.float6
     source = public_source(config, config.data.public, plan.schema)
     table = random_table("double", SIZES, seed=3)
     noise = label_noise(config.subspace.seed, state.round, 0, source.slots.slots, 1)
-    subspace, blocks = subspace_at(plan, state), block_layout(network)
-    first = subspace if config.subspace.kind == "kronecker" else unprojected(blocks)
+    subspace = subspace_at(plan, state)
     sums: dict[tuple[int, str], Any] = {}
     for slot, row in enumerate(source.slots.rows):
-        outputs = network.module(torch.tensor(table.x[row : row + 1]).double())
-        label = loss.sample(outputs.detach(), noise[slot : slot + 1])
-        parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss.value(outputs, label).sum(), parameters)])
-        for i, matrices in enumerate(first.project_blocks(gradient[None])):
-            g = matrices[0, 0].numpy()
-            for side, value in (("row", g @ g.T), ("column", g.T @ g), ("energy", np.square(g).sum())):
+        x = torch.tensor(table.x[row : row + 1]).double()
+        for i, (e, a) in enumerate(layer_factors(network, x, loss, noise[slot : slot + 1])):
+            if config.subspace.kind == "kronecker":
+                e, a = subspace.factors[i].row[0] @ e, subspace.factors[i].column[0] @ a
+            for side, value in (("row", np.outer(e, e)), ("column", np.outer(a, a)), ("energy", (e @ e) * (a @ a))):
                 sums[i, side] = sums.get((i, side), 0.0) + value
     parts = []
-    for i in range(len(blocks)):
+    for i in range(len(subspace.blocks)):
         s, a = sums[i, "row"], sums[i, "column"]
         product = sums[i, "energy"] / source.slots.units / (np.trace(s) * np.trace(a))
         if config.subspace.kind == "kronecker-pca":

@@ -280,6 +280,7 @@ def test_position_moments_are_loops_and_skip_positions_without_a_gradient(positi
     e, a = random(1, 5, 2, positions, 3), random(2, 5, 2, positions, 4)
     e[3, 1, 0] = 0.0
     a[3, 1, 0] = math.nan  # padding may hold anything
+    a[2, 0, -1] = 0.0  # that of an embedding is in the columns
     found = position_moments(block, e, a)
     for copy in range(2):
         s, c, energy = np.zeros((3, 3)), np.zeros((4, 4)), 0.0
@@ -287,13 +288,36 @@ def test_position_moments_are_loops_and_skip_positions_without_a_gradient(positi
             total = np.zeros((3, 4))
             for t in range(positions):
                 row, column = e[i, copy, t].numpy(), a[i, copy, t].numpy()
-                if row.any():
+                if row.any() and column.any():
                     s, c = s + np.outer(row, row), c + np.outer(column, column)
                     total += np.outer(row, column)
             energy += np.square(total).sum()
         np.testing.assert_allclose(found.row[copy], np.diag(s) if sparse else s, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(found.column[copy], c, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(found.energy[copy], energy, rtol=1e-9)
+
+
+def test_numbers_of_rows_stand_for_unit_vectors() -> None:
+    block = Block("vocabulary", 1, 7, 4, weight=0, bias=None, sparse_rows=True)
+    numbers = torch.randint(0, 5, (6, 1, 9), generator=torch.Generator().manual_seed(2))
+    columns = random(3, 6, 1, 9, 4)
+    columns[:, :, 6:] = 0.0
+    columns[4] = 0.0
+    found = position_moments(block, numbers, columns)
+    written_out = position_moments(block, torch.nn.functional.one_hot(numbers, 7).double(), columns)
+    assert np.array_equal(found.row, written_out.row)
+    assert found.row.sum() == 5 * 6
+    for side in ("column", "energy"):
+        np.testing.assert_allclose(getattr(found, side), getattr(written_out, side), rtol=1e-12)
+
+
+def test_factors_of_other_shapes_are_refused() -> None:
+    block = Block("layer", 2, 3, 4, weight=0, bias=None)
+    e, a = random(1, 5, 2, 6, 3), random(2, 5, 2, 6, 4)
+    wrong = [(e[:, :1], a[:, :1]), (e[:, :, :5], a), (e, a[:4]), (a, e), (e[..., 0].long(), a), (e[..., 0], a[..., 0])]
+    for row, column in wrong:
+        with pytest.raises(UsageError, match="block layer: factors of shapes"):
+            position_moments(block, row, column)
 
 
 def test_packed_moments_add_up_and_come_back() -> None:

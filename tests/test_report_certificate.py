@@ -22,6 +22,7 @@ def certificate(**changes: Any) -> dict[str, Any]:
         "records_public": 800,
         "rounds": [{"round": 0, "mu": 0.27, "clip": 1.0, "temperature": 13.7, "sigma": 65536, "grid_step": 2**-14}],
         "parts": 1,
+        "micro_batch": None,
         "noise": "discrete",
         "arithmetic": "exact integer",
         "mechanism": "exponential mechanism, beta = 0, infinite trust radius",

@@ -131,9 +131,17 @@ def check(config: Config) -> None:
         "mechanism.final_step", mechanism.final_step, "mechanism.rounds of 2 or more, or mechanism.step alone",
     )  # fmt: skip
     positive("mechanism.clip", mechanism.clip)
+    positive("mechanism.clip_natural", mechanism.clip_natural)
+    given = [mechanism.clip, mechanism.clip_quantile, mechanism.clip_natural]
     need(
-        (mechanism.clip is None) != (mechanism.clip_quantile is None),
-        "mechanism.clip", mechanism.clip, "exactly one of mechanism.clip and mechanism.clip_quantile",
+        sum(clip is not None for clip in given) == 1,
+        "mechanism.clip", mechanism.clip, "exactly one of mechanism.clip, clip_quantile and clip_natural",
+    )  # fmt: skip
+    need(0 <= mechanism.momentum < 1, "mechanism.momentum", mechanism.momentum, "0 or more, below 1")
+    need(
+        mechanism.rounding != "batch" or config.batches_can_be_rounded,
+        "mechanism.rounding", "batch", "unit, or: precision.kind or subspace.kind = kronecker, no data.private.unit, and an "
+        "adjacency other than add-remove",
     )  # fmt: skip
     need(mechanism.grid is None or -500 <= mechanism.grid <= 450, "mechanism.grid", mechanism.grid, "-500 to 450")
     if mechanism.clip_quantile is not None:

@@ -6,6 +6,7 @@ docs/config.md is generated from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -151,12 +152,25 @@ class MechanismConfig:
     )
     clip: float | None = key("C, in whitened units", default=None)
     clip_quantile: float | None = key("C as this quantile of the whitened norms of public units", default=None)
+    clip_natural: float | None = key(
+        "C as this many times sqrt(step parts / n_bar): a bound on gradients whitened by curvature and damping alone, the "
+        "same in every round",
+        default=None,
+    )
+    momentum: float = key(
+        "share of the last round's move that is added to a round's own; of released points: free", default=0.0
+    )
     trust_radius: float | None = key("R; infinite when absent", default=None)
     curvature: str = key('"public", or "private" for beta = 1', default="public")
     noise: Literal["discrete", "gaussian"] = key(
         "discrete: exact integers; gaussian: idealised float64", default="discrete"
     )
     grid: int | None = key("exponent of the grid step h = 2^grid; chosen by the plan when absent", default=None)
+    rounding: Literal["auto", "unit", "batch"] = key(
+        "to the grid: every unit's vector, or the sum of every micro-batch (layer by layer, noise a little larger); auto: "
+        "batch where it can be",
+        default="auto",
+    )
 
     @property
     def passes(self) -> int:
@@ -175,6 +189,12 @@ class MechanismConfig:
             return self.final_step
         share = round / (self.rounds - 1)
         return float(self.step ** (1 - share) * self.final_step**share)
+
+    def clip_of(self, round: int, units: int) -> float | None:
+        """C of a round, of ``units`` nominal units; None where it is a quantile of public norms."""
+        if self.clip_natural is None:
+            return self.clip
+        return self.clip_natural * math.sqrt(self.step_of(round) * self.parts / units)
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,22 @@ class Config:
     def by_blocks(self) -> bool:
         """Whether the subspace or the precision works on the parameters layer by layer."""
         return self.precision.kind == "kronecker" or self.subspace.kind in ("kronecker", "kronecker-pca")
+
+    @property
+    def fast_layers(self) -> bool:
+        """Whether gradients are taken layer by layer, without one for each example."""
+        return self.by_blocks and self.precision.kind in ("identity", "kronecker")
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether sums of micro-batches are rounded to the grid, not vectors of units (docs/proofs/batches.md)."""
+        return self.mechanism.rounding == "batch" or (self.mechanism.rounding == "auto" and self.batches_can_be_rounded)
+
+    @property
+    def batches_can_be_rounded(self) -> bool:
+        """Units are single records that keep their micro-batches whoever else is there, and layers give sums."""
+        single = all(data.unit is None for data in self.data.private)
+        return self.fast_layers and single and self.privacy.adjacency != "add-remove"
 
     @property
     def shards(self) -> tuple[str, ...]:

@@ -68,21 +68,35 @@ def explicit_moments(block: Block, matrices: torch.Tensor) -> BlockMoments:
 def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> BlockMoments:
     """Moments of G = sum over L positions of row_t column_t^T: row (B, copies, L, rows), column (B, copies, L, columns).
 
-    A position whose row is exactly zero, such as padding, counts in neither.
+    Sums over records and positions of row_t row_t^T and of column_t column_t^T, and over records of ||G||_F^2. ``row`` may
+    be numbers of rows, int64 (B, 1, L), for unit vectors in a block with sparse rows. A position whose row or column is
+    exactly zero, such as padding, adds nothing to G and counts in neither moment.
     """
-    if row.shape[:3] != column.shape[:3] or (row.shape[1], row.shape[3], column.shape[3]) != block.shape:
+    numbered = row.dtype == torch.int64 and block.sparse_rows
+    ends = ((), (block.columns,)) if numbered else ((block.rows,), (block.columns,))
+    wanted = tuple((*column.shape[:1], block.copies, *column.shape[2:3], *end) for end in ends)
+    if (tuple(row.shape), tuple(column.shape)) != wanted:
         raise UsageError(
             f"block {block.name}: factors of shapes {tuple(row.shape)} and {tuple(column.shape)}; expected "
             f"(B, copies, L, rows) and (B, copies, L, columns) of {block.shape}"
         )
-    e, a = row.detach().to(torch.float64), column.detach().to(torch.float64)
-    a = torch.where((e != 0).any(dim=3, keepdim=True), a, 0.0)
+    a = column.detach().to(torch.float64)
+    live = (a != 0).any(dim=3)
+    if numbered:
+        a = torch.where(live.unsqueeze(3), a, 0.0)
+        same = row.unsqueeze(3) == row.unsqueeze(2)
+        energy = torch.where(same, torch.matmul(a, a.transpose(2, 3)), 0.0).sum(dim=(0, 2, 3))
+        counts = a.new_zeros(block.rows).index_add(0, row.reshape(-1), live.reshape(-1).to(a.dtype))
+        return BlockMoments(_array(counts.unsqueeze(0)), _array(_gram(a)), _array(energy))
+    e = row.detach().to(torch.float64)
+    live = (live & (e != 0).any(dim=3)).unsqueeze(3)
+    e, a = torch.where(live, e, 0.0), torch.where(live, a, 0.0)
     if e.shape[2] ** 2 < block.rows * block.columns:
         energy = (torch.matmul(e, e.transpose(2, 3)) * torch.matmul(a, a.transpose(2, 3))).sum(dim=(0, 2, 3))
     else:
         energy = torch.matmul(e.transpose(2, 3), a).square().sum(dim=(0, 2, 3))
-    left = (e * e).sum(dim=(0, 2)) if block.sparse_rows else torch.einsum("bcti,bctj->cij", e, e)
-    return BlockMoments(_array(left), _array(torch.einsum("bcti,bctj->cij", a, a)), _array(energy))
+    left = (e * e).sum(dim=(0, 2)) if block.sparse_rows else _gram(e)
+    return BlockMoments(_array(left), _array(_gram(a)), _array(energy))
 
 
 def moments_size(blocks: Sequence[Block]) -> int:
@@ -147,6 +161,12 @@ def _checked(block: Block, matrices: torch.Tensor) -> torch.Tensor:
             f"block {block.name}: gradients of shape {tuple(matrices.shape)}; expected (B, *{block.shape})"
         )
     return matrices.detach().to(torch.float64)
+
+
+def _gram(factors: torch.Tensor) -> torch.Tensor:
+    """(B, copies, L, n) -> (copies, n, n): the sum over records and positions of the outer products."""
+    flat = factors.transpose(0, 1).flatten(1, 2)
+    return torch.matmul(flat.transpose(1, 2), flat)
 
 
 def _congruence(factor: FloatArray, moment: FloatArray) -> FloatArray:

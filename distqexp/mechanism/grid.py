@@ -2,8 +2,8 @@
 
 A unit's clipped vector becomes an integer vector of norm at most ``clip_integer`` = floor(C / h), in steps of h, a
 power of two. Sums of such vectors are exact in int64 in any order. Gaussian noise of ``sigma`` grid steps a
-coordinate makes the release mu-GDP with mu = factor * clip_integer / sigma: the factor is 2 where one unit may be
-replaced by another, 1 where it may only vanish or appear.
+coordinate makes the release mu-GDP with mu = (factor * clip_integer + slack) / sigma: the factor is 2 where one unit may
+be replaced by another, 1 where it may only vanish or appear; the slack is 0 but where sums of micro-batches are rounded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from distqexp.errors import UsageError
+from distqexp.mechanism.batch_sums import BatchSums
 
 CAPACITY = 2**62
 """Sums stay below this magnitude, so that sums plus noise fit in int64."""
@@ -28,12 +29,16 @@ SENSITIVITY_FACTORS = {"zero-out": 1, "add-remove": 1, "replace-one": 2}
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor (1 or 2)."""
+    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor (1 or 2).
+
+    slack: how far a unit moves the integers beyond sensitivity_factor * clip_integer, where sums are rounded.
+    """
 
     step: float
     clip_integer: int
     sigma: int
     sensitivity_factor: int = 1
+    slack: int = 0
 
     def __post_init__(self) -> None:
         if not (self.step > 0 and math.isfinite(self.step) and math.frexp(self.step)[0] == 0.5):
@@ -43,11 +48,18 @@ class Grid:
                 raise UsageError(f"grid {name}: found {value!r} steps; expected 1 to 2^62")
         if self.sensitivity_factor not in (1, 2):
             raise UsageError(f"grid sensitivity factor: found {self.sensitivity_factor!r}; expected 1 or 2")
+        if not 0 <= self.slack <= CAPACITY:
+            raise UsageError(f"grid slack: found {self.slack!r} steps; expected 0 to 2^62")
+
+    @property
+    def sensitivity(self) -> int:
+        """How far one unit moves the integer sum at most, in Euclidean norm: C_eff / h."""
+        return self.sensitivity_factor * self.clip_integer + self.slack
 
     @property
     def mu(self) -> float:
         """Gaussian-DP parameter of one release, rounded upwards to a float."""
-        exact = Fraction(self.sensitivity_factor * self.clip_integer, self.sigma)
+        exact = Fraction(self.sensitivity, self.sigma)
         nearest = float(exact)
         return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, math.inf)
 
@@ -62,11 +74,18 @@ class Grid:
         return math.frexp(self.step)[1] - 1
 
 
-def choose_grid(clip: float, mu_round: float, sigma_minimum: int, adjacency: str, exponent: int | None = None) -> Grid:
-    """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps.
+def choose_grid(
+    clip: float,
+    mu_round: float,
+    sigma_minimum: int,
+    adjacency: str,
+    exponent: int | None = None,
+    batches: BatchSums | None = None,
+) -> Grid:
+    """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps for the clip alone.
 
     ``clip`` is C in whitened units. The grid's mu never exceeds ``mu_round``. With ``exponent`` the step is
-    2^exponent. Raises UsageError when no such grid exists.
+    2^exponent. ``batches``: where sums of micro-batches are rounded. Raises UsageError when no such grid exists.
     """
     if not (clip > 0 and math.isfinite(clip)):
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a finite number above 0")
@@ -83,7 +102,8 @@ def choose_grid(clip: float, mu_round: float, sigma_minimum: int, adjacency: str
     if exponent is not None and exponent > coarsest:
         raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
     chosen = coarsest if exponent is None else exponent
-    sigma = _sigma(clip, mu_round, factor, chosen)
+    slack = batches.slack(clip, chosen, factor) if batches else 0
+    sigma = _sigma(clip, mu_round, factor, chosen, slack)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
             f"grid overflow: noise of {float(sigma):.3g} steps of 2^{chosen}; expected at most 2^53; "
@@ -91,16 +111,24 @@ def choose_grid(clip: float, mu_round: float, sigma_minimum: int, adjacency: str
         )
     if not -500 <= chosen <= 450:
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{chosen})")
-    return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor)
+    return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor, slack)
 
 
 def max_slots(grid: Grid, k: int) -> int:
     """How many slots of k coordinates can be summed before a coordinate might leave the range of int64."""
-    return CAPACITY // (grid.clip_integer + math.isqrt(k) // 2 + 1)
+    return CAPACITY // (grid.clip_integer + grid.slack + math.isqrt(k) // 2 + 1)
 
 
-def check_capacity(grid: Grid, k: int, units: int) -> None:
-    """Raise UsageError unless the grid holds the sums of SLOTS_PER_UNIT slots for each of ``units`` nominal units."""
+def check_capacity(grid: Grid, k: int, units: int, batches: BatchSums | None = None) -> None:
+    """Raise UsageError unless the grid holds the sums of SLOTS_PER_UNIT slots for each of ``units`` nominal units.
+
+    Also unless float64 holds the sum of one micro-batch, where those are rounded (``batches``).
+    """
+    if batches is not None and not batches.fits(grid.clip_integer, grid.slack):
+        raise UsageError(
+            f"engine.micro_batch: {batches.micro_batch} units of {grid.clip_integer} grid steps; expected less than 2^53 steps "
+            'together; lower engine.micro_batch, or set mechanism.rounding = "unit"'
+        )
     found, expected = max_slots(grid, k), SLOTS_PER_UNIT * units
     if found < expected:
         raise UsageError(
@@ -114,6 +142,6 @@ def _clip_integer(clip: float, exponent: int) -> int:
     return math.floor(Fraction(clip) / Fraction(2) ** exponent)
 
 
-def _sigma(clip: float, mu: float, factor: int, exponent: int) -> int:
-    """The smallest integer sigma with factor * floor(clip / 2^exponent) / sigma <= mu, exactly."""
-    return math.ceil(factor * _clip_integer(clip, exponent) / Fraction(mu))
+def _sigma(clip: float, mu: float, factor: int, exponent: int, slack: int = 0) -> int:
+    """The smallest integer sigma with (factor * floor(clip / 2^exponent) + slack) / sigma <= mu, exactly."""
+    return math.ceil((factor * _clip_integer(clip, exponent) + slack) / Fraction(mu))

@@ -28,6 +28,14 @@ ONE_PART = (
     "those of the worst part"
 )
 
+EACH_UNIT = (
+    "every unit's clipped vector is on the integer grid and checked there: a unit moves the sum by at most the clip"
+)
+EACH_BATCH = (
+    "the clipped units of a micro-batch are summed in float64 and the sum is rounded: a unit moves it by the clip and what "
+    "rounding adds at most; mu is that of the sensitivity, not of the clip"
+)
+
 COUNTS_NOT_COVERED = {
     "zero-out": "counts: the number of slots, and the records of each unit, are public under this adjacency",
     "add-remove": "counts: none is released; units_public is a figure from the config",
@@ -46,6 +54,7 @@ def build_certificate(
     records_public: int,
     rounds: Sequence[Mapping[str, Any]],
     parts: int,
+    micro_batch: int | None,
     noise: str,
     arithmetic: str,
     mechanism: str,
@@ -63,10 +72,10 @@ def build_certificate(
     epsilon, delta: what the released rounds that a unit takes part in amount to together; mu: their Gaussian-DP
     parameter; rho: their zCDP parameter, None when the noise is continuous. rounds: one mapping a round, with at
     least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
-    split into. unit: what is protected, in words. records_public: the public number of units.
-    ledger: the entry of the last charge and its hash. insecure_seed: set when the noise came from a seed:
-    then there is no privacy, and the certificate says so first. evaluation_private: the metrics came from
-    private records.
+    split into. micro_batch: units whose sum is rounded as one; None where each unit's vector is. unit: what is
+    protected, in words. records_public: the public number of units. ledger: the entry of the last charge and its
+    hash. insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
+    first. evaluation_private: the metrics came from private records.
     """
     private = insecure_seed is None
     not_covered = [
@@ -94,6 +103,9 @@ def build_certificate(
         "records_public": records_public,
         "rounds": [dict(entry) for entry in rounds],
         "parts": {"count": parts, "meaning": ALL_UNITS if parts == 1 else ONE_PART},
+        "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
+        if micro_batch is None
+        else {"rounded": "per micro-batch", "micro_batch": micro_batch, "meaning": EACH_BATCH},
         "noise": {"kind": noise, "arithmetic": arithmetic},
         "mechanism": mechanism,
         "subspace": dict(subspace),

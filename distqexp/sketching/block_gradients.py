@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,16 +13,13 @@ from distqexp.geometry.whitening import BlockWhitening
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.block_sums import BlockStore, dense, product
-from distqexp.sketching.layers.check import checked_taps
-from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Raw, Tensor, Whole
-from distqexp.sketching.layers.taps import Receive, Taps
+from distqexp.sketching.block_sums import BlockStore
+from distqexp.sketching.layers.forms import Raw, Tensor
+from distqexp.sketching.raw_gradients import RawGradients
 from distqexp.sketching.unit_gradients import Batch, BoolArray, FloatArray, pad_records, sum_by_unit
 
-RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
 
-
-class BlockGradients:
+class BlockGradients(RawGradients):
     """The fast way to what ``UnitGradients`` computes, for whitenings that are a Kronecker product a block.
 
     A record's numbers depend on that record alone, to the last bit, as there: micro-batches have one padded shape,
@@ -39,10 +36,7 @@ class BlockGradients:
         blocks: Sequence[Block],
         micro_batch: int,
     ) -> None:
-        self.network = network
-        self.loss = loss
-        self.blocks = list(blocks)
-        self.micro_batch = micro_batch
+        super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch)
         if len(whitening) != len(self.blocks):
             raise UsageError(
                 f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"
@@ -63,7 +57,6 @@ class BlockGradients:
             (block.copies, factors.row.shape[1], factors.column.shape[1])
             for block, factors in zip(self.blocks, self.whitening, strict=True)
         ]
-        self._taps: tuple[tuple[object, ...], Taps] | None = None
 
     @property
     def k(self) -> int:
@@ -77,52 +70,32 @@ class BlockGradients:
             finite = finite & np.isfinite(sums).all(axis=1)
             return np.where(finite[:, None], sums, 0.0), finite
 
-    def clipped_sum(self, records: Records, clip: float, cancellation: float) -> FloatArray:
+    def clipped_sum(
+        self, records: Records, clip: float, cancellation: float, largest_terms: int | None = None
+    ) -> FloatArray:
         """sum_j c_j g~_j over one micro-batch, each record a unit, (k,) float64.
 
         c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
         and spread_j sums ||row|| ||column|| over blocks and positions (the norm, where a block's product is kept): two
         huge terms of a unit that cancel would otherwise erase its neighbours' digits in the sum. Absent and
-        non-finite records contribute exactly zero. Raises UsageError unless both bounds are finite and above zero.
+        non-finite records contribute exactly zero. Raises UsageError unless both bounds are finite and above zero, and
+        when a coordinate has more than ``largest_terms`` terms, a matter of shapes alone.
         """
         for name, bound in (("clip", clip), ("cancellation", cancellation)):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
         stores, present = self._stores(records)
+        terms = max(store.terms for store in stores)
+        if largest_terms is not None and terms > largest_terms:
+            raise UsageError(
+                f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
+                "lower it"
+            )
         weights, good = clip_weights(stores, present, clip, cancellation)
         parts = []
         while stores:
             parts.append(stores.pop(0).weighted_sum(weights, good))
         return np.asarray(torch.cat([part.cpu() for part in parts]).numpy())
-
-    def raw_factors(self, records: Records, targets: Tensor) -> Iterator[RawFactors]:
-        """Each block's unwhitened gradients of the loss at ``targets``: (number, row, column) or (number, matrix).
-
-        row (B, copies, L, rows), column (B, copies, L, columns), float, as many positions as the block's uses have in all;
-        for a block with ``sparse_rows`` row may be the token numbers, int64 (B, 1, L), instead of one-hot rows. matrix (B, copies,
-        rows, columns). B = len(records). Absent records are zero. For public records.
-        """
-        count = len(records)
-        inputs, _, present = pad_records(records, self.micro_batch)
-        padded = torch.cat([targets, targets.new_zeros((self.micro_batch - count, *targets.shape[1:]))])
-        found: dict[int, Kept] = {}
-
-        def receive(number: int, raw: Raw) -> None:
-            new = raw.plain(self.blocks[number])
-            found[number] = _joined(found[number], new) if number in found else new
-
-        self._run(inputs, padded, receive)
-        keep = present.to(self.network.device)[:count]
-        for number in sorted(found):
-            kept = found.pop(number)
-            if isinstance(kept, Whole):
-                yield number, torch.where(keep[:, None, None, None], kept.matrix[:count], 0.0)
-                continue
-            column = torch.where(keep[:, None, None, None], kept.column[:count], 0.0)
-            if isinstance(kept, Indexed):
-                yield number, kept.token[:count].unsqueeze(1), column
-            else:
-                yield number, torch.where(keep[:, None, None, None], kept.row[:count], 0.0), column
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         stores, present = self._stores(records)
@@ -141,13 +114,6 @@ class BlockGradients:
 
         self._run(inputs, targets, receive)
         return stores, present.to(self.network.device)
-
-    def _run(self, inputs: Tensor, targets: Tensor, receive: Receive) -> None:
-        key = (tuple(inputs.shape[1:]), inputs.dtype)
-        if self._taps is None or self._taps[0] != key:
-            self._taps = (key, checked_taps(self.network, self.blocks, torch.zeros_like(inputs[:1])))
-        truth = targets.to(self.network.device)
-        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth), receive)
 
 
 def clip_weights(
@@ -168,18 +134,4 @@ def clip_weights(
     return torch.where(good, weights, 0.0), good
 
 
-def _joined(first: Kept, second: Kept) -> Kept:
-    if isinstance(first, Whole) or isinstance(second, Whole):
-        return Whole(product(first) + product(second))
-    if isinstance(first, Indexed) and isinstance(second, Indexed):
-        return Indexed(
-            torch.cat([first.token, second.token], dim=1),
-            torch.cat([first.scale, second.scale], dim=1),
-            torch.cat([first.column, second.column], dim=2),
-            first.rows,
-        )
-    one, two = dense(first), dense(second)
-    return Dense(torch.cat([one.row, two.row], dim=2), torch.cat([one.column, two.column], dim=2))
-
-
-__all__ = ["BlockGradients", "RawFactors", "clip_weights"]
+__all__ = ["BlockGradients", "clip_weights"]

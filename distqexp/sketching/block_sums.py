@@ -17,6 +17,9 @@ CACHED = 1 << 17
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 
+SMALLEST = 2.0**-400
+"""Squares of sizes from here on are far from underflow in float64; float32 factors are all larger, or zero."""
+
 
 @dataclass
 class BlockStore:
@@ -41,6 +44,13 @@ class BlockStore:
             joined = Dense(row, column)
             factors = keeps_factors(row.shape[2], row.shape[3], column.shape[3])
             self.kept = joined if factors else Whole(product(joined))
+
+    @property
+    def terms(self) -> int:
+        """How many terms a coordinate of a sum over the micro-batch has."""
+        if self.kept is None or isinstance(self.kept, Whole):
+            return self.count
+        return self.count * self.kept.column.shape[2]
 
     def vectors(self) -> Tensor:
         """(B, copies * k_row * k_column) float64."""
@@ -119,22 +129,24 @@ def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
     relative error of at most UNIT on terms whose sizes add up to at most spread^2 (Cauchy-Schwarz). So the true
     squared norm is at most the computed one plus that count times UNIT times spread^2; twice the count covers second order
     and the rounding of the spread itself. A unit whose terms cancel can't show a norm smaller than it has.
+    Squares of float64 factors may underflow: a position with a factor smaller than SMALLEST counts as if it had that size.
     """
     column = kept.column
     count, copies, steps = column.shape[:3]
     width = column.shape[3] + (1 if isinstance(kept, Indexed) else kept.row.shape[3])
-    squared, spread = [], []
+    squared, spread, lost = [], [], []
     for some in _ranges(count, copies * steps * (width + steps)):
         c = column[some].double()
-        c_sizes = c.square().sum(dim=3).sqrt()
+        c_sizes, c_small = _sizes(c)
         if isinstance(kept, Indexed):
             scale, token = kept.scale[some].double(), kept.token[some]
-            r_sizes = scale.abs().unsqueeze(1)
+            r_sizes, r_small = (part.unsqueeze(1) for part in _sizes(scale.unsqueeze(2)))
         else:
             r = kept.row[some].double()
-            r_sizes = r.square().sum(dim=3).sqrt()
+            r_sizes, r_small = _sizes(r)
         terms = r_sizes * c_sizes
         spread.append(terms.flatten(1).sum(dim=1))
+        lost.append(torch.where(r_small | c_small, terms, 0.0).flatten(1).sum(dim=1))
         if steps == 1:
             squared.append(terms.square().flatten(1).sum(dim=1))
         elif isinstance(kept, Indexed):
@@ -145,7 +157,15 @@ def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
             squared.append(((r @ r.transpose(2, 3)) * (c @ c.transpose(2, 3))).flatten(1).sum(dim=1))
     roundings = 2 * UNIT * (width + copies * steps * steps + 4)
     spreads = torch.cat(spread) * (1 + roundings)
-    return torch.cat(squared).clamp(min=0.0) + roundings * spreads.square(), spreads
+    norms = (torch.cat(squared).clamp(min=0.0) + roundings * spreads.square()).sqrt() + torch.cat(lost)
+    return norms.square() * (1 + 16 * UNIT), spreads
+
+
+def _sizes(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper bounds of the norms over the last dimension, and where a vector is so small that its squares may underflow."""
+    found = vectors.square().sum(dim=-1).sqrt()
+    small = (found < SMALLEST) & (vectors != 0).any(dim=-1)
+    return torch.where(small, SMALLEST, found), small
 
 
 def _weighted_rows(flat: Tensor, weights: Tensor, good: Tensor) -> Tensor:

@@ -47,6 +47,17 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     return integers
 
 
+def round_sum(vector: FloatArray, step: float) -> IntegerArray:
+    """A sum (k,), private, to the nearest multiples of ``step``, a power of two; (k,) int64.
+
+    The plan has made sure that its magnitude is below 2^53 steps, whatever the records: clipped units are finite.
+    """
+    scaled = np.rint(vector / step)
+    if not (np.abs(scaled) < 2.0**53).all():
+        raise ArithmeticError("a clipped sum left the range that its clip allows")
+    return scaled.astype(np.int64)
+
+
 def _norm_within(integers: IntegerArray, clip_integer: int) -> npt.NDArray[np.bool_]:
     """Whether each row's squared norm is at most clip_integer**2, decided in integer arithmetic."""
     # The bound is at most 2^60; the float64 estimate rules out rows whose int64 sum could wrap.

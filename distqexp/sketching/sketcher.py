@@ -1,4 +1,4 @@
-"""One piece of private records to one exact integer sum."""
+"""One piece of private records to one integer sum: by unit, or by micro-batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from distqexp.errors import UsageError
 from distqexp.sketching.block_gradients import BlockGradients
 from distqexp.sketching.clip import clip_units
-from distqexp.sketching.integers import round_to_grid
+from distqexp.sketching.integers import round_sum, round_to_grid
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
 
 
@@ -37,3 +38,32 @@ class Sketcher:
         """Each unit's integers, (units, k) int64. Private."""
         vectors, finite = self.gradients.of_piece(batches)
         return round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)
+
+
+class BatchSketcher:
+    """Clips each record (a unit of its own) and sums a micro-batch layer by layer in float64; rounds the sum to the grid.
+
+    clip, step, cancellation and largest_terms are public. One unit moves the sum by at most what ``mechanism.batch_sums`` says, in
+    Euclidean norm (docs/proofs/batches.md): zero-out and replace-one alone, where every other unit keeps its micro-batch.
+    """
+
+    def __init__(
+        self, gradients: BlockGradients, *, clip: float, step: float, cancellation: float, largest_terms: int
+    ) -> None:
+        self.gradients = gradients
+        self.clip = clip
+        self.step = step
+        self.cancellation = cancellation
+        self.largest_terms = largest_terms
+
+    def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
+        """The int64 sum (k,) over the micro-batches of one piece. Private. Wraps modulo 2^64, never saturates."""
+        total = np.zeros(self.gradients.k, dtype=np.int64)
+        for records, unit in batches:
+            if len(np.unique(unit)) != len(unit):
+                raise UsageError(
+                    'unit: one of several records; expected single records: set mechanism.rounding = "unit"'
+                )
+            found = self.gradients.clipped_sum(records, self.clip, self.cancellation, self.largest_terms)
+            total += round_sum(found, self.step)
+        return total

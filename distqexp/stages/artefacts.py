@@ -34,7 +34,8 @@ class RoundState:
 
     theta: (d,) float64, the parameters that the quadratic is expanded at. precision: the arrays of the
     public precision. clip: C, whitened units. grid: step, integer clip, noise scale and mu of the round.
-    subspace: the arrays of a subspace made from public data; none of one that a seed gives.
+    subspace: the arrays of a subspace made from public data; none of one that a seed gives. velocity: (d,) the last
+    move of the released parameters, where the config has momentum and the round isn't the first.
     """
 
     round: int
@@ -43,6 +44,7 @@ class RoundState:
     grid: Grid
     precision: Arrays
     subspace: Arrays = field(default_factory=dict)
+    velocity: FloatArray | None = None
 
     def header(self) -> dict[str, Any]:
         """The scalars, as JSON types."""
@@ -51,6 +53,8 @@ class RoundState:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays, under names that a file can carry."""
         arrays = {f"precision/{name}": array for name, array in self.precision.items()}
+        if self.velocity is not None:
+            arrays["velocity"] = self.velocity
         return {"theta": self.theta} | arrays | {f"subspace/{name}": array for name, array in self.subspace.items()}
 
     def identity(self) -> str:
@@ -71,6 +75,7 @@ class RoundState:
             grid=Grid(**header["grid"]),
             precision=under(arrays, "precision/"),
             subspace=under(arrays, "subspace/"),
+            velocity=np.asarray(arrays["velocity"], dtype=np.float64) if "velocity" in arrays else None,
         )
 
 

@@ -28,6 +28,7 @@ from distqexp.geometry.subspaces.kronecker import (
     unprojected,
 )
 from distqexp.geometry.whitening import combined_whitening
+from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
@@ -37,9 +38,9 @@ from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import Partition, SlotMap, slot_map
 from distqexp.sketching.block_gradients import BlockGradients
-from distqexp.sketching.block_moments import label_noise
+from distqexp.sketching.block_moments import FisherMoments, label_noise
 from distqexp.sketching.layers.layout import block_layout
-from distqexp.sketching.sketcher import Sketcher
+from distqexp.sketching.sketcher import BatchSketcher, Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
 from distqexp.stages.artefacts import Plan, RoundState
 
@@ -164,6 +165,16 @@ class RoundContext:
         return unprojected(block_layout(self.network))
 
     @cached_property
+    def moments(self) -> FisherMoments:
+        """Second moments of public records at theta."""
+        return FisherMoments(
+            network=self.network,
+            loss=self.loss,
+            subspace=self.moment_subspace,
+            micro_batch=self.config.engine.micro_batch,
+        )
+
+    @cached_property
     def precision(self) -> Precision | None:
         """A of this round, when it is known."""
         if self.precision_arrays is None:
@@ -201,9 +212,14 @@ class RoundContext:
             micro_batch=self.config.engine.micro_batch,
         )
 
-    def sketcher(self, state: RoundState) -> Sketcher:
+    def sketcher(self, state: RoundState) -> Sketcher | BatchSketcher:
         """The sketcher of ``state``."""
-        return Sketcher(self.gradients, clip=state.clip, step=state.grid.step, clip_integer=state.grid.clip_integer)
+        gradients, grid = self.gradients, state.grid
+        if self.config.by_batch and isinstance(gradients, BlockGradients):
+            return BatchSketcher(
+                gradients, clip=state.clip, step=grid.step, cancellation=CANCELLATION, largest_terms=LARGEST_TERMS
+            )
+        return Sketcher(gradients, clip=state.clip, step=grid.step, clip_integer=grid.clip_integer)
 
     def batches(self, piece: int) -> Iterator[Batch]:
         """The records of a piece, at most a micro-batch at a time, with the unit of each."""

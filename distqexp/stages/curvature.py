@@ -18,12 +18,12 @@ from distqexp.geometry.moments import moments_size, unpack
 from distqexp.geometry.precisions import curvature_sum, make_kronecker_precision, make_precision, rescaled_arrays
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_arrays, leading_factors
+from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.grid import check_capacity, choose_grid
 from distqexp.privacy.calibration import Calibration
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import SlotMap
-from distqexp.sketching.block_moments import block_moments
 from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
 from distqexp.stages.artefacts import RoundState, under
 from distqexp.stages.context import DataSource, ProbeSource, RoundContext
@@ -91,22 +91,27 @@ def next_state(
         config=config, schema=schema, weights=weights, theta=theta, round=round, k=k,
         sources=(source,) if source else (),
     )  # fmt: skip
+    given = config.mechanism.clip_of(round, config.privacy.units)
     kept = None if previous is None else _kept(config, previous, round)
     if kept is not None and config.precision.made_at(round) != round:
         subspace, precision, clip = kept
     else:
         subspace, precision = _made_anew(context, engine, kept)
-        clip = config.mechanism.clip or _public_clip(context, engine, subspace, precision, kept)
+        clip = given or _public_clip(context, engine, subspace, precision, kept)
+    batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
     grid = choose_grid(
-        clip, calibration.mu_round, calibration.sigma_minimum, config.privacy.adjacency, exponent=config.mechanism.grid
+        clip, calibration.mu_round, calibration.sigma_minimum, config.privacy.adjacency, config.mechanism.grid, batches
     )
-    check_capacity(grid, k, config.privacy.units)
+    check_capacity(grid, k, config.privacy.units, batches)
     if grid.clip_integer > LARGEST_CLIP_INTEGER:
         raise UsageError(
             f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
             "raise delta, or leave mechanism.grid out"
         )
-    return RoundState(round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace)
+    return RoundState(
+        round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace,
+        velocity=_velocity(config, theta, previous),
+    )  # fmt: skip
 
 
 def curvature_of_piece(context: RoundContext, item: int) -> FloatArray:
@@ -123,10 +128,8 @@ def moments_of_group(context: RoundContext, item: int) -> FloatArray:
     total = np.zeros(moments_size(subspace.coordinates))
     for piece in split(pieces, min(MOMENT_GROUPS, len(pieces)), item):
         for first, records, _ in context.numbered_batches(piece):
-            total += block_moments(
-                context.network, context.loss, subspace, records,
-                seed=context.config.subspace.seed, round=context.round, first_slot=first,
-            )  # fmt: skip
+            seed = context.config.subspace.seed
+            total += context.moments.of_records(records, seed=seed, round=context.round, first_slot=first)
     return total
 
 
@@ -136,10 +139,17 @@ def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
 
 
+def _velocity(config: Config, theta: FloatArray, previous: RoundState | None) -> FloatArray | None:
+    """The last move, between released points, where the next one takes a share of it."""
+    if config.mechanism.momentum == 0 or previous is None:
+        return None
+    return theta - previous.theta
+
+
 def _kept(config: Config, previous: RoundState, round: int) -> Kept:
-    """Subspace, precision and clip of an earlier round, scaled to this round's step; a clip of the config stays."""
+    """Subspace, precision and clip of an earlier round, scaled to this round's step; a clip of the config is its own."""
     ratio = config.mechanism.step_of(round) / config.mechanism.step_of(previous.round)
-    clip = config.mechanism.clip
+    clip = config.mechanism.clip_of(round, config.privacy.units)
     return (
         dict(previous.subspace),
         rescaled_arrays(previous.precision, ratio),

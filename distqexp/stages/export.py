@@ -112,12 +112,14 @@ def certificate_of(
                 "mu": event.mu,
                 "clip": release.used["clip"],
                 "grid_step": grid["step"],
+                "sensitivity": Grid(**grid).sensitivity * grid["step"],
                 "sigma": grid["sigma"],
                 "temperature": (grid["sigma"] * grid["step"]) ** 2,
             }
             for release, event, grid, part in zip(releases, events, grids, charged, strict=True)
         ],
         parts=config.mechanism.parts,
+        micro_batch=config.engine.micro_batch if config.by_batch else None,
         noise=config.mechanism.noise,
         arithmetic=_arithmetic(plan),
         mechanism="exponential mechanism, beta = 0, infinite trust radius",

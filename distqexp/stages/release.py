@@ -161,12 +161,15 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
 
 
 def moved_parameters(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums): post-processing, free."""
+    """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums), plus a share of the last move: post-processing, free."""
     y = released_point(noisy_sums, state.grid)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
     blocks = blocks_of(plan.config, build_network(plan.config)) if plan.config.by_blocks else None
     subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
-    return state.theta + subspace.lift(precision.unwhiten(y))
+    moved = state.theta + subspace.lift(precision.unwhiten(y))
+    if state.velocity is None:
+        return moved
+    return moved + plan.config.mechanism.momentum * state.velocity
 
 
 def make_release(
