@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from distqexp.config import Config, config_from_tree
 from distqexp.engines.serial import SerialEngine
+from distqexp.sketching.sketcher import Sketcher
 from distqexp.stages.artefacts import Plan, RoundState
 from distqexp.stages.context import RoundContext
 from distqexp.stages.plan import make_plan
@@ -132,9 +133,10 @@ def context_of(config: Config, plan: Plan, state: RoundState | None = None) -> R
 
 
 def unit_integers(config: Config, plan: Plan, state: RoundState | None = None) -> NDArray[np.int64]:
-    """Every unit's integers, (units, k), in the order of the units."""
-    context = context_of(config, plan, state)
-    sketcher = context.sketcher(state or plan.state)
+    """Every unit's integers, (units, k), in the order of the units, rounded one by one whatever the plan rounds."""
+    context, state = context_of(config, plan, state), state or plan.state
+    grid = state.grid
+    sketcher = Sketcher(context.gradients, clip=state.clip, step=grid.step, clip_integer=grid.clip_integer)
     return np.concatenate([sketcher.unit_integers(context.batches(i)) for i in range(len(context.pieces))])
 
 
