@@ -44,6 +44,7 @@ MLP = (
     "precision.damping=0.3",
 )
 PCA = ("subspace.kind=kronecker-pca", "subspace.k_in=12", "subspace.k_out=6")
+SCHEDULE = ("precision.refresh=2", "precision.rotate=[0, 40]", "mechanism.warmup=1", "mechanism.momentum=0.5")
 
 
 def config_of(folder: Path, subspace: str, precision: str = "kronecker", refresh: int = 1, rounds: int = 1) -> Config:
@@ -345,14 +346,14 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serial")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTQEXP_LEDGER", str(folder / "ledger.sqlite"))
-        words = settings(*QUICK, *MLP, *PCA, "precision.refresh=2")
+        words = settings(*QUICK, *MLP, *PCA, *SCHEDULE)
         assert fit.main(["--out", str(folder / "run"), "--insecure-noise-seed", "7", *words]) == 0
     return folder / "run"
 
 
 def test_two_ranks_give_the_bytes_of_the_serial_run(tmp_path: Path, serial: Path) -> None:
     out = tmp_path / "run"
-    overrides = (*QUICK, *MLP, *PCA, "precision.refresh=2")
+    overrides = (*QUICK, *MLP, *PCA, *SCHEDULE)
     with start_fit(2, tmp_path / "log", out, "--insecure-noise-seed", "7", overrides=overrides) as run:
         done = run.finish(120)
     assert done.code == 0, done.err

@@ -416,6 +416,19 @@ def test_the_step_falls_geometrically_between_its_ends() -> None:
     assert config_from_tree(tree(step=0.8)).mechanism.step_of(0) == 0.8
 
 
+def test_the_step_grows_while_a_run_warms_up() -> None:
+    plain, warm = (
+        config_from_tree(tree(rounds=6, step=0.8, final_step=0.1, warmup=rounds)).mechanism for rounds in (0, 3)
+    )
+    shares = [warm.step_of(r) / plain.step_of(r) for r in range(6)]
+    np.testing.assert_allclose(shares, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1], rtol=1e-12)
+    for warmup in (-1, 6):
+        with pytest.raises(
+            UsageError, match=rf"mechanism.warmup: found {warmup}; expected 0 or more, below mechanism.rounds"
+        ):
+            config_from_tree(tree(rounds=6, warmup=warmup))
+
+
 @pytest.mark.parametrize("refresh", [1, 2])
 @pytest.mark.parametrize("precision", ["identity", "diagonal"])
 def test_a_precision_stands_for_the_units_of_a_part_at_the_step_of_its_round(

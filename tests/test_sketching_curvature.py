@@ -213,6 +213,21 @@ def test_the_number_of_samples_takes_whole_units_spread_over_the_file(tmp_path: 
     assert plan.state.clip == pytest.approx(float(np.quantile(norms, 0.6, method="higher")), rel=1e-8)
 
 
+def test_every_round_takes_other_public_records(tmp_path: Path) -> None:
+    table = random_table("double", [2] * 30, seed=7)
+    table.write(tmp_path / "public.h5")
+    config = config_of(tmp_path, "double", "identity", "dense")
+    config = replace(config, precision=replace(config.precision, samples=20))
+    plan, public = plan_of(config), config.data.public
+    assert public is not None
+    found = [set(public_source(config, public, plan.schema, r).slots.rows.tolist()) for r in range(4)]
+    assert [len(rows) for rows in found] == [20] * 4
+    assert set().union(*found[:3]) == set(range(60))
+    assert found[3] == found[0]
+    everything = replace(config, precision=replace(config.precision, samples=1000))
+    assert all(len(public_source(everything, public, plan.schema, r).slots.rows) == 60 for r in (0, 1))
+
+
 @pytest.mark.parametrize("how", ["not finite", "blank"])
 def test_absent_public_records_count_nowhere(how: str, tmp_path: Path) -> None:
     table = random_table("double", SIZES, seed=21)

@@ -102,6 +102,15 @@ def check(config: Config) -> None:
         math.isfinite(precision.damping) and precision.damping >= 0, "precision.damping", precision.damping, "0 or more"
     )
     need(precision.samples >= 1, "precision.samples", precision.samples, "1 or more")
+    turn = precision.rotate
+    need(
+        turn is None or (all(map(math.isfinite, turn)) and turn[0] <= turn[1]),
+        "precision.rotate", turn, "two angles in degrees, the smaller one first",
+    )  # fmt: skip
+    need(
+        turn is None or (precision.source == "public" and config.data.public is not None),
+        "precision.rotate", turn, "data.public with images, and precision.source = public",
+    )  # fmt: skip
     need(precision.refresh >= 1, "precision.refresh", precision.refresh, "1 or more")
     need(
         precision.kind == "identity" or sourced,
@@ -130,6 +139,12 @@ def check(config: Config) -> None:
         mechanism.final_step is None or mechanism.rounds > 1,
         "mechanism.final_step", mechanism.final_step, "mechanism.rounds of 2 or more, or mechanism.step alone",
     )  # fmt: skip
+    need(
+        0 <= mechanism.warmup < mechanism.rounds,
+        "mechanism.warmup",
+        mechanism.warmup,
+        "0 or more, below mechanism.rounds",
+    )
     positive("mechanism.clip", mechanism.clip)
     positive("mechanism.clip_natural", mechanism.clip_natural)
     given = [mechanism.clip, mechanism.clip_quantile, mechanism.clip_natural]

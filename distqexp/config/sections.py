@@ -133,6 +133,10 @@ class PrecisionConfig:
     )
     damping: float = key("added to the curvature, relative to its mean eigenvalue", default=1.0)
     samples: int = key("at most so many public records, or so many probes, are used a round", default=500)
+    rotate: tuple[float, float] | None = key(
+        "public images are turned by angles drawn from this range (degrees) for curvature and clip, not for pretraining",
+        default=None,
+    )
     refresh: int = key("precision, subspace and clip are made anew every so many rounds", default=1)
 
     def made_at(self, round: int) -> int:
@@ -150,6 +154,7 @@ class MechanismConfig:
     final_step: float | None = key(
         "step of the last round, geometric in between; step in every round when absent", default=None
     )
+    warmup: int = key("in the first so many rounds the step grows, linearly, to what it is from there on", default=0)
     clip: float | None = key("C, in whitened units", default=None)
     clip_quantile: float | None = key("C as this quantile of the whitened norms of public units", default=None)
     clip_natural: float | None = key(
@@ -182,13 +187,14 @@ class MechanismConfig:
         return round % self.parts
 
     def step_of(self, round: int) -> float:
-        """The step of a round: geometric from ``step`` at the first to ``final_step`` at the last."""
+        """The step of a round: geometric from ``step`` at the first to ``final_step`` at the last; smaller while warming up."""
+        warm = min(1.0, (round + 1) / (self.warmup + 1))
         if self.final_step is None or round == 0:
-            return self.step
+            return self.step * warm
         if round == self.rounds - 1:
-            return self.final_step
+            return self.final_step * warm
         share = round / (self.rounds - 1)
-        return float(self.step ** (1 - share) * self.final_step**share)
+        return float(self.step ** (1 - share) * self.final_step**share) * warm
 
     def clip_of(self, round: int, units: int) -> float | None:
         """C of a round, of ``units`` nominal units; None where it is a quantile of public norms."""

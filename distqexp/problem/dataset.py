@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.images import rotate_images
+from distqexp.problem.images import Turns, rotate_images
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -29,8 +29,9 @@ class Dataset:
     ``opened`` counts the rows read so far. Can be pickled: a copy opens the files anew.
     """
 
-    def __init__(self, data: DataConfig, schema: Schema, reader: Reader) -> None:
+    def __init__(self, data: DataConfig, schema: Schema, reader: Reader, turns: Turns | None = None) -> None:
         self.data = data
+        self._turns = turns
         self.schema = schema
         self.opened = 0
         self._reader = reader
@@ -79,8 +80,9 @@ class Dataset:
         for start in range(0, max(len(rows), 1), _ROWS_AT_ONCE):
             raw, labels = self._reader.read(rows[start : start + _ROWS_AT_ONCE], self.schema.names)
             values = self.schema.inputs(raw)
-            if self.data.rotate:
-                values = rotate_images(values, self.data.rotate)
+            if self.data.rotate or self._turns:
+                own = self._turns.of_rows(rows[start : start + _ROWS_AT_ONCE]) if self._turns else 0.0
+                values = rotate_images(values, self.data.rotate + own)
             if self.schema.tokens:
                 self._check_tokens(values)
                 narrow, missing = values, ~values[:, 1].any(axis=1)
@@ -141,8 +143,8 @@ class Dataset:
         return ", ".join(str(path) for path in self._reader.files()) or self.data.format
 
 
-def open_dataset(data: DataConfig, schema: Schema) -> Dataset:
-    """Open a source and check it against the schema. No record is parsed yet.
+def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None) -> Dataset:
+    """Open a source and check it against the schema. No record is parsed yet. ``turns``: of images, besides the config's.
 
     Raises UsageError for a missing file or a config that doesn't fit the format, FileContentError for a damaged
     file or other columns than the schema's.
@@ -151,7 +153,11 @@ def open_dataset(data: DataConfig, schema: Schema) -> Dataset:
     schema.check(reader)
     if data.rotate and not reader.image:
         raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images: digits or idx")
-    return Dataset(data, schema, reader)
+    if turns and not reader.image:
+        raise UsageError(
+            f"precision.rotate: found with format {data.format}; expected images: digits or idx; leave it out"
+        )
+    return Dataset(data, schema, reader, turns)
 
 
 def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDArray[Any]:

@@ -30,6 +30,7 @@ from distqexp.geometry.subspaces.kronecker import (
 from distqexp.geometry.whitening import combined_whitening
 from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.images import Turns
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
@@ -49,13 +50,15 @@ from distqexp.stages.artefacts import Plan, RoundState
 class DataSource:
     """One source of records with its slots: rows of the file and unit of each slot, in slot order.
 
-    partition: of the units, where the plan has parts and the source is not one part of another already.
+    partition: of the units, where the plan has parts and the source is not one part of another already. turned: public images,
+    each turned by a random angle.
     The slot map of private data is public under zero-out and replace-one, private under add-remove.
     """
 
     data: DataConfig
     slots: SlotMap
     partition: Partition | None = None
+    turned: Turns | None = None
 
     def of_part(self, number: int, parts: int) -> DataSource:
         """The source with the slots of one part of ``parts`` alone: all that a round may see."""
@@ -71,7 +74,7 @@ class DataSource:
 
     def open(self, schema: Schema, round: int) -> Dataset:
         """The reader of the records, the same in every round."""
-        return open_dataset(self.data, schema)
+        return open_dataset(self.data, schema, self.turned)
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def make_release(
     following = None
     if state.round + 1 < plan.config.mechanism.rounds:
         anew = plan.config.precision.made_at(state.round + 1) == state.round + 1
-        source = curvature_source(plan.config, public, plan.schema) if anew else None
+        source = curvature_source(plan.config, public, plan.schema, state.round + 1) if anew else None
         following = next_state(
             config=plan.config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights),
             theta=moved["theta"], round=state.round + 1, k=plan.k, source=source, engine=engine,
