@@ -10,8 +10,7 @@ from torch.nn import functional
 class EncoderBlock(nn.Module):
     """One layer of a transformer encoder, norms first, of nn.Linear and nn.LayerNorm alone.
 
-    Opacus has rules for those as they are, so that every way to take a pass runs the very same module; its own
-    DPMultiheadAttention is slower than the attention here.
+    Opacus has rules for those as they are, so that every way to take a pass runs the very same module.
     """
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
