@@ -40,6 +40,7 @@ from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_r
 from distqexp.stages.sketch import basis_of, open_shards, sketch_round, whole_sketch
 from distqexp.stages.verify import verify_path
 from distqexp.storage.inspect import describe
+from distqexp.tuning import tune
 
 __all__ = [
     "Ledger",
@@ -52,6 +53,7 @@ __all__ = [
     "pool",
     "release",
     "sketch",
+    "tune",
     "verify",
 ]
 

@@ -187,6 +187,28 @@ def ledger_verify() -> None:
     _say("ledger: the hash chain holds")
 
 
+@app.command(epilog="example: distqexp tune configs/digits.toml --out runs/tuned --epsilon 1 --epsilon 4")
+def tune(
+    out: Annotated[
+        Path, typer.Option(help="the folder of tuned-epsE.toml, trials.csv and tune.png; goes on with an old one")
+    ],
+    config: ConfigPath = None,
+    epsilon: Annotated[list[float] | None, typer.Option(help="target; the config's own when absent")] = None,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(help="settings to try, in the place of tune.trials")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")] = False,
+) -> None:
+    """Choose hyperparameters on public records that play the private ones. Opens no private file, charges nothing."""
+    from distqexp.tuning import tune as tune_config
+
+    found = tune_config(config, out, epsilon or [], overrides or [], trials)
+    for tuned in found:
+        _say(*tuned.lines)
+    if as_json:
+        chosen = {f"{tuned.epsilon:g}": tuned.summary() for tuned in found}
+        _say(json.dumps({"out": str(out), "epsilons": chosen}, sort_keys=True))
+
+
 def _later(name: str, help_text: str) -> None:
     @app.command(
         name,
@@ -198,7 +220,6 @@ def _later(name: str, help_text: str) -> None:
         raise NotAvailableYet(f"distqexp {name}")
 
 
-_later("tune", "Choose hyperparameters on public data (not available yet).")
 _later("audit", "Audit released noise (not available yet).")
 _later("doctor", "Check this machine (not available yet).")
 _later("cost", "Forecast time and memory (not available yet).")

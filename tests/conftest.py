@@ -17,7 +17,7 @@ def own_ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder with mnist/ and icu2012/; tests skip where it is not there."""
     folder = os.environ.get("DISTQEXP_DATA")

@@ -46,6 +46,7 @@ def rich_tree() -> dict[str, Any]:
     tree["data"]["public"] = table_source("public.csv", rows=[[0, 10], [20, 40]], where="age > 1", columns=columns)
     tree["data"]["private"] = [table_source(f"{name}.csv", shard=name, unit=True) for name in ("north", "south")]
     tree["subspace"] = {"kind": "sjlt", "k": 2, "seed": 5, "nonzeros": 1}
+    tree["tune"] = {"step": [0.5, 1], "rotate": [0.0, 30.0], "private": [table_source("other.csv")]}
     return tree
 
 
@@ -71,7 +72,7 @@ def test_every_key_is_in_the_table_with_its_type_default_and_meaning() -> None:
     lines = config_table().replace(r"\|", "/").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in rows} == {4}
-    assert len(sections()) == 12
+    assert len(sections()) == 13
     expected = []
     for item in sections().values():
         if item is Config:
@@ -129,8 +130,8 @@ def test_round_trip(tree: dict[str, Any]) -> None:
 
 def test_the_shipped_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTQEXP_DATA", "/data")
-    files = sorted((REPOSITORY / "configs").glob("*.toml"))
-    assert {path.stem for path in files} >= {"digits", "icu", "mnist-rotated"}
+    files = sorted((REPOSITORY / "configs").rglob("*.toml"))
+    assert {path.stem for path in files} >= {"digits", "icu", "mnist-rotated", "mnist-kronecker", "tuned-eps1"}
     for path in files:
         config = load_config(path)
         assert config_from_tree(config_to_tree(config)) == config

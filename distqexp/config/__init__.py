@@ -16,6 +16,7 @@ from distqexp.config.sections import (
     PretrainConfig,
     PrivacyConfig,
     SubspaceConfig,
+    TuneConfig,
 )
 from distqexp.config.table import config_table
 from distqexp.config.trees import config_to_tree, without_paths
@@ -33,6 +34,7 @@ __all__ = [
     "PretrainConfig",
     "PrivacyConfig",
     "SubspaceConfig",
+    "TuneConfig",
     "config_from_tree",
     "config_table",
     "config_to_tree",

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from distqexp.config.sections import Config, DataConfig
+from distqexp.config.tuning import check_tune
 from distqexp.errors import NotAvailableYet, UsageError
 
 
@@ -167,6 +168,9 @@ def check(config: Config) -> None:
             mechanism.clip_quantile,
             "precision.source = probes, data.public, or mechanism.clip",
         )
+
+    if config.tune is not None:
+        check_tune(config.tune, need, _check_data)
 
     engine = config.engine
     need(1 <= engine.micro_batch < 2**31, "engine.micro_batch", engine.micro_batch, "1 or more, below 2^31")

@@ -28,6 +28,11 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
     Relative paths in the file are taken from its folder and become absolute. Raises UsageError.
     """
+    return config_from_tree(*read_tree(path, overrides))
+
+
+def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+    """The tables of a TOML file (None: the embedded digits task) with overrides, and the folder its paths start from."""
     if path is None:
         text, base = resources.files("distqexp").joinpath("tasks", "digits.toml").read_text("utf-8"), Path.cwd()
     else:
@@ -45,15 +50,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         raise UsageError(f"config {path or 'digits'}: not valid TOML ({error}); correct it there") from None
     for override in overrides:
         _apply_override(tree, override)
-    return config_from_tree(tree, base)
+    return tree, base
 
 
 def config_from_tree(tree: Mapping[str, Any], base: Path | None = None) -> Config:
     """Build and check a Config from nested mappings. Paths are resolved against ``base`` when it is given."""
     tree = json.loads(json.dumps(tree, default=_refuse_type))
-    data = tree.get("data")
-    if isinstance(data, dict) and isinstance(data.get("private"), dict):
-        data["private"] = [data["private"]]
+    for section in (tree.get("data"), tree.get("tune")):
+        if isinstance(section, dict) and isinstance(section.get("private"), dict):
+            section["private"] = [section["private"]]
     config = typing.cast(Config, _build(Config, tree, ""))
     if base is not None:
         config = _resolve_paths(config, base)
@@ -92,7 +97,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        kinds = [a for a in arguments if a is not type(None)]  # at most a scalar and a list
+        listed = isinstance(value, list)
+        return _convert(next((a for a in kinds if (typing.get_origin(a) is tuple) == listed), kinds[0]), value, where)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     if origin is Literal:
@@ -153,21 +160,22 @@ def _found(value: Any) -> str:
     )
 
 
+def resolved_path(text: str, where: str, base: Path) -> str:
+    """A path of a config as an absolute one: variables filled in, relative ones from ``base``. Raises UsageError."""
+    try:
+        text = string.Template(text).substitute(os.environ)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"config key {where}: {text!r} needs the environment variable {error}; export it") from None
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"config key {where}: {text!r} begins with an unknown user; give the whole path") from None
+    return str(path if path.is_absolute() else base / path)
+
+
 def _resolve_paths(config: Config, base: Path) -> Config:
     def resolve(text: str | None, where: str) -> str | None:
-        if text is None:
-            return None
-        try:
-            text = string.Template(text).substitute(os.environ)
-        except (KeyError, ValueError) as error:
-            raise UsageError(
-                f"config key {where}: {text!r} needs the environment variable {error}; export it"
-            ) from None
-        try:
-            path = Path(text).expanduser()
-        except RuntimeError:
-            raise UsageError(f"config key {where}: {text!r} begins with an unknown user; give the whole path") from None
-        return str(path if path.is_absolute() else base / path)
+        return None if text is None else resolved_path(text, where, base)
 
     def resolve_data(data: DataConfig | None, where: str) -> DataConfig | None:
         if data is None:
@@ -179,13 +187,20 @@ def _resolve_paths(config: Config, base: Path) -> Config:
             blank=resolve(data.blank, f"{where}.blank"),
         )
 
-    private = tuple(resolve_data(data, "data.private") for data in config.data.private)
+    def resolve_all(sources: tuple[DataConfig, ...], where: str) -> tuple[DataConfig, ...]:
+        return typing.cast("tuple[DataConfig, ...]", tuple(resolve_data(data, where) for data in sources))
+
+    tune = config.tune
+    if tune is not None:
+        private, evaluation = resolve_all(tune.private, "tune.private"), resolve_data(tune.eval, "tune.eval")
+        tune = dataclasses.replace(tune, private=private, eval=evaluation)
     return dataclasses.replace(
         config,
+        tune=tune,
         model=dataclasses.replace(config.model, weights=resolve(config.model.weights, "model.weights")),
         data=dataclasses.replace(
             config.data,
-            private=typing.cast("tuple[DataConfig, ...]", private),
+            private=resolve_all(config.data.private, "data.private"),
             public=resolve_data(config.data.public, "data.public"),
             eval=resolve_data(config.data.eval, "data.eval"),
         ),

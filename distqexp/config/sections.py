@@ -223,6 +223,53 @@ class OutputConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """[tune]: how ``distqexp tune`` rehearses on public records, and what it tries. No part of a plan."""
+
+    holdout: float = key("share of the public units that is held out", default=0.2)
+    where: str | None = key(
+        "filter: the held-out units are those with a record that passes, not random ones", default=None
+    )
+    test_share: float = key(
+        "share of the held-out units that is tested on; the others play the private ones", default=0.5
+    )
+    private: tuple[DataConfig, ...] = key(
+        "public records that play the private ones, in the place of held-out ones", default=()
+    )
+    eval: DataConfig | None = key("public records to test on, in the place of held-out ones", default=None)
+    rotate: float | tuple[float, float] | None = key(
+        "images that are held out are turned by so many degrees, or by random angles from a range", default=None
+    )
+    noise: float = key(
+        "normal noise of this standard deviation is added to the features of records held out", default=0.0
+    )
+    trials: int = key("settings to try, at every epsilon", default=24)
+    seeds: int = key("noise seeds of a setting at first; 3 and 5 times as many for the leaders", default=1)
+    seed: int = key("seed of the split, the shift and the order of the settings", default=0)
+    metric: Literal["accuracy", "auroc", "log_loss", "mean_squared_error"] | None = key(
+        "what is compared; accuracy, auroc or mean_squared_error, by the loss, when absent", default=None
+    )
+    rounds: tuple[int, ...] | None = key(
+        "values of mechanism.rounds to try; the config's own when absent", default=None
+    )
+    parts: tuple[int, ...] | None = key("values of mechanism.parts", default=None)
+    max_passes: int | None = key("try no setting with more rounds a unit than this", default=None)
+    step: tuple[float, ...] | None = key("values of mechanism.step", default=None)
+    final_step: tuple[float, ...] | None = key("values of mechanism.final_step", default=None)
+    warmup: tuple[int, ...] | None = key("values of mechanism.warmup", default=None)
+    momentum: tuple[float, ...] | None = key("values of mechanism.momentum", default=None)
+    damping: tuple[float, ...] | None = key("values of precision.damping", default=None)
+    clip: tuple[float, ...] | None = key(
+        "values of mechanism.clip; each of the three clips takes the place of the others", default=None
+    )
+    clip_quantile: tuple[float, ...] | None = key("values of mechanism.clip_quantile", default=None)
+    clip_natural: tuple[float, ...] | None = key("values of mechanism.clip_natural", default=None)
+    k: tuple[int, ...] | None = key("values of subspace.k", default=None)
+    k_in: tuple[int, ...] | None = key("values of subspace.k_in", default=None)
+    k_out: tuple[int, ...] | None = key("values of subspace.k_out", default=None)
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole configuration file, checked."""
 
@@ -234,6 +281,7 @@ class Config:
     mechanism: MechanismConfig = key("the mechanism", default_factory=MechanismConfig)
     engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
     output: OutputConfig = key("what is kept", default_factory=OutputConfig)
+    tune: TuneConfig | None = key("how the other keys are chosen on public records", default=None)
 
     @property
     def by_blocks(self) -> bool:

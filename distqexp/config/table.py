@@ -21,6 +21,7 @@ from distqexp.config.sections import (
     PretrainConfig,
     PrivacyConfig,
     SubspaceConfig,
+    TuneConfig,
 )
 from distqexp.config.trees import config_to_tree
 
@@ -40,6 +41,7 @@ def config_table() -> str:
         ("mechanism", MechanismConfig),
         ("engine", EngineConfig),
         ("output", OutputConfig),
+        ("tune", TuneConfig),
     ):
         hints = typing.get_type_hints(cls)
         lines.append(f"| **[{prefix}]** | | | |")

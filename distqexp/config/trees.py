@@ -21,7 +21,7 @@ def config_to_tree(config: Any) -> Any:
 
 
 def without_paths(config: Config) -> Config:
-    """The config as a plan carries it: no paths, no engine placement, no output choices."""
+    """The config as a plan carries it: no paths, no engine placement, no output choices, no rehearsals."""
 
     def strip(data: DataConfig) -> DataConfig:
         return dataclasses.replace(data, path=None, labels=None, blank=None)
@@ -38,4 +38,5 @@ def without_paths(config: Config) -> Config:
         ),
         engine=dataclasses.replace(config.engine, kind="auto", scheduler=None, workers=None),
         output=OutputConfig(),
+        tune=None,
     )

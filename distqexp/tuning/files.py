@@ -1,0 +1,61 @@
+"""Which files a rehearsal may open: never one of data.private, or only the rows of it that are data.public's."""
+
+from __future__ import annotations
+
+import os
+
+from distqexp.config import Config, DataConfig, TuneConfig
+from distqexp.errors import UsageError
+
+
+def public_without_private(config: Config) -> DataConfig:
+    """data.public, unless a rehearsal would read private records. Compares paths; opens nothing. Raises UsageError.
+
+    A file that holds public and private records alike is allowed where ``rows`` on both sides keep them apart, as in
+    data.public; sources of [tune] may then name no row that isn't data.public's.
+    """
+    public, tune = config.data.public, config.tune or TuneConfig()
+    if public is None:
+        raise UsageError("data.public: absent; expected public records, which tune rehearses on")
+    own = [(f"tune.private.{i}", data) for i, data in enumerate(tune.private)]
+    own += [("tune.eval", tune.eval)] if tune.eval else []
+    hidden = [("data.private", data) for data in config.data.private]
+    hidden += [("data.eval", config.data.eval)] if config.data.eval and config.data.eval_private else []
+    for where, data in [("data.public", public), *own]:
+        for private, secret in hidden:
+            if not same_file(data, secret):
+                continue
+            if _ranges_meet(data, secret):
+                raise UsageError(
+                    f"{where}: its file is that of {private}, and rows don't keep them apart; expected other files, or "
+                    "disjoint rows in both: tune reads public records only"
+                )
+            if where != "data.public" and not (files_of(data) <= files_of(public) and _within(data, public)):
+                raise UsageError(
+                    f"{where}: its file is that of {private}; expected rows of data.public: tune reads public records only"
+                )
+    return public
+
+
+def files_of(data: DataConfig) -> frozenset[str]:
+    """The files behind a source, links followed; the embedded digits are one of a kind."""
+    if data.format == "digits":
+        return frozenset({"digits"})
+    return frozenset(os.path.realpath(path) for path in (data.path, data.labels, data.blank) if path is not None)
+
+
+def same_file(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two sources share a file."""
+    return bool(files_of(one) & files_of(other))
+
+
+def _ranges_meet(one: DataConfig, other: DataConfig) -> bool:
+    if one.rows is None or other.rows is None:
+        return True
+    return any(a < d and c < b for a, b in one.rows for c, d in other.rows)
+
+
+def _within(inner: DataConfig, outer: DataConfig) -> bool:
+    if outer.rows is None:
+        return True
+    return inner.rows is not None and all(any(c <= a and b <= d for c, d in outer.rows) for a, b in inner.rows)

@@ -1,0 +1,118 @@
+"""The configs of configs/mnist and configs/icu at their real size: what they reach, as means over noise draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from test_tasks import CONFIGS, fitted
+
+from distqexp.api import load_config
+from distqexp.config import Config
+from distqexp.engines.serial import SerialEngine
+from distqexp.stages.plan import make_plan
+
+ALL = {"k_in": 1024, "k_out": 1024}
+
+
+@pytest.fixture(scope="module")
+def start(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pretrained weights: all configs of the task start from them, so they are fitted once."""
+    config = load_config(CONFIGS / "mnist" / "tuned-eps1.toml", ["mechanism.rounds=4"])
+    with SerialEngine() as engine:
+        weights = make_plan(config, engine).weights
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, path)
+    return path
+
+
+def mnist(
+    name: str,
+    start: Path,
+    *,
+    precision: dict[str, Any] | None = None,
+    subspace: dict[str, Any] | None = None,
+    **mechanism: Any,
+) -> Config:
+    config = load_config(CONFIGS / "mnist" / f"tuned-{name}.toml")
+    return replace(
+        config,
+        model=replace(config.model, weights=str(start), pretrain=None),
+        precision=replace(config.precision, **precision or {}),
+        subspace=replace(config.subspace, **subspace or {}),
+        mechanism=replace(config.mechanism, **mechanism),
+    )
+
+
+def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
+    results = [fitted(config, folder / f"{seed}", seed) for seed in range(seeds)]
+    assert all(result.certificate["epsilon"] <= config.privacy.epsilon for result in results)
+    assert all(result.certificate["sums"]["rounded"] == "per micro-batch" for result in results)
+    return float(np.mean([result.metrics["after"]["accuracy"] for result in results]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "accuracy"), [("eps0.5", 0.93), ("eps1", 0.95), ("eps8", 0.963)])
+def test_twenty_passes(name: str, accuracy: float, start: Path, tmp_path: Path) -> None:
+    config = mnist(name, start)
+    assert config.mechanism.passes <= 20
+    assert mean_accuracy(config, tmp_path, 1 if name == "eps8" else 2) >= accuracy
+
+
+@pytest.mark.slow
+def test_ten_passes(start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", start, rounds=10, final_step=None, warmup=1, precision={"samples": 2000})
+    assert mean_accuracy(config, tmp_path, 1) >= 0.94
+
+
+@pytest.mark.slow
+def test_one_round(start: Path, tmp_path: Path) -> None:
+    config = mnist(
+        "eps1",
+        start,
+        rounds=1,
+        step=4.0,
+        final_step=None,
+        warmup=0,
+        momentum=0.0,
+        precision={"damping": 0.05},
+        subspace=ALL,
+    )
+    assert mean_accuracy(config, tmp_path, 3) >= 0.80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "schedule", "subspace", "samples", "accuracy"),
+    [
+        ("eps1", {"rounds": 8, "parts": 8, "step": 2.5, "final_step": 1.5}, {"k_in": 64, "k_out": 16}, 2000, 0.90),
+        ("eps8", {"rounds": 10, "parts": 10, "step": 3.0, "clip_natural": 1.5}, {"k_in": 64, "k_out": 16}, 500, 0.92),
+    ],
+)
+def test_one_pass_in_parts(
+    name: str,
+    schedule: dict[str, Any],
+    subspace: dict[str, int],
+    samples: int,
+    accuracy: float,
+    start: Path,
+    tmp_path: Path,
+) -> None:
+    config = mnist(name, start, warmup=0, momentum=0.0, precision={"samples": samples}, subspace=subspace, **schedule)
+    assert config.mechanism.passes == 1
+    assert mean_accuracy(config, tmp_path, 2) >= accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "auroc"), [("0.25", 0.811), ("0.5", 0.824), ("1", 0.832)])
+def test_icu_in_four_passes(epsilon: str, auroc: float, data_folder: Path, tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "icu" / f"tuned-eps{epsilon}.toml")
+    results = [fitted(config, tmp_path / f"{seed}", seed) for seed in range(5)]
+    assert all(result.certificate["epsilon"] <= float(epsilon) for result in results)
+    assert config.mechanism.passes <= 4
+    assert np.mean([result.metrics["after"]["auroc"] for result in results]) >= auroc
+    assert np.mean([result.metrics["after"]["log_loss"] for result in results]) <= 0.33
