@@ -133,20 +133,24 @@ def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
     """
     column = kept.column
     count, copies, steps = column.shape[:3]
+    wide = column.dtype == torch.float64
     width = column.shape[3] + (1 if isinstance(kept, Indexed) else kept.row.shape[3])
-    squared, spread, lost = [], [], []
+    squared: list[Tensor] = []
+    spread: list[Tensor] = []
+    lost: list[Tensor] = []
     for some in _ranges(count, copies * steps * (width + steps)):
         c = column[some].double()
-        c_sizes, c_small = _sizes(c)
+        c_sizes, c_small = _sizes(c, wide)
         if isinstance(kept, Indexed):
             scale, token = kept.scale[some].double(), kept.token[some]
-            r_sizes, r_small = (part.unsqueeze(1) for part in _sizes(scale.unsqueeze(2)))
+            r_sizes, r_small = _sizes(scale.unsqueeze(2).unsqueeze(1), wide)
         else:
             r = kept.row[some].double()
-            r_sizes, r_small = _sizes(r)
+            r_sizes, r_small = _sizes(r, wide)
         terms = r_sizes * c_sizes
         spread.append(terms.flatten(1).sum(dim=1))
-        lost.append(torch.where(r_small | c_small, terms, 0.0).flatten(1).sum(dim=1))
+        if r_small is not None and c_small is not None:
+            lost.append(torch.where(r_small | c_small, terms, 0.0).flatten(1).sum(dim=1))
         if steps == 1:
             squared.append(terms.square().flatten(1).sum(dim=1))
         elif isinstance(kept, Indexed):
@@ -157,13 +161,17 @@ def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
             squared.append(((r @ r.transpose(2, 3)) * (c @ c.transpose(2, 3))).flatten(1).sum(dim=1))
     roundings = 2 * UNIT * (width + copies * steps * steps + 4)
     spreads = torch.cat(spread) * (1 + roundings)
-    norms = (torch.cat(squared).clamp(min=0.0) + roundings * spreads.square()).sqrt() + torch.cat(lost)
-    return norms.square() * (1 + 16 * UNIT), spreads
+    total = torch.cat(squared).clamp(min=0.0) + roundings * spreads.square()
+    if lost:
+        total = (total.sqrt() + torch.cat(lost)).square() * (1 + 16 * UNIT)
+    return total, spreads
 
 
-def _sizes(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper bounds of the norms over the last dimension, and where a vector is so small that its squares may underflow."""
+def _sizes(vectors: Tensor, wide: bool) -> tuple[Tensor, Tensor | None]:
+    """Bounds of the norms over the last dimension; with ``wide``, where a vector is so small that its squares may underflow."""
     found = vectors.square().sum(dim=-1).sqrt()
+    if not wide:
+        return found, None
     small = (found < SMALLEST) & (vectors != 0).any(dim=-1)
     return torch.where(small, SMALLEST, found), small
 
