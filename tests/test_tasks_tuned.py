@@ -1,4 +1,4 @@
-"""The configs of configs/mnist and configs/icu at their real size: what they reach, as means over noise draws."""
+"""The configs of configs/mnist and configs/icu at their real size. Fewer noise draws than scripts/frontier.py, to save time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
 def test_twenty_passes(name: str, accuracy: float, start: Path, tmp_path: Path) -> None:
     config = mnist(name, start)
     assert config.mechanism.passes <= 20
-    assert mean_accuracy(config, tmp_path, 1 if name == "eps8" else 2) >= accuracy
+    assert mean_accuracy(config, tmp_path, 2 if name == "eps1" else 1) >= accuracy
 
 
 @pytest.mark.slow
