@@ -190,6 +190,18 @@ def test_rows_beyond_the_file_and_overlapping_ranges_are_refused() -> None:
         _open(DataConfig(format="digits")).read([1797])
 
 
+def test_a_small_gzip_file_is_unpacked_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = tmp_path / "a.gz", []
+    plain = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: opened.append(size) or plain(self, size))
+    path.write_bytes(gzip.compress(b"0123456789"))
+    assert [ByteSource(path).read(at, 3) for at in (4, 0)] == [b"456", b"012"]
+    assert len(opened) == 1
+    path.write_bytes(gzip.compress(b"abcdefghijk"))
+    assert ByteSource(path).read(4, 3) == b"efg"
+    assert len(opened) == 2
+
+
 def test_turns_are_uniform_and_a_rows_own() -> None:
     """2,000 angles against the uniform law: Kolmogorov-Smirnov, false-alarm rate 1e-6 (fixed seed)."""
     turns, rows = Turns(-20.0, 70.0, 3, 1), np.arange(2000)

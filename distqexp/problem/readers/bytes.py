@@ -5,21 +5,22 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from distqexp.problem.readers.base import changed
 
-CACHED = 16 * 2**20
+CACHED = 64 * 2**20
 BLOCK = 2**20
 
 
 class ByteSource:
     """The uncompressed bytes of a file.
 
-    A plain file is read in place. A gzip one up to ``cached`` bytes is unpacked once and kept; a larger one is
-    streamed, which is quick for ascending offsets and starts over for descending ones. Copies sent to other
-    processes open the file anew. Damage raises FileContentError.
+    A plain file is read in place. A gzip one up to ``cached`` bytes is unpacked once and kept, also for the next ones who
+    open it in this process (every round does); a larger one is streamed, which is quick for ascending offsets and starts over
+    for descending ones. Copies sent to other processes open the file anew. Damage raises FileContentError.
     """
 
     def __init__(self, path: Path, cached: int = CACHED) -> None:
@@ -63,8 +64,8 @@ class ByteSource:
             stream = gzip.open(self.path, "rb") if self.compressed else self.path.open("rb")  # noqa: SIM115
             self._stream = cast(BinaryIO, stream)
             if self.compressed:
-                start = self._stream.read(self.cached + 1)
-                self._kept = start if len(start) <= self.cached else None
+                stat = self.path.stat()
+                self._kept = _unpacked(self.path, stat.st_size, stat.st_mtime_ns, self.cached)
         if self._kept is not None:
             return self._kept[offset : offset + length]
         self._stream.seek(offset)
@@ -76,3 +77,11 @@ class ByteSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None, "_kept": None}
+
+
+@lru_cache(maxsize=2)
+def _unpacked(path: Path, size: int, modified: int, most: int) -> bytes | None:
+    """The content of a gzip file as it was at a size and a time; None where it is more than ``most`` bytes."""
+    with gzip.open(path, "rb") as stream:
+        found = stream.read(most + 1)
+    return found if len(found) <= most else None
