@@ -153,7 +153,7 @@ def test_sites_with_files_are_one_run(
             rows = ledger.rows()
             assert [row.part for row in rows] == [Part(round, ROUNDS) for round in range(ROUNDS)]
             spent = ledger.spent("patients", rows[0].universe)
-            assert spent.mu == rows[0].event.mu, "one round for each unit"
+            assert spent.mu == max(row.event.mu for row in rows), "one round for each unit; clips, and so grids, differ"
             assert 0.98 < spent.epsilon(1e-4) <= 1.0
     found.at(found.curator)
     shown = found.at(found.site("north")).done("ledger", "show").out
