@@ -118,6 +118,23 @@ def check(config: Config) -> None:
         "precision.kind", precision.kind, "data.public for the curvature, source = probes, or kind = identity",
     )  # fmt: skip
 
+    augment = config.augment
+    need(1 <= augment.views <= 1024, "augment.views", augment.views, "1 to 1024")
+    need(0 <= augment.rotate <= 180, "augment.rotate", augment.rotate, "0 to 180 degrees")
+    need(math.isfinite(augment.shift) and augment.shift >= 0, "augment.shift", augment.shift, "0 or more pixels")
+    need(
+        augment.views == 1 or augment.active,
+        "augment.views", augment.views, "1, or augment.rotate or augment.shift above 0: the views would be the same",
+    )  # fmt: skip
+    need(
+        not augment.active or privacy.adjacency != "add-remove",
+        "augment", "views", "none under add-remove: they are drawn by the row of the file, which moves when a unit comes or goes",
+    )  # fmt: skip
+    need(
+        not augment.active or all(data.format in ("digits", "idx") for data in config.data.private),
+        "augment", "views", "none but of images: data.private.format = digits or idx",
+    )  # fmt: skip
+
     need(mechanism.rounds >= 1, "mechanism.rounds", mechanism.rounds, "1 or more")
     need(1 <= mechanism.parts <= privacy.units, "mechanism.parts", mechanism.parts, "1 to privacy.units")
     need(

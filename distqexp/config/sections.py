@@ -95,6 +95,22 @@ class AllDataConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """[augment]: random views of images, whose mean gradient stands for the record's. The unit is clipped after the mean."""
+
+    views: int = key(
+        "views of each image that is sketched, new ones every round; each costs a pass of its own", default=1
+    )
+    rotate: float = key("each view is turned by an angle drawn from -rotate to rotate degrees", default=0.0)
+    shift: float = key("and moved by -shift to shift pixels, along either axis", default=0.0)
+
+    @property
+    def active(self) -> bool:
+        """Whether views differ from the images."""
+        return self.rotate > 0 or self.shift > 0
+
+
+@dataclass(frozen=True)
 class PrivacyConfig:
     """[privacy]: the guarantee."""
 
@@ -278,6 +294,7 @@ class Config:
     privacy: PrivacyConfig = key("the guarantee")
     subspace: SubspaceConfig = key("the subspace", default_factory=SubspaceConfig)
     precision: PrecisionConfig = key("the public precision", default_factory=PrecisionConfig)
+    augment: AugmentConfig = key("views of images", default_factory=AugmentConfig)
     mechanism: MechanismConfig = key("the mechanism", default_factory=MechanismConfig)
     engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
     output: OutputConfig = key("what is kept", default_factory=OutputConfig)

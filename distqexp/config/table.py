@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from distqexp.config.sections import (
     AllDataConfig,
+    AugmentConfig,
     ColumnsConfig,
     DataConfig,
     EngineConfig,
@@ -35,6 +36,7 @@ def config_table() -> str:
         ("data", AllDataConfig),
         ("data.public, data.private, data.eval", DataConfig),
         ("data.*.columns", ColumnsConfig),
+        ("augment", AugmentConfig),
         ("privacy", PrivacyConfig),
         ("subspace", SubspaceConfig),
         ("precision", PrecisionConfig),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.images import Turns, rotate_images
+from distqexp.problem.images import Turns, Views, rotate_images, viewed
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -46,10 +46,10 @@ class Dataset:
         """The unit ids of these rows; None where a row is a unit. Private."""
         return None if self.data.unit is None else self._reader.identifiers(self.data.unit, rows)
 
-    def read(self, rows: NDArray[np.int64] | Sequence[int]) -> Records:
+    def read(self, rows: NDArray[np.int64] | Sequence[int], views: Views | None = None) -> Records:
         """These rows of the file, in this order, preprocessed by the schema; no other row is parsed.
 
-        A blank row is not looked at. FileContentError for a label that the loss doesn't allow (column and rule
+        ``views``: of every image. A blank row is not looked at. FileContentError for a label that the loss doesn't allow (column and rule
         are named, never the value).
         """
         wanted = np.asarray(rows, dtype=np.int64)
@@ -63,11 +63,12 @@ class Dataset:
         scattered = _scatter(inputs, live, len(wanted))
         if self.schema.tokens:
             scattered[~present, 1, 0] = 1  # attention to no token at all may be 0/0
-        return Records(
+        records = Records(
             torch.from_numpy(scattered),
             torch.from_numpy(_scatter(targets, live, len(wanted))),
             torch.from_numpy(present),
         )
+        return viewed(records, wanted, views) if views else records
 
     def fingerprint(self) -> str:
         """A hash of the sizes and times of the files: whether a checkpoint still fits them. Private, local."""

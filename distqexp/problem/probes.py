@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from distqexp.errors import UsageError
-from distqexp.problem.records import Records
+from distqexp.problem.images import Views, viewed
+from distqexp.problem.records import Records, concatenated
 from distqexp.problem.schema import Schema
 
 FREQUENCIES = 6
@@ -36,13 +37,12 @@ class Probes:
         self.opened = 0
         self._stream = (seed, round)
 
-    def read(self, rows: NDArray[np.int64]) -> Records:
-        """The records of these numbers, in this order."""
+    def read(self, rows: NDArray[np.int64], views: Views | None = None) -> Records:
+        """The records of these numbers, in this order; ``views``: of images."""
         self.opened += len(rows)
         parts = [synthetic_records(self.schema, 1, *self._stream, int(row)) for row in rows]
-        return Records(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "targets", "present"))
-        )
+        records = concatenated(parts)
+        return viewed(records, rows, views) if views else records
 
 
 def synthetic_records(schema: Schema, count: int, seed: int, round: int, first: int) -> Records:

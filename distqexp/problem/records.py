@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ class Records:
 
     ``inputs``: float32 (n, ...), or int64 (n, 2, L): tokens and their mask of 1 and 0. ``targets``: int64 (n,) class
     numbers, or float32 (n,) or (n, o).
+    ``views``: where a record has several, inputs are (n, views, ...); its loss is the mean of theirs.
     ``present``: bool (n,). A record that is blank, non-finite, without a token or without a target is not present; its
     inputs and target are zeros (of tokens, the mask begins with a 1), and it must contribute nothing.
     """
@@ -20,9 +22,19 @@ class Records:
     inputs: torch.Tensor
     targets: torch.Tensor
     present: torch.Tensor
+    views: int | None = None
 
     def __len__(self) -> int:
         return len(self.present)
 
     def __repr__(self) -> str:
         return f"Records(n={len(self)}, inputs={tuple(self.inputs.shape[1:])})"
+
+
+def concatenated(parts: Sequence[Records]) -> Records:
+    """One batch of several without views, in this order."""
+    return Records(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat([part.present for part in parts]),
+    )

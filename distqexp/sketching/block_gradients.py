@@ -14,7 +14,7 @@ from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.sketching.block_sums import BlockStore
-from distqexp.sketching.layers.forms import Raw, Tensor
+from distqexp.sketching.layers.forms import Raw, Tensor, merged
 from distqexp.sketching.raw_gradients import RawGradients
 from distqexp.sketching.unit_gradients import Batch, BoolArray, FloatArray, pad_records, sum_by_unit
 
@@ -110,9 +110,10 @@ class BlockGradients(RawGradients):
         stores = [BlockStore(self.micro_batch, shape, self.network.device) for shape in self.shapes]
 
         def receive(number: int, raw: Raw) -> None:
-            stores[number].add(raw.whiten(self.blocks[number], self.whitening[number]))
+            kept = raw.whiten(self.blocks[number], self.whitening[number])
+            stores[number].add(merged(kept, records.views) if records.views else kept)
 
-        self._run(inputs, targets, receive)
+        self._run(inputs, targets, receive, records.views)
         return stores, present.to(self.network.device)
 
 

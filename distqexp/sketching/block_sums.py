@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Tensor, Whole, keeps_factors
+from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Tensor, Whole, joined, product, smaller
 
 CHUNK = 1 << 21
 """Float64 entries of factors worked on at a time: the copies stay small beside the network's own tensors."""
@@ -32,18 +32,8 @@ class BlockStore:
 
     def add(self, new: Kept) -> None:
         """Take in one more use of the block."""
-        if self.kept is None:
-            self.kept = new
-        elif isinstance(self.kept, Whole) or isinstance(new, Whole):
-            self.kept = Whole(product(self.kept) + product(new))
-        else:
-            row, column = (
-                torch.cat([getattr(dense(part), side) for part in (self.kept, new)], dim=2)
-                for side in ("row", "column")
-            )
-            joined = Dense(row, column)
-            factors = keeps_factors(row.shape[2], row.shape[3], column.shape[3])
-            self.kept = joined if factors else Whole(product(joined))
+        kept = new if self.kept is None else joined(self.kept, new)
+        self.kept = smaller(kept.row, kept.column) if isinstance(kept, Dense) and kept is not new else kept
 
     @property
     def terms(self) -> int:
@@ -103,23 +93,6 @@ class BlockStore:
             scaled = torch.where(good[some, None, None], scaled, 0.0)
             found.index_add_(0, kept.token[some].reshape(-1), scaled.reshape(-1, scaled.shape[2]))
         return found.reshape(-1)
-
-
-def dense(kept: Dense | Indexed) -> Dense:
-    """With rows written out."""
-    return kept.dense() if isinstance(kept, Indexed) else kept
-
-
-def product(kept: Kept) -> Tensor:
-    """(B, copies, k_row, k_column)."""
-    if isinstance(kept, Whole):
-        return kept.matrix
-    if isinstance(kept, Indexed):
-        scaled = kept.column[:, 0] * kept.scale.unsqueeze(2)
-        found = scaled.new_zeros((len(scaled), kept.rows, scaled.shape[2]))
-        index = kept.token.unsqueeze(2).expand(scaled.shape)
-        return found.scatter_add_(1, index, scaled).unsqueeze(1)
-    return kept.row.transpose(2, 3) @ kept.column
 
 
 def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:

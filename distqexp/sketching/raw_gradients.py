@@ -10,11 +10,10 @@ from distqexp.geometry.blocks import Block
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.block_sums import dense, product
 from distqexp.sketching.layers.check import checked_taps
-from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Raw, Tensor, Whole
+from distqexp.sketching.layers.forms import Indexed, Kept, Raw, Tensor, Whole, joined
 from distqexp.sketching.layers.taps import Receive, Taps
-from distqexp.sketching.unit_gradients import pad_records
+from distqexp.sketching.unit_gradients import flattened, pad_records
 
 RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
 Shrink = Callable[[int, Kept], Kept]
@@ -39,7 +38,7 @@ class RawGradients:
         row (B, copies, L, rows), column (B, copies, L, columns), float, as many positions as the block's uses have in all;
         for a block with ``sparse_rows`` row may be the token numbers, int64 (B, 1, L), instead of one-hot rows. matrix (B, copies,
         rows, columns). B = len(records). A block without a gradient is left out. Absent records are zero, and so is in all
-        blocks a record with an entry that is not finite in any. For public records.
+        blocks a record with an entry that is not finite in any. For public records, without views.
 
         ``shrink``: changes what a use of a block gives, record by record, before it is kept for the end of the pass.
         """
@@ -51,7 +50,7 @@ class RawGradients:
         def receive(number: int, raw: Raw) -> None:
             new = raw.plain(self.blocks[number])
             new = new if shrink is None else shrink(number, new)
-            found[number] = _joined(found[number], new) if number in found else new
+            found[number] = joined(found[number], new) if number in found else new
 
         self._run(inputs, padded, receive)
         keep = present.to(self.network.device)
@@ -67,32 +66,20 @@ class RawGradients:
                 sides = [kept.token[:count].unsqueeze(1), *sides]
             yield (number, sides[0]) if len(sides) == 1 else (number, sides[0], sides[1])
 
-    def _run(self, inputs: Tensor, targets: Tensor, receive: Receive) -> None:
+    def _run(self, inputs: Tensor, targets: Tensor, receive: Receive, views: int | None = None) -> None:
+        """``views``: inputs are (B, views, ...), and what ``receive`` gets are gradients of each view's share of the mean loss."""
+        inputs, targets = flattened(inputs, targets, views)
         key = (tuple(inputs.shape[1:]), inputs.dtype)
         if self._taps is None or self._taps[0] != key:
             self._taps = (key, checked_taps(self.network, self.blocks, torch.zeros_like(inputs[:1])))
         truth = targets.to(self.network.device)
-        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth), receive)
+        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive)
 
 
 def _floating(kept: Kept) -> list[Tensor]:
     if isinstance(kept, Whole):
         return [kept.matrix]
     return [kept.column] if isinstance(kept, Indexed) else [kept.row, kept.column]
-
-
-def _joined(first: Kept, second: Kept) -> Kept:
-    if isinstance(first, Whole) or isinstance(second, Whole):
-        return Whole(product(first) + product(second))
-    if isinstance(first, Indexed) and isinstance(second, Indexed):
-        return Indexed(
-            torch.cat([first.token, second.token], dim=1),
-            torch.cat([first.scale, second.scale], dim=1),
-            torch.cat([first.column, second.column], dim=2),
-            first.rows,
-        )
-    one, two = dense(first), dense(second)
-    return Dense(torch.cat([one.row, two.row], dim=2), torch.cat([one.column, two.column], dim=2))
 
 
 __all__ = ["RawFactors", "RawGradients"]

@@ -55,8 +55,10 @@ class UnitGradients:
 
     def curvature_factors(self, records: Records) -> torch.Tensor:
         """Rows of S^T J P for each record, (records, r, k) float64; zero for absent records."""
-        inputs, _, present = pad_records(records, self.micro_batch)
-        factors = loss_curvature_factors(self.network, self.loss, inputs)
+        inputs, targets, present = pad_records(records, self.micro_batch)
+        factors = loss_curvature_factors(self.network, self.loss, flattened(inputs, targets, records.views)[0])
+        if records.views:  # the mean over views
+            factors = factors.reshape(len(present), -1, factors.shape[2]) / records.views**0.5
         rows = factors.reshape(-1, factors.shape[-1])
         projected = self.subspace.project(rows).reshape(factors.shape[0], factors.shape[1], self.subspace.k)
         good = present & torch.isfinite(projected).all(dim=2).all(dim=1)
@@ -65,7 +67,9 @@ class UnitGradients:
     def _projected(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records.present)
         inputs, targets, present = pad_records(records, self.micro_batch)
-        gradients = per_example_gradients(self.network, self.loss, inputs, targets)
+        gradients = per_example_gradients(self.network, self.loss, *flattened(inputs, targets, records.views))
+        if records.views:
+            gradients = gradients.reshape(len(present), records.views, -1).mean(dim=1)
         good = torch.isfinite(gradients).all(dim=1) | ~present
         # `where` before any product, so that no NaN or infinity reaches a neighbour or survives a zero factor.
         gradients = torch.where((good & present)[:, None], gradients, 0.0)
@@ -108,3 +112,10 @@ def pad_records(records: Records, micro_batch: int) -> tuple[torch.Tensor, torch
         return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
 
     return grow(records.inputs), grow(records.targets), grow(records.present)
+
+
+def flattened(inputs: torch.Tensor, targets: torch.Tensor, views: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every view a record of its own, (B views, ...), the views of a record one after another; as they are without views."""
+    if views is None:
+        return inputs, targets
+    return inputs.flatten(0, 1), targets.repeat_interleave(views, dim=0)

@@ -30,7 +30,7 @@ from distqexp.geometry.subspaces.kronecker import (
 from distqexp.geometry.whitening import combined_whitening
 from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
-from distqexp.problem.images import Turns
+from distqexp.problem.images import Turns, Views
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
@@ -224,19 +224,29 @@ class RoundContext:
             )
         return Sketcher(gradients, clip=state.clip, step=grid.step, clip_integer=grid.clip_integer)
 
+    @property
+    def views(self) -> Views | None:
+        """The views of images that gradients are the mean of, where the config has any."""
+        augment = self.config.augment
+        if not augment.active:
+            return None
+        return Views(augment.views, augment.rotate, augment.shift, self.config.subspace.seed, self.round)
+
     def batches(self, piece: int) -> Iterator[Batch]:
-        """The records of a piece, at most a micro-batch at a time, with the unit of each."""
-        for _, records, unit in self.numbered_batches(piece):
+        """The records of a piece, in their views, at most a micro-batch at a time, with the unit of each."""
+        for _, records, unit in self.numbered_batches(piece, self.views):
             yield records, unit
 
-    def numbered_batches(self, piece: int) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
-        """As batches, each with the number of its first slot before it."""
+    def numbered_batches(
+        self, piece: int, views: Views | None = None
+    ) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
+        """As batches, as they are without ``views``, each with the number of its first slot before it."""
         number, first, last = self.pieces[piece]
         source, size = self.sources[number], self.config.engine.micro_batch
         slots = source.slots
         for start in range(first, last, size):
             window = slice(start, min(start + size, last))
-            records = self.on_device(self.datasets[number].read(slots.rows[window]))
+            records = self.on_device(self.datasets[number].read(slots.rows[window], views))
             if isinstance(source, ProbeSource):
                 records = dataclasses.replace(records, targets=self._sampled_targets(records, source.seed, start))
             yield start, records, slots.unit[window]
@@ -253,7 +263,12 @@ class RoundContext:
         device = self.network.device
         if device.type == "cpu":
             return records
-        return Records(records.inputs.to(device), records.targets.to(device), records.present.to(device))
+        return dataclasses.replace(
+            records,
+            inputs=records.inputs.to(device),
+            targets=records.targets.to(device),
+            present=records.present.to(device),
+        )
 
 
 def build_network(config: Config) -> Network:

@@ -122,7 +122,9 @@ def next_state(
 def curvature_of_piece(context: RoundContext, item: int) -> FloatArray:
     """Sum over a piece's public records of the curvature in the subspace."""
     kind, gradients = context.config.precision.kind, context.projected_gradients
-    parts = [curvature_sum(kind, gradients.curvature_factors(records)) for records, _ in context.batches(item)]
+    parts = [
+        curvature_sum(kind, gradients.curvature_factors(records)) for _, records, _ in context.numbered_batches(item)
+    ]
     return np.sum(parts, axis=0, dtype=np.float64)
 
 

@@ -37,7 +37,7 @@ from distqexp.privacy import gdp
 from distqexp.privacy.calibration import MARGIN, SLACK_SHARE
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
-from distqexp.problem.records import Records
+from distqexp.problem.records import concatenated
 from distqexp.stages.artefacts import Plan, RoundState
 from distqexp.stages.context import DataSource
 from distqexp.stages.export import EVALUATION_BATCH, fine_tuned
@@ -78,10 +78,7 @@ class Rehearsal:
         weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in start.weights.items()})
         write_atomic(self._weights, weights)
         self._held = [hold(data, start.schema, self._tune) for data in self.roles.stand_ins]
-        test = [hold(data, start.schema, self._tune).records for data in self.roles.test]
-        self._test = Records(
-            *(torch.cat([getattr(records, name) for records in test]) for name in ("inputs", "targets", "present"))
-        )
+        self._test = concatenated([hold(data, start.schema, self._tune).records for data in self.roles.test])
         self._sources: dict[int, tuple[tuple[DataSource, ...], tuple[str, ...]]] = {}
         self.before = self._metrics(start, start.state.theta)
         self.metric = self._tune.metric or METRICS[config.model.loss]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distqexp.config import DataConfig, TuneConfig
 from distqexp.errors import UsageError
 from distqexp.problem.dataset import Dataset, open_dataset
-from distqexp.problem.images import Turns
+from distqexp.problem.images import Turns, Views, viewed
 from distqexp.problem.readers import open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -29,12 +29,13 @@ class HeldDataset(Dataset):
         self._place = {int(row): place for place, row in enumerate(rows)}
         self.records = records
 
-    def read(self, rows: NDArray[np.int64] | Sequence[int]) -> Records:
+    def read(self, rows: NDArray[np.int64] | Sequence[int], views: Views | None = None) -> Records:
         """These rows, in this order; KeyError for one that isn't held."""
         places = torch.tensor([self._place[int(row)] for row in rows], dtype=torch.int64)
         self.opened += len(places)
         held = self.records
-        return Records(held.inputs[places], held.targets[places], held.present[places])
+        records = Records(held.inputs[places], held.targets[places], held.present[places])
+        return viewed(records, np.asarray(rows, dtype=np.int64), views) if views else records
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,54 @@ class Matrices(Raw):
         return Whole(apply_left(apply(self.matrix, whitening.column), whitening.row))
 
 
+def dense(kept: Dense | Indexed) -> Dense:
+    """With rows written out."""
+    return kept.dense() if isinstance(kept, Indexed) else kept
+
+
+def product(kept: Kept) -> Tensor:
+    """(B, copies, k_row, k_column)."""
+    if isinstance(kept, Whole):
+        return kept.matrix
+    if isinstance(kept, Indexed):
+        scaled = kept.column[:, 0] * kept.scale.unsqueeze(2)
+        found = scaled.new_zeros((len(scaled), kept.rows, scaled.shape[2]))
+        index = kept.token.unsqueeze(2).expand(scaled.shape)
+        return found.scatter_add_(1, index, scaled).unsqueeze(1)
+    return kept.row.transpose(2, 3) @ kept.column
+
+
+def joined(first: Kept, second: Kept) -> Kept:
+    """Two uses of one block: their sum. Factors stay factors, of the positions of both."""
+    if isinstance(first, Whole) or isinstance(second, Whole):
+        return Whole(product(first) + product(second))
+    if isinstance(first, Indexed) and isinstance(second, Indexed):
+        return Indexed(
+            torch.cat([first.token, second.token], dim=1),
+            torch.cat([first.scale, second.scale], dim=1),
+            torch.cat([first.column, second.column], dim=2),
+            first.rows,
+        )
+    one, two = dense(first), dense(second)
+    return Dense(torch.cat([one.row, two.row], dim=2), torch.cat([one.column, two.column], dim=2))
+
+
+def merged(kept: Kept, views: int) -> Kept:
+    """The sum over the ``views`` of each record, which are neighbours in the batch: their positions become the record's."""
+    if isinstance(kept, Whole):
+        return Whole(kept.matrix.reshape(-1, views, *kept.matrix.shape[1:]).sum(dim=1))
+    column = _one_after_another(kept.column, views)
+    if isinstance(kept, Dense):
+        return smaller(_one_after_another(kept.row, views), column)
+    token, scale = (side.reshape(-1, views * side.shape[1]) for side in (kept.token, kept.scale))
+    return Indexed(token, scale, column, kept.rows)
+
+
+def _one_after_another(side: Tensor, views: int) -> Tensor:
+    """(B views, copies, L, n) -> (B, copies, views L, n)."""
+    return side.reshape(-1, views, *side.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
 def keeps_factors(steps: int, k_row: int, k_column: int) -> bool:
     """Whether to keep factors rather than their product, by sizes.
 
