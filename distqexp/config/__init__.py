@@ -5,6 +5,7 @@ from __future__ import annotations
 from distqexp.config.reading import config_from_tree, load_config
 from distqexp.config.sections import (
     AllDataConfig,
+    AugmentConfig,
     ColumnsConfig,
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from distqexp.config.trees import config_to_tree, without_paths
 
 __all__ = [
     "AllDataConfig",
+    "AugmentConfig",
     "ColumnsConfig",
     "Config",
     "DataConfig",
