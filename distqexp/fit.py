@@ -163,7 +163,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         )
     progress.stage("release", state.round)
     noisy_sums = on_root_only(
-        engine, lambda: draw_release(plan, state, Quadratic.read(pooled, plan), required(work.charging))
+        engine, lambda: draw_release(plan, state, Quadratic.read(pooled, plan, own=True), required(work.charging))
     )
     release = make_release(plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))

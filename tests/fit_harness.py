@@ -71,10 +71,10 @@ RECORD_OPENED_ROWS = """
     from distqexp import fit
     opened = []
     original = Dataset.read
-    def read(self, rows):
+    def read(self, rows, views=None):
         if self.data.rows == ((597, 1397),):
             opened.extend(int(row) for row in rows)
-        return original(self, rows)
+        return original(self, rows, views)
     Dataset.read = read
     code = fit.main(sys.argv[1:])
     Path(f"opened-{os.environ['OMPI_COMM_WORLD_RANK']}.json").write_text(json.dumps(opened))

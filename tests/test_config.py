@@ -304,7 +304,7 @@ def test_a_required_key_is_named(name: str) -> None:
 
 
 BAD_VALUES = [
-    ("privacy.delta", 1.0, "strictly between 0 and 1"),
+    ("privacy.delta", 1.0, "from 0 to below 1"),
     ("privacy.delta", 5e-324, "1e-300 or more"),
     ("privacy.epsilon", 1e300, "at most 10000"),
     ("privacy.units", 0, "1 to 2"),

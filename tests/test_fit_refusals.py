@@ -33,9 +33,9 @@ def no_records(monkeypatch: pytest.MonkeyPatch, task: Path) -> None:
     """Fails when a row of private.csv is read."""
     read = Dataset.read
 
-    def guarded(self: Dataset, rows: Any) -> Any:
+    def guarded(self: Dataset, rows: Any, views: Any = None) -> Any:
         assert self.data.path is None or Path(self.data.path).name != "private.csv", "a private record was read"
-        return read(self, rows)
+        return read(self, rows, views)
 
     monkeypatch.setattr(Dataset, "read", guarded)
 
@@ -64,7 +64,7 @@ CONFIG_REFUSALS = [
     (["privacy.epsilon=-1"], ["privacy.epsilon: found -1.0"]),
     (["privacy.epsilon=nan"], ["privacy.epsilon: found nan"]),
     (["privacy.epsilon=1" + 400 * "0"], ["privacy.epsilon", "expected a number"]),
-    (["privacy.delta=1"], ["privacy.delta: found 1.0; expected a number strictly between 0 and 1"]),
+    (["privacy.delta=1"], ["privacy.delta: found 1.0; expected a number from 0 to below 1"]),
     (["privacy.delta=1.5"], ["privacy.delta: found 1.5"]),
     (["privacy.delta=-0.1"], ["privacy.delta: found -0.1"]),
     (["mechanism.clip_quantile=0.5"], ["exactly one of mechanism.clip, clip_quantile and clip_natural"]),
@@ -87,10 +87,7 @@ def test_config_refusals_come_before_anything_is_written(
 
 
 LATER = [
-    "mechanism.trust_radius=1.0",
-    "mechanism.curvature='private'",
     "subspace.kind='public-pca'",
-    "privacy.delta=0",
 ]
 
 
@@ -98,6 +95,27 @@ LATER = [
 def test_options_of_later_versions(run: Commands, task: Path, assignment: str) -> None:
     reason = run.fit(task, "--out", task.parent / "out", "--set", assignment).refused(2, assignment.split("=")[0])
     assert reason.endswith("not available yet")
+    assert not (task.parent / "out").exists()
+
+
+BALL = ("mechanism.trust_radius=1.0", 'mechanism.noise="gaussian"')
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (("mechanism.trust_radius=1.0",), ("mechanism.noise", "gaussian with mechanism.trust_radius")),
+        (("mechanism.trust_radius=-1.0", BALL[1]), ("mechanism.trust_radius", "above 0")),
+        (('mechanism.curvature="private"', BALL[1]), ("mechanism.trust_radius", "no Lipschitz bound")),
+        (('mechanism.curvature="secret"',), ("mechanism.curvature", "private")),
+        (("privacy.delta=0",), ("privacy.delta", "needs a finite one")),
+        ((*BALL, 'privacy.adjacency="add-remove"'), ("mechanism.trust_radius", "none under add-remove")),
+    ],
+)
+def test_trust_regions_that_would_promise_too_much(
+    run: Commands, task: Path, assignments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    run.fit(task, "--out", task.parent / "out", *overrides(*assignments)).refused(2, *words)
     assert not (task.parent / "out").exists()
 
 

@@ -226,7 +226,7 @@ def test_mixed_adjacencies_are_composed_under_the_strictest(ledger: Ledger) -> N
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (math.nan, 1e-5), (math.inf, 1e-5), (1, 0), (1, 1)]
+    ("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (math.nan, 1e-5), (math.inf, 1e-5), (1, -1e-9), (1, 1)]
 )
 def test_caps_that_make_no_sense(ledger: Ledger, epsilon: float, delta: float) -> None:
     with pytest.raises(UsageError, match="cap: "):

@@ -31,6 +31,7 @@ from distqexp.config import Config, config_from_tree
 from distqexp.config.sections import MechanismConfig
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError, UsageError
+from distqexp.mechanism.release import ReleaseRule
 from distqexp.privacy import gdp
 from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Ledger
@@ -335,7 +336,7 @@ def test_corrected_records_of_the_same_units_are_the_same_parts(
 
 KILLS: Sequence[tuple[Any, str, bool]] = [
     (fit_module, "sketch_round", False),
-    (release_module, "_draw", False),
+    (ReleaseRule, "draw", False),
     (Ledger, "commit", True),
     (Ledger, "commit", False),
     (fit_module, "make_release", False),

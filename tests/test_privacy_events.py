@@ -10,7 +10,8 @@ import pytest
 from distqexp.errors import UsageError
 from distqexp.privacy import gdp, zcdp
 from distqexp.privacy.calibration import spent, spent_epsilon
-from distqexp.privacy.events import GaussianRelease, Guarantee, compose
+from distqexp.privacy.events import GaussianRelease, compose
+from distqexp.privacy.guarantee import Guarantee
 
 
 def total(guarantee: Guarantee, epsilon: float) -> float:
@@ -28,7 +29,7 @@ def test_parameters_add_up() -> None:
 
 
 def test_nothing_released_costs_nothing() -> None:
-    assert compose([]) == Guarantee(0.0, 0.0, 0.0)
+    assert compose([]) == Guarantee(0.0, 0.0, 0.0, pure=0.0)
     assert spent([], 1.0) == 0.0
     assert spent_epsilon([], 1e-5) == 0.0
 

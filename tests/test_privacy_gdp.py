@@ -11,7 +11,7 @@ from distqexp.errors import UsageError
 from distqexp.privacy import gdp
 
 EPSILONS = (0.0, 1e-3, 0.1, 1.0, 8.0, 40.0)
-MUS = (1e-8, 1e-5, 1e-3, 0.05, 0.3, 0.7, 0.72, 1.0, 3.0, 12.0, 30.0)
+MUS = (1e-12, 1e-8, 1e-5, 1e-3, 0.05, 0.3, 0.7, 0.72, 1.0, 3.0, 12.0, 30.0, 300.0)
 
 
 def log_delta_by_integration(epsilon: float, mu: float) -> mpmath.mpf:

@@ -20,14 +20,15 @@ from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError, FileContentError
 from distqexp.fit import FitResult
+from distqexp.mechanism import release as mechanism_release
 from distqexp.mechanism.noise import draw_discrete
+from distqexp.mechanism.release import ReleaseRule
 from distqexp.privacy.calibration import spent_epsilon
 from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
 from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_files import LedgerFiles
-from distqexp.stages import release as release_module
 from distqexp.stages.artefacts import Plan, Quadratic, RoundState, Sketch
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import Charging, check_budget, draw_release, make_release
@@ -94,7 +95,7 @@ def always(*arguments: Any, **keywords: Any) -> bool:
 
 KILLS: dict[str, tuple[Any, str, Callable[..., bool], bool, bool]] = {
     "before the reservation": (Chain, "append", on_action("reserve"), True, False),
-    "before the draw": (release_module, "_draw", always, True, False),
+    "before the draw": (ReleaseRule, "draw", always, True, False),
     "after the draw, before it is stored": (Ledger, "persist_noise", always, True, False),
     "before the noise file": (LedgerFiles, "write", on_file("noise"), True, False),
     "after the noise file, before its entry": (Chain, "append", on_action("draw"), True, True),
@@ -115,13 +116,13 @@ def test_a_kill_anywhere_costs_one_charge_and_uses_the_stored_draw(
     owner, name, when, before, stored = KILLS[where]
     sums = some_sums(plan)
     draws: list[Integers] = []
-    real = release_module._draw
+    real = ReleaseRule.draw
 
     def spying(*arguments: Any) -> Any:
         draws.append(real(*arguments))
         return draws[-1].copy()
 
-    monkeypatch.setattr(release_module, "_draw", spying)
+    monkeypatch.setattr(ReleaseRule, "draw", spying)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, killing(getattr(owner, name), when, before))
         with pytest.raises(Killed):
@@ -215,7 +216,7 @@ def test_noise_of_the_right_sampler_is_drawn(plan: Plan, own_ledger: Path, monke
         calls.append((k, sigma))
         return draw_discrete(k, sigma)
 
-    monkeypatch.setattr(release_module, "draw_discrete", spying)
+    monkeypatch.setattr(mechanism_release, "draw_discrete", spying)
     with Ledger.open(own_ledger) as ledger:
         draw_release(plan, plan.state, quadratic(plan, some_sums(plan)), Charging(ledger))
     assert calls == [(plan.k, plan.state.grid.sigma)]
@@ -260,7 +261,7 @@ def test_sums_and_noise_wrap_modulo_two_to_the_64(tmp_path: Path, own_ledger: Pa
         warnings.simplefilter("error")
         noisy = draw_release(plan, plan.state, pooled, Charging(ledger, 8))
         release = make_release(plan, plan.state, noisy, 8, None, SerialEngine())
-    noise = release_module._draw(plan.event(plan.state.grid), plan.state, 8)
+    noise = plan.rule(plan.state).draw(some_sums(plan), 8, 0)
     assert noisy.tolist() == [modulo(value + int(x)) for value, x in zip(exact, noise, strict=True)]
     assert noisy.min() < -(2**62) < 2**62 < noisy.max()  # on both sides of the seam
     assert np.isfinite(release.theta).all()
@@ -344,7 +345,7 @@ def test_a_round_that_is_not_charged_would_be_caught(
 KILLS_IN_A_RUN = [
     (fit_module, "sketch_round", False),
     (fit_module, "draw_release", True),
-    (release_module, "_draw", False),
+    (ReleaseRule, "draw", False),
     (Ledger, "commit", True),
     (Ledger, "commit", False),
     (fit_module, "draw_release", False),

@@ -20,6 +20,7 @@ def certificate(**changes: Any) -> dict[str, Any]:
         "adjacency": "zero-out",
         "unit": "one record",
         "records_public": 800,
+        "pure_epsilon": None,
         "rounds": [{"round": 0, "mu": 0.27, "clip": 1.0, "temperature": 13.7, "sigma": 65536, "grid_step": 2**-14}],
         "parts": 1,
         "micro_batch": None,

@@ -65,6 +65,20 @@ def test_twenty_passes(name: str, accuracy: float, start: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_views_of_the_private_images(start: Path, tmp_path: Path) -> None:
+    config = mnist("eps0.5", start, folder="mnist-views")
+    assert (config.mechanism.passes, config.augment.views) == (20, 4)
+    assert mean_accuracy(config, tmp_path, 1) >= 0.945
+
+
+@pytest.mark.slow
+def test_two_passes_in_parts(start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", start, folder="mnist-fast")
+    assert config.mechanism.passes == 2
+    assert mean_accuracy(config, tmp_path, 2) >= 0.925
+
+
+@pytest.mark.slow
 def test_ten_passes(start: Path, tmp_path: Path) -> None:
     config = mnist("eps1", start, rounds=10, final_step=None, warmup=1, precision={"samples": 2000})
     assert mean_accuracy(config, tmp_path, 1) >= 0.94

@@ -7,7 +7,7 @@ from typing import Any
 
 from distqexp.config.sections import Config, DataConfig
 from distqexp.config.tuning import check_tune
-from distqexp.errors import NotAvailableYet, UsageError
+from distqexp.errors import UsageError
 
 
 def check(config: Config) -> None:
@@ -67,10 +67,12 @@ def check(config: Config) -> None:
 
     positive("privacy.epsilon", privacy.epsilon)
     need(privacy.epsilon <= 1e4, "privacy.epsilon", privacy.epsilon, "at most 10000")
-    if privacy.delta == 0:
-        raise NotAvailableYet("config key privacy.delta: 0 (pure differential privacy)")
-    need(0 < privacy.delta < 1, "privacy.delta", privacy.delta, "a number strictly between 0 and 1")
-    need(privacy.delta >= 1e-300, "privacy.delta", privacy.delta, "1e-300 or more")
+    need(0 <= privacy.delta < 1, "privacy.delta", privacy.delta, "a number from 0 to below 1")
+    need(privacy.delta == 0 or privacy.delta >= 1e-300, "privacy.delta", privacy.delta, "1e-300 or more, or 0")
+    need(
+        privacy.delta > 0 or config.mechanism.trust_radius is not None,
+        "privacy.delta", 0, "above 0, or mechanism.trust_radius: pure differential privacy needs a finite one",
+    )  # fmt: skip
     need(1 <= privacy.units <= 2**53, "privacy.units", privacy.units, "a public number of units, 1 to 2^53")
 
     subspace = config.subspace
@@ -146,11 +148,20 @@ def check(config: Config) -> None:
         mechanism.parts == 1 or privacy.adjacency != "add-remove" or all(data.unit for data in config.data.private),
         "mechanism.parts", mechanism.parts, "1, or data.private.unit: under add-remove a unit's part is a hash of its id",
     )  # fmt: skip
-    if mechanism.trust_radius is not None:
-        raise NotAvailableYet(f"config key mechanism.trust_radius: {mechanism.trust_radius}")
-    if mechanism.curvature == "private":
-        raise NotAvailableYet("config key mechanism.curvature: 'private'")
-    need(mechanism.curvature == "public", "mechanism.curvature", mechanism.curvature, "public")
+    positive("mechanism.trust_radius", mechanism.trust_radius)
+    need(
+        mechanism.trust_radius is None or mechanism.noise == "gaussian",
+        "mechanism.noise", mechanism.noise, "gaussian with mechanism.trust_radius: a truncated draw is float64",
+    )  # fmt: skip
+    need(
+        mechanism.trust_radius is None or privacy.adjacency != "add-remove",
+        "mechanism.trust_radius", mechanism.trust_radius, "none under add-remove, where sums wrap modulo 2^64 rather than tell a "
+        "count: a truncated draw can't undo that; use zero-out or replace-one",
+    )  # fmt: skip
+    need(
+        not config.private_curvature or mechanism.trust_radius is not None,
+        "mechanism.trust_radius", None, 'a radius with mechanism.curvature = "private": without one a utility has no Lipschitz bound',
+    )  # fmt: skip
     positive("mechanism.step", mechanism.step)
     positive("mechanism.final_step", mechanism.final_step)
     need(

@@ -115,7 +115,9 @@ class PrivacyConfig:
     """[privacy]: the guarantee."""
 
     epsilon: float = key("target epsilon of the whole run, above 0")
-    delta: float = key("target delta of the whole run, strictly between 0 and 1")
+    delta: float = key(
+        "target delta of the whole run, below 1; 0: pure differential privacy, which needs mechanism.trust_radius"
+    )
     units: int = key("n_bar, a public nominal number of privacy units; never taken from the data")
     adjacency: Literal["zero-out", "add-remove", "replace-one"] = key(
         "which datasets are neighbours", default="zero-out"
@@ -181,8 +183,14 @@ class MechanismConfig:
     momentum: float = key(
         "share of the last round's move that is added to a round's own; of released points: free", default=0.0
     )
-    trust_radius: float | None = key("R; infinite when absent", default=None)
-    curvature: str = key('"public", or "private" for beta = 1', default="public")
+    trust_radius: float | None = key(
+        "R: the released move is at most so long, in whitened units; infinite when absent; needs noise = gaussian",
+        default=None,
+    )
+    curvature: Literal["public", "private"] = key(
+        "public: that of the precision alone; private: units' own too (beta = 1), which needs a trust radius",
+        default="public",
+    )
     noise: Literal["discrete", "gaussian"] = key(
         "discrete: exact integers; gaussian: idealised float64", default="discrete"
     )
@@ -306,9 +314,15 @@ class Config:
         return self.precision.kind == "kronecker" or self.subspace.kind in ("kronecker", "kronecker-pca")
 
     @property
+    def private_curvature(self) -> bool:
+        """Whether units bring their own curvature (beta = 1)."""
+        return self.mechanism.curvature == "private"
+
+    @property
     def fast_layers(self) -> bool:
         """Whether gradients are taken layer by layer, without one for each example."""
-        return self.by_blocks and self.precision.kind in ("identity", "kronecker")
+        layers = self.by_blocks and self.precision.kind in ("identity", "kronecker")
+        return layers and not self.private_curvature
 
     @property
     def by_batch(self) -> bool:

@@ -9,7 +9,7 @@ be replaced by another, 1 where it may only vanish or appear; the slack is 0 but
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from distqexp.errors import UsageError
@@ -112,6 +112,22 @@ def choose_grid(
     if not -500 <= chosen <= 450:
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{chosen})")
     return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor, slack)
+
+
+def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str) -> float:
+    """About the mu of a release on the ball of ``radius`` whose pure epsilon, 2 C R / T, is ``epsilon``."""
+    return math.sqrt(SENSITIVITY_FACTORS[adjacency] * clip * epsilon / radius / 2)
+
+
+def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:
+    """The grid with the smallest noise at which 2 C R / T is at most ``epsilon``: T = (sigma h)^2, exactly."""
+    square = 2 * grid.sensitivity * Fraction(radius) / (Fraction(grid.step) * Fraction(epsilon))
+    sigma = max(1, math.isqrt(math.ceil(square) - 1) + 1)
+    if sigma > LARGEST_SIGMA:
+        raise UsageError(
+            f"grid overflow: noise of {float(sigma):.3g} steps; expected at most 2^53; raise privacy.epsilon"
+        )
+    return replace(grid, sigma=sigma)
 
 
 def max_slots(grid: Grid, k: int) -> int:

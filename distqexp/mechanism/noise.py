@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from scipy.special import ndtri
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import LARGEST_SIGMA
+from distqexp.mechanism.randomness import SystemRandomness
 
 CHUNK = 1 << 16
 """Coordinates drawn at a time: bounds the memory of the Python lists that OpenDP takes and returns."""
@@ -49,15 +49,7 @@ def draw_continuous(k: int, sigma: float) -> NDArray[np.float64]:
     draws are on a finite set, and no draw exceeds 8.6 sigma. Raises UsageError for k or sigma out of range.
     """
     _check(k, sigma)
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-
-    pairs = (k + 1) // 2
-    stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
-    words = np.frombuffer(stream.update(bytes(16 * pairs)), dtype="<u8") >> np.uint64(11)
-    uniform = words.astype(np.float64) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs]))  # 1 - u lies in (0, 1]
-    angle = 2.0 * math.pi * uniform[pairs:]
-    return sigma * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:k]
+    return sigma * SystemRandomness().normal(k)
 
 
 def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> NDArray[np.int64] | NDArray[np.float64]:

@@ -1,17 +1,89 @@
-"""The released point of one round."""
+"""How a round's sums become a released point: Gaussian noise, or a draw from a truncated Gaussian."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
+from distqexp.mechanism.factor_grid import FactorGrid, packed_size
 from distqexp.mechanism.grid import Grid
+from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
+from distqexp.mechanism.randomness import SeededRandomness, SystemRandomness
+from distqexp.mechanism.truncated import draw_truncated
+
+Released = NDArray[np.int64] | NDArray[np.float64]
 
 
-def add_noise(
-    sums: NDArray[np.int64], noise: NDArray[np.int64] | NDArray[np.float64]
-) -> NDArray[np.int64] | NDArray[np.float64]:
+@dataclass(frozen=True)
+class ReleaseRule:
+    """The law of a round's release, given its sums. Public.
+
+    k: coordinates. noise: "discrete" (exact integers) or "gaussian" (idealised float64). radius: R, None without a trust region;
+    a finite one needs "gaussian". factors: the grid of private curvature, None where the curvature is public.
+    """
+
+    k: int
+    grid: Grid
+    noise: str
+    radius: float | None = None
+    factors: FactorGrid | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("discrete", "gaussian"):
+            raise UsageError(f"mechanism.noise: found {self.noise!r}; expected discrete or gaussian")
+        if self.radius is None and self.factors is not None:
+            raise UsageError("mechanism.trust_radius: absent; expected a finite one with private curvature")
+        if self.radius is not None and self.noise == "discrete":
+            raise UsageError('mechanism.noise: found "discrete"; expected "gaussian" with mechanism.trust_radius')
+
+    @property
+    def width(self) -> int:
+        """How many integers the sums are: k, and with private curvature the upper triangle of the Gram matrix."""
+        return self.k + (packed_size(self.k) if self.factors else 0)
+
+    @property
+    def independent(self) -> bool:
+        """Whether what is drawn is noise, independent of the sums, that is added to them."""
+        return self.radius is None
+
+    def draw(self, sums: NDArray[np.int64], seed: int | None, round: int) -> Released:
+        """(k,) in grid steps: noise to be added to the sums, or, with a trust region, minus the released point itself.
+
+        ``sums`` int64 (width,), private. From the operating system's entropy; from ``seed`` and ``round``, NOT PRIVATE, where a
+        seed is given.
+        """
+        if sums.dtype != np.int64 or sums.shape != (self.width,):
+            raise UsageError(f"sums: found {sums.dtype} {sums.shape}; expected int64 ({self.width},)")
+        k, sigma = self.k, self.grid.sigma
+        if self.radius is not None:
+            randomness = SystemRandomness() if seed is None else SeededRandomness(seed, round)
+            linear = sums[:k].astype(np.float64) * self.grid.step
+            point = draw_truncated(self._curvature(sums), linear, self.grid.temperature, self.radius, randomness)
+            return -point / self.grid.step
+        if seed is not None:
+            return draw_insecure(k, sigma, seed=seed, round=round, noise=self.noise)
+        return draw_discrete(k, sigma) if self.noise == "discrete" else draw_continuous(k, float(sigma))
+
+    def released(self, sums: NDArray[np.int64], drawn: Released) -> Released:
+        """The noisy sums (k,), in grid steps, from what ``draw`` gave for these sums."""
+        return add_noise(sums, drawn) if self.independent else drawn
+
+    def _curvature(self, sums: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """B = I + sum_j V_j^T V_j, (k, k); None for the identity."""
+        if self.factors is None:
+            return None
+        found = np.zeros((self.k, self.k))
+        upper = np.triu_indices(self.k)
+        found[upper] = sums[self.k :] * self.factors.step**2
+        found = found + np.triu(found, 1).T
+        found[np.diag_indices(self.k)] += 1.0
+        return found
+
+
+def add_noise(sums: NDArray[np.int64], noise: Released) -> Released:
     """The noisy sums (k,), in grid steps: the release itself; whatever follows is post-processing.
 
     ``sums`` int64 (k,) and ``noise`` (k,), int64 or float64, are private. Integer noise is added modulo 2^64: it
@@ -25,6 +97,6 @@ def add_noise(
     return sums + noise
 
 
-def released_point(noisy_sums: NDArray[np.int64] | NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+def released_point(noisy_sums: Released, grid: Grid) -> NDArray[np.float64]:
     """y = -(noisy sums) * h, float64 (k,), in whitened coordinates."""
     return -noisy_sums.astype(np.float64) * grid.step + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -1,1 +1,1 @@
-"""Privacy accounting: Gaussian and zero-concentrated curves, calibration, releases as events, the ledger."""
+"""Privacy accounting: Gaussian, zero-concentrated and pure guarantees, calibration, releases as events, the ledger."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from distqexp.errors import UsageError
-from distqexp.privacy import discrete_slack, gdp
-from distqexp.privacy.events import GaussianRelease, compose
+from distqexp.privacy import discrete_slack, gdp, pure
+from distqexp.privacy.events import Release, compose
 
 SLACK_SHARE = 1e-3
 """Share of delta set aside for the difference between discrete and rounded Gaussian noise."""
@@ -32,12 +32,16 @@ class Calibration:
     smallest allowed standard deviation of the noise in grid steps (it keeps the grid fine against the clip and, for
     discrete noise, the slack within its share); ``slack_delta`` is the part of delta set aside for the
     discreteness of the noise, 0 for continuous noise.
+
+    ``epsilon_round``: with delta 0, the pure epsilon of one round; else None. ``mu_round`` and ``mu_total`` are then what it
+    implies: upper bounds, as the clip and the radius may give less.
     """
 
     mu_total: float
     mu_round: float
     sigma_minimum: int
     slack_delta: float
+    epsilon_round: float | None = None
 
 
 def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) -> Calibration:
@@ -46,12 +50,9 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) 
     ``rounds``: those that a unit takes part in; with rounds of disjoint parts of the units, one part's.
     ``noise`` is "discrete" or "gaussian". Raises UsageError for values out of range.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise UsageError(f"privacy.epsilon: found {epsilon!r}; expected a finite number above 0")
+    _require_target(epsilon, rounds, k)
     if not 0 < delta < 1:
         raise UsageError(f"privacy.delta: found {delta!r}; expected a number strictly between 0 and 1")
-    if rounds < 1 or k < 1:
-        raise UsageError(f"rounds and k: found {rounds!r} and {k!r}; expected 1 or more of both")
     if noise not in ("discrete", "gaussian"):
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
     slack = SLACK_SHARE * delta if noise == "discrete" else 0.0
@@ -59,23 +60,52 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) 
     mu_round = mu_total / math.sqrt(rounds)
     while rounds * Fraction(mu_round) ** 2 > Fraction(mu_total) ** 2:
         mu_round = math.nextafter(mu_round, 0.0)
-    sigma_minimum = math.ceil(RESOLUTION * math.sqrt(k) / mu_round)
+    smallest = sigma_minimum(mu_round, k)
     if noise == "discrete":
         log_variation = math.log(slack) - epsilon - math.log1p(math.exp(-epsilon))
         if log_variation < -700:
             raise UsageError(f"privacy.epsilon: found {epsilon!r}; discrete noise serves epsilon up to about 600")
-        sigma_minimum = max(sigma_minimum, discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation)))
-    return Calibration(mu_total, mu_round, sigma_minimum, slack)
+        smallest = max(smallest, discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation)))
+    return Calibration(mu_total, mu_round, smallest, slack)
 
 
-def spent(events: Iterable[GaussianRelease], epsilon: float) -> float:
+def calibrate_pure(*, epsilon: float, rounds: int, k: int) -> Calibration:
+    """The share of ``rounds`` equal bounded releases of ``k`` coordinates that together are (epsilon, 0)-DP.
+
+    ``rounds`` as in ``calibrate``. The noise itself follows from the clip and the trust radius: temperature
+    ``pure.pure_temperature(C_eff, R, epsilon_round)`` or more. Raises UsageError for values out of range.
+    """
+    _require_target(epsilon, rounds, k)
+    epsilon_round = pure.round_epsilon(epsilon, rounds)
+    if epsilon_round == 0:
+        raise UsageError(f"privacy.epsilon: found {epsilon!r}; expected more than {rounds} rounds can share as floats")
+    mu_round = pure.mu(epsilon_round)
+    return Calibration(mu_round * math.sqrt(rounds), mu_round, sigma_minimum(mu_round, k), 0.0, epsilon_round)
+
+
+def sigma_minimum(mu_round: float, k: int) -> int:
+    """The smallest standard deviation, in grid steps, that keeps the grid fine against the clip."""
+    return math.ceil(RESOLUTION * math.sqrt(k) / mu_round)
+
+
+def spent(events: Iterable[Release], epsilon: float) -> float:
     """The delta, at most 1, that the releases have together at ``epsilon``, slack of discrete noise included.
 
-    0 for no releases; and for discrete noise the smaller of the two guarantees of ``Guarantee``.
+    0 for no releases; otherwise the smallest of the statements of ``Guarantee``.
     """
     return compose(events).delta(epsilon)
 
 
-def spent_epsilon(events: Iterable[GaussianRelease], delta: float) -> float:
-    """An epsilon at which the releases have at most ``delta`` together: the smallest one, rounded upwards."""
+def spent_epsilon(events: Iterable[Release], delta: float) -> float:
+    """An epsilon at which the releases have at most ``delta`` together: the smallest one, rounded upwards.
+
+    ``delta`` 0: the pure epsilon, infinity where a release has none.
+    """
     return compose(events).epsilon(delta)
+
+
+def _require_target(epsilon: float, rounds: int, k: int) -> None:
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise UsageError(f"privacy.epsilon: found {epsilon!r}; expected a finite number above 0")
+    if rounds < 1 or k < 1:
+        raise UsageError(f"rounds and k: found {rounds!r} and {k!r}; expected 1 or more of both")

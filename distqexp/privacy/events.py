@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from scipy.special import ndtri
-
 from distqexp.errors import UsageError
-from distqexp.privacy import discrete_slack, gdp, zcdp
-from distqexp.privacy.search import last_holding
+from distqexp.privacy import discrete_slack, pure, zcdp
+from distqexp.privacy.guarantee import Guarantee
+from distqexp.privacy.pld import MOST_RESPONSES, Mixed
 
 
 @dataclass(frozen=True)
@@ -26,110 +25,175 @@ class GaussianRelease:
     sigma: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.mu > 0 and math.isfinite(self.mu)):
-            raise UsageError(f"mu of a release: found {self.mu!r}; expected a finite number above 0")
-        if self.coordinates < 1:
-            raise UsageError(f"coordinates of a release: found {self.coordinates!r}; expected 1 or more")
+        _require_positive("mu", self.mu)
+        _require_coordinates(self.coordinates)
         if self.sigma is not None and not discrete_slack.SMALLEST_SIGMA <= self.sigma <= 2.0**62:
             raise UsageError(f"sigma of a discrete release: found {self.sigma!r} grid steps; expected 3 to 2^62")
 
 
 @dataclass(frozen=True)
-class Guarantee:
-    """What a sequence of releases satisfies: two statements, both true, of which the smaller delta is reported.
+class BoundedRelease:
+    """One release of ``coordinates`` numbers on a ball of finite radius, in idealised real arithmetic.
 
-    - Within total variation ``total_variation`` of a ``mu``-GDP sequence (0 when all noise is continuous):
-      (epsilon, delta_GDP(epsilon) + (1 + e^epsilon) total_variation)-DP.
-    - ``rho``-zCDP, exactly.
+    Both ``mu``-GDP (Theorem 2) and ``epsilon``-DP with delta 0 (Theorem 3).
     """
 
     mu: float
-    total_variation: float
-    rho: float
+    epsilon: float
+    coordinates: int = 1
 
-    def delta(self, epsilon: float) -> float:
-        """The delta, at most 1, at ``epsilon`` >= 0."""
-        return math.exp(min(0.0, self.log_delta(epsilon)))
+    def __post_init__(self) -> None:
+        _require_positive("mu", self.mu)
+        _require_positive("epsilon", self.epsilon)
+        _require_coordinates(self.coordinates)
 
-    def log_delta(self, epsilon: float) -> float:
-        """Natural logarithm of the delta at ``epsilon``; never increases with ``epsilon``."""
-        return min(self._log_delta_by_gdp(epsilon), zcdp.log_delta(epsilon, self.rho))
+    @property
+    def gdp_mu(self) -> float:
+        """The smaller of ``mu`` and of what ``epsilon`` implies."""
+        return min(self.mu, pure.mu(self.epsilon))
 
-    def epsilon(self, delta: float) -> float:
-        """An epsilon at which the delta is at most ``delta``: the smallest one, rounded upwards."""
-        high = zcdp.epsilon(delta, self.rho)
-        target = math.log(delta) - gdp.SAFETY
+    @property
+    def rho(self) -> float:
+        """The smaller of the two zCDP parameters that ``mu`` and ``epsilon`` imply."""
+        return min(zcdp.rho(self.mu), pure.rho(self.epsilon))
 
-        def holds(value: float) -> bool:
-            return self.log_delta(value) <= target
 
-        return 0.0 if high == 0 or holds(0.0) else last_holding(holds, inside=high, outside=0.0)
+Release = GaussianRelease | BoundedRelease
 
-    def _log_delta_by_gdp(self, epsilon: float) -> float:
-        if self.total_variation == 0 or self.mu == 0:
-            return gdp.log_delta(epsilon, self.mu)
-        # delta_GDP(e) + (1 + exp(e)) Delta falls until Phi(-e/mu - mu/2) = Delta and then rises. What holds at a
-        # smaller epsilon holds at a larger one, so the lowest point serves every epsilon beyond it.
-        lowest = max(0.0, self.mu * (-float(ndtri(self.total_variation)) - self.mu / 2))
-        point = min(epsilon, lowest)
-        slack = math.log(self.total_variation) + max(0.0, point) + math.log1p(math.exp(-point))
-        return _log_sum(gdp.log_delta(point, self.mu), slack)
+SMALLEST_SQUARE = math.ulp(0.0)
+
+CUTS = 5
+"""How many ways of counting bounded releases, some as Gaussian and some as pure, are compared."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What releases add up to: the sum of their mu^2, and of the divergences of their discrete noise."""
+    """What releases add up to: for the Gaussian ones, the sum of their mu^2 and of the divergences of their discrete noise.
+
+    bounded: the bounded ones, in falling order of epsilon, then mu; coordinates left out.
+    """
 
     square: float = 0.0
     divergence: float = 0.0
+    bounded: tuple[BoundedRelease, ...] = ()
 
     def guarantee(self) -> Guarantee:
         """The guarantee of releases of this cost."""
-        mu = math.sqrt(self.square)
-        return Guarantee(mu, discrete_slack.total_variation([self.divergence]), zcdp.rho(mu))
+        gaussian = math.sqrt(self.square)
+        return Guarantee(
+            mu=math.sqrt(math.fsum([self.square, *(event.gdp_mu**2 for event in self.bounded)])),
+            total_variation=discrete_slack.total_variation([self.divergence]),
+            rho=math.fsum([zcdp.rho(gaussian), *(event.rho for event in self.bounded)]),
+            pure=math.inf if self.square else pure.total(event.epsilon for event in self.bounded),
+            mixed=_mixed(self.square, self.bounded),
+        )
 
 
-def cost(events: Iterable[GaussianRelease]) -> Cost:
+def cost(events: Iterable[Release]) -> Cost:
     """The cost of all ``events`` to a unit that takes part in each of them."""
     events = list(events)
-    divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in events if event.sigma]
-    return Cost(math.fsum(event.mu**2 for event in events), math.fsum(divergences))
+    gaussian = [event for event in events if isinstance(event, GaussianRelease)]
+    divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in gaussian if event.sigma]
+    # A square that underflows must not turn a Gaussian release into none, or a cap of delta 0 would admit it.
+    squares = [max(event.mu**2, SMALLEST_SQUARE) for event in gaussian]
+    bounded = [replace(event, coordinates=1) for event in events if isinstance(event, BoundedRelease)]
+    return Cost(math.fsum(squares), math.fsum(divergences), _sorted(bounded))
 
 
 def added(costs: Iterable[Cost]) -> Cost:
     """The cost to a unit that bears all of them."""
     costs = list(costs)
-    return Cost(math.fsum(item.square for item in costs), math.fsum(item.divergence for item in costs))
+    return Cost(
+        math.fsum(item.square for item in costs),
+        math.fsum(item.divergence for item in costs),
+        _sorted(event for item in costs for event in item.bounded),
+    )
 
 
 def worst(costs: Iterable[Cost]) -> Cost:
-    """At least the cost to a unit that bears one of them, whichever: both figures the largest; none for no costs."""
+    """At least the cost to a unit that bears one of them, whichever: every figure the largest; none for no costs.
+
+    The lists of bounded releases are laid side by side, and each position counts with the largest of its figures.
+    """
     costs = list(costs)
-    return Cost(max((c.square for c in costs), default=0.0), max((c.divergence for c in costs), default=0.0))
+    longest = max((len(item.bounded) for item in costs), default=0)
+    columns = [[item.bounded[place] for item in costs if place < len(item.bounded)] for place in range(longest)]
+    return Cost(
+        max((item.square for item in costs), default=0.0),
+        max((item.divergence for item in costs), default=0.0),
+        _sorted(BoundedRelease(max(e.mu for e in column), max(e.epsilon for e in column)) for column in columns),
+    )
 
 
-def compose(events: Iterable[GaussianRelease], times: int = 1) -> Guarantee:
+def compose(events: Iterable[Release], times: int = 1) -> Guarantee:
     """The guarantee of all ``events`` together, the whole list ``times`` over.
 
-    The mechanisms may adapt to earlier releases; the list itself must have been fixed beforehand. mu^2, rho and
-    the divergences of the discrete noise add up.
+    The mechanisms may adapt to earlier releases; the list itself must have been fixed beforehand. mu^2, rho,
+    the divergences of the discrete noise and, where all releases are bounded, the epsilons add up.
     """
     if times < 0:
         raise UsageError(f"times: found {times!r}; expected 0 or more")
     once = cost(events)
-    return Cost(times * once.square, times * once.divergence).guarantee()
+    return Cost(times * once.square, times * once.divergence, _sorted(once.bounded * times)).guarantee()
 
 
-def to_dp_event(events: Iterable[GaussianRelease]) -> Any:
+def of_group(events: Iterable[Release], size: int) -> list[Release]:
+    """The same releases as they bear on ``size`` units together, or on one unit that is present at so many sites.
+
+    mu and epsilon are ``size`` times as large: a chain of so many neighbours leads from one dataset to the other.
+    """
+    if size < 1:
+        raise UsageError(f"size of a group: found {size!r}; expected 1 or more")
+    return [
+        replace(event, mu=size * event.mu)
+        if isinstance(event, GaussianRelease)
+        else replace(event, mu=size * event.mu, epsilon=size * event.epsilon)
+        for event in events
+    ]
+
+
+def to_dp_event(events: Iterable[Release]) -> Any:
     """The same releases as a dp-accounting event, for cross-checks (imports dp_accounting).
 
-    Discrete noise appears as the continuous noise that it is close to; the slack is not part of the event.
+    Discrete noise appears as the continuous noise that it is close to; the slack is not part of the event. A bounded
+    release appears as randomised response of its epsilon.
     """
     import dp_accounting
 
-    return dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(1 / event.mu) for event in events])
+    def single(event: Release) -> Any:
+        if isinstance(event, GaussianRelease):
+            return dp_accounting.GaussianDpEvent(1 / event.mu)
+        return dp_accounting.RandomizedResponseDpEvent(2 / (1 + math.exp(event.epsilon)), 2)
+
+    return dp_accounting.ComposedDpEvent([single(event) for event in events])
 
 
-def _log_sum(first: float, second: float) -> float:
-    high, low = max(first, second), min(first, second)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+def _mixed(square: float, bounded: Sequence[BoundedRelease]) -> tuple[Mixed, ...]:
+    """Bounded releases counted as pure, the others as Gaussian: several ways, from as few as pays to all of them."""
+    if not bounded or len(bounded) > MOST_RESPONSES:
+        return ()
+    gain = [event.mu / pure.mu(event.epsilon) for event in bounded]  # of counting it as pure; above 1: always better
+    order = sorted(range(len(bounded)), key=lambda place: -gain[place])
+    always = sum(value >= 1 for value in gain)
+    cuts = {always + (len(bounded) - always) * cut // CUTS for cut in range(CUTS + 1)} - {0}
+    return tuple(
+        Mixed(
+            math.sqrt(math.fsum([square, *(bounded[place].mu ** 2 for place in order[cut:])])),
+            tuple(bounded[place].epsilon for place in order[:cut]),
+        )
+        for cut in sorted(cuts)
+    )
+
+
+def _sorted(bounded: Iterable[BoundedRelease]) -> tuple[BoundedRelease, ...]:
+    return tuple(sorted(bounded, key=lambda event: (-event.epsilon, -event.mu)))
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"{name} of a release: found {value!r}; expected a finite number above 0")
+
+
+def _require_coordinates(value: int) -> None:
+    if value < 1:
+        raise UsageError(f"coordinates of a release: found {value!r}; expected 1 or more")

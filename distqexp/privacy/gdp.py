@@ -50,6 +50,21 @@ def log_delta(epsilon: float, mu: float) -> float:
     return min(0.0, -lower * lower / 2 + math.log(difference / 2))
 
 
+def deltas(epsilons: NDArray[np.float64], mu: float) -> NDArray[np.float64]:
+    """The curve at an array (n,) of real epsilons, those below 0 too; where it underflows, 0. Needs a finite mu >= 0.
+
+    delta(-e) = 1 - e^-e + e^-e delta(e): the pair N(0, 1), N(mu, 1) is symmetric.
+    """
+    size, found = np.abs(epsilons), np.zeros_like(epsilons)
+    if mu > 0:
+        with np.errstate(over="ignore"):
+            lower = size / mu - mu / 2
+        far, near = lower < -10, (lower >= -10) & (lower < 100)
+        found[far] = ndtr(-lower[far]) - np.exp(size[far] + log_ndtr(-lower[far] - mu))
+        found[near] = np.exp(-(lower[near] ** 2) / 2) * _scaled_differences(lower[near] / _SQRT2, mu / _SQRT2) / 2
+    return np.where(epsilons < 0, -np.expm1(-size) + np.exp(-size) * found, found)
+
+
 def epsilon(delta: float, mu: float) -> float:
     """An epsilon >= 0 at which a mu-GDP mechanism has at most ``delta``: the smallest one, rounded upwards."""
     target = _log_target(delta)
@@ -92,6 +107,14 @@ def _scaled_difference(start: float, width: float) -> float:
         return float(erfcx(start) - erfcx(start + width))
     points = start + width * (1 + _NODES) / 2
     return float(np.dot(_WEIGHTS, _minus_slope(points))) * width / 2
+
+
+def _scaled_differences(start: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """``_scaled_difference`` for an array of starts (n,)."""
+    if width > 0.5:
+        return np.asarray(erfcx(start) - erfcx(start + width))
+    points = start[:, None] + width * (1 + _NODES) / 2
+    return _minus_slope(points) @ _WEIGHTS * width / 2
 
 
 def _minus_slope(x: NDArray[np.float64]) -> NDArray[np.float64]:

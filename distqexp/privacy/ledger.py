@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.errors import BudgetError, UsageError
-from distqexp.privacy.events import GaussianRelease, Guarantee
-from distqexp.privacy.ledger_books import PRIVATE, Books, Cap, LedgerRow, Reservation
+from distqexp.privacy.events import Release
+from distqexp.privacy.guarantee import Guarantee
+from distqexp.privacy.ledger_books import PRIVATE, Books, Cap, LedgerRow, Reservation, event_fields
 from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
@@ -57,7 +58,8 @@ class Ledger:
         Raises StorageError (no file locks, not writable), UsageError (missing, not to be created),
         FileContentError (altered).
         """
-        path = default_path() if path is None else path.absolute()
+        # Through links: one ledger has one folder of keys and draws, by whatever name it is opened.
+        path = Path(os.path.realpath(default_path() if path is None else path))
         if not create and not path.exists():
             raise UsageError(f"{path}: no ledger there; set DISTQEXP_LEDGER, or make a release first")
         files = LedgerFiles(path)
@@ -113,7 +115,7 @@ class Ledger:
         *,
         population: str,
         key: str,
-        event: GaussianRelease,
+        event: Release,
         adjacency: str,
         cap: Cap,
         sums: npt.NDArray[np.int64],
@@ -144,9 +146,7 @@ class Ledger:
             "population": population,
             "key": key,
             "adjacency": adjacency,
-            "mu": event.mu,
-            "coordinates": event.coordinates,
-            "sigma": event.sigma,
+            **event_fields(event),
         }
         tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
         with self._chain.transaction():
@@ -302,13 +302,19 @@ def _require_room(
     rows = books.charged(universe, population)
     if not charges:
         return
-    delta = expenses([*(row.charge for row in rows), *charges]).guarantee().delta(limit.epsilon)
-    if delta > limit.delta:
+    guarantee = expenses([*(row.charge for row in rows), *charges]).guarantee()
+    if limit.delta == 0:
+        over = guarantee.pure > limit.epsilon
+        figures = f"pure epsilon {guarantee.pure!r}, the cap is {limit.epsilon:g} at delta 0, for pure releases only"
+    else:
+        delta = guarantee.delta(limit.epsilon)
+        over = delta > limit.delta
+        figures = f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g}"
+    if over:
         source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
-            f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g} ({source}); "
-            f"{remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
+            f"{figures} ({source}); {remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distqexp.errors import UsageError
-from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release
 from distqexp.privacy.ledger_chain import Entry
 from distqexp.privacy.ledger_expenses import Charge, Part
 
@@ -17,7 +17,7 @@ PRIVATE = "private"
 
 @dataclass(frozen=True)
 class Cap:
-    """The most that may be spent on a population: delta at epsilon."""
+    """The most that may be spent on a population: delta at epsilon; delta 0 admits pure releases only."""
 
     epsilon: float
     delta: float
@@ -25,8 +25,8 @@ class Cap:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise UsageError(f"cap: epsilon {self.epsilon!r}; expected a finite number above 0")
-        if not 0 < self.delta < 1:
-            raise UsageError(f"cap: delta {self.delta!r}; expected a number strictly between 0 and 1")
+        if not 0 <= self.delta < 1:
+            raise UsageError(f"cap: delta {self.delta!r}; expected a number from 0, for pure releases only, to below 1")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LedgerRow:
     population: str
     key: str
     adjacency: str
-    event: GaussianRelease
+    event: Release
     part: Part | None
     state: str
     previous: str
@@ -85,7 +85,7 @@ class Books:
                     population=body["population"],
                     key=body["key"],
                     adjacency=body["adjacency"],
-                    event=GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"]),
+                    event=_event(body),
                     part=_part(body),
                     state="reserved",
                     previous=entry.previous,
@@ -105,6 +105,20 @@ class Books:
 
     def committed(self) -> set[int]:
         return {row.id for row in self.rows.values() if row.state == "committed"}
+
+
+def event_fields(event: Release) -> dict[str, Any]:
+    """An event as fields of an entry; an older version reads a bounded release as the continuous Gaussian that it also is."""
+    fields = {"mu": event.mu, "coordinates": event.coordinates}
+    return fields | (
+        {"sigma": event.sigma} if isinstance(event, GaussianRelease) else {"sigma": None, "epsilon": event.epsilon}
+    )
+
+
+def _event(body: Mapping[str, Any]) -> Release:
+    if "epsilon" in body:
+        return BoundedRelease(mu=body["mu"], epsilon=body["epsilon"], coordinates=body["coordinates"])
+    return GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"])
 
 
 def _part(body: Mapping[str, Any]) -> Part | None:

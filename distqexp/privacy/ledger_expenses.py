@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from distqexp.privacy.events import Cost, GaussianRelease, added, cost, worst
+from distqexp.privacy.events import BoundedRelease, Cost, Release, added, cost, of_group, worst
 
 
 class Part(NamedTuple):
@@ -26,7 +25,7 @@ class Charge(NamedTuple):
 
     key: str
     adjacency: str
-    event: GaussianRelease
+    event: Release
     part: Part | None = None
 
 
@@ -42,19 +41,19 @@ def expenses(charges: Sequence[Charge]) -> Cost:
     charges disagree about the part is charged to everybody.
 
     Charges under several adjacencies are brought to replace-one: replacing a unit is removing one and adding
-    another, twice the mu.
+    another, twice the mu and the epsilon.
     """
     replaced = any(charge.adjacency == "replace-one" for charge in charges)
     releases: dict[str, list[Charge]] = {}
     for number, charge in enumerate(charges):
         doubled = replaced and charge.adjacency != "replace-one"
-        event = replace(charge.event, mu=2 * charge.event.mu) if doubled else charge.event
+        [event] = of_group([charge.event], 2 if doubled else 1)
         release = charge.key.partition("/")[2] or f"charge {number}"
         releases.setdefault(release, []).append(charge._replace(event=event))
     everybody: list[Cost] = []
     partitions: dict[tuple[str, int], dict[int, list[Cost]]] = {}
     for release, found in releases.items():
-        paid = cost(_largest_role(found))
+        paid = _largest_role(found)
         part = _common_part(found)
         plan, slash, _ = release.partition("/")
         if part is None or not slash:
@@ -64,11 +63,14 @@ def expenses(charges: Sequence[Charge]) -> Cost:
     return added([*everybody, *(worst(added(costs) for costs in parts.values()) for parts in partitions.values())])
 
 
-def _largest_role(charges: Sequence[Charge]) -> list[GaussianRelease]:
-    roles: dict[str, list[GaussianRelease]] = {}
+def _largest_role(charges: Sequence[Charge]) -> Cost:
+    """The cost of one release: the largest of its roles', and of every kind the largest where the kinds differ."""
+    roles: dict[str, list[Release]] = {}
     for charge in charges:
         roles.setdefault(charge.key.partition("/")[0], []).append(charge.event)
-    return max(roles.values(), key=_size)
+    if any(isinstance(charge.event, BoundedRelease) for charge in charges):
+        return worst(cost(events) for events in roles.values())
+    return cost(max(roles.values(), key=_size))
 
 
 def _common_part(charges: Sequence[Charge]) -> Part | None:
@@ -78,5 +80,5 @@ def _common_part(charges: Sequence[Charge]) -> Part | None:
     return part if part is not None and part.parts > 1 and 0 <= part.number < part.parts else None
 
 
-def _size(events: Sequence[GaussianRelease]) -> float:
+def _size(events: Iterable[Release]) -> float:
     return math.fsum(event.mu**2 for event in events)

@@ -157,7 +157,7 @@ class Schema:
 def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Schema:
     """Fit a schema on the public records that ``data`` selects (rows, where, blank).
 
-    Medians ignore missing and infinite values; means and scales (standard deviation, 1 where it is zero) come
+    Medians ignore missing values and those beyond float32; means and scales (standard deviation, 1 where it is zero) come
     after imputation. Raises UsageError and FileContentError as the readers do.
     """
     reader = open_reader(data)
@@ -174,7 +174,7 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Sc
     for block in _column_blocks(reader, rows):
         missing = np.isnan(block)
         shares.append(missing.mean(axis=0))
-        block[~np.isfinite(block)] = np.nan
+        block[~(np.abs(block) <= np.finfo(np.float32).max)] = np.nan  # what no record can hold
         middle = np.array([np.median(kept) if len(kept := column[~np.isnan(column)]) else 0.0 for column in block.T])
         block = np.where(np.isnan(block), middle, block)
         spread = np.where(block.max(axis=0) > block.min(axis=0), block.std(axis=0), 1.0)

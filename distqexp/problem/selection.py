@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, BinaryIO
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,8 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers.base import Reader, existing_file
+
+_NEWER = np.lib.format.read_array_header_2_0
 
 
 def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> NDArray[np.int64]:
@@ -39,9 +43,18 @@ def read_blank(data: DataConfig, count: int) -> NDArray[np.bool_]:
         return np.zeros(count, dtype=np.bool_)
     path = existing_file(data.blank, "data.blank")
     try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        with path.open("rb") as file:
+            shape, _, dtype = _npy_header(file)
+            entries = np.frombuffer(file.read(count + 1), dtype=np.uint8)
+    except Exception:  # noqa: BLE001 - numpy meets a damaged header with exceptions of every class
         raise FileContentError(f"{path}: not a whole .npy array; expected booleans, one a row of the file") from None
-    if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (count,):
+    if dtype != np.bool_ or shape != (count,) or len(entries) != count:
         raise FileContentError(f"{path}: not a vector of booleans, one a row of the data file; make it anew")
-    return found
+    blank: NDArray[np.bool_] = entries != 0
+    return blank
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type: np.load would make room for whatever shape a file declares."""
+    read = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else _NEWER
+    return read(file)

@@ -49,6 +49,7 @@ def build_certificate(
     delta: float,
     mu: float,
     rho: float | None,
+    pure_epsilon: float | None,
     adjacency: str,
     unit: str,
     records_public: int,
@@ -70,7 +71,8 @@ def build_certificate(
     """The certificate as a JSON tree. Every argument is public.
 
     epsilon, delta: what the released rounds that a unit takes part in amount to together; mu: their Gaussian-DP
-    parameter; rho: their zCDP parameter, None when the noise is continuous. rounds: one mapping a round, with at
+    parameter; rho: their zCDP parameter, None when the noise is continuous; pure_epsilon: the epsilon that they have with
+    delta 0, None where they have none. rounds: one mapping a round, with at
     least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
     split into. micro_batch: units whose sum is rounded as one; None where each unit's vector is. unit: what is
     protected, in words. records_public: the public number of units. ledger: the entry of the last charge and its
@@ -98,6 +100,7 @@ def build_certificate(
         "delta": delta,
         "mu": mu,
         "rho": rho,
+        "pure_epsilon": pure_epsilon,
         "adjacency": {"kind": adjacency, "meaning": ADJACENCIES[adjacency]},
         "unit": unit,
         "records_public": records_public,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -154,7 +155,9 @@ def _duration(seconds: float) -> str:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        # Not through a link: it could have this append to any file of the user's.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
     except OSError as error:
         raise storage_error(path, error) from error

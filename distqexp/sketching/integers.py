@@ -47,6 +47,24 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     return integers
 
 
+def truncate_to_grid(vectors: FloatArray, step: float, largest: int) -> IntegerArray:
+    """Toward zero to multiples of ``step``: no norm grows. Entries beyond ``largest`` steps are cut off; int64, of the same shape.
+
+    vectors: (n, k) float64, private; a row that is not finite becomes zero. Row i of the result depends on row i alone.
+    """
+    usable = np.isfinite(vectors).all(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # a warning would tell of the data
+        scaled = np.where(usable, vectors, 0.0) / step
+    return np.trunc(np.clip(scaled, -float(largest), float(largest))).astype(np.int64)
+
+
+def norms_upwards(integers: IntegerArray) -> IntegerArray:
+    """Each row's Euclidean norm, rounded upwards to an integer: entries at most 2^30 in size, norms above 2^31 as 2^31."""
+    squares = np.square(integers.astype(np.float64)).sum(axis=1) * (1.0 + 2.0**-50 * (integers.shape[1] + 2))
+    norms: IntegerArray = np.minimum(np.ceil(np.sqrt(squares) * (1.0 + 2.0**-50)), 2.0**31).astype(np.int64)
+    return norms
+
+
 def round_sum(vector: FloatArray, step: float) -> IntegerArray:
     """A sum (k,), private, to the nearest multiples of ``step``, a power of two; (k,) int64.
 

@@ -55,14 +55,35 @@ class UnitGradients:
 
     def curvature_factors(self, records: Records) -> torch.Tensor:
         """Rows of S^T J P for each record, (records, r, k) float64; zero for absent records."""
+        return self._curvature_factors(records)[0][: len(records)]
+
+    def whitened_factors(self, records: Records) -> tuple[FloatArray, BoolArray]:
+        """Rows of S^T J P L^{-T} for each record, (records, r, k), and which records' are finite, (records,). Private.
+
+        Zero for absent and non-finite records. A record's rows depend on that record alone, as the vectors of ``of_piece`` do.
+        """
+        factors, finite = self._curvature_factors(records)
+        count, width, k = factors.shape
+        if self.precision is not None:
+            factors = self.precision.whiten(factors.reshape(-1, k)).reshape(count, width, k)
+        rows = factors.cpu().numpy()
+        good = finite.cpu().numpy() & np.isfinite(rows).all(axis=(1, 2))
+        return np.where(good[:, None, None], rows, 0.0)[: len(records)], good[: len(records)]
+
+    def _curvature_factors(self, records: Records) -> tuple[torch.Tensor, torch.Tensor]:
+        """(micro_batch, r, k), zero for absent and non-finite records; and which are absent or finite."""
         inputs, targets, present = pad_records(records, self.micro_batch)
         factors = loss_curvature_factors(self.network, self.loss, flattened(inputs, targets, records.views)[0])
         if records.views:  # the mean over views
             factors = factors.reshape(len(present), -1, factors.shape[2]) / records.views**0.5
+        present = present.to(factors.device)
+        finite = torch.isfinite(factors).all(dim=2).all(dim=1)
+        # Replaced before the product: no NaN or infinity reaches a neighbour.
+        factors = torch.where((finite & present)[:, None, None], factors, 0.0)
         rows = factors.reshape(-1, factors.shape[-1])
         projected = self.subspace.project(rows).reshape(factors.shape[0], factors.shape[1], self.subspace.k)
-        good = present & torch.isfinite(projected).all(dim=2).all(dim=1)
-        return torch.where(good[:, None, None], projected, 0.0)[: len(records.present)]
+        finite = (finite | ~present) & torch.isfinite(projected).all(dim=2).all(dim=1)
+        return torch.where((finite & present)[:, None, None], projected, 0.0), finite
 
     def _projected(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records.present)

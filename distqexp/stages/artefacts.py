@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +15,14 @@ import numpy.typing as npt
 
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
 from distqexp.errors import FileContentError, UsageError
+from distqexp.mechanism.factor_grid import FactorGrid, packed_size
 from distqexp.mechanism.grid import Grid
+from distqexp.mechanism.release import ReleaseRule
 from distqexp.privacy.calibration import Calibration
-from distqexp.privacy.events import GaussianRelease
+from distqexp.privacy.events import BoundedRelease, GaussianRelease
+from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger_expenses import Part
+from distqexp.privacy.pure import pure_epsilon
 from distqexp.problem.schema import Schema
 from distqexp.storage.canonical import plan_identity, state_identity
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
@@ -35,7 +40,8 @@ class RoundState:
     theta: (d,) float64, the parameters that the quadratic is expanded at. precision: the arrays of the
     public precision. clip: C, whitened units. grid: step, integer clip, noise scale and mu of the round.
     subspace: the arrays of a subspace made from public data; none of one that a seed gives. velocity: (d,) the last
-    move of the released parameters, where the config has momentum and the round isn't the first.
+    move of the released parameters, where the config has momentum and the round isn't the first. factors: the grid of
+    private curvature's factors, None where the curvature is public.
     """
 
     round: int
@@ -45,10 +51,12 @@ class RoundState:
     precision: Arrays
     subspace: Arrays = field(default_factory=dict)
     velocity: FloatArray | None = None
+    factors: FactorGrid | None = None
 
     def header(self) -> dict[str, Any]:
         """The scalars, as JSON types."""
-        return {"round": self.round, "clip": self.clip, "grid": asdict(self.grid)}
+        header = {"round": self.round, "clip": self.clip, "grid": asdict(self.grid)}
+        return header | ({"factors": asdict(self.factors)} if self.factors else {})
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays, under names that a file can carry."""
@@ -76,6 +84,7 @@ class RoundState:
             precision=under(arrays, "precision/"),
             subspace=under(arrays, "subspace/"),
             velocity=np.asarray(arrays["velocity"], dtype=np.float64) if "velocity" in arrays else None,
+            factors=FactorGrid(**header["factors"]) if "factors" in header else None,
         )
 
 
@@ -118,10 +127,24 @@ class Plan:
         """The same plan with its identity, the SHA-256 of its canonical form."""
         return replace(self, plan_id=plan_identity(self.header(), self.arrays()))
 
-    def event(self, grid: Grid) -> GaussianRelease:
+    def event(self, grid: Grid) -> Event:
         """The privacy event of one round on ``grid``."""
-        discrete = self.config.mechanism.noise == "discrete"
-        return GaussianRelease(mu=grid.mu, coordinates=self.k, sigma=float(grid.sigma) if discrete else None)
+        radius, discrete = self.config.mechanism.trust_radius, self.config.mechanism.noise == "discrete"
+        if radius is None:
+            return GaussianRelease(mu=grid.mu, coordinates=self.k, sigma=float(grid.sigma) if discrete else None)
+        step = Fraction(grid.step)
+        epsilon = pure_epsilon(grid.sensitivity * step, radius, (grid.sigma * step) ** 2)
+        return BoundedRelease(mu=grid.mu, epsilon=epsilon, coordinates=self.k)
+
+    @property
+    def width(self) -> int:
+        """How many integers a sketch is: the gradient's k, and with private curvature the packed Gram matrix."""
+        return self.k + (packed_size(self.k) if self.config.private_curvature else 0)
+
+    def rule(self, state: RoundState) -> ReleaseRule:
+        """The law of the release of ``state``."""
+        mechanism = self.config.mechanism
+        return ReleaseRule(self.k, state.grid, mechanism.noise, mechanism.trust_radius, state.factors)
 
     def part(self, round: int) -> Part | None:
         """Whose units a round is about; None: everybody's."""
@@ -162,7 +185,7 @@ class Plan:
 class Sketch:
     """The integer sum of some pieces of one shard. Private: as sensitive as the records.
 
-    sums: (k,) int64. done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
+    sums: int64 (plan.width,). done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
     state: identity of the round's state that it was made at (public).
     """
 
@@ -190,9 +213,9 @@ class Sketch:
         )
 
     @staticmethod
-    def read(path: Path, plan: Plan) -> Sketch:
-        """Read and check against the plan. Raises FileContentError."""
-        stored = read_file(path, kind="sketch", plan_id=plan.plan_id)
+    def read(path: Path, plan: Plan, *, own: bool = False) -> Sketch:
+        """Read and check against the plan. own: as read_file. Raises FileContentError."""
+        stored = read_file(path, kind="sketch", plan_id=plan.plan_id, own=own)
         sketch = _restored(
             path,
             lambda: Sketch(
@@ -200,21 +223,21 @@ class Sketch:
                 round=int(stored.header["round"]),
                 state=str(stored.header["state"]),
                 shard=str(stored.header["shard"]),
-                sums=_integers(path, stored, plan.k),
+                sums=_integers(path, stored, plan.width),
                 done=np.asarray(stored.arrays["done"], dtype=np.bool_),
                 fingerprint=bytes(stored.arrays["fingerprint"]).decode(),
             ),
         )
         if sketch.shard not in plan.config.shards:
             raise FileContentError(
-                f"{path}: shard {sketch.shard!r}; the plan expects {', '.join(plan.config.shards)}: pool the plan's shards only"
+                f"{path}: shard {sketch.shard[:40]!r}; the plan expects {', '.join(plan.config.shards)}: pool the plan's shards only"
             )
         return sketch
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """The pooled integer sum of a round. Private until noise is added. sums: (k,) int64.
+    """The pooled integer sum of a round. Private until noise is added. sums: int64 (plan.width,).
 
     state: identity of the round's state that the sketches were made at (public).
     """
@@ -236,16 +259,16 @@ class Quadratic:
         )
 
     @staticmethod
-    def read(path: Path, plan: Plan) -> Quadratic:
-        """Read and check against the plan. Raises FileContentError."""
-        stored = read_file(path, kind="quadratic", plan_id=plan.plan_id)
+    def read(path: Path, plan: Plan, *, own: bool = False) -> Quadratic:
+        """Read and check against the plan. own: as read_file. Raises FileContentError."""
+        stored = read_file(path, kind="quadratic", plan_id=plan.plan_id, own=own)
         return _restored(
             path,
             lambda: Quadratic(
                 plan_id=stored.plan_id,
                 round=int(stored.header["round"]),
                 state=str(stored.header["state"]),
-                sums=_integers(path, stored, plan.k),
+                sums=_integers(path, stored, plan.width),
             ),
         )
 
@@ -254,7 +277,8 @@ class Quadratic:
 class Release:
     """A released round: the noisy sums, the new parameters, and what the next round needs. Public.
 
-    noisy_sums: (k,) int64 (discrete) or float64 (gaussian), in grid units. theta: (d,) float64, theta_{r+1}.
+    noisy_sums: (k,) int64 (discrete) or float64 (gaussian), in grid units; minus the point itself with a trust region.
+    theta: (d,) float64, theta_{r+1}.
     used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
     insecure_seed: set when the noise came from a seed: then nothing about the release is private.
     """
@@ -330,19 +354,22 @@ def under(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _integers(path: Path, stored: StoredFile, k: int) -> IntegerArray:
+def _integers(path: Path, stored: StoredFile, width: int) -> IntegerArray:
     sums = stored.arrays["sums"]
-    if sums.dtype != np.int64 or sums.shape != (k,):
-        raise FileContentError(f"{path}: sums are {sums.dtype} {sums.shape}; the plan expects int64 ({k},)")
+    if sums.dtype != np.int64 or sums.shape != (width,):
+        raise FileContentError(f"{path}: sums are {sums.dtype} {sums.shape}; the plan expects int64 ({width},)")
     return sums
 
 
 def _restored(path: Path, build: Callable[[], T]) -> T:
     try:
         return build()
-    except UsageError as error:  # a config or a grid inside the file
-        raise FileContentError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UsageError, FileContentError) as error:  # of a config, a grid or a schema inside the file
+        text = str(error).removeprefix(f"{path}: ")
+        text = text if text.isprintable() else "unprintable text"
+        raise FileContentError(f"{path}: {text if len(text) <= 600 else text[:600] + '...'}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        what = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else type(error).__name__
         raise FileContentError(
-            f"{path}: {type(error).__name__} {error}; expected the fields of this kind of file: copy it again"
+            f"{path}: {what[:100]}; expected the fields of this kind of file: copy it again"
         ) from None

@@ -40,6 +40,7 @@ from distqexp.problem.schema import Schema
 from distqexp.problem.slots import Partition, SlotMap, slot_map
 from distqexp.sketching.block_gradients import BlockGradients
 from distqexp.sketching.block_moments import FisherMoments, label_noise
+from distqexp.sketching.curvature_sketcher import CurvatureSketcher
 from distqexp.sketching.layers.layout import block_layout
 from distqexp.sketching.sketcher import BatchSketcher, Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
@@ -161,6 +162,12 @@ class RoundContext:
         return subspace_of(self.config, self.network.d, self.k, self.round, blocks, self.subspace_arrays)
 
     @cached_property
+    def curvature_rows(self) -> int:
+        """How many factors the loss's curvature has for one record: known from blank inputs alone."""
+        outputs = self.network.outputs(self.schema.blank_inputs(1).to(self.network.device))
+        return int(self.loss.hessian_factor(outputs).shape[-1])
+
+    @cached_property
     def moment_subspace(self) -> KroneckerSubspace:
         """The coordinates that second moments are taken in: those of a random subspace, else every parameter."""
         if self.config.subspace.kind == "kronecker" and isinstance(self.subspace, KroneckerSubspace):
@@ -215,9 +222,20 @@ class RoundContext:
             micro_batch=self.config.engine.micro_batch,
         )
 
-    def sketcher(self, state: RoundState) -> Sketcher | BatchSketcher:
+    def sketcher(self, state: RoundState) -> Sketcher | BatchSketcher | CurvatureSketcher:
         """The sketcher of ``state``."""
-        gradients, grid = self.gradients, state.grid
+        grid, radius = state.grid, self.config.mechanism.trust_radius
+        if state.factors is not None and radius is not None:
+            return CurvatureSketcher(
+                self.projected_gradients,
+                step=grid.step,
+                clip_integer=grid.clip_integer,
+                radius=radius,
+                factor_step=state.factors.step,
+                price=state.factors.price,
+                largest_trace=state.factors.largest_trace,
+            )
+        gradients = self.gradients
         if self.config.by_batch and isinstance(gradients, BlockGradients):
             return BatchSketcher(
                 gradients, clip=state.clip, step=grid.step, cancellation=CANCELLATION, largest_terms=LARGEST_TERMS

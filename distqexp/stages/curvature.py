@@ -19,12 +19,14 @@ from distqexp.geometry.precisions import curvature_sum, make_kronecker_precision
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_arrays, leading_factors
 from distqexp.mechanism.batch_sums import BatchSums
-from distqexp.mechanism.grid import check_capacity, choose_grid
-from distqexp.privacy.calibration import Calibration
+from distqexp.mechanism.factor_grid import FactorGrid, choose_factor_grid
+from distqexp.mechanism.grid import Grid, check_capacity, choose_grid, pure_mu, with_pure_noise
+from distqexp.privacy.calibration import Calibration, sigma_minimum
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Turns
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import SlotMap
+from distqexp.sketching.curvature_sketcher import joint_sizes
 from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
 from distqexp.stages.artefacts import RoundState, under
 from distqexp.stages.context import DataSource, ProbeSource, RoundContext
@@ -104,9 +106,7 @@ def next_state(
         subspace, precision = _made_anew(context, engine, kept)
         clip = given or _public_clip(context, engine, subspace, precision, kept)
     batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
-    grid = choose_grid(
-        clip, calibration.mu_round, calibration.sigma_minimum, config.privacy.adjacency, config.mechanism.grid, batches
-    )
+    grid = _grid(config, calibration, clip, k, batches)
     check_capacity(grid, k, config.privacy.units, batches)
     if grid.clip_integer > LARGEST_CLIP_INTEGER:
         raise UsageError(
@@ -115,7 +115,7 @@ def next_state(
         )
     return RoundState(
         round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace,
-        velocity=_velocity(config, theta, previous),
+        velocity=_velocity(config, theta, previous), factors=_factor_grid(context, grid),
     )  # fmt: skip
 
 
@@ -141,9 +141,34 @@ def moments_of_group(context: RoundContext, item: int) -> FloatArray:
 
 
 def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
-    """Whitened gradient norms of a piece's public units; non-finite units are left out."""
+    """Lipschitz constants of a piece's public units before the clip; non-finite units are left out.
+
+    Whitened gradient norms; with private curvature those of the joint clip.
+    """
+    radius = context.config.mechanism.trust_radius
+    if context.config.private_curvature and radius is not None:
+        return joint_sizes(context.projected_gradients, context.batches(item), radius)
     vectors, finite = context.gradients.of_piece(context.batches(item))
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
+
+
+def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:
+    adjacency, exponent = config.privacy.adjacency, config.mechanism.grid
+    radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
+    if epsilon is None or radius is None:
+        return choose_grid(clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches)
+    mu = pure_mu(clip, radius, epsilon, adjacency)
+    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches)
+    return with_pure_noise(grid, radius, epsilon)
+
+
+def _factor_grid(context: RoundContext, grid: Grid) -> FactorGrid | None:
+    """The grid of the units' factors, one row an output and view of a record, where the curvature is private."""
+    config, radius = context.config, context.config.mechanism.trust_radius
+    if not config.private_curvature or radius is None:
+        return None
+    rows = context.curvature_rows * config.augment.views
+    return choose_factor_grid(grid, radius, context.k, rows, config.privacy.units, config.engine.micro_batch)
 
 
 def _velocity(config: Config, theta: FloatArray, previous: RoundState | None) -> FloatArray | None:

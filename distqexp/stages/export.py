@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
+from distqexp.problem.records import Records
 from distqexp.report.certificate import build_certificate, write_certificate
 from distqexp.stages.artefacts import Plan, Release
 from distqexp.stages.context import build_network
@@ -42,11 +44,19 @@ def evaluate(plan: Plan, theta: npt.NDArray[np.float64], data: DataConfig | None
     """Metrics of the model at ``theta`` on the evaluation records; empty without them. Not covered by epsilon."""
     if data is None:
         return {}
-    network, dataset = fine_tuned(plan, theta), open_dataset(data, plan.schema)
+    dataset = open_dataset(data, plan.schema)
     rows = dataset.slot_map().rows
+    return metrics_of(
+        plan, theta,
+        (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in range(0, max(len(rows), 1), EVALUATION_BATCH)),
+    )  # fmt: skip
+
+
+def metrics_of(plan: Plan, theta: npt.NDArray[np.float64], batches: Iterable[Records]) -> dict[str, float]:
+    """Metrics of the model at ``theta`` on all of these records; private when they are."""
+    network = fine_tuned(plan, theta)
     outputs, targets, present = [], [], []
-    for first in range(0, len(rows), EVALUATION_BATCH):
-        records = dataset.read(rows[first : first + EVALUATION_BATCH])
+    for records in batches:
         outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
         targets.append(records.targets)
         present.append(records.present)
@@ -102,6 +112,7 @@ def certificate_of(
         delta=privacy.delta,
         mu=guarantee.mu,
         rho=guarantee.rho if discrete else None,
+        pure_epsilon=guarantee.pure if math.isfinite(guarantee.pure) else None,
         adjacency=privacy.adjacency,
         unit="one record" if all(data.unit is None for data in config.data.private) else "all records of one unit id",
         records_public=privacy.units,
@@ -122,7 +133,7 @@ def certificate_of(
         micro_batch=config.engine.micro_batch if config.by_batch else None,
         noise=config.mechanism.noise,
         arithmetic=_arithmetic(plan),
-        mechanism="exponential mechanism, beta = 0, infinite trust radius",
+        mechanism=_mechanism(plan),
         subspace={"kind": config.subspace.kind, "k": plan.k, "d": plan.d, "seed": config.subspace.seed},
         precision={
             "kind": config.precision.kind,
@@ -141,6 +152,12 @@ def certificate_of(
         insecure_seed=seed,
         evaluation_private=config.data.eval_private,
     )
+
+
+def _mechanism(plan: Plan) -> str:
+    radius = plan.config.mechanism.trust_radius
+    beta = "beta = 1 (private curvature)" if plan.config.private_curvature else "beta = 0"
+    return f"exponential mechanism, {beta}, " + (f"trust radius {radius:g}" if radius else "infinite trust radius")
 
 
 def _arithmetic(plan: Plan) -> str:

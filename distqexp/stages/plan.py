@@ -9,8 +9,8 @@ from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
-from distqexp.mechanism.forecast import excess_bound, expected_excess
-from distqexp.privacy.calibration import calibrate
+from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball
+from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
@@ -38,13 +38,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     k = dimension_of(config, network)
     if not config.by_blocks:
         subspace_of(config, d, k, 0)
-    calibration = calibrate(
-        epsilon=config.privacy.epsilon,
-        delta=config.privacy.delta,
-        rounds=config.mechanism.passes,
-        k=k,
-        noise=config.mechanism.noise,
-    )
+    calibration = _calibrated(config, k)
     source = curvature_source(config, config.data.public, schema)
     state = next_state(
         config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
@@ -53,7 +47,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     plan = Plan(
         config=without_paths(config), d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state
     )
-    return dataclasses.replace(plan, forecast=_forecast(state.grid.temperature, k)).identified()
+    return dataclasses.replace(plan, forecast=_forecast(config, state.grid.temperature, k)).identified()
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -62,7 +56,9 @@ def describe_plan(plan: Plan) -> list[str]:
     mechanism = plan.config.mechanism
     parts = f" in {mechanism.parts} parts, {mechanism.passes} for each unit" if mechanism.parts > 1 else ""
     micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
-    memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * (d + 2 * k)
+    # With rounding by micro-batch no gradient of a record is held: factors are about as large as a plain pass' activations.
+    each = k if plan.config.by_batch else d + 2 * k
+    memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * each + 8 * (plan.width - k)
     if plan.config.subspace.kind in ("gaussian", "rademacher"):
         memory += min(4 * d * k, 2**29)
     return [
@@ -71,10 +67,18 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g} in all, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
-        f"forecast: the release is above the minimum of the clipped quadratic by {plan.forecast['expected']:.6g} on average, "
-        f"at most {plan.forecast['bound']:.6g} with probability {1 - plan.forecast['failure_probability']:g}",
-        f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * k) / 2**10:.0f} KiB",
+        _describe_forecast(plan),
+        f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
+
+
+def _calibrated(config: Config, k: int) -> Calibration:
+    epsilon, rounds = config.privacy.epsilon, config.mechanism.passes
+    if config.privacy.delta == 0:
+        return calibrate_pure(epsilon=epsilon, rounds=rounds, k=k)
+    return calibrate(
+        epsilon=epsilon, delta=config.privacy.delta, rounds=rounds, k=k, noise=config.mechanism.noise
+    )  # fmt: skip
 
 
 def _schema(config: Config) -> Schema:
@@ -121,7 +125,22 @@ def _pretrained(config: Config, schema: Schema) -> Network:
     return network
 
 
-def _forecast(temperature: float, k: int) -> dict[str, float]:
+def _describe_forecast(plan: Plan) -> str:
+    forecast = plan.forecast
+    if "bound" not in forecast:
+        return (
+            f"forecast: the release is above the minimum of the clipped quadratic in the ball of radius "
+            f"{plan.config.mechanism.trust_radius:g} by at most {forecast['expected']:.6g} on average"
+        )
+    return (
+        f"forecast: the release is above the minimum of the clipped quadratic by {forecast['expected']:.6g} on average, "
+        f"at most {forecast['bound']:.6g} with probability {1 - forecast['failure_probability']:g}"
+    )
+
+
+def _forecast(config: Config, temperature: float, k: int) -> dict[str, float]:
+    if config.mechanism.trust_radius is not None:
+        return {"expected": expected_excess_in_ball(temperature, k)}
     failure = 1e-3
     return {
         "expected": expected_excess(temperature, k),

@@ -18,7 +18,7 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
     """
     if not paths:
         raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
-    sums = np.zeros(plan.k, dtype=np.int64)
+    sums = np.zeros(plan.width, dtype=np.int64)
     seen: dict[str, Path] = {}
     first: Sketch | None = None
     for path in paths:

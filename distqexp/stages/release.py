@@ -12,9 +12,9 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.errors import FileContentError
 from distqexp.geometry.precisions import precision_from_arrays
-from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
-from distqexp.mechanism.release import add_noise, released_point
-from distqexp.privacy.events import GaussianRelease
+from distqexp.mechanism.release import released_point
+from distqexp.privacy.events import BoundedRelease, GaussianRelease
+from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import Cap, LedgerRow, Reservation
 from distqexp.privacy.ledger_expenses import Charge, Part
@@ -65,13 +65,8 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
 
     Rounds that are reserved already, by an earlier attempt, cost nothing again.
     """
-    discrete = plan.config.mechanism.noise == "discrete"
     # What a round may cost at most, whatever its clip turns out to be.
-    event = GaussianRelease(
-        mu=plan.calibration.mu_round,
-        coordinates=plan.k,
-        sigma=float(plan.calibration.sigma_minimum) if discrete else None,
-    )
+    event = _dearest(plan)
     population = plan.config.data.population
     rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
     # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
@@ -134,8 +129,8 @@ def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging:
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
     """The noisy sums (k,): reserve, draw, persist, commit. A restart reuses the persisted draw; root only.
 
-    The noise is stored (mode 0600, in the ledger's folder) before it is used; it is erased when the noisy
-    sums are stored in its place. Raises BudgetError.
+    What is drawn (noise, or with a trust region the point itself) is stored (mode 0600, in the ledger's folder) before it is
+    used; it is erased when the noisy sums are stored in its place. Raises BudgetError.
     """
     if quadratic.round != state.round:
         raise FileContentError(
@@ -146,16 +141,16 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
             f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
             "give the release that the sites worked from"
         )
-    ledger = charging.ledger
+    ledger, rule = charging.ledger, plan.rule(state)
     reservation = charge(plan, state, quadratic.sums, charging, role="release")
     if reservation.state == "committed":
         return np.asarray(ledger.released(reservation))
     if reservation.state == "drawn":
-        noise = np.asarray(ledger.noise(reservation))
+        drawn = np.asarray(ledger.noise(reservation))
     else:
-        noise = _draw(plan.event(state.grid), state, charging.insecure_seed)
-        ledger.persist_noise(reservation, noise)
-    noisy_sums = add_noise(quadratic.sums, noise)
+        drawn = rule.draw(quadratic.sums, charging.insecure_seed, state.round)
+        ledger.persist_noise(reservation, drawn)
+    noisy_sums = rule.released(quadratic.sums, drawn)
     ledger.commit(reservation, noisy_sums)
     return noisy_sums
 
@@ -202,6 +197,14 @@ def make_release(
     )
 
 
+def _dearest(plan: Plan) -> Event:
+    calibration, discrete = plan.calibration, plan.config.mechanism.noise == "discrete"
+    if calibration.epsilon_round is not None:
+        return BoundedRelease(mu=calibration.mu_round, epsilon=calibration.epsilon_round, coordinates=plan.k)
+    sigma = float(calibration.sigma_minimum) if discrete else None
+    return GaussianRelease(mu=calibration.mu_round, coordinates=plan.k, sigma=sigma)
+
+
 def _round_of(row: LedgerRow) -> str:
     return row.key.rpartition("/")[0]
 
@@ -210,12 +213,3 @@ def _moved(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any] | None) -
     if noisy_sums is None:
         raise FileContentError("release: the root has no noisy sums; draw them first")
     return {"noisy_sums": noisy_sums, "theta": moved_parameters(plan, state, noisy_sums)}
-
-
-def _draw(event: GaussianRelease, state: RoundState, insecure_seed: int | None) -> npt.NDArray[Any]:
-    k, sigma, discrete = event.coordinates, state.grid.sigma, event.sigma is not None
-    if insecure_seed is not None:
-        return draw_insecure(
-            k, sigma, seed=insecure_seed, round=state.round, noise="discrete" if discrete else "gaussian"
-        )
-    return draw_discrete(k, sigma) if discrete else draw_continuous(k, float(sigma))

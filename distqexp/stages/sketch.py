@@ -77,7 +77,7 @@ def sketch_round(
     folder: Path,
     engine: Engine,
 ) -> IntegerArray | None:
-    """Sketch what is not sketched yet; the root gets the int64 sum (k,) over every piece, others None.
+    """Sketch what is not sketched yet; the root gets the int64 sum (width,) over every piece, others None.
 
     Finished pieces of earlier attempts are taken from their files in ``folder``; a checkpoint is written
     there every few seconds and at the end, so that a kill at any instant loses little. Raises StoppedError
@@ -101,9 +101,9 @@ def sketch_round(
 
 
 def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> IntegerArray:
-    """The int64 sum (k,) over a chunk of pieces; runs on a rank or a worker and opens only its own slots."""
+    """The int64 sum (width,) over a chunk of pieces; runs on a rank or a worker and opens only its own slots."""
     context, sketcher = work.context, work.context.sketcher(work.state)
-    total = np.zeros(work.plan.k, dtype=np.int64)
+    total = np.zeros(work.plan.width, dtype=np.int64)
     done = 0
     for source in range(len(context.sources)):
         numbers = [i for i, piece in enumerate(context.pieces) if piece[0] == source]
@@ -114,7 +114,7 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
             f"sketch-{work.state.round:03d}-{work.shards[source]}-a{work.attempt:03d}-{control.label}.h5"
         )
         mask = np.zeros(len(numbers), dtype=np.bool_)
-        sums = np.zeros(work.plan.k, dtype=np.int64)
+        sums = np.zeros(work.plan.width, dtype=np.int64)
         save = partial(_save, work, source, path)
         saved = time.monotonic()
         for item in mine:
@@ -214,14 +214,14 @@ def _adopt(
     folder: Path,
 ) -> tuple[IntegerArray, IntegerArray, int]:
     """Sums of finished pieces in earlier files, the pieces still missing, and the number of this attempt."""
-    sums = np.zeros(plan.k, dtype=np.int64)
+    sums = np.zeros(plan.width, dtype=np.int64)
     attempt = 0
     finished = np.zeros(len(context.pieces), dtype=np.bool_)
     owner = np.array([piece[0] for piece in context.pieces], dtype=np.int64)
     for path in sketch_files(folder, round):
         match = FILE_NAME.fullmatch(path.name)
         attempt = max(attempt, int(match["attempt"]) + 1) if match else attempt
-        sketch = Sketch.read(path, plan)
+        sketch = Sketch.read(path, plan, own=True)
         source = shards.index(sketch.shard) if sketch.shard in shards else -1
         if source < 0 or sketch.fingerprint != fingerprints[source] or sketch.state != state_id:
             # The private file or the state changed since: its old sums belong to other records or parameters.

@@ -31,16 +31,13 @@ from distqexp.config.checks import check
 from distqexp.config.tuning import LISTS
 from distqexp.engines.base import Engine
 from distqexp.errors import UsageError
-from distqexp.mechanism.noise import draw_insecure
-from distqexp.mechanism.release import add_noise
 from distqexp.privacy import gdp
 from distqexp.privacy.calibration import MARGIN, SLACK_SHARE
 from distqexp.problem.dataset import open_dataset
-from distqexp.problem.losses import get_loss
-from distqexp.problem.records import concatenated
+from distqexp.problem.records import Records, concatenated
 from distqexp.stages.artefacts import Plan, RoundState
 from distqexp.stages.context import DataSource
-from distqexp.stages.export import EVALUATION_BATCH, fine_tuned
+from distqexp.stages.export import EVALUATION_BATCH, metrics_of
 from distqexp.stages.plan import make_plan
 from distqexp.stages.release import make_release
 from distqexp.stages.sharing import required
@@ -160,10 +157,9 @@ class Rehearsal:
         theta = plan.state.theta
         while state is not None:
             sums = required(sketch_round(plan, state, sources, fingerprints, folder, self._engine))
-            noise = draw_insecure(
-                plan.k, state.grid.sigma, seed=seed, round=state.round, noise=plan.config.mechanism.noise
-            )
-            release = make_release(plan, state, add_noise(sums, noise), seed, config.data.public, self._engine)
+            rule = plan.rule(state)
+            noisy_sums = rule.released(sums, rule.draw(sums, seed, state.round))
+            release = make_release(plan, state, noisy_sums, seed, config.data.public, self._engine)
             theta, state = release.theta, release.next_state
         return theta
 
@@ -190,11 +186,9 @@ class Rehearsal:
 
     def _metrics(self, plan: Plan, theta: npt.NDArray[np.float64]) -> dict[str, float]:
         """Metrics of the model at ``theta`` on the test records."""
-        network, test = fine_tuned(plan, theta), self._test
-        outputs = [
-            network.outputs(part.to(network.device)).cpu() for part in torch.split(test.inputs, EVALUATION_BATCH)
-        ]
-        return get_loss(plan.config.model.loss).metrics(torch.cat(outputs), test.targets, test.present)
+        test = self._test
+        sides = (torch.split(side, EVALUATION_BATCH) for side in (test.inputs, test.targets, test.present))
+        return metrics_of(plan, theta, (Records(*side) for side in zip(*sides, strict=True)))
 
 
 def rehearsed_epsilon(epsilon: float, delta: float, ratio: float, noise: str) -> float:

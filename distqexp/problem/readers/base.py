@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 
+MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
+"""Texts of a table that stand for no value, in any case."""
+
 
 class Reader(ABC):
     """One open source of records. Everything it returns from private files is private.
@@ -72,21 +75,39 @@ def feature_names(columns: Sequence[str], data: DataConfig, path: Path) -> tuple
 
     FileContentError when a column with a role is not in the file, or a name stands twice.
     """
-    twice = sorted({name for name in columns if list(columns).count(name) > 1})
-    if twice:
-        raise FileContentError(f"{path}: columns {some(twice)} stand twice; expected distinct names; rename them")
     roles = data.columns
     listed = roles.features or ()
     needed = [name for name in (roles.target, data.unit, *listed) if name is not None]
     absent = [name for name in needed if name not in columns]
     if absent:
         raise FileContentError(
-            f"{path}: no column {some(absent)}; the file has {some(list(columns))}; correct data.*.columns or the file"
+            f"{path}: no column {some(absent)}; {_what_stands(columns)}; correct data.*.columns or the file"
         )
+    twice = sorted({name for name in columns if list(columns).count(name) > 1})
+    if twice:
+        raise FileContentError(f"{path}: columns {some(twice)} stand twice; expected distinct names; rename them")
     if roles.features is not None:
         return tuple(roles.features)
     others = {roles.target, data.unit, *roles.exclude}
     return tuple(name for name in columns if name not in others)
+
+
+def _what_stands(columns: Sequence[str]) -> str:
+    """The names of the columns, unless they may be values: without a header, or with a damaged one, the first record's.
+
+    Every record has a number or a blank in it: its label at least.
+    """
+    if all(_is_name(column) for column in columns):
+        return f"the file has {some(columns)}"
+    return f"its first line isn't the names of its {len(columns)} columns but has numbers, blanks or long texts in it: expected a header"
+
+
+def _is_name(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return 0 < len(text) <= 100 and text.isprintable() and text.strip().lower() not in MISSING
+    return False
 
 
 def some(names: Sequence[str], most: int = 6) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from distqexp.errors import FileContentError
 from distqexp.problem.readers.base import changed
 
 CACHED = 64 * 2**20
 BLOCK = 2**20
+DEFLATE_RATIO = 1032
+"""No gzip file unpacks to more than so many times its size."""
+BOMB_RATIO, BOMB_FROM = 128, 64 * 2**20
+"""A table that unpacks to more than the one times its size, and to more than the other in bytes, is a bomb."""
 
 
 class ByteSource:
@@ -34,9 +40,14 @@ class ByteSource:
     def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
         """All bytes in order, in blocks of at most ``size``."""
         at = 0
+        most = max(BOMB_FROM, BOMB_RATIO * self.path.stat().st_size) if self.compressed else math.inf
         while block := self.read(at, size, short=True):
             yield block
             at += len(block)
+            if at > most:
+                raise FileContentError(
+                    f"{self.path}: unpacks to more than {BOMB_RATIO} times its size; expected a table; unpack it by hand"
+                )
 
     def read(self, offset: int, length: int, short: bool = False) -> bytes:
         """``length`` bytes from ``offset``; fewer only with ``short``, at the end of the file."""
@@ -50,14 +61,20 @@ class ByteSource:
 
     def holds_exactly(self, length: int) -> bool:
         """Whether the uncompressed file is ``length`` bytes long (of a gzip file the trailer is asked first)."""
+        size = self.path.stat().st_size
         if not self.compressed:
-            return self.path.stat().st_size == length
+            return size == length
+        if length > DEFLATE_RATIO * size:
+            return False
         with self.path.open("rb") as file:
             file.seek(-4, 2)
             trailer = int.from_bytes(file.read(4), "little")
         if trailer == length % 2**32:
             return True
-        return sum(len(block) for block in self.blocks()) == length
+        at = 0  # several members, or damage
+        while at <= length and (block := self.read(at, BLOCK, short=True)):
+            at += len(block)
+        return at == length
 
     def _read(self, offset: int, length: int) -> bytes:
         if self._stream is None:

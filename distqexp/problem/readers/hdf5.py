@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers.base import Reader, changed, existing_file, feature_names
 from distqexp.problem.readers.idx import ascending_runs
+from distqexp.storage.confined import check_confined
+from distqexp.storage.content import Request
 
 
 class Hdf5Reader(Reader):
@@ -83,12 +87,16 @@ class Hdf5Reader(Reader):
         if self._file is None:
             import h5py
 
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                _checked(self.path, found.st_ino, found.st_size, found.st_mtime_ns)
             try:
                 self._file = h5py.File(self.path, "r", locking=False)
             except OSError:
-                raise FileContentError(
-                    f"{self.path}: not a whole HDF5 file; expected HDF5; fetch it again or correct data.*.format"
-                ) from None
+                raise changed(self.path) from None
+            now = self.path.stat()
+            if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+                raise changed(self.path)
         return self._file
 
     def _datasets(self) -> list[str]:
@@ -110,8 +118,12 @@ class Hdf5Reader(Reader):
         import h5py
 
         node = self._opened().get(name)
-        if not isinstance(node, h5py.Dataset) or node.ndim == 0:
+        if not isinstance(node, h5py.Dataset) or not node.shape:
             raise FileContentError(f"{self.path}: no dataset {name!r} with rows; correct data.*.columns or the file")
+        if node.dtype.kind not in "biufSO" or (node.dtype.kind == "O" and h5py.check_string_dtype(node.dtype) is None):
+            raise FileContentError(
+                f"{self.path}: dataset {name!r} holds neither numbers nor texts; correct data.*.columns"
+            )
         return node
 
     def _numeric(self, name: str) -> Any:
@@ -160,6 +172,13 @@ class Hdf5Reader(Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+@lru_cache(maxsize=64)
+def _checked(path: Path, inode: int, size: int, modified: int) -> None:
+    """Have the structure of a file looked at by a process with limits, once as long as it stays as it is."""
+    with path.open("rb") as file:
+        check_confined(file, Request(str(path), size))
 
 
 def _filter_columns(data: DataConfig) -> set[str]:

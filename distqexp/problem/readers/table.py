@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.readers.base import Reader, changed, existing_file, feature_names, some
+from distqexp.problem.readers.base import MISSING, Reader, changed, existing_file, feature_names, some
 from distqexp.problem.readers.bytes import ByteSource
 from distqexp.problem.readers.idx import ascending_runs
 from distqexp.problem.readers.lines import LineIndex, index_lines
 
 _SCAN = 65536
-_MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
+_ROWS_A_BYTE = 1024
+"""More rows than this of a Parquet file are no table of records, whatever their encoding."""
 
 
 class TableReader(Reader):
@@ -111,7 +112,7 @@ class CsvReader(TableReader):
     def _texts(self, name: str) -> list[str | None]:
         position = self.columns.index(name)
         return [
-            None if record[position].strip().lower() in _MISSING else record[position]
+            None if record[position].strip().lower() in MISSING else record[position]
             for blob, count in self._scan()
             for record in self._records(blob, count)
         ]
@@ -133,7 +134,7 @@ class CsvReader(TableReader):
         return found
 
     def _number(self, text: str, name: str) -> float:
-        if text.strip().lower() in _MISSING:
+        if text.strip().lower() in MISSING:
             return np.nan
         try:
             return float(text)
@@ -166,7 +167,11 @@ class ParquetReader(TableReader):
         opened = self._opened()
         super().__init__(path, list(opened.schema_arrow.names), data)
         self.count = int(opened.metadata.num_rows)
+        if not 0 <= self.count <= _ROWS_A_BYTE * path.stat().st_size:
+            raise FileContentError(f"{path}: declares more rows than a file of its size holds; fetch it again")
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+        if sum(sizes) != self.count or min(sizes, default=0) < 0:
+            raise changed(path)
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -190,7 +195,7 @@ class ParquetReader(TableReader):
         self._need(name, "data.where")
         try:
             found: list[str | None] = self._column(name).cast(pyarrow.string()).to_pylist()
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
+        except (pyarrow.ArrowException, ValueError):
             raise FileContentError(
                 f"{self.path}: column {name!r} holds no text; expected some for data.where"
             ) from None
@@ -202,7 +207,12 @@ class ParquetReader(TableReader):
         column = self._column(name)
         if pyarrow.types.is_nested(column.type):
             raise FileContentError(f"{self.path}: unit column {name!r} holds lists; expected one number or text a row")
-        found: list[Any] = column.take(pyarrow.array(rows)).to_pylist()
+        try:
+            found: list[Any] = column.take(pyarrow.array(rows)).to_pylist()
+        except (pyarrow.ArrowException, ValueError):  # texts that are no UTF-8, dates beyond Python's
+            raise FileContentError(
+                f"{self.path}: unit column {name!r}: an id can't be read; expected numbers, dates or texts in UTF-8"
+            ) from None
         if any(value is None or value != value for value in found):
             raise self._missing_id(name)
         return found
@@ -214,7 +224,7 @@ class ParquetReader(TableReader):
         if self._file is None:
             try:
                 self._file = pyarrow.parquet.ParquetFile(self._path)
-            except (pyarrow.ArrowException, OSError):
+            except (pyarrow.ArrowException, OSError, ValueError):
                 raise FileContentError(
                     f"{self._path}: not a whole Parquet file; expected Parquet; fetch it again or correct data.*.format"
                 ) from None
@@ -226,8 +236,10 @@ class ParquetReader(TableReader):
         if self._kept is None or self._kept[:2] != (group, names):
             try:
                 table = self._opened().read_row_group(group, columns=list(names), use_threads=False)
-            except (pyarrow.ArrowException, OSError):
+            except (pyarrow.ArrowException, OSError, ValueError):
                 raise changed(self.path) from None
+            if table.num_rows != self._starts[group + 1] - self._starts[group]:
+                raise changed(self.path)
             self._kept = (group, names, table)
         return self._kept[2]
 
@@ -235,16 +247,19 @@ class ParquetReader(TableReader):
         import pyarrow
 
         try:
-            return self._opened().read(columns=[name], use_threads=False).column(name)
-        except (pyarrow.ArrowException, OSError):
+            column = self._opened().read(columns=[name], use_threads=False).column(name)
+        except (pyarrow.ArrowException, OSError, ValueError):
             raise changed(self.path) from None
+        if len(column) != self.count:
+            raise changed(self.path)
+        return column
 
     def _as_numbers(self, column: Any, name: str) -> NDArray[np.float64]:
         import pyarrow
 
         try:
             found: NDArray[np.float64] = column.cast(pyarrow.float64(), safe=False).to_numpy()
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
+        except (pyarrow.ArrowException, ValueError):
             raise self._not_numbers(name) from None
         return found
 

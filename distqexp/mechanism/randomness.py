@@ -1,0 +1,74 @@
+"""Where the draws of continuous laws take their random numbers from: the operating system, or a seed in tests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+UNIFORM_BITS = 53
+
+
+class Randomness(Protocol):
+    """A stream of random numbers. What comes out is secret until it is part of a release."""
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """``count`` independent standard normal numbers."""
+
+    def uniform(self) -> float:
+        """A number in (0, 1]."""
+
+
+class SystemRandomness:
+    """A ChaCha20 key stream, keyed by the operating system's entropy. Normal numbers by Box and Muller.
+
+    The laws are those of ideal real arithmetic; as floats the numbers are on a finite set, and no normal one exceeds 8.6.
+    """
+
+    def __init__(self) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+        self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """As the protocol's."""
+        pairs = (count + 1) // 2
+        uniform = self._uniforms(2 * pairs)
+        radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs]))  # 1 - u lies in (0, 1]
+        angle = 2.0 * math.pi * uniform[pairs:]
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+    def uniform(self) -> float:
+        """As the protocol's."""
+        return 1.0 - float(self._uniforms(1)[0])
+
+    def _uniforms(self, count: int) -> NDArray[np.float64]:
+        """In [0, 1)."""
+        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8") >> np.uint64(64 - UNIFORM_BITS)
+        return words.astype(np.float64) * 2.0**-UNIFORM_BITS
+
+
+class SeededRandomness:
+    """NOT PRIVATE: a Philox stream, the same for the same (seed, round). Normal numbers by the inverse distribution function."""
+
+    def __init__(self, seed: int, round: int) -> None:
+        key = hashlib.sha256(f"distqexp insecure draws/{seed}/{round}".encode()).digest()[:16]
+        self._philox = np.random.Philox(key=int.from_bytes(key, "little"))
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """As the protocol's."""
+        return np.asarray(ndtri(self._uniforms(count)), dtype=np.float64)
+
+    def uniform(self) -> float:
+        """As the protocol's."""
+        return float(self._uniforms(1)[0])
+
+    def _uniforms(self, count: int) -> NDArray[np.float64]:
+        """Strictly between 0 and 1."""
+        words = self._philox.random_raw(count) >> np.uint64(64 - UNIFORM_BITS)
+        return (words.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS

@@ -1,0 +1,74 @@
+"""Pure differential privacy of a mechanism on a ball, and what epsilon-DP says in the other languages.
+
+Theorem 3: where one unit changes the utility by a C-Lipschitz function that is 0 at the centre, it changes it by at most
+C R on the ball of radius R, and a release with density proportional to exp(utility / T) on the ball is epsilon-DP with
+delta 0, epsilon = 2 C R / T. The proofs of the conversions are in docs/proofs/composition.md. All quantities are public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+from scipy.special import ndtri_exp
+
+from distqexp.errors import UsageError
+
+SMALL = 1e-3
+"""Below this epsilon ``mu`` is a proved bound: half of what its formula subtracts from would cancel."""
+
+
+def pure_temperature(sensitivity: float | Fraction, radius: float | Fraction, epsilon_round: float | Fraction) -> float:
+    """The smallest float T with 2 * sensitivity * radius / T <= epsilon_round, exactly. Raises UsageError out of range.
+
+    ``sensitivity`` is C_eff and ``radius`` R, both in whitened units; T in squared whitened units.
+    """
+    quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", radius)
+    return _float_above(quotient / _positive("privacy.epsilon of a round", epsilon_round))
+
+
+def pure_epsilon(sensitivity: float | Fraction, radius: float | Fraction, temperature: float | Fraction) -> float:
+    """The epsilon of one release, 2 * sensitivity * radius / temperature, rounded upwards. Raises UsageError."""
+    quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", radius)
+    return _float_above(quotient / _positive("temperature", temperature))
+
+
+def round_epsilon(epsilon: float, rounds: int) -> float:
+    """The largest float of which ``rounds`` together are at most ``epsilon``, exactly."""
+    share = Fraction(epsilon) / rounds
+    nearest = float(share)
+    return nearest if Fraction(nearest) <= share else math.nextafter(nearest, 0.0)
+
+
+def total(epsilons: Iterable[float]) -> float:
+    """The sum, rounded upwards: releases of these epsilons, adaptive or not, are together so private, with delta 0."""
+    return _float_above(sum((Fraction(epsilon) for epsilon in epsilons), Fraction(0)))
+
+
+def mu(epsilon: float) -> float:
+    """A mu such that whatever is epsilon-DP is mu-GDP: the smallest, 2 Phi^-1(e^epsilon / (1 + e^epsilon)), rounded upwards."""
+    if epsilon < SMALL:
+        return math.sqrt(math.pi / 2) * epsilon * (1 + 1e-6)
+    log_error = -(epsilon + math.log1p(math.exp(-epsilon)))  # of randomised response: 1 / (1 + e^epsilon)
+    return -2 * float(ndtri_exp(log_error)) * (1 + 1e-11)
+
+
+def rho(epsilon: float) -> float:
+    """A rho such that whatever is epsilon-DP is rho-zCDP: the smallest, epsilon tanh(epsilon / 2)."""
+    return epsilon * math.tanh(epsilon / 2)
+
+
+def _positive(name: str, value: float | Fraction) -> Fraction:
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"{name}: found {value!r}; expected a finite number above 0")
+    return Fraction(value)
+
+
+def _float_above(exact: Fraction) -> float:
+    """The smallest float that is at least ``exact``, infinity where there is none."""
+    try:
+        nearest = float(exact)
+    except OverflowError:
+        return math.inf
+    return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, math.inf)

@@ -1,0 +1,161 @@
+"""What stands after the label, by the HDF5 library: identity, header, arrays, each checked. Nothing is believed.
+
+The library can crash or loop on bytes that somebody made for it, so for files from elsewhere this runs in a process of its
+own, see ``confined``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.errors import FileContentError
+from distqexp.storage.canonical import array_digest, canonical_json, portable_type
+
+SCHEMA_VERSION = 1
+KINDS = ("plan", "sketch", "quadratic", "release")
+
+Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read: ``length`` bytes after the label of ``path``; the kind and plan that are expected, None for any."""
+
+    path: str
+    length: int
+    kind: str | None = None
+    plan_id: str | None = None
+    arrays: bool = True
+
+
+def content_digest(kind: str, plan_id: str, header: bytes, arrays: Mapping[str, str]) -> str:
+    """Hexadecimal SHA-256 over everything that a file says. ``arrays``: the digest of each. As sensitive as they are."""
+    fields = [SCHEMA_VERSION, kind, plan_id, hashlib.sha256(header).hexdigest(), dict(arrays)]
+    return hashlib.sha256(canonical_json(fields)).hexdigest()
+
+
+def read_content(file: BinaryIO, request: Request) -> Generator[Frame, None, None]:
+    """First kind, plan_id, schema_version and header; then each array with its name, type and shape, by name.
+
+    Raises FileContentError for whatever is not as distqexp writes it.
+    """
+    try:
+        with h5py.File(file, "r") as h5:
+            identity = _identity(h5, request)
+            header, text = _header(h5, request)
+            digests = _digests(h5, request)
+            whole = content_digest(identity["kind"], identity["plan_id"], text, digests)
+            if _text(h5.attrs.get("sha256")) != whole:
+                raise FileContentError(f"{request.path}: its parts don't belong together; damaged: copy it again")
+            yield identity | {"header": header}, None
+            for name in sorted(digests) if request.arrays else ():
+                array = _array(h5[name], name, digests[name], request)
+                yield {"name": name, "type": array.dtype.str, "shape": list(array.shape)}, array
+    except (FileContentError, MemoryError, GeneratorExit):
+        raise
+    except Exception as error:
+        own = isinstance(error, OSError | RuntimeError) and str(error)
+        reason = str(error).splitlines()[0] if own else type(error).__name__
+        raise FileContentError(
+            f"{request.path}: not readable as HDF5 of this format ({reason}); copy it again"
+        ) from error
+
+
+def _identity(h5: h5py.File, request: Request) -> dict[str, Any]:
+    path = request.path
+    version = _attribute(path, h5, "schema_version", np.integer)
+    if version != SCHEMA_VERSION:
+        raise FileContentError(
+            f"{path}: schema_version {version}, this distqexp reads {SCHEMA_VERSION}; use the version that wrote it"
+        )
+    kind = str(_attribute(path, h5, "kind", str))
+    if kind != (request.kind or kind) or kind not in KINDS:
+        raise FileContentError(
+            f"{path}: kind {kind[:40]!r}, expected {request.kind or ' or '.join(KINDS)!r}; give the right file"
+        )
+    plan_id = str(_attribute(path, h5, "plan_id", str))
+    if plan_id != (request.plan_id or plan_id):
+        raise FileContentError(
+            f"{path}: plan_id {plan_id[:64]}, expected {request.plan_id}; it belongs to another plan"
+        )
+    return {"kind": kind, "plan_id": plan_id, "schema_version": int(version)}
+
+
+def _attribute(path: str, h5: h5py.File, name: str, expected: type) -> Any:
+    value = h5.attrs.get(name)
+    if not isinstance(value, expected):
+        raise FileContentError(
+            f"{path}: attribute {name} is {type(value).__name__}, expected {expected.__name__}: no distqexp file"
+        )
+    return value
+
+
+def _header(h5: h5py.File, request: Request) -> tuple[dict[str, Any], bytes]:
+    dataset = h5.get("header")
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.shape != ()
+        or dataset.dtype.kind != "S"
+        or dataset.nbytes > request.length
+    ):
+        raise FileContentError(
+            f"{request.path}: no readable header, expected one text of JSON; not written by distqexp"
+        )
+    text = bytes(dataset[()])
+    try:
+        header = json.loads(text)
+        canonical = canonical_json(header)
+    except (ValueError, TypeError, RecursionError):
+        header, canonical = None, b""
+    if not isinstance(header, dict) or canonical != text:
+        raise FileContentError(f"{request.path}: its header is not canonical JSON; not written by distqexp")
+    return header, text
+
+
+def _digests(h5: h5py.File, request: Request) -> dict[str, str]:
+    """The digest that stands with each array; no array is read yet, and together they fit into the file."""
+    found: dict[str, str] = {}
+    total = 0
+
+    def visit(name: str, item: Any) -> None:
+        nonlocal total
+        if not isinstance(item, h5py.Dataset) or name == "header":
+            return
+        plain = item.dtype.kind in "biuf" and item.chunks is None and not item.external and not item.is_virtual
+        total += item.nbytes if plain and item.shape is not None else 0
+        if not plain or item.shape is None or total > request.length:
+            raise FileContentError(
+                f"{request.path}: {name} is not a plain array inside the file; not written by distqexp"
+            )
+        if not (digest := _text(item.attrs.get("sha256"))):
+            raise _damaged(name, request)
+        found[name] = digest
+
+    h5.visititems(visit)
+    return found
+
+
+def _array(dataset: h5py.Dataset, name: str, digest: str, request: Request) -> npt.NDArray[Any]:
+    found = np.asarray(dataset[()])
+    array = np.asarray(found, dtype=portable_type(found.dtype))
+    if digest != array_digest(array):
+        raise _damaged(name, request)
+    return array
+
+
+def _damaged(name: str, request: Request) -> FileContentError:
+    return FileContentError(
+        f"{request.path}: the checksum of {name} is not the one stored with it; the file is damaged: copy it again"
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
