@@ -16,7 +16,7 @@ from distqexp.errors import DistqexpError, FileContentError, UsageError
 from distqexp.problem.readers.bytes import ByteSource
 from distqexp.problem.readers.lines import index_lines
 
-MANY = {"csv": 10_000, "csv.gz": 3_000, "parquet": 6_000, "idx": 3_000, "idx.gz": 3_000, "h5": 2_000, "npy": 2_000}
+MANY = {"csv": 10_000, "csv.gz": 1_000, "parquet": 2_000, "idx": 1_000, "idx.gz": 1_000, "npy": 500, "h5": 500}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_some_mutated_files_between_stages(originals: Path, kind: str) -> None:
     check_stages(originals, kind, 100)
 
 
-@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "idx.gz", "h5"])
 def test_some_mutated_files_of_records(originals: Path, kind: str) -> None:
     check_records(originals, kind, 100)
 

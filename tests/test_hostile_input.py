@@ -221,7 +221,7 @@ def test_absurd_numbers_in_public_tables_leave_the_statistics_finite(tmp_path: P
     assert found.present.tolist() == [False, False, False, False, True, True, True, True, True, True]
 
 
-@pytest.mark.parametrize("value", ["1e38", "-1e38", "1e308", "inf", "nan", "1e-45", "5e-324"])
+@pytest.mark.parametrize("value", ["1e38", "-inf", "nan", "5e-324"])
 def test_absurd_private_numbers_cost_a_run_nothing(tmp_path: Path, run: Commands, value: str) -> None:
     task = write_task(tmp_path)
     lines = (tmp_path / "private.csv").read_text().splitlines()
