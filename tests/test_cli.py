@@ -18,7 +18,7 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.storage.hdf5 import read_file
 
 STEPS = ("plan", "sketch", "pool", "release", "export", "inspect", "verify", "tune")
-LATER = ("audit", "doctor", "cost")
+LATER = ("doctor", "cost")
 
 
 @pytest.fixture

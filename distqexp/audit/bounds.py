@@ -1,0 +1,37 @@
+"""From counted errors of a test to what a mechanism must at least have given away.
+
+Whoever tells two neighbouring datasets apart by one release errs at least as often as Gaussian differential privacy says. Errors
+that are rarer, by more than chance allows, disprove the claim (Dong, Roth and Su 2022; Nasr and others 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+from scipy.special import betaincinv, ndtri
+
+from distqexp.errors import UsageError
+
+
+def rate_above(count: int, trials: int, failure: float) -> float:
+    """A rate that the true one exceeds with probability at most ``failure`` (Clopper and Pearson 1934)."""
+    if not (0 <= count <= trials and trials >= 1 and 0 < failure < 1):
+        raise UsageError(
+            f"audit: found {count} of {trials} at failure {failure!r}; expected a count of trials, failure in (0, 1)"
+        )
+    return 1.0 if count == trials else float(betaincinv(count + 1, trials - count, 1.0 - failure))
+
+
+def mu_below(false_positive: float, false_negative: float) -> float:
+    """The smallest mu at which a test may have these error rates, 0 or more: Phi^-1(1 - fp) - Phi^-1(fn)."""
+    return max(0.0, float(ndtri(1.0 - false_positive) - ndtri(false_negative)))
+
+
+def epsilon_below(false_positive: float, false_negative: float, delta: float) -> float:
+    """The smallest epsilon at which a test of an (epsilon, delta)-private release may have these error rates, 0 or more."""
+    found = [0.0]
+    for one, other in ((false_positive, false_negative), (false_negative, false_positive)):
+        hits = 1.0 - other - delta
+        if hits > 0 and one > 0:
+            found.append(math.log(hits / one))
+    return max(found)

@@ -1,0 +1,105 @@
+"""``distqexp audit``: a plan's own mechanism, audited by draws; what is written about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distqexp.audit.sampler import CAVEATS, FAILURE, Finding, audit_sampler
+from distqexp.errors import UsageError
+from distqexp.stages.artefacts import Plan
+from distqexp.storage.atomic import write_atomic
+
+COORDINATES = 2
+"""Of the ball that a truncated draw is audited on; noise without a trust region is audited one coordinate at a time."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings on a plan. Public: no record enters."""
+
+    plan_id: str
+    mechanism: str
+    delta: float
+    findings: tuple[Finding, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether no pair of datasets showed more than is claimed."""
+        return all(finding.holds for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = [
+            f"{one.pair}: at least mu {one.mu:.4g} and epsilon {one.epsilon:.4g} were found; mu {one.claimed_mu:.4g} is claimed: "
+            + ("no contradiction" if one.holds else "THE CLAIM IS WRONG")
+            for one in self.findings
+        ]
+        return [f"audit of plan {self.plan_id[:16]}: {self.mechanism}", *found, *CAVEATS]
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "plan_id": self.plan_id,
+            "mechanism": self.mechanism,
+            "delta": self.delta,
+            "failure_probability": FAILURE,
+            "holds": self.holds,
+            "findings": [{**asdict(finding), "holds": finding.holds} for finding in self.findings],
+            "caveats": list(CAVEATS),
+        }
+
+
+def audit_plan(plan: Plan, draws: int, seed: int | None = None) -> Audit:
+    """Draw ``draws`` releases a round on either of two datasets for each worst unit; rounds as many as a unit takes part in.
+
+    All rounds have the grid of the first: later ones have another clip, and noise in proportion. Nothing is charged.
+    """
+    mechanism = plan.config.mechanism
+    rule = plan.rule(plan.state)
+    rule = replace(rule, k=1 if rule.independent else min(COORDINATES, plan.k))
+    claimed = math.sqrt(mechanism.passes) * plan.state.grid.mu
+    findings = audit_sampler([rule] * mechanism.passes, claimed, plan.config.privacy.delta, draws, seed)
+    beta = "private curvature" if plan.config.private_curvature else "public curvature"
+    ball = f"trust radius {mechanism.trust_radius:g}" if mechanism.trust_radius else "no trust region"
+    words = f"{beta}, {ball}, {mechanism.noise} noise, {mechanism.passes} round(s) a unit"
+    return Audit(plan.plan_id, words, plan.config.privacy.delta, tuple(findings))
+
+
+def write_audit(audit: Audit, out: Path) -> None:
+    """audit.json and audit.png into the folder ``out``, which is made."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file; expected a folder: choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "audit.json", (json.dumps(audit.tree(), indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(out / "audit.png", _plot(audit.findings))
+
+
+def _plot(findings: Sequence[Finding]) -> bytes:
+    """Error rates that were found beside those that the claim allows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+    from scipy.special import ndtr, ndtri
+
+    figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    rates = np.linspace(1e-6, 1 - 1e-6, 500)
+    claimed = findings[0].claimed_mu
+    axis.plot(rates, ndtr(ndtri(1 - rates) - claimed), color="black", label=f"claimed: mu = {claimed:.3g}")
+    for finding in findings:
+        label = f"{finding.pair}: mu at least {finding.mu:.3g}"
+        axis.plot([finding.false_positive], [finding.false_negative], "o", label=label)
+    axis.set(xlabel="false positives, at most", ylabel="false negatives, at most", xlim=(0, 1), ylim=(0, 1))
+    axis.set_title("below the line: the claim is wrong", fontsize="small")
+    axis.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return buffer.getvalue()
