@@ -257,6 +257,20 @@ def spread(plan: Plan) -> NDArray[np.float64]:
     return np.asarray(grid.sigma * grid.step * np.linalg.norm(columns, axis=0))
 
 
+def test_a_trust_radius_is_as_large_in_the_parameters(tmp_path: Path) -> None:
+    ball = {"trust_radius": 2.0, "noise": "gaussian", "clip": 0.05, "clip_quantile": None}
+    config = task(tmp_path, mechanism=ball)
+    rehearsal = rehearsal_of(config, tmp_path / "scratch")
+    found = rehearsal.config_of(config, 1.0).mechanism
+    ratio = config.privacy.units / rehearsal.roles.units
+    assert ratio > 1.5
+    assert found.trust_radius == pytest.approx(2.0 / math.sqrt(ratio))
+    assert found.clip == pytest.approx(0.05 * math.sqrt(ratio))
+    pure = replace(config, privacy=replace(config.privacy, delta=0.0))
+    with pytest.raises(UsageError, match=r"privacy.delta is 0; expected one above 0"):
+        rehearsal.config_of(pure, 1.0)
+
+
 @pytest.mark.parametrize("clip", ["clip", "clip_quantile", "clip_natural"])
 def test_fewer_stand_ins_than_units_make_the_same_noise_and_the_same_move(tmp_path: Path, clip: str) -> None:
     value = {"clip": 0.05, "clip_quantile": 0.8, "clip_natural": 1.3}[clip]

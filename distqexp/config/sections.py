@@ -288,6 +288,7 @@ class TuneConfig:
     )
     clip_quantile: tuple[float, ...] | None = key("values of mechanism.clip_quantile", default=None)
     clip_natural: tuple[float, ...] | None = key("values of mechanism.clip_natural", default=None)
+    trust_radius: tuple[float, ...] | None = key("values of mechanism.trust_radius", default=None)
     k: tuple[int, ...] | None = key("values of subspace.k", default=None)
     k_in: tuple[int, ...] | None = key("values of subspace.k_in", default=None)
     k_out: tuple[int, ...] | None = key("values of subspace.k_out", default=None)

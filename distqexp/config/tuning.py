@@ -18,6 +18,7 @@ LISTS: dict[str, tuple[str, str]] = {
     "clip": ("mechanism", "above 0"),
     "clip_quantile": ("mechanism", "above 0"),
     "clip_natural": ("mechanism", "above 0"),
+    "trust_radius": ("mechanism", "above 0"),
     "k": ("subspace", "1 or more"),
     "k_in": ("subspace", "1 or more"),
     "k_out": ("subspace", "1 or more"),

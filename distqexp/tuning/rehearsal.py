@@ -92,8 +92,9 @@ class Rehearsal:
         """What is run in the place of ``config`` at ``epsilon``: the same noise against signal with fewer units.
 
         Whitened by the precision of m units, unit vectors are sqrt(n_bar/m) times as long as by that of n_bar units, and
-        so is a clip of their own lengths; the sum of m of them moves the parameters as far as that of n_bar did; noise of
-        C/mu then moves them by n_bar/m times as much. So mu is n_bar/m times the real one. Raises UsageError.
+        so is a clip of their own lengths; a move of the parameters is sqrt(m/n_bar) times as long, and so is a trust radius. The
+        sum of m unit vectors moves the parameters as far as that of n_bar did; noise of C/mu then moves them by n_bar/m times as
+        much. So mu is n_bar/m times the real one. Raises UsageError.
         """
         raised = self.raised(config, epsilon)
         mechanism, privacy = config.mechanism, config.privacy
@@ -102,6 +103,7 @@ class Rehearsal:
         mechanism = dataclasses.replace(
             mechanism,
             clip=None if mechanism.clip is None else mechanism.clip * math.sqrt(ratio),
+            trust_radius=None if mechanism.trust_radius is None else mechanism.trust_radius / math.sqrt(ratio),
             noise="gaussian" if raised > LARGEST_DISCRETE else mechanism.noise,
             rounding="batch" if config.by_batch and single else "unit",
         )
@@ -115,6 +117,8 @@ class Rehearsal:
     def raised(self, config: Config, epsilon: float) -> float:
         """The epsilon that a rehearsal is run at. Raises UsageError where that is beyond all bounds."""
         units, delta = config.privacy.units, config.privacy.delta
+        if delta == 0:
+            raise UsageError("tune: privacy.delta is 0; expected one above 0: rehearse with that, then set 0")
         raised = rehearsed_epsilon(epsilon, delta, units / self.roles.units, config.mechanism.noise)
         if raised > LARGEST_EPSILON:
             raise UsageError(
