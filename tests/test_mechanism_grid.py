@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqexp.errors import UsageError
-from distqexp.mechanism.grid import CAPACITY, Grid, check_capacity, choose_grid, max_slots
+from distqexp.mechanism.batch_sums import BatchSums
+from distqexp.mechanism.grid import CAPACITY, Grid, check_capacity, choose_grid, max_slots, pure_mu, with_pure_noise
 
 GRIDS = {
     "clip": st.floats(-80, 80).map(math.exp),
@@ -20,6 +21,31 @@ GRIDS = {
     "adjacency": st.sampled_from(["zero-out", "add-remove", "replace-one"]),
 }
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("adjacency", ["zero-out", "replace-one"])
+def test_presence_at_several_shards_multiplies_the_noise(adjacency: str) -> None:
+    batches = BatchSums(64, 100)
+    one, three = (
+        choose_grid(1.0, 0.5, 2**20, adjacency, exponent=-22, batches=batches, presence=presence) for presence in (1, 3)
+    )
+    assert three.sensitivity == 3 * one.sensitivity
+    assert three.clip_integer == one.clip_integer
+    assert 3 * one.sigma - 3 <= three.sigma <= 3 * one.sigma
+    assert three.mu <= 0.5
+    assert pure_mu(1.0, 2.0, 0.3, adjacency, 3) == pytest.approx(math.sqrt(3) * pure_mu(1.0, 2.0, 0.3, adjacency))
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1.0, 30.0])
+def test_pure_noise_is_the_smallest_that_keeps_epsilon(epsilon: float) -> None:
+    grid = Grid(step=2.0**-12, clip_integer=50_000, sigma=10)
+    found = with_pure_noise(grid, 1.7, epsilon)
+    step = Fraction(grid.step)
+
+    def spent(sigma: int) -> Fraction:
+        return 2 * grid.sensitivity * step * Fraction(1.7) / (sigma * step) ** 2
+
+    assert spent(found.sigma) <= Fraction(epsilon) < spent(found.sigma - 1)
 
 
 @EXAMPLES
@@ -100,7 +126,7 @@ def test_other_arguments_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": 3.0}, {"step": 0.0}, {"step": math.inf}, {"clip_integer": 0}, {"sigma": 0}, {"sensitivity_factor": 3}],
+    [{"step": 3.0}, {"step": 0.0}, {"step": math.inf}, {"clip_integer": 0}, {"sigma": 0}, {"sensitivity_factor": 0}],
 )
 def test_a_grid_from_elsewhere_is_checked(change: dict[str, float]) -> None:
     good = Grid(step=0.25, clip_integer=10, sigma=20)

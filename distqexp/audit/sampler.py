@@ -43,18 +43,18 @@ class Unit:
     linear: IntegerArray
     factor: IntegerArray
 
-    def sums(self, rule: ReleaseRule, sign: int = 1) -> IntegerArray:
-        """The sums (width,) of a dataset that holds this unit alone, its gradient turned by ``sign``; sign 0: of none."""
+    def sums(self, rule: ReleaseRule, times: int) -> IntegerArray:
+        """The sums (width,) of a dataset that holds this unit alone, so many times over; below 0: its gradient turned around."""
         if rule.factors is None:
-            return sign * self.linear
+            return times * self.linear
         gram = np.outer(self.factor, self.factor)[np.triu_indices(rule.k)]
-        return np.concatenate([sign * self.linear, abs(sign) * gram])
+        return np.concatenate([times * self.linear, abs(times) * gram])
 
-    def score(self, rule: ReleaseRule, points: FloatArray) -> FloatArray:
-        """Logarithm of the likelihood ratio of having the unit to not, at points (n, k), up to a constant: its utility by T."""
-        cost = points @ (self.linear * rule.grid.step)
+    def score(self, rule: ReleaseRule, points: FloatArray, low: int, high: int) -> FloatArray:
+        """Logarithm of the likelihood ratio of ``high`` times the unit to ``low`` times, at points (n, k), up to a constant."""
+        cost = (high - low) * (points @ (self.linear * rule.grid.step))
         if rule.factors is not None:
-            cost = cost + np.square(points @ (self.factor * rule.factors.step)) / 2.0
+            cost = cost + (abs(high) - abs(low)) * np.square(points @ (self.factor * rule.factors.step)) / 2.0
         return -cost / rule.grid.temperature
 
 
@@ -83,7 +83,7 @@ class Finding:
 
 def worst_units(rule: ReleaseRule) -> list[Unit]:
     """Units that use up the clip: by gradient alone, and with private curvature by curvature alone and by half of each."""
-    clip, none = rule.grid.clip_integer + rule.grid.slack, np.zeros(rule.k, dtype=np.int64)
+    clip, none = rule.grid.clip_integer, np.zeros(rule.k, dtype=np.int64)
     first = none.copy()
     first[0] = 1
     units = [Unit("gradient", clip * first, none)]
@@ -113,11 +113,12 @@ def audit_sampler(
         scores: list[list[FloatArray]] = [[], []]
         for round, rule in enumerate(rules):
             own = worst_units(rule)[number]
-            # One unit for another moves the sums twice as far: from minus the unit to the unit.
-            pair = (own.sums(rule, -1 if rule.grid.sensitivity_factor == 2 else 0), own.sums(rule, 1))
-            for side, sums in enumerate(pair):
-                points = draw_points(rule, sums, draws, None if seed is None else seed + side, round)
-                scores[side].append(own.score(rule, points))
+            # One unit for another moves the sums twice as far: from minus the unit to the unit. So it is in more shards than one.
+            factor = rule.grid.sensitivity_factor
+            low, high = -(factor // 2), factor - factor // 2
+            for side, times in enumerate((low, high)):
+                points = draw_points(rule, own.sums(rule, times), draws, None if seed is None else seed + side, round)
+                scores[side].append(own.score(rule, points, low, high))
         without, with_unit = (np.sum(side, axis=0) for side in scores)
         found.append(_judged(unit.name, without, with_unit, len(rules), claimed_mu, delta))
     return found

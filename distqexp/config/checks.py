@@ -75,6 +75,12 @@ def check(config: Config) -> None:
     )  # fmt: skip
     need(1 <= privacy.units <= 2**53, "privacy.units", privacy.units, "a public number of units, 1 to 2^53")
 
+    need(1 <= privacy.presence <= 1024, "privacy.presence", privacy.presence, "1 to 1024 shards")
+    need(
+        privacy.presence == 1 or config.mechanism.parts == 1,
+        "mechanism.parts", config.mechanism.parts, "1 with privacy.presence above 1: a unit of two shards may be in two parts",
+    )  # fmt: skip
+
     subspace = config.subspace
     need(subspace.k is None or subspace.k >= 1, "subspace.k", subspace.k, "1 or more")
     sides = (("subspace.k_in", subspace.k_in), ("subspace.k_out", subspace.k_out))

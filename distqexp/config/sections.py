@@ -122,6 +122,10 @@ class PrivacyConfig:
     adjacency: Literal["zero-out", "add-remove", "replace-one"] = key(
         "which datasets are neighbours", default="zero-out"
     )
+    presence: int = key(
+        "a unit may be present in so many shards (sites): declared, since it can't be detected; noise grows in proportion",
+        default=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A unit's clipped vector becomes an integer vector of norm at most ``clip_integer`` = floor(C / h), in steps of h, a
 power of two. Sums of such vectors are exact in int64 in any order. Gaussian noise of ``sigma`` grid steps a
 coordinate makes the release mu-GDP with mu = (factor * clip_integer + slack) / sigma: the factor is 2 where one unit may
-be replaced by another, 1 where it may only vanish or appear; the slack is 0 but where sums of micro-batches are rounded.
+be replaced by another, 1 where it may only vanish or appear, times the number of shards that it may be present at; the
+slack is 0 but where sums of micro-batches are rounded.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ LARGEST_SIGMA = 2**53
 SLOTS_PER_UNIT = 1000
 """The grid must have room for so many slots for every nominal unit."""
 
+LARGEST_PRESENCE = 1024
+"""At so many shards a unit may be present, at most."""
+
 SENSITIVITY_FACTORS = {"zero-out": 1, "add-remove": 1, "replace-one": 2}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor (1 or 2).
+    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor: 1 or 2, times presence.
 
     slack: how far a unit moves the integers beyond sensitivity_factor * clip_integer, where sums are rounded.
     """
@@ -46,8 +50,10 @@ class Grid:
         for name, value in (("clip", self.clip_integer), ("sigma", self.sigma)):
             if not 1 <= value <= CAPACITY:
                 raise UsageError(f"grid {name}: found {value!r} steps; expected 1 to 2^62")
-        if self.sensitivity_factor not in (1, 2):
-            raise UsageError(f"grid sensitivity factor: found {self.sensitivity_factor!r}; expected 1 or 2")
+        if not 1 <= self.sensitivity_factor <= 2 * LARGEST_PRESENCE:
+            raise UsageError(
+                f"grid sensitivity factor: found {self.sensitivity_factor!r}; expected 1 to {2 * LARGEST_PRESENCE}"
+            )
         if not 0 <= self.slack <= CAPACITY:
             raise UsageError(f"grid slack: found {self.slack!r} steps; expected 0 to 2^62")
 
@@ -81,11 +87,13 @@ def choose_grid(
     adjacency: str,
     exponent: int | None = None,
     batches: BatchSums | None = None,
+    presence: int = 1,
 ) -> Grid:
     """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps for the clip alone.
 
     ``clip`` is C in whitened units. The grid's mu never exceeds ``mu_round``. With ``exponent`` the step is
-    2^exponent. ``batches``: where sums of micro-batches are rounded. Raises UsageError when no such grid exists.
+    2^exponent. ``batches``: where sums of micro-batches are rounded. ``presence``: at so many shards a unit may be.
+    Raises UsageError when no such grid exists.
     """
     if not (clip > 0 and math.isfinite(clip)):
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a finite number above 0")
@@ -95,14 +103,14 @@ def choose_grid(
         raise UsageError(f"smallest sigma: found {sigma_minimum!r}; expected 1 or more")
     if adjacency not in SENSITIVITY_FACTORS:
         raise UsageError(f"privacy.adjacency: found {adjacency!r}; expected one of {', '.join(SENSITIVITY_FACTORS)}")
-    factor = SENSITIVITY_FACTORS[adjacency]
+    factor = presence * SENSITIVITY_FACTORS[adjacency]
     coarsest = math.frexp(clip)[1] - 1  # 2^coarsest <= clip: a clip of at least one step
     while _sigma(clip, mu_round, factor, coarsest) < sigma_minimum:
         coarsest -= 1
     if exponent is not None and exponent > coarsest:
         raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
     chosen = coarsest if exponent is None else exponent
-    slack = batches.slack(clip, chosen, factor) if batches else 0
+    slack = presence * batches.slack(clip, chosen, SENSITIVITY_FACTORS[adjacency]) if batches else 0
     sigma = _sigma(clip, mu_round, factor, chosen, slack)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
@@ -114,9 +122,9 @@ def choose_grid(
     return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor, slack)
 
 
-def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str) -> float:
+def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str, presence: int = 1) -> float:
     """About the mu of a release on the ball of ``radius`` whose pure epsilon, 2 C R / T, is ``epsilon``."""
-    return math.sqrt(SENSITIVITY_FACTORS[adjacency] * clip * epsilon / radius / 2)
+    return math.sqrt(presence * SENSITIVITY_FACTORS[adjacency] * clip * epsilon / radius / 2)
 
 
 def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:

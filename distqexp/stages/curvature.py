@@ -153,12 +153,14 @@ def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
 
 
 def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:
-    adjacency, exponent = config.privacy.adjacency, config.mechanism.grid
+    adjacency, presence, exponent = config.privacy.adjacency, config.privacy.presence, config.mechanism.grid
     radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
     if epsilon is None or radius is None:
-        return choose_grid(clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches)
-    mu = pure_mu(clip, radius, epsilon, adjacency)
-    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches)
+        return choose_grid(
+            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence
+        )
+    mu = pure_mu(clip, radius, epsilon, adjacency, presence)
+    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches, presence)
     return with_pure_noise(grid, radius, epsilon)
 
 

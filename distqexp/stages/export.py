@@ -114,7 +114,7 @@ def certificate_of(
         rho=guarantee.rho if discrete else None,
         pure_epsilon=guarantee.pure if math.isfinite(guarantee.pure) else None,
         adjacency=privacy.adjacency,
-        unit="one record" if all(data.unit is None for data in config.data.private) else "all records of one unit id",
+        unit=_unit(plan),
         records_public=privacy.units,
         rounds=[
             {
@@ -152,6 +152,13 @@ def certificate_of(
         insecure_seed=seed,
         evaluation_private=config.data.eval_private,
     )
+
+
+def _unit(plan: Plan) -> str:
+    data, presence = plan.config.data, plan.config.privacy.presence
+    single = all(source.unit is None for source in data.private)
+    unit = "one record" if single else "all records of one unit id"
+    return unit if presence == 1 else f"{unit} and its like in other shards, {presence} shards at most"
 
 
 def _mechanism(plan: Plan) -> str:
