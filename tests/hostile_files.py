@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +30,8 @@ SECONDS = 10.0
 PATIENCE = 3.0
 """Seconds before a file counts as one that the library loops on."""
 BYTES = 2 << 30
+SHARED_FROM = 400
+"""So many mutants are shared by two children."""
 
 
 def write_originals(folder: Path) -> None:
@@ -86,10 +91,33 @@ class Fuzzed:
     slowest: float = 0.0
     largest: int = 0
 
+    def joined(self, other: Fuzzed) -> Fuzzed:
+        """Both together."""
+        return Fuzzed(
+            outcomes=self.outcomes + other.outcomes,
+            wrong=self.wrong + other.wrong,
+            deaths=self.deaths + other.deaths,
+            slowest=max(self.slowest, other.slowest),
+            largest=max(self.largest, other.largest),
+        )
+
 
 def fuzz(folder: Path, kind: str, count: int, seed: int = 20) -> Fuzzed:
-    """Have the child meet ``count`` mutants; it is started anew after each that it dies of."""
-    found, first = Fuzzed(), 0
+    """Have a child meet ``count`` mutants, many of them shared by two children; each is started anew after a mutant that it dies of."""
+    if count < SHARED_FROM:
+        return _fuzz_part(folder, kind, seed, 0, count)
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
+        other = shutil.copytree(
+            folder, Path(name) / "originals"
+        )  # mutants have a name: each child has a folder of its own
+        first = pool.submit(_fuzz_part, folder, kind, seed, 0, count // 2)
+        second = pool.submit(_fuzz_part, other, kind, seed, count // 2, count)
+        return first.result().joined(second.result())
+
+
+def _fuzz_part(folder: Path, kind: str, seed: int, first: int, count: int) -> Fuzzed:
+    """The mutants from ``first`` to ``count``."""
+    found = Fuzzed()
     while first < count:
         first = _until_death(folder, kind, seed, first, count, found)
     return found
