@@ -118,6 +118,16 @@ def test_a_scale_of_nine_tenths_is_rejected(k: int, where: float, radius: float,
 Proposal = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 
 
+def forced(
+    monkeypatch: pytest.MonkeyPatch, way: str, where: float, radius: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """A quadratic of five coordinates, B and s, drawn by one way from now on, and draws of its law by plain rejection."""
+    curvature, linear = quadratic(5, where, radius)
+    expected = plain_rejection(curvature, linear, TEMPERATURE, radius)
+    force(monkeypatch, way)
+    return curvature, linear, expected
+
+
 def with_chances(propose: Proposal, change: Callable[[FloatArray], FloatArray]) -> Proposal:
     def changed(normal: FloatArray) -> tuple[FloatArray, FloatArray]:
         points, chances = propose(normal)
@@ -129,9 +139,7 @@ def with_chances(propose: Proposal, change: Callable[[FloatArray], FloatArray]) 
 @pytest.mark.parametrize("fault", [0.0, 0.5, 2.0])
 def test_another_slope_of_the_tilted_acceptance_is_rejected(fault: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Acceptance left out (but the ball kept), half and twice as steep as the proposal asks for."""
-    curvature, linear = quadratic(5, 1.6, 1.0)
-    expected = plain_rejection(curvature, linear, TEMPERATURE, 1.0)
-    force(monkeypatch, "tilted")
+    curvature, linear, expected = forced(monkeypatch, "tilted", 1.6, 1.0)
     right = truncated._tilted
 
     def wrong(chances: FloatArray) -> FloatArray:
@@ -143,9 +151,7 @@ def test_another_slope_of_the_tilted_acceptance_is_rejected(fault: float, monkey
 
 @pytest.mark.parametrize("fault", [0.0, 0.5])
 def test_another_acceptance_on_the_sphere_is_rejected(fault: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    curvature, linear = quadratic(5, 1.0, 1.5)
-    expected = plain_rejection(curvature, linear, TEMPERATURE, 1.5)
-    force(monkeypatch, "spherical")
+    curvature, linear, expected = forced(monkeypatch, "spherical", 1.0, 1.5)
     right = SphericalEnvelope.propose
     monkeypatch.setattr(
         SphericalEnvelope,
@@ -157,9 +163,7 @@ def test_another_acceptance_on_the_sphere_is_rejected(fault: float, monkeypatch:
 
 @pytest.mark.parametrize("factor", [0.7, 1.4])
 def test_every_multiplier_gives_the_same_law(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    curvature, linear = quadratic(5, 1.6, 1.0)
-    expected = plain_rejection(curvature, linear, TEMPERATURE, 1.0)
-    force(monkeypatch, "tilted")
+    curvature, linear, expected = forced(monkeypatch, "tilted", 1.6, 1.0)
     right = truncated._multiplier
     monkeypatch.setattr(truncated, "_multiplier", lambda scaled: factor * right(scaled))
     assert smallest_p(draws(curvature, linear, 1.0, 6_000), expected) > ALARM
@@ -167,9 +171,7 @@ def test_every_multiplier_gives_the_same_law(factor: float, monkeypatch: pytest.
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_every_shift_of_the_sphere_gives_the_same_law(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    curvature, linear = quadratic(5, 1.6, 1.0)
-    expected = plain_rejection(curvature, linear, TEMPERATURE, 1.0)
-    force(monkeypatch, "spherical")
+    curvature, linear, expected = forced(monkeypatch, "spherical", 1.6, 1.0)
     best = spherical.brentq
     monkeypatch.setattr(spherical, "brentq", lambda *arguments: best(*arguments) + math.log(factor))
     assert smallest_p(draws(curvature, linear, 1.0, 6_000), expected) > ALARM

@@ -6,16 +6,14 @@ return is secret until it is part of a release.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import LARGEST_SIGMA
-from distqexp.mechanism.randomness import SystemRandomness
+from distqexp.mechanism.randomness import SystemRandomness, seeded_normals, seeded_stream
 
 CHUNK = 1 << 16
 """Coordinates drawn at a time: bounds the memory of the Python lists that OpenDP takes and returns."""
@@ -61,10 +59,8 @@ def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> ND
     _check(k, sigma)
     if noise not in ("discrete", "gaussian"):
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
-    key = hashlib.sha256(f"distqexp insecure noise/{seed}/{round}/{noise}".encode()).digest()[:16]
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(k) >> np.uint64(11)
-    normal = sigma * ndtri((words.astype(np.float64) + 0.5) * 2.0**-53)
-    return np.rint(normal).astype(np.int64) if noise == "discrete" else normal.astype(np.float64)
+    normal = sigma * seeded_normals(seeded_stream(f"distqexp insecure noise/{seed}/{round}/{noise}"), k)
+    return np.rint(normal).astype(np.int64) if noise == "discrete" else normal
 
 
 def _check(k: int, sigma: float) -> None:

@@ -57,18 +57,29 @@ class SeededRandomness:
     """NOT PRIVATE: a Philox stream, the same for the same (seed, round). Normal numbers by the inverse distribution function."""
 
     def __init__(self, seed: int, round: int) -> None:
-        key = hashlib.sha256(f"distqexp insecure draws/{seed}/{round}".encode()).digest()[:16]
-        self._philox = np.random.Philox(key=int.from_bytes(key, "little"))
+        self._philox = seeded_stream(f"distqexp insecure draws/{seed}/{round}")
 
     def normal(self, count: int) -> NDArray[np.float64]:
         """As the protocol's."""
-        return np.asarray(ndtri(self._uniforms(count)), dtype=np.float64)
+        return seeded_normals(self._philox, count)
 
     def uniform(self) -> float:
         """As the protocol's."""
-        return float(self._uniforms(1)[0])
+        return float(_open_uniforms(self._philox, 1)[0])
 
-    def _uniforms(self, count: int) -> NDArray[np.float64]:
-        """Strictly between 0 and 1."""
-        words = self._philox.random_raw(count) >> np.uint64(64 - UNIFORM_BITS)
-        return (words.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS
+
+def seeded_stream(name: str) -> np.random.Philox:
+    """NOT PRIVATE: the Philox stream of that name."""
+    key = hashlib.sha256(name.encode()).digest()[:16]
+    return np.random.Philox(key=int.from_bytes(key, "little"))
+
+
+def seeded_normals(philox: np.random.Philox, count: int) -> NDArray[np.float64]:
+    """NOT PRIVATE: the next ``count`` standard normal numbers of a stream."""
+    return np.asarray(ndtri(_open_uniforms(philox, count)), dtype=np.float64)
+
+
+def _open_uniforms(philox: np.random.Philox, count: int) -> NDArray[np.float64]:
+    """Strictly between 0 and 1."""
+    words = philox.random_raw(count) >> np.uint64(64 - UNIFORM_BITS)
+    return (words.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS

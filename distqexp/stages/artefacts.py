@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
 from distqexp.errors import FileContentError, UsageError
-from distqexp.mechanism.factor_grid import FactorGrid, packed_size
+from distqexp.mechanism.factor_grid import FactorGrid
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.release import ReleaseRule
 from distqexp.privacy.calibration import Calibration
@@ -139,7 +139,7 @@ class Plan:
     @property
     def width(self) -> int:
         """How many integers a sketch is: the gradient's k, and with private curvature the packed Gram matrix."""
-        return self.k + (packed_size(self.k) if self.config.private_curvature else 0)
+        return self.rule(self.state).width
 
     def rule(self, state: RoundState) -> ReleaseRule:
         """The law of the release of ``state``."""
