@@ -23,6 +23,7 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.problem.models import allowed_factory
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
+from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
 from distqexp.stages.plan import describe_plan, make_plan
@@ -44,6 +45,7 @@ from distqexp.tuning import tune
 
 __all__ = [
     "Ledger",
+    "count",
     "describe_plan",
     "export",
     "fit",
@@ -80,6 +82,14 @@ def fit(
         rounds, silent = config.mechanism.rounds, not running.is_root
         with Progress(folder, rounds=rounds, silent=silent, callback=callback) as progress:
             return run(config, folder, running, progress, resume=resume, insecure_seed=insecure_noise_seed)
+
+
+def count(
+    config: Config, epsilon: float, *, ledger: StrPath | None = None, insecure_noise_seed: int | None = None
+) -> UnitCount:
+    """A noisy count of the private units, charged to the ledger: for ``privacy.units`` where no public figure is known."""
+    charging = Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
+    return release_count(config, charging, epsilon)
 
 
 def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:

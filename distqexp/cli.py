@@ -49,6 +49,23 @@ def plan(
     _say(*describe_plan(made))
 
 
+@app.command(epilog="example: distqexp count configs/icu.toml --epsilon 0.05")
+def count(
+    epsilon: Annotated[float, typer.Option(help="what the count may cost, at the config's delta")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")] = False,
+    insecure_noise_seed: Seed = None,
+) -> None:
+    """Release a noisy count of the private units, for privacy.units where no public figure is known."""
+    from distqexp import api
+
+    found = api.count(api.load_config(config, overrides or []), epsilon, insecure_noise_seed=insecure_noise_seed)
+    _say(*found.lines())
+    if as_json:
+        _say(json.dumps(found.tree(), sort_keys=True))
+
+
 @app.command(
     epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5)"
 )
@@ -92,8 +109,9 @@ def release(
 ) -> None:
     """At the curator: charge the ledger, draw the sample, store the release and the next round's state."""
     from distqexp import api
+    from distqexp.stages.artefacts import Plan, diagnostics_of
 
-    api.release(
+    made = api.release(
         plan,
         quadratic,
         out,
@@ -102,6 +120,9 @@ def release(
         insecure_noise_seed=insecure_noise_seed,
         keep_quadratic=keep_quadratic,
     )
+    told = diagnostics_of(Plan.read(plan), made)
+    if told is not None:
+        _say(f"round {made.round + 1}: {told.line()} (released: paid for)")
 
 
 @app.command(epilog="example: distqexp export plan.h5 release-000.h5 --config configs/icu.toml --out model")

@@ -19,7 +19,7 @@ from distqexp.engines.launcher import may_print
 from distqexp.errors import FileContentError, UsageError
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress
-from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, diagnostics_of, same_rules
 from distqexp.stages.context import DataSource
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
@@ -167,6 +167,9 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     )
     release = make_release(plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
+    told = diagnostics_of(plan, release)
+    if told is not None:
+        progress.say(f"round {state.round + 1}: {told.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
 

@@ -72,7 +72,7 @@ def test_every_key_is_in_the_table_with_its_type_default_and_meaning() -> None:
     lines = config_table().replace(r"\|", "/").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in rows} == {4}
-    assert len(sections()) == 14
+    assert len(sections()) == 15
     expected = []
     for item in sections().values():
         if item is Config:

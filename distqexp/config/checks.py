@@ -203,6 +203,14 @@ def check(config: Config) -> None:
             "precision.source = probes, data.public, or mechanism.clip",
         )
 
+    share = config.diagnostics.share
+    need(share == 0 or 0.001 <= share <= 0.5, "diagnostics.share", share, "0, or 0.001 to 0.5")
+    need(
+        share == 0 or mechanism.trust_radius is None,
+        "diagnostics.share", share, "0 with mechanism.trust_radius: a truncated draw has no noise that counts could share",
+    )  # fmt: skip
+    positive("diagnostics.largest_loss", config.diagnostics.largest_loss)
+
     if config.tune is not None:
         check_tune(config.tune, need, _check_data)
 

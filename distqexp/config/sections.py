@@ -232,6 +232,17 @@ class MechanismConfig:
 
 
 @dataclass(frozen=True)
+class DiagnosticsConfig:
+    """[diagnostics]: what every round tells about the private units, with noise, from the same budget."""
+
+    share: float = key(
+        "of mu^2, released as: how many units there are, the share of them that was clipped, their mean loss; 0: nothing",
+        default=0.0,
+    )
+    largest_loss: float = key("a unit's loss, the mean over its records, counts up to this", default=4.0)
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """[engine]: where the work runs. Only micro_batch, threads and device enter the plan."""
 
@@ -309,6 +320,7 @@ class Config:
     precision: PrecisionConfig = key("the public precision", default_factory=PrecisionConfig)
     augment: AugmentConfig = key("views of images", default_factory=AugmentConfig)
     mechanism: MechanismConfig = key("the mechanism", default_factory=MechanismConfig)
+    diagnostics: DiagnosticsConfig = key("what is told about the private units", default_factory=DiagnosticsConfig)
     engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
     output: OutputConfig = key("what is kept", default_factory=OutputConfig)
     tune: TuneConfig | None = key("how the other keys are chosen on public records", default=None)

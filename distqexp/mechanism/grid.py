@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.batch_sums import BatchSums
+from distqexp.mechanism.diagnostics import counter_of, unit_length
 
 CAPACITY = 2**62
 """Sums stay below this magnitude, so that sums plus noise fit in int64."""
@@ -35,7 +36,8 @@ SENSITIVITY_FACTORS = {"zero-out": 1, "add-remove": 1, "replace-one": 2}
 class Grid:
     """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor: 1 or 2, times presence.
 
-    slack: how far a unit moves the integers beyond sensitivity_factor * clip_integer, where sums are rounded.
+    slack: how far a unit moves the integers beyond sensitivity_factor * unit_length, where sums are rounded.
+    counter: what one counts in each of the sums of ``mechanism.diagnostics`` that ride behind the gradient's; 0 without them.
     """
 
     step: float
@@ -43,6 +45,7 @@ class Grid:
     sigma: int
     sensitivity_factor: int = 1
     slack: int = 0
+    counter: int = 0
 
     def __post_init__(self) -> None:
         if not (self.step > 0 and math.isfinite(self.step) and math.frexp(self.step)[0] == 0.5):
@@ -56,11 +59,18 @@ class Grid:
             )
         if not 0 <= self.slack <= CAPACITY:
             raise UsageError(f"grid slack: found {self.slack!r} steps; expected 0 to 2^62")
+        if not 0 <= self.counter <= self.clip_integer:
+            raise UsageError(f"grid counter: found {self.counter!r} steps; expected 0 to the clip, {self.clip_integer}")
+
+    @property
+    def unit_length(self) -> int:
+        """How long a unit's integer vector is at most, its counts for diagnostics included: the clip without them."""
+        return unit_length(self.clip_integer, self.counter)
 
     @property
     def sensitivity(self) -> int:
         """How far one unit moves the integer sum at most, in Euclidean norm: C_eff / h."""
-        return self.sensitivity_factor * self.clip_integer + self.slack
+        return self.sensitivity_factor * self.unit_length + self.slack
 
     @property
     def mu(self) -> float:
@@ -88,12 +98,13 @@ def choose_grid(
     exponent: int | None = None,
     batches: BatchSums | None = None,
     presence: int = 1,
+    diagnostics: float = 0.0,
 ) -> Grid:
     """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps for the clip alone.
 
     ``clip`` is C in whitened units. The grid's mu never exceeds ``mu_round``. With ``exponent`` the step is
     2^exponent. ``batches``: where sums of micro-batches are rounded. ``presence``: at so many shards a unit may be.
-    Raises UsageError when no such grid exists.
+    ``diagnostics``: the share of mu^2 that pays for them. Raises UsageError when no such grid exists.
     """
     if not (clip > 0 and math.isfinite(clip)):
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a finite number above 0")
@@ -105,13 +116,13 @@ def choose_grid(
         raise UsageError(f"privacy.adjacency: found {adjacency!r}; expected one of {', '.join(SENSITIVITY_FACTORS)}")
     factor = presence * SENSITIVITY_FACTORS[adjacency]
     coarsest = math.frexp(clip)[1] - 1  # 2^coarsest <= clip: a clip of at least one step
-    while _sigma(clip, mu_round, factor, coarsest) < sigma_minimum:
+    while _sigma(clip, mu_round, factor, coarsest, diagnostics) < sigma_minimum:
         coarsest -= 1
     if exponent is not None and exponent > coarsest:
         raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
     chosen = coarsest if exponent is None else exponent
     slack = presence * batches.slack(clip, chosen, SENSITIVITY_FACTORS[adjacency]) if batches else 0
-    sigma = _sigma(clip, mu_round, factor, chosen, slack)
+    sigma = _sigma(clip, mu_round, factor, chosen, diagnostics, slack)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
             f"grid overflow: noise of {float(sigma):.3g} steps of 2^{chosen}; expected at most 2^53; "
@@ -119,7 +130,9 @@ def choose_grid(
         )
     if not -500 <= chosen <= 450:
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{chosen})")
-    return Grid(math.ldexp(1.0, chosen), _clip_integer(clip, chosen), sigma, factor, slack)
+    clip_integer = _clip_integer(clip, chosen)
+    counter = counter_of(clip_integer, diagnostics)
+    return Grid(math.ldexp(1.0, chosen), clip_integer, sigma, factor, slack, counter)
 
 
 def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str, presence: int = 1) -> float:
@@ -166,6 +179,8 @@ def _clip_integer(clip: float, exponent: int) -> int:
     return math.floor(Fraction(clip) / Fraction(2) ** exponent)
 
 
-def _sigma(clip: float, mu: float, factor: int, exponent: int, slack: int = 0) -> int:
-    """The smallest integer sigma with (factor * floor(clip / 2^exponent) + slack) / sigma <= mu, exactly."""
-    return math.ceil((factor * _clip_integer(clip, exponent) + slack) / Fraction(mu))
+def _sigma(clip: float, mu: float, factor: int, exponent: int, diagnostics: float, slack: int = 0) -> int:
+    """The smallest integer sigma with (factor * unit_length + slack) / sigma <= mu, exactly."""
+    clip_integer = _clip_integer(clip, exponent)
+    length = unit_length(clip_integer, counter_of(clip_integer, diagnostics))
+    return math.ceil((factor * length + slack) / Fraction(mu))

@@ -161,6 +161,13 @@ def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None) -
     return Dataset(data, schema, reader, turns)
 
 
+def count_units(data: DataConfig) -> int:
+    """How many units have a row that passes the filter and isn't blank. Private. Reads the filter and unit columns only."""
+    reader = open_reader(data)
+    rows = select_rows(data, reader, keep_blank=False)
+    return slot_map(rows, None if data.unit is None else reader.identifiers(data.unit, rows)).units
+
+
 def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDArray[Any]:
     if len(places) == count:
         return values

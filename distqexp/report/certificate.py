@@ -43,6 +43,11 @@ COUNTS_NOT_COVERED = {
 }
 
 
+COUNTS_RELEASED = (
+    "counts other than those under diagnostics: their noise is part of every round's, and of the guarantee"
+)
+
+
 def build_certificate(
     *,
     epsilon: float,
@@ -65,6 +70,7 @@ def build_certificate(
     ledger: Mapping[str, Any],
     model_sha256: str,
     versions: Mapping[str, str],
+    diagnostics: Mapping[str, Any] | None = None,
     insecure_seed: int | None = None,
     evaluation_private: bool = False,
 ) -> dict[str, Any]:
@@ -76,14 +82,15 @@ def build_certificate(
     least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
     split into. micro_batch: units whose sum is rounded as one; None where each unit's vector is. unit: what is
     protected, in words. records_public: the public number of units. ledger: the entry of the last charge and its
-    hash. insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
+    hash. diagnostics: what the rounds released about the units beside the parameters, within the same guarantee; None: nothing.
+    insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
     first. evaluation_private: the metrics came from private records.
     """
     private = insecure_seed is None
     not_covered = [
         "evaluation metrics: computed on "
         + ("private records, and not covered by epsilon" if evaluation_private else "records outside the guarantee"),
-        COUNTS_NOT_COVERED[adjacency],
+        COUNTS_NOT_COVERED[adjacency] if diagnostics is None else COUNTS_RELEASED,
         *NOT_COVERED,
     ]
     if arithmetic != "exact integer":
@@ -113,6 +120,7 @@ def build_certificate(
         "mechanism": mechanism,
         "subspace": dict(subspace),
         "precision": dict(precision),
+        "diagnostics": dict(diagnostics) if diagnostics else None,
         "plan_id": plan_id,
         "ledger": dict(ledger),
         "model_sha256": model_sha256,

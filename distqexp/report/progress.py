@@ -98,6 +98,16 @@ class Progress:
             self._mark += 1
             self._report(self._mark / MARKS)
 
+    def say(self, text: str) -> None:
+        """A line of public text between the stages' own; neither in the file nor to the callback."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.say(text)
+        else:
+            self._stream.write(f"distqexp: {text}\n")
+            self._stream.flush()
+
     def close(self, *, finished: bool = True) -> None:
         """End the running stage (``finished``: with its last event) and give the terminal back."""
         self._end(finished)
@@ -182,6 +192,10 @@ class _Bar:
         if self._task is None or title != self._title:
             self._title, self._task = title, self._bars.add_task(title, total=1.0)
         self._bars.update(self._task, completed=share)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._bars.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """Leave the bars as they are and give the terminal back."""

@@ -81,6 +81,12 @@ class BlockGradients(RawGradients):
         non-finite records contribute exactly zero. Raises UsageError unless both bounds are finite and above zero, and
         when a coordinate has more than ``largest_terms`` terms, a matter of shapes alone.
         """
+        return self.clipped_sum_and_weights(records, clip, cancellation, largest_terms)[0]
+
+    def clipped_sum_and_weights(
+        self, records: Records, clip: float, cancellation: float, largest_terms: int | None = None
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """As ``clipped_sum``, with each record's c_j and whether it counts, (records,). Private."""
         for name, bound in (("clip", clip), ("cancellation", cancellation)):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
@@ -95,7 +101,9 @@ class BlockGradients(RawGradients):
         parts = []
         while stores:
             parts.append(stores.pop(0).weighted_sum(weights, good))
-        return np.asarray(torch.cat([part.cpu() for part in parts]).numpy())
+        count = len(records)
+        total = np.asarray(torch.cat([part.cpu() for part in parts]).numpy())
+        return total, weights[:count].cpu().numpy(), good[:count].cpu().numpy()
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         stores, present = self._stores(records)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
 from distqexp.errors import FileContentError, UsageError
+from distqexp.mechanism.diagnostics import SUMS, Diagnostics, estimates
 from distqexp.mechanism.factor_grid import FactorGrid
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.release import ReleaseRule
@@ -131,20 +132,27 @@ class Plan:
         """The privacy event of one round on ``grid``."""
         radius, discrete = self.config.mechanism.trust_radius, self.config.mechanism.noise == "discrete"
         if radius is None:
-            return GaussianRelease(mu=grid.mu, coordinates=self.k, sigma=float(grid.sigma) if discrete else None)
+            return GaussianRelease(
+                mu=grid.mu, coordinates=self.coordinates, sigma=float(grid.sigma) if discrete else None
+            )
         step = Fraction(grid.step)
         epsilon = pure_epsilon(grid.sensitivity * step, radius, (grid.sigma * step) ** 2)
         return BoundedRelease(mu=grid.mu, epsilon=epsilon, coordinates=self.k)
 
     @property
+    def coordinates(self) -> int:
+        """How many numbers a round releases: the gradient's k, and three diagnostics where the config has them."""
+        return coordinates_of(self.config, self.k)
+
+    @property
     def width(self) -> int:
-        """How many integers a sketch is: the gradient's k, and with private curvature the packed Gram matrix."""
+        """How many integers a sketch is: those released, and with private curvature the packed Gram matrix."""
         return self.rule(self.state).width
 
     def rule(self, state: RoundState) -> ReleaseRule:
         """The law of the release of ``state``."""
         mechanism = self.config.mechanism
-        return ReleaseRule(self.k, state.grid, mechanism.noise, mechanism.trust_radius, state.factors)
+        return ReleaseRule(self.coordinates, state.grid, mechanism.noise, mechanism.trust_radius, state.factors)
 
     def part(self, round: int) -> Part | None:
         """Whose units a round is about; None: everybody's."""
@@ -277,7 +285,8 @@ class Quadratic:
 class Release:
     """A released round: the noisy sums, the new parameters, and what the next round needs. Public.
 
-    noisy_sums: (k,) int64 (discrete) or float64 (gaussian), in grid units; minus the point itself with a trust region.
+    noisy_sums: (plan.coordinates,) int64 (discrete) or float64 (gaussian), in grid units; minus the point itself with a trust
+    region.
     theta: (d,) float64, theta_{r+1}.
     used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
     insecure_seed: set when the noise came from a seed: then nothing about the release is private.
@@ -313,9 +322,9 @@ class Release:
         """Inverse of header() and arrays(). Raises FileContentError when shapes are not the plan's."""
         theta = np.asarray(arrays["theta"], dtype=np.float64)
         noisy_sums = np.asarray(arrays["noisy_sums"])
-        if theta.shape != (plan.d,) or noisy_sums.shape != (plan.k,):
+        if theta.shape != (plan.d,) or noisy_sums.shape != (plan.coordinates,):
             raise FileContentError(
-                f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.k},)"
+                f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.coordinates},)"
             )
         following = header["next"]
         state = RoundState.restore(following, under(arrays, "next/") | {"theta": theta}) if following else None
@@ -340,6 +349,19 @@ class Release:
         """Read and check against the plan. Raises FileContentError."""
         stored = read_file(path, kind="release", plan_id=plan.plan_id)
         return _restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
+
+
+def coordinates_of(config: Config, k: int) -> int:
+    """How many numbers a round of ``k`` coordinates releases."""
+    return k + SUMS if config.diagnostics.share else k
+
+
+def diagnostics_of(plan: Plan, release: Release) -> Diagnostics | None:
+    """What the released sums tell about the units, where the config asks for it. Public: paid for with the round."""
+    if not plan.config.diagnostics.share:
+        return None
+    grid = Grid(**release.used["grid"])
+    return estimates(release.noisy_sums[plan.k :], grid.counter, grid.sigma, plan.config.diagnostics.largest_loss)
 
 
 def same_rules(plan: Plan, config: Config) -> bool:

@@ -40,6 +40,7 @@ from distqexp.problem.schema import Schema
 from distqexp.problem.slots import Partition, SlotMap, slot_map
 from distqexp.sketching.block_gradients import BlockGradients
 from distqexp.sketching.block_moments import FisherMoments, label_noise
+from distqexp.sketching.counters import UnitCounters
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
 from distqexp.sketching.layers.layout import block_layout
 from distqexp.sketching.sketcher import BatchSketcher, Sketcher
@@ -235,12 +236,20 @@ class RoundContext:
                 price=state.factors.price,
                 largest_trace=state.factors.largest_trace,
             )
-        gradients = self.gradients
+        gradients, counters = self.gradients, self._counters(grid.counter)
         if self.config.by_batch and isinstance(gradients, BlockGradients):
             return BatchSketcher(
-                gradients, clip=state.clip, step=grid.step, cancellation=CANCELLATION, largest_terms=LARGEST_TERMS
-            )
-        return Sketcher(gradients, clip=state.clip, step=grid.step, clip_integer=grid.clip_integer)
+                gradients, clip=state.clip, step=grid.step, cancellation=CANCELLATION, largest_terms=LARGEST_TERMS,
+                counters=counters,
+            )  # fmt: skip
+        return Sketcher(gradients, clip=state.clip, step=grid.step, clip_integer=grid.clip_integer, counters=counters)
+
+    def _counters(self, counter: int) -> UnitCounters | None:
+        """Of diagnostics, where the grid has a step for them."""
+        if counter == 0:
+            return None
+        largest = self.config.diagnostics.largest_loss
+        return UnitCounters(self.network, self.loss, self.config.engine.micro_batch, counter, largest)
 
     @property
     def views(self) -> Views | None:

@@ -157,8 +157,9 @@ def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches
     radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
     if epsilon is None or radius is None:
         return choose_grid(
-            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence
-        )
+            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence,
+            config.diagnostics.share,
+        )  # fmt: skip
     mu = pure_mu(clip, radius, epsilon, adjacency, presence)
     grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches, presence)
     return with_pure_noise(grid, radius, epsilon)

@@ -7,6 +7,7 @@ import io
 import math
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.report.certificate import build_certificate, write_certificate
-from distqexp.stages.artefacts import Plan, Release
+from distqexp.stages.artefacts import Plan, Release, diagnostics_of
 from distqexp.stages.context import build_network
 from distqexp.storage.atomic import write_atomic
 
@@ -149,9 +150,18 @@ def certificate_of(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        diagnostics=_diagnostics(plan, releases),
         insecure_seed=seed,
         evaluation_private=config.data.eval_private,
     )
+
+
+def _diagnostics(plan: Plan, releases: Sequence[Release]) -> dict[str, Any] | None:
+    """What the rounds told about the units, where the config asks for it."""
+    rounds = [(release.round, diagnostics_of(plan, release)) for release in releases]
+    told = [{"round": round, **asdict(found)} for round, found in rounds if found is not None]
+    config = plan.config.diagnostics
+    return {"share": config.share, "largest_loss": config.largest_loss, "rounds": told} if told else None
 
 
 def _unit(plan: Plan) -> str:

@@ -18,7 +18,7 @@ from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.weights import load_weights
-from distqexp.stages.artefacts import Plan
+from distqexp.stages.artefacts import Plan, coordinates_of
 from distqexp.stages.context import build_network, dimension_of, subspace_of
 from distqexp.stages.curvature import curvature_source, next_state
 from distqexp.stages.sharing import arrays_from_root
@@ -38,7 +38,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     k = dimension_of(config, network)
     if not config.by_blocks:
         subspace_of(config, d, k, 0)
-    calibration = _calibrated(config, k)
+    calibration = _calibrated(config, coordinates_of(config, k))
     source = curvature_source(config, config.data.public, schema)
     state = next_state(
         config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
@@ -67,6 +67,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g} in all, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        *_describe_diagnostics(plan),
         _describe_forecast(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
@@ -123,6 +124,16 @@ def _pretrained(config: Config, schema: Schema) -> Network:
         records = dataset.read(dataset.slot_map().rows)
         pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
     return network
+
+
+def _describe_diagnostics(plan: Plan) -> list[str]:
+    share, grid = plan.config.diagnostics.share, plan.state.grid
+    if share == 0:
+        return []
+    return [
+        f"diagnostics: every round tells units, share clipped and mean loss, for {100 * share:g} % of mu^2; "
+        f"the noise of the count has standard deviation {grid.sigma / grid.counter:.3g}"
+    ]
 
 
 def _describe_forecast(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.errors import FileContentError
 from distqexp.geometry.precisions import precision_from_arrays
-from distqexp.mechanism.release import released_point
+from distqexp.mechanism.release import ReleaseRule, released_point
 from distqexp.privacy.events import BoundedRelease, GaussianRelease
 from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger import Ledger
@@ -127,7 +127,7 @@ def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging:
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
-    """The noisy sums (k,): reserve, draw, persist, commit. A restart reuses the persisted draw; root only.
+    """The noisy sums (plan.coordinates,): reserve, draw, persist, commit. A restart reuses the persisted draw; root only.
 
     What is drawn (noise, or with a trust region the point itself) is stored (mode 0600, in the ledger's folder) before it is
     used; it is erased when the noisy sums are stored in its place. Raises BudgetError.
@@ -141,23 +141,30 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
             f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
             "give the release that the sites worked from"
         )
-    ledger, rule = charging.ledger, plan.rule(state)
     reservation = charge(plan, state, quadratic.sums, charging, role="release")
+    return paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
+
+
+def paid_draw(
+    charging: Charging, reservation: Reservation, rule: ReleaseRule, sums: npt.NDArray[np.int64], round: int
+) -> npt.NDArray[Any]:
+    """What ``rule`` releases of ``sums``, which ``reservation`` paid for: drawn, stored, committed; or what was stored before."""
+    ledger = charging.ledger
     if reservation.state == "committed":
         return np.asarray(ledger.released(reservation))
     if reservation.state == "drawn":
         drawn = np.asarray(ledger.noise(reservation))
     else:
-        drawn = rule.draw(quadratic.sums, charging.insecure_seed, state.round)
+        drawn = rule.draw(sums, charging.insecure_seed, round)
         ledger.persist_noise(reservation, drawn)
-    noisy_sums = rule.released(quadratic.sums, drawn)
+    noisy_sums = rule.released(sums, drawn)
     ledger.commit(reservation, noisy_sums)
     return noisy_sums
 
 
 def moved_parameters(plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums), plus a share of the last move: post-processing, free."""
-    y = released_point(noisy_sums, state.grid)
+    y = released_point(noisy_sums[: plan.k], state.grid)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
     blocks = blocks_of(plan.config, build_network(plan.config)) if plan.config.by_blocks else None
     subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
@@ -202,7 +209,7 @@ def _dearest(plan: Plan) -> Event:
     if calibration.epsilon_round is not None:
         return BoundedRelease(mu=calibration.mu_round, epsilon=calibration.epsilon_round, coordinates=plan.k)
     sigma = float(calibration.sigma_minimum) if discrete else None
-    return GaussianRelease(mu=calibration.mu_round, coordinates=plan.k, sigma=sigma)
+    return GaussianRelease(mu=calibration.mu_round, coordinates=plan.coordinates, sigma=sigma)
 
 
 def _round_of(row: LedgerRow) -> str:
