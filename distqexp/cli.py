@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -183,7 +184,8 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
         guarantee = ledger.spent(name)  # seeded test runs protect nobody and are not in it
         deltas = [cap.delta] if cap else [1e-5, 1e-6]
         figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
-        _say(f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}")
+        pure = f", epsilon {guarantee.pure:.6g} at delta 0" if 0 < guarantee.pure < math.inf else ""
+        _say(f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}{pure}")
 
 
 @ledger_app.command("cap", epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5")

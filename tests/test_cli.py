@@ -11,13 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from run_harness import Commands, Outcome, overrides, table_source, table_tree, to_toml, write_task
 
+from distqexp.privacy.events import BoundedRelease, GaussianRelease
 from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_books import Cap
 from distqexp.storage.hdf5 import read_file
 
-STEPS = ("plan", "sketch", "pool", "release", "export", "inspect", "verify", "tune")
+STEPS = ("plan", "count", "sketch", "pool", "release", "export", "inspect", "verify", "tune", "audit")
 LATER = ("doctor", "cost")
 
 
@@ -304,6 +307,16 @@ def test_the_ledger_commands(run: Commands, task: Path, own_ledger: Path) -> Non
     run.distqexp("ledger", "cap", "patients", "--epsilon", "0", "--delta", "1e-5").refused(2, "epsilon")
     run.distqexp("ledger", "cap", "patients", "--epsilon", "1", "--delta", "1").refused(2, "delta")
     assert run.done("ledger", "verify").out == "ledger: the hash chain holds\n"
+
+
+def test_the_ledger_shows_pure_privacy_where_there_is_any(run: Commands, own_ledger: Path) -> None:
+    for number, event in enumerate((BoundedRelease(0.5, 0.7, 3), GaussianRelease(0.1, 3))):
+        Ledger.open(own_ledger).reserve(
+            population="patients", key=f"release/plan/{number}", event=event, adjacency="zero-out",
+            cap=Cap(5.0, 1e-5), sums=np.zeros(3, dtype=np.int64),
+        )  # fmt: skip
+        shown = run.done("ledger", "show").out.splitlines()[-1]
+        assert shown.endswith(", epsilon 0.7 at delta 0") == (number == 0)
 
 
 def test_a_ledger_that_was_altered(run: Commands, task: Path, own_ledger: Path) -> None:

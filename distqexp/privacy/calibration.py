@@ -73,7 +73,7 @@ def calibrate_pure(*, epsilon: float, rounds: int, k: int) -> Calibration:
     """The share of ``rounds`` equal bounded releases of ``k`` coordinates that together are (epsilon, 0)-DP.
 
     ``rounds`` as in ``calibrate``. The noise itself follows from the clip and the trust radius: temperature
-    ``pure.pure_temperature(C_eff, R, epsilon_round)`` or more. Raises UsageError for values out of range.
+    2 C_eff R / epsilon_round or more, see ``mechanism.grid.with_pure_noise``. Raises UsageError for values out of range.
     """
     _require_target(epsilon, rounds, k)
     epsilon_round = pure.round_epsilon(epsilon, rounds)

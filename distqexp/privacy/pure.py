@@ -19,15 +19,6 @@ SMALL = 1e-3
 """Below this epsilon ``mu`` is a proved bound: half of what its formula subtracts from would cancel."""
 
 
-def pure_temperature(sensitivity: float | Fraction, radius: float | Fraction, epsilon_round: float | Fraction) -> float:
-    """The smallest float T with 2 * sensitivity * radius / T <= epsilon_round, exactly. Raises UsageError out of range.
-
-    ``sensitivity`` is C_eff and ``radius`` R, both in whitened units; T in squared whitened units.
-    """
-    quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", radius)
-    return _float_above(quotient / _positive("privacy.epsilon of a round", epsilon_round))
-
-
 def pure_epsilon(sensitivity: float | Fraction, radius: float | Fraction, temperature: float | Fraction) -> float:
     """The epsilon of one release, 2 * sensitivity * radius / temperature, rounded upwards. Raises UsageError."""
     quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", radius)
