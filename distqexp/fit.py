@@ -62,11 +62,12 @@ def run(
     *,
     resume: bool = False,
     insecure_seed: int | None = None,
+    ledger: Path | None = None,
 ) -> FitResult | None:
     """Plan, then sketch, pool and release every round, then export. The root returns the result, others None.
 
     Collective: every rank calls it with the same arguments. After a kill at any instant ``resume`` goes on
-    without repeating finished work and without a second charge. Raises DistqexpError.
+    without repeating finished work and without a second charge. ledger: the user's own when None. Raises DistqexpError.
     """
     engine.on_progress = progress.advance
     if not resume:
@@ -82,7 +83,7 @@ def run(
 
     releases, state = _finished_rounds(plan, out, engine)
     engine.on_root(lambda: _same_noise(releases, insecure_seed))
-    charging = on_root_only(engine, lambda: Charging(Ledger.open(), insecure_seed))
+    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), insecure_seed))
     if state is not None:
         engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
         sources, fingerprints = open_shards(plan, config.data.private, engine)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,33 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: more threads than cores would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@contextmanager
+def locked(path: Path, kind: int) -> Iterator[None]:
+    """A lock on a file, shared or exclusive, until the end of the block."""
+    with path.open("w") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def turns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test marked ``alone`` waits until the tests of other workers are done, and they wait for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp().parent
+    door, room = shared / "door", shared / "room"
+    if request.node.get_closest_marker("alone"):
+        # Holding the door, so that the others can't go on entering while this one waits.
+        with locked(door, fcntl.LOCK_EX), locked(room, fcntl.LOCK_EX):
+            yield
+        return
+    with ExitStack() as inside:
+        with locked(door, fcntl.LOCK_EX):
+            inside.enter_context(locked(room, fcntl.LOCK_SH))
+        yield
 
 
 @pytest.fixture(autouse=True)

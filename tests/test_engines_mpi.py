@@ -165,6 +165,7 @@ def test_verbs_equal_the_serial_engine(ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_verbs_on_64_ranks(tmp_path: Path) -> None:
     check_verbs(run_ranks(64, tmp_path, VERBS, "400", timeout=180), 64)
 
@@ -198,6 +199,7 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_failure_on_64_ranks(tmp_path: Path) -> None:
     done = run_ranks(64, tmp_path, FAILURES, "foreign", timeout=180)
     assert done.code == 5, done.err

@@ -44,6 +44,7 @@ def test_ranks_give_the_bytes_of_the_serial_run(ranks: int, tmp_path: Path, seri
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_64_ranks_give_the_same_bytes_in_20_gigabytes(tmp_path: Path, serial: Path) -> None:
     out = tmp_path / "run"
     most = 0

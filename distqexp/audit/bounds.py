@@ -12,6 +12,9 @@ from scipy.special import betaincinv, ndtri
 
 from distqexp.errors import UsageError
 
+FAILURE = 1e-6
+"""Probability with which a sound mechanism fails an audit, at most."""
+
 
 def rate_above(count: int, trials: int, failure: float) -> float:
     """A rate that the true one exceeds with probability at most ``failure`` (Clopper and Pearson 1934)."""

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.audit.bounds import epsilon_below, mu_below, rate_above
+from distqexp.audit.bounds import FAILURE, epsilon_below, mu_below, rate_above
 from distqexp.errors import UsageError
+from distqexp.mechanism.diagnostics import SUMS
 from distqexp.mechanism.release import ReleaseRule, released_point
 
 FloatArray = NDArray[np.float64]
 IntegerArray = NDArray[np.int64]
-
-FAILURE = 1e-6
-"""Probability with which a sound mechanism fails an audit, at most."""
 
 THRESHOLDS = 400
 """Thresholds that are compared on the first half of the draws."""
@@ -83,7 +81,7 @@ class Finding:
 
 def worst_units(rule: ReleaseRule) -> list[Unit]:
     """Units that use up the clip: by gradient alone, and with private curvature by curvature alone and by half of each."""
-    clip, none = rule.grid.clip_integer, np.zeros(rule.k, dtype=np.int64)
+    clip, none = _longest(rule), np.zeros(rule.k, dtype=np.int64)
     first = none.copy()
     first[0] = 1
     units = [Unit("gradient", clip * first, none)]
@@ -93,6 +91,12 @@ def worst_units(rule: ReleaseRule) -> list[Unit]:
             left = max(0, clip - math.ceil(rule.factors.price * entry**2))
             units.append(Unit(name, (left if share < 1 else 0) * first, entry * first))
     return units
+
+
+def _longest(rule: ReleaseRule) -> int:
+    """The clip; with diagnostics the length of a unit's whole vector: noise is alike in every direction, so turned into one."""
+    grid = rule.grid
+    return math.isqrt(grid.clip_integer**2 + SUMS * grid.counter**2)
 
 
 def audit_sampler(

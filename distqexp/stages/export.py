@@ -20,6 +20,7 @@ import torch
 import distqexp
 from distqexp.config import DataConfig
 from distqexp.mechanism.grid import Grid
+from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
@@ -88,6 +89,22 @@ def export_model(
     return certificate
 
 
+def guarantee_of(plan: Plan, releases: Sequence[Release], charged: Sequence[Part | None] | None = None) -> Guarantee:
+    """What the releases amount to for a unit. charged: whose units each was charged to; as the plan says, when None."""
+    parts = [plan.part(release.round) for release in releases] if charged is None else charged
+    return expenses(
+        [
+            Charge(
+                f"release/{plan.plan_id}/{release.round}",
+                plan.config.privacy.adjacency,
+                plan.event(Grid(**release.used["grid"])),
+                part,
+            )
+            for release, part in zip(releases, parts, strict=True)
+        ]
+    ).guarantee()
+
+
 def certificate_of(
     plan: Plan,
     releases: Sequence[Release],
@@ -100,12 +117,7 @@ def certificate_of(
     discrete = config.mechanism.noise == "discrete"
     grids = [release.used["grid"] for release in releases]
     events = [plan.event(Grid(**grid)) for grid in grids]
-    guarantee = expenses(
-        [
-            Charge(f"release/{plan.plan_id}/{release.round}", privacy.adjacency, event, part)
-            for release, event, part in zip(releases, events, charged, strict=True)
-        ]
-    ).guarantee()
+    guarantee = guarantee_of(plan, releases, charged)
     # One seeded round is enough to make the whole not private.
     seed = next((release.insecure_seed for release in releases if release.insecure_seed is not None), None)
     return build_certificate(

@@ -70,7 +70,7 @@ class Rehearsal:
         self._engine = engine
         self._folder = folder
         self.roles = assign_roles(config)
-        start = make_plan(_only_pretrained(self._with_roles(config)), engine)
+        start = make_plan(only_pretrained(self._with_roles(config)), engine)
         self._weights = folder / "pretrained.safetensors"
         weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in start.weights.items()})
         write_atomic(self._weights, weights)
@@ -207,7 +207,7 @@ def rehearsed_epsilon(epsilon: float, delta: float, ratio: float, noise: str) ->
     return gdp.epsilon(target, mu) if mu < math.sqrt(2 * LARGEST_EPSILON) else math.inf
 
 
-def _only_pretrained(config: Config) -> Config:
+def only_pretrained(config: Config) -> Config:
     """A config whose plan is little more than the pretrained weights: no curvature, no subspace."""
     return dataclasses.replace(
         config,
