@@ -279,7 +279,7 @@ def test_tries_stay_below_two_hundred_on_average(k: int, spectrum: str) -> None:
         for where, most in ((0.0, 200), (0.5, 200), (1.0, 200), (1.3, 400), (3.0, 400), (100.0, 200), (1e9, 200)):
             randomness = Counting(k, 0)
             for _ in range(12):
-                truncated._draw_diagonal(values, -values * mean * where * radius, 1.0, radius, randomness)
+                truncated._diagonal_sampler(values, -values * mean * where * radius, 1.0, radius)(randomness)
             assert randomness.count / 12 / k <= most, (radius, where)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distqexp.audit.bounds import FAILURE, epsilon_below, mu_below, rate_above
 from distqexp.errors import UsageError
 from distqexp.mechanism.diagnostics import SUMS
+from distqexp.mechanism.randomness import SeededRandomness, SystemRandomness
 from distqexp.mechanism.release import ReleaseRule, released_point
 
 FloatArray = NDArray[np.float64]
@@ -134,9 +135,10 @@ def draw_points(rule: ReleaseRule, sums: IntegerArray, count: int, seed: int | N
         # Noise is independent from coordinate to coordinate: one wide release is many narrow ones.
         wide, many = replace(rule, k=rule.k * count), np.tile(sums, count)
         return released_point(wide.released(many, wide.draw(many, seed, round)), rule.grid).reshape(count, rule.k)
-    found = np.empty((count, rule.k))
+    found, draw = np.empty((count, rule.k)), rule.point_sampler(sums)  # one law, whose factorisation all draws share
+    system = SystemRandomness()
     for number in range(count):
-        drawn = rule.draw(sums, None if seed is None else seed + 2 * number, round)
+        drawn = draw(system if seed is None else SeededRandomness(seed + 2 * number, round))
         found[number] = released_point(rule.released(sums, drawn), rule.grid)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,8 @@ from distqexp.errors import UsageError
 from distqexp.mechanism.factor_grid import FactorGrid, packed_size
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
-from distqexp.mechanism.randomness import SeededRandomness, SystemRandomness
-from distqexp.mechanism.truncated import draw_truncated
+from distqexp.mechanism.randomness import Randomness, SeededRandomness, SystemRandomness
+from distqexp.mechanism.truncated import truncated_sampler
 
 Released = NDArray[np.int64] | NDArray[np.float64]
 
@@ -55,21 +56,30 @@ class ReleaseRule:
         ``sums`` int64 (width,), private. From the operating system's entropy; from ``seed`` and ``round``, NOT PRIVATE, where a
         seed is given.
         """
-        if sums.dtype != np.int64 or sums.shape != (self.width,):
-            raise UsageError(f"sums: found {sums.dtype} {sums.shape}; expected int64 ({self.width},)")
+        self._check(sums)
         k, sigma = self.k, self.grid.sigma
         if self.radius is not None:
-            randomness = SystemRandomness() if seed is None else SeededRandomness(seed, round)
-            linear = sums[:k].astype(np.float64) * self.grid.step
-            point = draw_truncated(self._curvature(sums), linear, self.grid.temperature, self.radius, randomness)
-            return -point / self.grid.step
+            return self.point_sampler(sums)(SystemRandomness() if seed is None else SeededRandomness(seed, round))
         if seed is not None:
             return draw_insecure(k, sigma, seed=seed, round=round, noise=self.noise)
         return draw_discrete(k, sigma) if self.noise == "discrete" else draw_continuous(k, float(sigma))
 
+    def point_sampler(self, sums: NDArray[np.int64]) -> Callable[[Randomness], NDArray[np.float64]]:
+        """With a trust region: what draws minus the released point, (k,) in grid steps, from one law as often as is wanted. Private."""
+        self._check(sums)
+        if self.radius is None:
+            raise UsageError("mechanism.trust_radius: absent; expected one: without it noise is drawn, not a point")
+        linear = sums[: self.k].astype(np.float64) * self.grid.step
+        draw = truncated_sampler(self._curvature(sums), linear, self.grid.temperature, self.radius)
+        return lambda randomness: -draw(randomness) / self.grid.step
+
     def released(self, sums: NDArray[np.int64], drawn: Released) -> Released:
         """The noisy sums (k,), in grid steps, from what ``draw`` gave for these sums."""
         return add_noise(sums, drawn) if self.independent else drawn
+
+    def _check(self, sums: NDArray[np.int64]) -> None:
+        if sums.dtype != np.int64 or sums.shape != (self.width,):
+            raise UsageError(f"sums: found {sums.dtype} {sums.shape}; expected int64 ({self.width},)")
 
     def _curvature(self, sums: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """B = I + sum_j V_j^T V_j, (k, k); None for the identity."""

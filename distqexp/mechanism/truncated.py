@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -25,6 +26,7 @@ from distqexp.mechanism.spherical import SphericalEnvelope
 
 FloatArray = NDArray[np.float64]
 Propose = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
+Sampler = Callable[[Randomness], FloatArray]
 
 NORMALS_AT_ONCE = 1 << 16
 """Normal numbers drawn at a time, if they are more than one try's: bounds the memory."""
@@ -68,6 +70,11 @@ def draw_truncated(
     Both private, and so is how long this takes. temperature: T, radius: R, in whitened units, public. Raises UsageError for
     wrong shapes, types or sizes, and for sums that are not finite; it carries no entry of either.
     """
+    return truncated_sampler(curvature, linear, temperature, radius)(randomness)
+
+
+def truncated_sampler(curvature: FloatArray | None, linear: FloatArray, temperature: float, radius: float) -> Sampler:
+    """What ``draw_truncated`` draws with, made once for many draws from one law. Private."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UsageError(f"temperature: found {temperature!r}; expected a finite number above 0")
     if not 2.0**-900 <= radius <= 2.0**900:
@@ -82,18 +89,17 @@ def draw_truncated(
                 "quadratic: found sums that are not float64 or too large; expected finite ones below 2^900"
             )
     if curvature is None:
-        return _into_ball(_draw_diagonal(np.ones(k), linear, temperature, radius, randomness), radius)
+        plain = _diagonal_sampler(np.ones(k), linear, temperature, radius)
+        return lambda randomness: _into_ball(plain(randomness), radius)
     values, vectors = scipy.linalg.eigh(curvature, driver="evd", check_finite=False)
     # B is the identity and something positive semidefinite: whatever lies below 1 does so by rounding alone.
     values = np.maximum(values, 1.0)
-    point = vectors @ _draw_diagonal(values, vectors.T @ linear, temperature, radius, randomness)
-    return _into_ball(point, radius)
+    rotated = _diagonal_sampler(values, vectors.T @ linear, temperature, radius)
+    return lambda randomness: _into_ball(vectors @ rotated(randomness), radius)
 
 
-def _draw_diagonal(
-    values: FloatArray, linear: FloatArray, temperature: float, radius: float, randomness: Randomness
-) -> FloatArray:
-    """The draw for B = diag(values), (k,)."""
+def _diagonal_sampler(values: FloatArray, linear: FloatArray, temperature: float, radius: float) -> Sampler:
+    """Draws for B = diag(values), (k,)."""
     k = len(values)
     mean, spread = -linear / values, math.sqrt(temperature) / np.sqrt(values)
     with np.errstate(over="ignore"):  # an infinite sum is far outside
@@ -104,7 +110,7 @@ def _draw_diagonal(
             points = mean + spread * normal
             return points, np.where(np.square(points / radius).sum(axis=1) <= 1.0, 0.0, -np.inf)
 
-        return _first_accepted(gaussian, k, randomness)
+        return partial(_first_accepted, gaussian, k)
 
     scaled = _scale(values, linear, temperature, radius)
     nu = _multiplier(scaled)
@@ -117,9 +123,12 @@ def _draw_diagonal(
     # ||x||^2 has mean 1 and is accepted within 2 / nu below 1: about so many tries.
     tries = 1.0 + math.sqrt(2.0 * math.pi) * nu / 2.0 * squares_spread
     if squares_spread >= SMALLEST_SPREAD and tries <= _tries_allowed(k):
-        return radius * _first_accepted(_tilted(scaled, nu), k, randomness)
+        propose = _tilted(scaled, nu)
+        return lambda randomness: radius * _first_accepted(propose, k, randomness)
     envelope = SphericalEnvelope.choose(scaled.precision, scaled.direction, scaled.concentration)
-    return radius * envelope.orient(_first_accepted(envelope.propose, k + 2, randomness)[:k], randomness)
+    return lambda randomness: (
+        radius * envelope.orient(_first_accepted(envelope.propose, k + 2, randomness)[:k], randomness)
+    )
 
 
 def _first_accepted(propose: Propose, width: int, randomness: Randomness) -> FloatArray:
