@@ -54,6 +54,20 @@ def test_a_unit_at_two_sites_moves_the_sum_by_twice_the_clip_and_pays_for_it(tmp
     assert grid.sigma * grid.step == pytest.approx(2 * alone.sigma * alone.step, rel=1e-3)
 
 
+def test_a_run_refuses_ids_in_more_shards_than_are_declared(tmp_path: Path) -> None:
+    config, plan = two_sites(tmp_path, presence=1)
+    with pytest.raises(UsageError, match=r"a unit id stands in more shards than privacy.presence = 1; expected each"):
+        sums_of(config, plan, tmp_path / "sums")
+    # Other ids at the other site: nothing to declare.
+    table = random_table("logistic", SIZES, seed=1)
+    table.u += 1000
+    table.write(tmp_path / "south.h5")
+    north, south = config.data.private
+    sites = (north, replace(south, path=str(tmp_path / "south.h5")))
+    apart = replace(config, data=replace(config.data, private=sites))
+    assert sums_of(apart, plan, tmp_path / "sums").any()
+
+
 def test_presence_and_parts_are_refused_together(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"mechanism.parts: found 2; expected 1 with privacy.presence"):
         two_sites(tmp_path, presence=2, parts=2, rounds=2)

@@ -91,7 +91,7 @@ def partition_by_slot(slots: SlotMap, parts: int, identifiers: Sequence[Any] | N
     ``identifiers``: the unit id of every row of ``slots.rows``. Who is unit u then rests on all ids; without ids on the
     file, which ``fingerprint`` stands for.
     """
-    names = [] if identifiers is None else [_id_bytes(name) for name in identifiers]
+    names = [] if identifiers is None else [id_bytes(name) for name in identifiers]
     basis = hashlib.sha256(fingerprint.encode() if identifiers is None else b"")
     for content in [slots.rows.tobytes() if identifiers is None else b"", slots.unit.tobytes(), *names]:
         basis.update(len(content).to_bytes(8, "big") + content)
@@ -103,12 +103,12 @@ def partition_by_id(slots: SlotMap, parts: int, identifiers: Sequence[Any], key:
 
     ``identifiers``: the unit id of every row of ``slots.rows``. key: at most 64 bytes, public.
     """
-    firsts = [_id_bytes(identifiers[at]) for at in slots.bounds()[:-1]]
+    firsts = [id_bytes(identifiers[at]) for at in slots.bounds()[:-1]]
     hashes = [int.from_bytes(hashlib.blake2b(name, key=key, digest_size=16).digest(), "big") for name in firsts]
     return Partition(np.array([value % parts for value in hashes], dtype=np.int64), b"")
 
 
-def _id_bytes(identifier: Any) -> bytes:
+def id_bytes(identifier: Any) -> bytes:
     """The text of an id: the same from a table and from an array."""
     return identifier if isinstance(identifier, bytes) else str(identifier).encode("utf-8", "surrogatepass")
 

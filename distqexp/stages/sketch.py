@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.readers import open_reader
-from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
+from distqexp.problem.slots import Partition, SlotMap, id_bytes, partition_by_id, partition_by_slot
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.sharing import arrays_from_root
@@ -167,16 +168,25 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
 def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
+    present: Counter[bytes] = Counter()
     _check_independence(plan, shards)
     for i, data in enumerate(shards):
         dataset = open_dataset(data, plan.schema)
         slot_map = dataset.slot_map()
+        if len(shards) > 1 and data.unit is not None:
+            present.update({id_bytes(name) for name in dataset.identifiers(slot_map.rows) or ()})
         slots += len(slot_map.rows)
         fingerprint = np.frombuffer(dataset.fingerprint().encode(), dtype=np.uint8)
         found |= {f"rows-{i}": slot_map.rows, f"unit-{i}": slot_map.unit, f"fingerprint-{i}": fingerprint}
         if plan.config.mechanism.parts > 1:
             partition = _partition(plan, dataset, slot_map)
             found |= {f"part-{i}": partition.part, f"basis-{i}": np.frombuffer(partition.basis, dtype=np.uint8)}
+    presence = plan.config.privacy.presence
+    if max(present.values(), default=0) > presence:
+        raise UsageError(
+            f"data.private.unit: a unit id stands in more shards than privacy.presence = {presence}; expected each in so many at most: "
+            "raise privacy.presence and plan again, or give different units different ids"
+        )
     # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
     limit = max_slots(plan.state.grid, plan.k)
     if plan.config.privacy.adjacency != "add-remove" and slots > limit:
