@@ -75,13 +75,14 @@ class Taps:
             # Shared by all records: with a part for each of them, gradients are each record's own.
             inputs = inputs.expand(count, *inputs.shape[1:])
             output = output.expand(count, *output.shape[1:]).contiguous()
-        version = inputs._version
-
-        def answer(gradients: tuple[Tensor, ...]) -> None:
-            _unchanged(module, inputs, version)
-            x, g = (tensor.movedim(use.dim or 0, 0) for tensor in (inputs, gradients[0]))
-            self._hand_over(use.places, partial(use.rule, module, x, g, frozenset(use.places)), receive)
-
+        answer = self._answer(
+            module,
+            inputs,
+            use.dim or 0,
+            use.places,
+            lambda x, g: use.rule(module, x, g, frozenset(use.places)),
+            receive,
+        )
         built_in = type(module).__module__.startswith("torch.nn.")
         return _Tap.apply(anchor, answer, built_in, output)[0]  # type: ignore[no-untyped-call]
 
@@ -97,15 +98,10 @@ class Taps:
         places = self.plan.attentions.get(module)
         if self._resting or places is None:
             return output
-        inputs = inputs.detach()
-        version = inputs._version
         dim = 0 if module.batch_first else 1
-
-        def answer(gradients: tuple[Tensor, ...]) -> None:
-            _unchanged(module, inputs, version)
-            x, g = (tensor.movedim(dim, 0) for tensor in (inputs, gradients[0]))
-            self._hand_over(places, partial(attention.projection, module, x, g, part), receive)
-
+        answer = self._answer(
+            module, inputs.detach(), dim, places, lambda x, g: attention.projection(module, x, g, part), receive
+        )
         return _Tap.apply(anchor, answer, True, output)[0]  # type: ignore[no-untyped-call]
 
     def _fallback_hook(
@@ -136,6 +132,25 @@ class Taps:
         for slot, tensor in zip(slots, tapped, strict=True):
             leaves[slot] = tensor
         return pytree.tree_unflatten(leaves, tree)
+
+    def _answer(
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        dim: int,
+        places: Mapping[str, Place],
+        rule: Callable[[Tensor, Tensor], Mapping[str, Raw | Tensor]],
+        receive: Receive,
+    ) -> Callable[[tuple[Tensor, ...]], None]:
+        """What hands over ``rule`` of a use's inputs and output gradients, records first, once the latter are known."""
+        version = inputs._version
+
+        def answer(gradients: tuple[Tensor, ...]) -> None:
+            _unchanged(module, inputs, version)
+            x, g = (tensor.movedim(dim, 0) for tensor in (inputs, gradients[0]))
+            self._hand_over(places, partial(rule, x, g), receive)
+
+        return answer
 
     def _hand_over(
         self, places: Mapping[str, Place], compute: Callable[[], Mapping[str, Raw | Tensor]], receive: Receive
