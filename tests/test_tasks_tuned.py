@@ -1,4 +1,4 @@
-"""The configs of configs/mnist and configs/icu at their real size. Fewer noise draws than scripts/frontier.py, to save time."""
+"""The configs of configs/mnist at their real size. Fewer noise draws than scripts/frontier.py, to save time."""
 
 from __future__ import annotations
 
@@ -107,14 +107,3 @@ def test_one_pass_in_parts(name: str, accuracy: float, start: Path, tmp_path: Pa
     config = mnist(name, start, folder="mnist-one-pass")
     assert config.mechanism.passes == 1
     assert mean_accuracy(config, tmp_path, 2) >= accuracy
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("epsilon", "auroc"), [("0.25", 0.811), ("0.5", 0.824), ("1", 0.832)])
-def test_icu_in_four_passes(epsilon: str, auroc: float, data_folder: Path, tmp_path: Path) -> None:
-    config = load_config(CONFIGS / "icu" / f"tuned-eps{epsilon}.toml")
-    results = [fitted(config, tmp_path / f"{seed}", seed) for seed in range(5)]
-    assert all(result.certificate["epsilon"] <= float(epsilon) for result in results)
-    assert config.mechanism.passes <= 4
-    assert np.mean([result.metrics["after"]["auroc"] for result in results]) >= auroc
-    assert np.mean([result.metrics["after"]["log_loss"] for result in results]) <= 0.33
