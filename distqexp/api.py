@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distqexp.audit.command import Audit, audit_plan, write_audit
+from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
 from distqexp.config import Config, DataConfig, EngineConfig, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
@@ -44,7 +46,11 @@ from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
 
 __all__ = [
+    "Audit",
     "Ledger",
+    "RunAudit",
+    "audit",
+    "audit_run",
     "count",
     "describe_plan",
     "export",
@@ -217,6 +223,24 @@ def export(
     folder = Path(out)
     open_folder(folder, resume=False)
     return export_model(made, found, folder, entry, charged_parts(made, charging)), metrics
+
+
+def audit(plan_file: StrPath, out: StrPath, *, draws: int = 100_000) -> Audit:
+    """Draw ``draws`` releases of a plan's mechanism on two neighbouring datasets; audit.json and audit.png into the folder ``out``."""
+    found = audit_plan(Plan.read(Path(plan_file)), draws)
+    write_audit(found, Path(out))
+    return found
+
+
+def audit_run(config: Config, canaries: int, out: StrPath, *, insecure_noise_seed: int | None = None) -> RunAudit:
+    """One run on public records and ``canaries`` made-up ones, audited; audit-run.json and audit-run.png into the folder ``out``.
+
+    Opens no private file and charges nothing.
+    """
+    open_folder(Path(out), resume=True)  # refused now, not after the run
+    found = run_audit(config, canaries, seed=insecure_noise_seed)
+    write_run_audit(found, Path(out))
+    return found.audit
 
 
 def inspect(path: StrPath) -> str:

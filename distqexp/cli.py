@@ -232,22 +232,44 @@ def tune(
         _say(json.dumps({"out": str(out), "epsilons": chosen}, sort_keys=True))
 
 
-@app.command(epilog="example: distqexp audit plan.h5 --out runs/audit")
+@app.command(
+    epilog="example: distqexp audit plan.h5 --out runs/audit   (a whole run: configs/digits.toml --canaries 400 --out runs/audit)"
+)
 def audit(
-    plan: PlanPath,
-    out: Annotated[Path, typer.Option(help="the folder of audit.json and audit.png")],
-    draws: Annotated[int, typer.Option(help="releases of each round on either of two datasets")] = 100_000,
+    out: Annotated[Path, typer.Option(help="the folder of the findings: a JSON file and a plot")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="plan.h5; with --canaries a TOML config, the embedded digits task when absent"),
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="releases of each round on either of two datasets; 100000 when absent")
+    ] = None,
+    canaries: Annotated[
+        int | None, typer.Option(help="audit one whole run with so many made-up records among public ones")
+    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")] = False,
+    insecure_noise_seed: Seed = None,
 ) -> None:
-    """Draw many releases of a plan's mechanism on two neighbouring datasets, and see whether they tell more than claimed.
+    """Draw many releases of a plan's mechanism, or make one run with canaries, and see whether they tell more than claimed.
 
-    No record is read and nothing is charged. Exit 1 where the claim is wrong.
+    No private record is read and nothing is charged. Exit 1 where the claim is wrong.
     """
-    from distqexp.audit.command import audit_plan, write_audit
-    from distqexp.stages.artefacts import Plan
+    from distqexp import api
+    from distqexp.errors import UsageError
 
-    found = audit_plan(Plan.read(plan), draws)
-    write_audit(found, out)
+    if canaries is None and (source is None or overrides or insecure_noise_seed is not None):
+        raise UsageError(
+            "audit: a plan file alone, or --canaries N and a config, --set and --insecure-noise-seed with it"
+        )
+    if canaries is not None and draws is not None:
+        raise UsageError("--draws: found with --canaries, which makes one run; expected one of the two")
+    found: api.Audit | api.RunAudit
+    if canaries is not None:
+        config = api.load_config(source, overrides or [])
+        found = api.audit_run(config, canaries, out, insecure_noise_seed=insecure_noise_seed)
+    elif source is not None:
+        found = api.audit(source, out, draws=100_000 if draws is None else draws)
     _say(*found.lines())
     if as_json:
         _say(json.dumps(found.tree(), sort_keys=True))

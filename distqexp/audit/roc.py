@@ -1,0 +1,38 @@
+"""The plot of an audited run: what its scores tell, beside what the claim leaves to be told."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.audit.membership import allowed_rate
+
+FloatArray = NDArray[np.float64]
+
+
+def plot_attacks(scores: Mapping[str, tuple[FloatArray, FloatArray]], epsilon: float, delta: float) -> bytes:
+    """A PNG of the ROC curve of each score, given as those of members and those of others, and of the claim's bound."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    rates = np.linspace(0, 1, 501)
+    bound = [allowed_rate(float(rate), epsilon, delta) for rate in rates]
+    axis.plot(rates, bound, color="black", label=f"allowed on average: epsilon {epsilon:.3g}, delta {delta:.3g}")
+    axis.plot(rates, rates, color="grey", linestyle=":", label="guessing")
+    for name, (members, others) in scores.items():
+        values = np.r_[np.inf, np.unique(np.r_[members, others])[::-1]]
+        false, true = ((side[:, None] >= values).mean(axis=0) for side in (others, members))
+        axis.step(false, true, where="post", label=name)
+    axis.set(xlabel="false positives", ylabel="true positives", xlim=(0, 1), ylim=(0, 1))
+    axis.set_title("one run; the verdict is in audit-run.json", fontsize="small")
+    axis.legend(fontsize="small", loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return buffer.getvalue()
