@@ -98,12 +98,13 @@ class BlockGradients(RawGradients):
                 "lower it"
             )
         weights, good = clip_weights(stores, present, clip, cancellation)
-        parts = []
+        total, at = torch.zeros(self.k, dtype=torch.float64, device=self.network.device), 0
         while stores:
-            parts.append(stores.pop(0).weighted_sum(weights, good))
+            store = stores.pop(0)
+            store.add_weighted_sum(total[at : at + store.size], weights, good)
+            at += store.size
         count = len(records)
-        total = np.asarray(torch.cat([part.cpu() for part in parts]).numpy())
-        return total, weights[:count].cpu().numpy(), good[:count].cpu().numpy()
+        return total.cpu().numpy(), weights[:count].cpu().numpy(), good[:count].cpu().numpy()
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         stores, present = self._stores(records)

@@ -66,33 +66,36 @@ class BlockStore:
             return squared, squared.sqrt() * (1 + 4 * UNIT)
         return _gram_norms(self.kept)
 
-    def weighted_sum(self, weights: Tensor, good: Tensor) -> Tensor:
-        """sum_j weights_j G_j over the good records, (copies * k_row * k_column,) float64; the others are exactly zero."""
-        size = self.shape[0] * self.shape[1] * self.shape[2]
+    @property
+    def size(self) -> int:
+        """How many coordinates the block has."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def add_weighted_sum(self, total: Tensor, weights: Tensor, good: Tensor) -> None:
+        """Add sum_j weights_j G_j over the good records to ``total``, (size,) float64; the others add exactly zero."""
         if self.kept is None:
-            return torch.zeros(size, dtype=torch.float64, device=self.device)
+            return
         if isinstance(self.kept, Whole):
-            return _weighted_rows(self.kept.matrix.reshape(self.count, -1), weights, good)
+            _add_weighted_rows(total, self.kept.matrix.reshape(self.count, -1), weights, good)
+            return
+        found = total.view(self.shape)
         if isinstance(self.kept, Indexed):
-            return self._indexed_sum(self.kept, weights, good)
+            self._add_indexed(found[0], self.kept, weights, good)
+            return
         row, column = self.kept.row, self.kept.column
-        found = torch.zeros(self.shape, dtype=torch.float64, device=row.device)
         for number in range(self.shape[0]):
             for some in _ranges(self.count, row.shape[2] * (row.shape[3] + column.shape[3])):
                 keep = good[some, None, None]
                 # The factors of a record that doesn't count are replaced before the product: 0 x NaN would be NaN.
                 left = _copied(row[some, number]).mul_(weights[some, None, None]).masked_fill_(~keep, 0.0)
                 right = _copied(column[some, number]).masked_fill_(~keep, 0.0)
-                found[number] += left.reshape(-1, left.shape[2]).T @ right.reshape(-1, right.shape[2])
-        return found.reshape(-1)
+                found[number].addmm_(left.reshape(-1, left.shape[2]).T, right.reshape(-1, right.shape[2]))
 
-    def _indexed_sum(self, kept: Indexed, weights: Tensor, good: Tensor) -> Tensor:
-        found = torch.zeros(self.shape[1:], dtype=torch.float64, device=kept.column.device)
+    def _add_indexed(self, found: Tensor, kept: Indexed, weights: Tensor, good: Tensor) -> None:
         for some in _ranges(self.count, kept.column[0].numel()):
             scaled = kept.column[some, 0].double() * (kept.scale[some].double() * weights[some, None]).unsqueeze(2)
             scaled = torch.where(good[some, None, None], scaled, 0.0)
             found.index_add_(0, kept.token[some].reshape(-1), scaled.reshape(-1, scaled.shape[2]))
-        return found.reshape(-1)
 
 
 def _gram_norms(kept: Dense | Indexed) -> tuple[Tensor, Tensor]:
@@ -149,14 +152,12 @@ def _sizes(vectors: Tensor, wide: bool) -> tuple[Tensor, Tensor | None]:
     return torch.where(small, SMALLEST, found), small
 
 
-def _weighted_rows(flat: Tensor, weights: Tensor, good: Tensor) -> Tensor:
-    found = torch.zeros(flat.shape[1], dtype=torch.float64, device=flat.device)
+def _add_weighted_rows(total: Tensor, flat: Tensor, weights: Tensor, good: Tensor) -> None:
     weights = torch.where(good, weights, 0.0)
     for some in _rows(flat):
         # Its factor is zero, but 0 x NaN would be NaN.
         rows = _copied(flat[some]).masked_fill_(~good[some, None], 0.0)
-        found += weights[some] @ rows
-    return found
+        total.addmv_(rows.T, weights[some])
 
 
 def _ranges(count: int, each: int, most: int = CHUNK) -> list[slice]:

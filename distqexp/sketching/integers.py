@@ -70,8 +70,9 @@ def round_sum(vector: FloatArray, step: float) -> IntegerArray:
 
     The plan has made sure that its magnitude is below 2^53 steps, whatever the records: clipped units are finite.
     """
-    scaled = np.rint(vector / step)
-    if not (np.abs(scaled) < 2.0**53).all():
+    scaled = vector / step
+    np.rint(scaled, out=scaled)
+    if not (scaled.min(initial=0.0) > -(2.0**53) and scaled.max(initial=0.0) < 2.0**53):  # neither holds for NaN
         raise ArithmeticError("a clipped sum left the range that its clip allows")
     return scaled.astype(np.int64)
 

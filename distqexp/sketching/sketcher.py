@@ -81,8 +81,8 @@ class BatchSketcher:
 
     def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
         """The int64 sum (k,), or (k + 3,), over the micro-batches of one piece. Private. Wraps modulo 2^64, never saturates."""
-        total = np.zeros(self.gradients.k, dtype=np.int64)
-        counts = np.zeros(COUNTS if self.counters else 0, dtype=np.int64)
+        total: npt.NDArray[np.int64] | None = None
+        counts = np.zeros(COUNTS, dtype=np.int64)
         for records, unit in batches:
             if len(np.unique(unit)) != len(unit):
                 raise UsageError(
@@ -91,9 +91,12 @@ class BatchSketcher:
             found, weights, good = self.gradients.clipped_sum_and_weights(
                 records, self.clip, self.cancellation, self.largest_terms
             )
-            total += round_sum(found, self.step)
+            rounded = round_sum(found, self.step)
+            total = rounded if total is None else np.add(total, rounded, out=total)
             if self.counters is not None:
                 watch = self.counters.watch()
                 watch.see((records, unit))
                 counts += watch.counts(good, weights < 1).sum(axis=0)
-        return np.concatenate([total, counts])
+        if total is None:
+            raise UsageError("piece: no records; expected at least one")
+        return np.concatenate([total, counts]) if self.counters else total
