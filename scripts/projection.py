@@ -33,6 +33,7 @@ from distqexp.geometry.subspaces import (
     HadamardSubspace,
     IdentitySubspace,
     KroneckerSubspace,
+    PublicPcaSubspace,
     SparseSubspace,
     Subspace,
     make_subspace,
@@ -43,7 +44,7 @@ from distqexp.problem.network import Network
 from distqexp.sketching.layers import block_layout
 
 COPY_BYTES = 2**28
-KINDS = ("identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca")
+KINDS = ("identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca", "public-pca")
 ANEW = ("gaussian", "rademacher")
 """Kinds that keep P where it fits in memory, and are also timed without."""
 
@@ -81,6 +82,13 @@ def orthonormal_kronecker(blocks: Sequence[Block], side: int) -> KroneckerSubspa
     return KroneckerSubspace(blocks, factors)
 
 
+def unit_columns(d: int, k: int) -> PublicPcaSubspace:
+    """Random columns of length one: as fast as the basis of public-pca, without its public data."""
+    columns = np.random.default_rng(0).standard_normal((d, k))
+    columns /= np.linalg.norm(columns, axis=0)
+    return PublicPcaSubspace(columns)
+
+
 def makers(size: Size, kinds: Sequence[str]) -> dict[str, Callable[[], Subspace]]:
     """How to make each kind's P for a model's parameters."""
     blocks = block_layout(Network(size.model()))
@@ -88,6 +96,7 @@ def makers(size: Size, kinds: Sequence[str]) -> dict[str, Callable[[], Subspace]
     special: dict[str, Callable[[], Subspace]] = {
         "kronecker": lambda: random_kronecker(blocks, size.side, size.side, 0, 0),
         "kronecker-pca": lambda: orthonormal_kronecker(blocks, size.side),
+        "public-pca": lambda: unit_columns(d, min(size.k, d)),
     }
     found: dict[str, Callable[[], Subspace]] = {}
     for kind in kinds:

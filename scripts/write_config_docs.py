@@ -65,9 +65,6 @@ clip_quantile = 0.8                            # or clip, one of the two
 - Everything in a config counts as public. Choose it without looking at the private records
   ([choosing.md](choosing.md)).
 
-Some values are known but not available yet, and say so (exit code 2): `mechanism.trust_radius`,
-`mechanism.curvature = "private"`, `public-pca`, and `privacy.delta = 0`.
-
 ## Every key
 
 "none" as a default means: absent.

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mpi_harness import MpiRun, mpi_command
+
+from distqexp import fit
 
 QUICK = (
     "mechanism.rounds=3",
@@ -20,10 +23,22 @@ QUICK = (
 """Overrides that make the digits task take a second or two."""
 
 
+def settings(*assignments: str) -> list[str]:
+    """The options that override keys."""
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
 def fit_arguments(out: Path, *more: str, overrides: Sequence[str] = QUICK) -> list[str]:
     """Arguments of ``python``: the main job on digits into ``out``."""
-    settings = [word for assignment in overrides for word in ("--set", assignment)]
-    return ["-m", "distqexp.fit", "--out", str(out), "--json", *settings, *more]
+    return ["-m", "distqexp.fit", "--out", str(out), "--json", *settings(*overrides), *more]
+
+
+def seeded_serial_run(folder: Path, overrides: Sequence[str]) -> Path:
+    """The folder of a serial run with noise seed 7, in this process, charged to a ledger in ``folder``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTQEXP_LEDGER", str(folder / "ledger.sqlite"))
+        assert fit.main(["--out", str(folder / "run"), "--insecure-noise-seed", "7", *settings(*overrides)]) == 0
+    return folder / "run"
 
 
 def start_fit(ranks: int, folder: Path, out: Path, *more: str, overrides: Sequence[str] = QUICK) -> MpiRun:

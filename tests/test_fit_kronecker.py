@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fit_harness import QUICK, pooled, released, start_fit
+from fit_harness import QUICK, pooled, released, seeded_serial_run, settings, start_fit
 from numpy.typing import NDArray
 from run_harness import Commands
 from sketching_oracle import dense_matrix
 from small_runs import Table, make_config, plan_of, random_table, unit_integers, unit_vectors, with_blank
 
-from distqexp import fit
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
@@ -336,19 +335,10 @@ def test_where_public_gradients_vanish_the_previous_state_is_kept(kind: str, tmp
 # --- whole runs --------------------------------------------------------------------------------------------------
 
 
-def settings(*assignments: str) -> list[str]:
-    return [word for assignment in assignments for word in ("--set", assignment)]
-
-
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A serial run with a pca subspace and a kronecker precision, refreshed every second round."""
-    folder = tmp_path_factory.mktemp("serial")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTQEXP_LEDGER", str(folder / "ledger.sqlite"))
-        words = settings(*QUICK, *MLP, *PCA, *SCHEDULE)
-        assert fit.main(["--out", str(folder / "run"), "--insecure-noise-seed", "7", *words]) == 0
-    return folder / "run"
+    return seeded_serial_run(tmp_path_factory.mktemp("serial"), (*QUICK, *MLP, *PCA, *SCHEDULE))
 
 
 def test_two_ranks_give_the_bytes_of_the_serial_run(tmp_path: Path, serial: Path) -> None:

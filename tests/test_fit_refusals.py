@@ -86,18 +86,6 @@ def test_config_refusals_come_before_anything_is_written(
     assert not own_ledger.exists()
 
 
-LATER = [
-    "subspace.kind='public-pca'",
-]
-
-
-@pytest.mark.parametrize("assignment", LATER)
-def test_options_of_later_versions(run: Commands, task: Path, assignment: str) -> None:
-    reason = run.fit(task, "--out", task.parent / "out", "--set", assignment).refused(2, assignment.split("=")[0])
-    assert reason.endswith("not available yet")
-    assert not (task.parent / "out").exists()
-
-
 BALL = ("mechanism.trust_radius=1.0", 'mechanism.noise="gaussian"')
 
 

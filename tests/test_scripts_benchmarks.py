@@ -31,7 +31,7 @@ def run_script(name: str, out: Path, *arguments: str) -> dict[str, Any]:
 def test_projection_measures_every_kind_and_counts_the_bytes(tmp_path: Path) -> None:
     results = run_script("projection", tmp_path, "--models", "cnn", "--rows", "2", "--repeats", "2")
     cases = {case["kind"]: case for case in results["cases"]}
-    kinds = {"identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca"}
+    kinds = {"identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca", "public-pca"}
     assert set(cases) == kinds | {"gaussian, made anew", "rademacher, made anew"}
     for case in cases.values():
         assert case["d"] == 26_010

@@ -104,6 +104,14 @@ def check(config: Config) -> None:
         subspace.kind != "kronecker-pca" or sourced,
         "subspace.kind", subspace.kind, "data.public for the second moments, or kind = kronecker, or precision.source = probes",
     )  # fmt: skip
+    need(
+        subspace.kind != "public-pca" or sourced,
+        "subspace.kind", subspace.kind, "data.public for the gradients, or kind = gaussian, or precision.source = probes",
+    )  # fmt: skip
+    need(
+        subspace.kind != "public-pca" or subspace.k is None or subspace.k <= precision.samples,
+        "subspace.k", subspace.k, f"at most precision.samples = {precision.samples}: public-pca has a direction a gradient at most",
+    )  # fmt: skip
     seed("subspace.seed", subspace.seed)
     need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
 

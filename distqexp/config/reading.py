@@ -18,9 +18,7 @@ from typing import Any, Literal
 from distqexp.config.checks import check
 from distqexp.config.sections import Config, DataConfig
 from distqexp.config.table import type_name
-from distqexp.errors import NotAvailableYet, UsageError
-
-LATER_SUBSPACES = ("public-pca",)
+from distqexp.errors import UsageError
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -105,8 +103,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        if where == "subspace.kind" and value in LATER_SUBSPACES:
-            raise NotAvailableYet(f"config key {where}: {value!r}")
         raise UsageError(f"config key {where}: found {value!r}; expected one of {', '.join(arguments)}")
     if origin is tuple:
         inner = arguments[0]

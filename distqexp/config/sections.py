@@ -132,8 +132,8 @@ class PrivacyConfig:
 class SubspaceConfig:
     """[subspace]: P."""
 
-    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca"] = key(
-        "kind of subspace", default="identity"
+    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca", "public-pca"] = (
+        key("kind of subspace", default="identity")
     )
     k: int | None = key("dimension of a flat subspace; identity takes every trainable parameter", default=None)
     k_in: int | None = key("kronecker kinds: at most so many dimensions of a layer's inputs", default=None)

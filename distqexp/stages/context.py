@@ -27,6 +27,7 @@ from distqexp.geometry.subspaces.kronecker import (
     stored_kronecker,
     unprojected,
 )
+from distqexp.geometry.subspaces.public_pca import stored_basis
 from distqexp.geometry.whitening import combined_whitening
 from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
@@ -43,6 +44,7 @@ from distqexp.sketching.block_moments import FisherMoments, label_noise
 from distqexp.sketching.counters import UnitCounters
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
 from distqexp.sketching.layers.layout import block_layout
+from distqexp.sketching.range_sums import RangeSums
 from distqexp.sketching.sketcher import BatchSketcher, Sketcher
 from distqexp.sketching.unit_gradients import Batch, UnitGradients
 from distqexp.stages.artefacts import Plan, RoundState
@@ -186,6 +188,11 @@ class RoundContext:
         )
 
     @cached_property
+    def range_sums(self) -> RangeSums:
+        """Products with the gradients of public records at theta."""
+        return RangeSums(network=self.network, loss=self.loss, micro_batch=self.config.engine.micro_batch)
+
+    @cached_property
     def precision(self) -> Precision | None:
         """A of this round, when it is known."""
         if self.precision_arrays is None:
@@ -275,15 +282,16 @@ class RoundContext:
             window = slice(start, min(start + size, last))
             records = self.on_device(self.datasets[number].read(slots.rows[window], views))
             if isinstance(source, ProbeSource):
-                records = dataclasses.replace(records, targets=self._sampled_targets(records, source.seed, start))
+                records = self.at_sampled_targets(records, start)
             yield start, records, slots.unit[window]
 
-    def _sampled_targets(self, records: Records, seed: int, first_slot: int) -> torch.Tensor:
-        """Targets of probes, drawn from the model: those that second moments are taken at."""
+    def at_sampled_targets(self, records: Records, first_slot: int) -> Records:
+        """Public records with targets drawn from the model: those that second moments are taken at."""
         with torch.no_grad():
             outputs = self.network.module(self.network.prepare(records.inputs))
-        noise = label_noise(seed, self.round, first_slot, len(records), self.loss.noise_width(outputs))
-        return self.loss.sample(outputs, noise.to(outputs.device))
+        seed, width = self.config.subspace.seed, self.loss.noise_width(outputs)
+        noise = label_noise(seed, self.round, first_slot, len(records), width)
+        return dataclasses.replace(records, targets=self.loss.sample(outputs, noise.to(outputs.device)))
 
     def on_device(self, records: Records) -> Records:
         """The records on the device of the network."""
@@ -331,6 +339,8 @@ def subspace_of(
     """P of one round. ``blocks``: of ``blocks_of``. ``arrays``: the state's, for a subspace made from public data."""
     subspace = config.subspace
     drawn = config.precision.made_at(round)  # kept as long as the precision in its coordinates
+    if subspace.kind == "public-pca":
+        return stored_basis(d, k, arrays or {})
     if blocks is None:
         return make_subspace(subspace.kind, d, k, seed=subspace.seed, round=drawn, nonzeros=subspace.nonzeros)
     if subspace.kind == "identity":

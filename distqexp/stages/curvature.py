@@ -18,6 +18,7 @@ from distqexp.geometry.moments import moments_size, unpack
 from distqexp.geometry.precisions import curvature_sum, make_kronecker_precision, make_precision, rescaled_arrays
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_arrays, leading_factors
+from distqexp.geometry.subspaces.public_pca import leading_basis
 from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.factor_grid import FactorGrid, choose_factor_grid
 from distqexp.mechanism.grid import Grid, check_capacity, choose_grid, pure_mu, with_pure_noise
@@ -30,6 +31,7 @@ from distqexp.sketching.curvature_sketcher import joint_sizes
 from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
 from distqexp.stages.artefacts import RoundState, under
 from distqexp.stages.context import DataSource, ProbeSource, RoundContext
+from distqexp.stages.public_range import public_range
 from distqexp.stages.sharing import arrays_from_root, required
 
 FloatArray = npt.NDArray[np.float64]
@@ -209,6 +211,9 @@ def _made_anew(context: RoundContext, engine: Engine, kept: Kept | None) -> tupl
     subspace: Arrays = {}
     if pca:
         subspace = arrays_from_root(engine, lambda: _unless_useless(subspace_arrays, kept and kept[0]))
+    elif config.subspace.kind == "public-pca":
+        subspace = _basis_arrays(context, engine, kept and kept[0])
+    if subspace:
         context = dataclasses.replace(context, subspace_arrays=subspace)
     curvature: FloatArray | None = None
     if kind in ("diagonal", "dense"):
@@ -221,6 +226,16 @@ def _made_anew(context: RoundContext, engine: Engine, kept: Kept | None) -> tupl
     both = _together(*kept[:2]) if kept else None
     found = arrays_from_root(engine, lambda: _unless_useless(both_arrays, both))
     return under(found, "subspace/"), under(found, "precision/")
+
+
+def _basis_arrays(context: RoundContext, engine: Engine, kept: Arrays | None) -> Arrays:
+    """The basis of public gradients on every rank; that kept where fewer records of the round than k are usable."""
+    if kept is not None and context.sources[0].slots.slots < context.k:
+        return dict(kept)
+    found = public_range(context, engine)
+    return arrays_from_root(
+        engine, lambda: _unless_useless(lambda: {"basis": leading_basis(*required(found), context.k)}, kept)
+    )
 
 
 def _precision(context: RoundContext, moments: FloatArray | None, curvature: FloatArray | None) -> Precision:

@@ -36,7 +36,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     network.load_state(weights)
     d, theta = network.d, network.theta()
     k = dimension_of(config, network)
-    if not config.by_blocks:
+    if not (config.by_blocks or config.subspace.kind == "public-pca"):
         subspace_of(config, d, k, 0)
     calibration = _calibrated(config, coordinates_of(config, k))
     source = curvature_source(config, config.data.public, schema)

@@ -8,6 +8,7 @@ from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.dense import DEFAULT_CACHE_BYTES, GaussianSubspace, RademacherSubspace
 from distqexp.geometry.subspaces.identity import IdentitySubspace
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
+from distqexp.geometry.subspaces.public_pca import PublicPcaSubspace
 from distqexp.geometry.subspaces.sjlt import SparseSubspace
 from distqexp.geometry.subspaces.srht import HadamardSubspace
 
@@ -16,6 +17,7 @@ __all__ = [
     "HadamardSubspace",
     "IdentitySubspace",
     "KroneckerSubspace",
+    "PublicPcaSubspace",
     "RademacherSubspace",
     "SparseSubspace",
     "Subspace",
