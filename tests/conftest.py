@@ -8,11 +8,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: more threads than cores would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from distqexp.config import load_config
+from distqexp.engines.serial import SerialEngine
+from distqexp.stages.plan import make_plan
+from distqexp.tuning.rehearsal import only_pretrained
 
 
 @contextmanager
@@ -57,6 +64,23 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("DISTQEXP_DATA is not set to a folder with mnist/ and icu2012/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mnist_start(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pretrained weights of the MNIST configs, which all start from the same: fitted once, by whichever worker comes first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = folder / "mnist-start.safetensors"
+    with locked(folder / "mnist-start.lock", fcntl.LOCK_EX):
+        if not path.exists():
+            config = load_config(Path(__file__).resolve().parent.parent / "configs" / "mnist-kronecker.toml")
+            with SerialEngine() as engine:
+                weights = make_plan(only_pretrained(config), engine).weights
+            whole = folder / "mnist-start.part"
+            safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, whole)
+            whole.rename(path)
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -51,7 +51,8 @@ def test_killed_at_a_random_instant_then_resumed(
             time.sleep(0.1)
         assert alive(ranks) == [], f"ranks live on 10 s after the {victim} was killed"
         run.finish(30)
-    with start_fit(2, tmp_path / "resumed", out, "--insecure-noise-seed", "3", "--resume") as run:
+    # On as many ranks or on one alone: the sums are the same integers.
+    with start_fit(1 + instant % 2, tmp_path / "resumed", out, "--insecure-noise-seed", "3", "--resume") as run:
         done = run.finish(180)
     assert done.code == 0, done.err
     assert released(out) == expected

@@ -8,26 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from test_tasks import CONFIGS, fitted
 
 from distqexp.api import load_config
 from distqexp.config import Config
-from distqexp.engines.serial import SerialEngine
-from distqexp.stages.plan import make_plan
 
 ALL = {"k_in": 1024, "k_out": 1024}
-
-
-@pytest.fixture(scope="module")
-def start(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pretrained weights: all configs of the task start from them, so they are fitted once."""
-    config = load_config(CONFIGS / "mnist" / "tuned-eps1.toml", ["mechanism.rounds=4"])
-    with SerialEngine() as engine:
-        weights = make_plan(config, engine).weights
-    path = tmp_path_factory.mktemp("start") / "start.safetensors"
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, path)
-    return path
 
 
 def mnist(
@@ -57,39 +43,39 @@ def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "accuracy"), [("eps0.5", 0.93), ("eps1", 0.95), ("eps8", 0.963)])
-def test_twenty_passes(name: str, accuracy: float, start: Path, tmp_path: Path) -> None:
-    config = mnist(name, start)
+@pytest.mark.parametrize(("name", "accuracy"), [("eps0.5", 0.93), ("eps8", 0.963)])
+def test_twenty_passes(name: str, accuracy: float, mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist(name, mnist_start)
     assert config.mechanism.passes <= 20
     assert mean_accuracy(config, tmp_path, 1) >= accuracy
 
 
 @pytest.mark.slow
-def test_views_of_the_private_images(start: Path, tmp_path: Path) -> None:
+def test_views_of_the_private_images(mnist_start: Path, tmp_path: Path) -> None:
     """Half the rounds of the config, to save time."""
-    config = mnist("eps1", start, folder="mnist-views", rounds=10, final_step=None, warmup=1)
+    config = mnist("eps1", mnist_start, folder="mnist-views", rounds=10, final_step=None, warmup=1)
     assert config.augment.views == 4
     assert mean_accuracy(config, tmp_path, 1) >= 0.945
 
 
 @pytest.mark.slow
-def test_two_passes_in_parts(start: Path, tmp_path: Path) -> None:
-    config = mnist("eps1", start, folder="mnist-fast")
+def test_two_passes_in_parts(mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", mnist_start, folder="mnist-fast")
     assert config.mechanism.passes == 2
     assert mean_accuracy(config, tmp_path, 2) >= 0.925
 
 
 @pytest.mark.slow
-def test_ten_passes(start: Path, tmp_path: Path) -> None:
-    config = mnist("eps1", start, rounds=10, final_step=None, warmup=1, precision={"samples": 2000})
+def test_ten_passes(mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", mnist_start, rounds=10, final_step=None, warmup=1, precision={"samples": 2000})
     assert mean_accuracy(config, tmp_path, 1) >= 0.94
 
 
 @pytest.mark.slow
-def test_one_round(start: Path, tmp_path: Path) -> None:
+def test_one_round(mnist_start: Path, tmp_path: Path) -> None:
     config = mnist(
         "eps1",
-        start,
+        mnist_start,
         rounds=1,
         step=4.0,
         final_step=None,
@@ -103,7 +89,7 @@ def test_one_round(start: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accuracy"), [("eps1", 0.90), ("eps8", 0.92)])
-def test_one_pass_in_parts(name: str, accuracy: float, start: Path, tmp_path: Path) -> None:
-    config = mnist(name, start, folder="mnist-one-pass")
+def test_one_pass_in_parts(name: str, accuracy: float, mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist(name, mnist_start, folder="mnist-one-pass")
     assert config.mechanism.passes == 1
     assert mean_accuracy(config, tmp_path, 2) >= accuracy
