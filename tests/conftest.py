@@ -22,6 +22,11 @@ from distqexp.stages.plan import make_plan
 from distqexp.tuning.rehearsal import only_pretrained
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of tests that run alone come first: the others then share the workers to the end."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
+
 @contextmanager
 def locked(path: Path, kind: int) -> Iterator[None]:
     """A lock on a file, shared or exclusive, until the end of the block."""

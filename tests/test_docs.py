@@ -70,7 +70,7 @@ def test_the_readme_says_what_it_is_in_three_sentences_and_how_to_go_in_two_comm
     assert all(line.startswith("python3 -m venv .venv && .venv/bin/pip install -e ") for line in run + test)
     assert "mpirun" in run[0]
     assert run[0].endswith("distqexp.fit configs/digits.toml --json")
-    assert test[0].endswith("&& .venv/bin/pytest -n 2 --dist loadfile")
+    assert test[0].endswith("&& .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder")
 
 
 def test_ci_runs_exactly_the_commands_of_the_readme() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from mpi_harness import Finished, MpiRun, alive, mpi_command, run_environ, run_ranks, start_ranks, write_script
 
+pytestmark = pytest.mark.alone  # ranks wait for each other in busy loops
+
 VERBS = """
 import os, sys
 import numpy as np
@@ -165,7 +167,6 @@ def test_verbs_equal_the_serial_engine(ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_verbs_on_64_ranks(tmp_path: Path) -> None:
     check_verbs(run_ranks(64, tmp_path, VERBS, "400", timeout=180), 64)
 
@@ -199,7 +200,6 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_failure_on_64_ranks(tmp_path: Path) -> None:
     done = run_ranks(64, tmp_path, FAILURES, "foreign", timeout=180)
     assert done.code == 5, done.err

@@ -17,6 +17,8 @@ from mpi_harness import REPOSITORY
 
 from distqexp.privacy.ledger import Ledger
 
+pytestmark = pytest.mark.alone  # ranks wait for each other in busy loops
+
 JOBS = REPOSITORY / "jobs"
 SCHEDULERS = ("slurm", "pbs", "lsf")
 ROUNDS = 3

@@ -23,6 +23,8 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_expenses import Part
 from distqexp.storage.hdf5 import read_file
 
+pytestmark = pytest.mark.alone  # ranks wait for each other in busy loops
+
 PARTS = (*QUICK, "mechanism.rounds=4", "mechanism.parts=2", "mechanism.final_step=0.2")
 PRIVATE = range(597, 1397)
 
