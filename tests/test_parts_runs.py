@@ -123,7 +123,9 @@ def test_a_source_without_its_partition_is_no_source_of_a_round(tmp_path: Path) 
 def test_every_shard_is_cut_the_same_way(tmp_path: Path) -> None:
     config = parts_config(tmp_path)
     private = config.data.private[0]
-    random_table("double", [2] * 7, seed=5).write(tmp_path / "other.h5")
+    other = random_table("double", [2] * 7, seed=5)
+    other.u += 1000  # other units than those of the first shard
+    other.write(tmp_path / "other.h5")
     shards = (replace(private, shard="a"), replace(private, shard="b", path=str(tmp_path / "other.h5")))
     config = replace(config, data=replace(config.data, private=shards))
     plan = plan_of(config)
