@@ -77,9 +77,8 @@ def _gradients(plan: Plan, records: Records) -> FloatArray:
 def _apart(vectors: FloatArray, count: int) -> NDArray[np.int64]:
     """``count`` rows of ``vectors`` (n, k): one after another, the one with the longest part orthogonal to those before."""
     lengths = np.square(vectors).sum(axis=1)
-    reduced = np.zeros(
-        (len(vectors), count)
-    )  # rows in the orthonormal basis of those chosen: Cholesky's factor, pivoted
+    # Rows in the orthonormal basis of those chosen: Cholesky's factor, pivoted.
+    reduced = np.zeros((len(vectors), count))
     chosen = np.zeros(count, dtype=np.int64)
     left = lengths.copy()
     for step in range(count):

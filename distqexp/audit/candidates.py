@@ -13,7 +13,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from distqexp.audit.canaries import make_canaries
@@ -32,8 +31,8 @@ from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Turns
 from distqexp.problem.records import Records, concatenated
 from distqexp.problem.schema import Schema
+from distqexp.problem.weights import write_weights
 from distqexp.stages.plan import make_plan
-from distqexp.storage.atomic import write_atomic
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import hold
 
@@ -83,8 +82,7 @@ def make_candidates(config: Config, canaries: int, folder: Path, engine: Engine,
         unit = np.concatenate([*known, np.arange(firsts[-1], firsts[-1] + canaries)])
     coins = np.random.default_rng(seed).random(int(unit[-1]) + 1) < 0.5
     weights = folder / "pretrained.safetensors"
-    tensors = {name: np.ascontiguousarray(array) for name, array in start.weights.items()}
-    write_atomic(weights, safetensors.numpy.save(tensors))
+    write_weights(weights, start.weights)
     source = _written(folder / "candidates.h5", records, start.schema, unit if grouped else None)
     present = records.present.numpy()
     private, everybody = (

@@ -1,4 +1,4 @@
-"""Pretrained weights from a file."""
+"""Weights from and to a file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import torch
+from numpy.typing import NDArray
 
 from distqexp.errors import FileContentError
 from distqexp.problem.huggingface import base_weights
 from distqexp.problem.network import Network
 from distqexp.problem.readers.base import existing_file
+from distqexp.storage.atomic import write_atomic
+
+
+def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> bytes:
+    """Store named arrays as a .safetensors file, atomically; returns what was written. Raises StorageError."""
+    content: bytes = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in weights.items()})
+    write_atomic(path, content)
+    return content
 
 
 def load_weights(network: Network, path: str | Path) -> None:

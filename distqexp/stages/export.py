@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 import torch
 
 import distqexp
@@ -26,6 +24,7 @@ from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
+from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import build_certificate, write_certificate
 from distqexp.stages.artefacts import Plan, Release, diagnostics_of
 from distqexp.stages.context import build_network
@@ -79,8 +78,7 @@ def export_model(
     """
     state = fine_tuned(plan, releases[-1].theta).state()
     tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    weights = safetensors.numpy.save(tensors)
-    write_atomic(folder / "model.safetensors", weights)
+    weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())

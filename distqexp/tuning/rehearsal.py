@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import torch
 
 from distqexp.config import (
@@ -35,6 +34,7 @@ from distqexp.privacy import gdp
 from distqexp.privacy.calibration import MARGIN, SLACK_SHARE
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.records import Records, concatenated
+from distqexp.problem.weights import write_weights
 from distqexp.stages.artefacts import Plan, RoundState
 from distqexp.stages.context import DataSource
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
@@ -42,7 +42,6 @@ from distqexp.stages.plan import make_plan
 from distqexp.stages.release import make_release
 from distqexp.stages.sharing import required
 from distqexp.stages.sketch import open_shards, sketch_round
-from distqexp.storage.atomic import write_atomic
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import StandIns, hold
 from distqexp.tuning.trials import Run
@@ -72,8 +71,7 @@ class Rehearsal:
         self.roles = assign_roles(config)
         start = make_plan(only_pretrained(self._with_roles(config)), engine)
         self._weights = folder / "pretrained.safetensors"
-        weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in start.weights.items()})
-        write_atomic(self._weights, weights)
+        weights = write_weights(self._weights, start.weights)
         self._held = [hold(data, start.schema, self._tune) for data in self.roles.stand_ins]
         self._test = concatenated([hold(data, start.schema, self._tune).records for data in self.roles.test])
         self._sources: dict[int, tuple[tuple[DataSource, ...], tuple[str, ...]]] = {}
