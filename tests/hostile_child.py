@@ -215,16 +215,17 @@ def outcome_of(folder: Path, kind: str, original: bytes, content: bytes, expecte
 
 
 def watch_structure_checks() -> None:
-    """HDF5 records: the child's check in this process, which has its limits; the parent is told who is at work."""
-    from distqexp.problem.readers import hdf5
-    from distqexp.storage.foreign import check_structure
+    """Files of records: the child's check in this process, which has its limits; the parent is told who is at work."""
+    from distqexp.problem.readers import base
+    from distqexp.storage.foreign_hdf5 import check_structure
+    from distqexp.storage.foreign_parquet import check_texts
 
-    def check(file: BinaryIO, request: Request) -> None:
+    def check(file: BinaryIO, request: Request, task: str) -> None:
         print("structure", flush=True)
-        check_structure(file, request)
+        {"structure": check_structure, "texts": check_texts}[task](file, request)
         print("reader", flush=True)
 
-    hdf5.check_confined = check
+    base.check_confined = check
 
 
 def main() -> None:

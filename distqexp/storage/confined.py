@@ -1,7 +1,8 @@
-"""Reading HDF5 that came from elsewhere: in a process of its own, with limits, so that no file can crash this one.
+"""Reading files that came from elsewhere: in a process of its own, with limits, so that no file can crash this one.
 
-The child gets the descriptor that this process opened and checked, not the path, and answers with plain arrays: the HDF5
-library of this process never meets the bytes. A child that dies, by a signal or at a limit, is a refused file.
+The child gets the descriptor that this process opened and checked, not the path. Of a plan, sketch, quadratic or release it
+answers with plain arrays: the HDF5 library of this process never meets the bytes. A file of records is looked through. A child that dies,
+by a signal or at a limit, is a refused file.
 """
 
 from __future__ import annotations
@@ -59,9 +60,12 @@ def read_confined(file: BinaryIO, request: Request) -> Generator[Frame, None, No
             yield frame, array
 
 
-def check_confined(file: BinaryIO, request: Request) -> None:
-    """As foreign.check_structure. Raises FileContentError also when the child crashed, or took too long or too much."""
-    with _child("structure", file, request) as answer:
+def check_confined(file: BinaryIO, request: Request, task: str) -> None:
+    """A file of records: "structure" as foreign_hdf5.check_structure, "texts" as foreign_parquet.check_texts.
+
+    Raises FileContentError also when the child crashed, or took too long or too much.
+    """
+    with _child(task, file, request) as answer:
         while _frame(answer, request) is not None:
             pass
 
@@ -129,13 +133,13 @@ def _fill(answer: Any, buffer: memoryview) -> None:
 def _died(request: Request, code: int, ready: bool) -> Exception:
     if not ready:
         return EngineError(
-            f"the process that reads HDF5 files did not start (exit code {code}); "
+            f"the process that reads files from elsewhere did not start (exit code {code}); "
             'see what "python -m distqexp.storage.reader" says, and mend the installation'
         )
     how = {
         -signal.SIGXCPU: "more time than a file of its size can need",
         -signal.SIGKILL: "too long, or more memory than this machine has",
-    }.get(code, f"the HDF5 library down ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+    }.get(code, f"the library that reads it down ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
     return FileContentError(f"{request.path}: reading it took {how}; it is damaged or hostile: copy it again")
 
 
@@ -149,6 +153,7 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
         "HDF5_USE_FILE_LOCKING": "FALSE",
         "HDF5_PLUGIN_PRELOAD": "::",
     }

@@ -27,13 +27,17 @@ Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to read: ``length`` bytes after the label of ``path``; the kind and plan that are expected, None for any."""
+    """What to read: ``length`` bytes after the label of ``path``; the kind and plan that are expected, None for any.
+
+    columns: of a table, those whose texts are looked at.
+    """
 
     path: str
     length: int
     kind: str | None = None
     plan_id: str | None = None
     arrays: bool = True
+    columns: tuple[str, ...] = ()
 
 
 def content_digest(kind: str, plan_id: str, header: bytes, arrays: Mapping[str, str]) -> str:

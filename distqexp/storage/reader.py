@@ -1,8 +1,8 @@
-"""The process that meets HDF5 files from elsewhere: ``python -m distqexp.storage.reader REQUEST``.
+"""The process that meets files from elsewhere: ``python -m distqexp.storage.reader REQUEST``.
 
 Standard input is the open file, standard output the answer, frame by frame: eight bytes of length, a JSON object, and the
 bytes of an array where the object names one. The first says that the process is there, the last how it went. Nothing but numpy
-and h5py is imported.
+and the library of the format is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from distqexp.errors import FileContentError
 from distqexp.storage.content import Request, read_content
-from distqexp.storage.foreign import check_structure
+from distqexp.storage.foreign_hdf5 import check_structure
 
 MEMORY = 5 << 28
 """Bytes beyond what the interpreter has and three times the file: 1.25 GiB."""
@@ -33,20 +33,26 @@ def main() -> None:
     """Serve one request and exit."""
     task, request = sys.argv[1], Request(**json.loads(sys.argv[2]))
     with os.fdopen(0, "rb", closefd=False) as file, os.fdopen(1, "wb", closefd=False) as answer:
+        if task == "texts":
+            import pyarrow.parquet  # noqa: F401 - while there is no limit yet
         send(answer, {"ready": True})
         set_limits(request.length)
         serve(task, request, file, answer)
 
 
 def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None:
-    """One request: "content" (see read_content) or "structure" (see check_structure)."""
+    """One request: "content" (see read_content), "structure" (see check_structure) or "texts" (see check_texts)."""
     end: dict[str, Any] = {"end": True}
     try:
         if task == "content":
             for frame, array in read_content(file, request):
                 send(answer, frame, array)
-        else:
+        elif task == "structure":
             check_structure(file, request)
+        else:
+            from distqexp.storage.foreign_parquet import check_texts  # of a library that HDF5 files don't need
+
+            check_texts(file, request)
     except FileContentError as error:
         end = {"refused": str(error)}
     except MemoryError:

@@ -24,7 +24,7 @@ def open_reader(data: DataConfig) -> Reader:
 
         return CsvReader(data)
     if data.format == "parquet":
-        from distqexp.problem.readers.table import ParquetReader
+        from distqexp.problem.readers.parquet import ParquetReader
 
         return ParquetReader(data)
     if data.format == "hdf5":

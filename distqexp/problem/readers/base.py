@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.storage.confined import check_confined
+from distqexp.storage.content import Request
 
 MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
 """Texts of a table that stand for no value, in any case."""
@@ -119,3 +122,27 @@ def some(names: Sequence[str], most: int = 6) -> str:
 def changed(path: Path) -> FileContentError:
     """The error for a file that no longer is what it was when it was opened."""
     return FileContentError(f"{path}: damaged, or changed while it was read; expected it as it was opened; restore it")
+
+
+def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat_result:
+    """Have a process with limits look at a file, once as long as it stays as it is: "structure" of HDF5, "texts" of Parquet.
+
+    What ``path.stat()`` gave then. Raises FileContentError for a file that is refused, or that the process died of.
+    """
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        _check_once(path, found.st_ino, found.st_size, found.st_mtime_ns, task, columns)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _check_once(path: Path, inode: int, size: int, modified: int, task: str, columns: tuple[str, ...]) -> None:
+    with path.open("rb") as file:
+        check_confined(file, Request(str(path), size, columns=columns), task)
+
+
+def require_unchanged(path: Path, found: os.stat_result) -> None:
+    """Raise FileContentError unless the file is the one that was found."""
+    now = path.stat()
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+        raise changed(path)

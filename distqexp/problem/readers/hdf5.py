@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,15 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.readers.base import Reader, changed, existing_file, feature_names
+from distqexp.problem.readers.base import (
+    Reader,
+    changed,
+    check_first,
+    existing_file,
+    feature_names,
+    require_unchanged,
+)
 from distqexp.problem.readers.idx import ascending_runs
-from distqexp.storage.confined import check_confined
-from distqexp.storage.content import Request
 
 
 class Hdf5Reader(Reader):
@@ -87,16 +90,12 @@ class Hdf5Reader(Reader):
         if self._file is None:
             import h5py
 
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                _checked(self.path, found.st_ino, found.st_size, found.st_mtime_ns)
+            found = check_first(self.path, "structure")
             try:
                 self._file = h5py.File(self.path, "r", locking=False)
             except OSError:
                 raise changed(self.path) from None
-            now = self.path.stat()
-            if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
-                raise changed(self.path)
+            require_unchanged(self.path, found)
         return self._file
 
     def _datasets(self) -> list[str]:
@@ -172,13 +171,6 @@ class Hdf5Reader(Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
-
-
-@lru_cache(maxsize=64)
-def _checked(path: Path, inode: int, size: int, modified: int) -> None:
-    """Have the structure of a file looked at by a process with limits, once as long as it stays as it is."""
-    with path.open("rb") as file:
-        check_confined(file, Request(str(path), size))
 
 
 def _filter_columns(data: DataConfig) -> set[str]:

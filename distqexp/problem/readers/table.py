@@ -1,4 +1,4 @@
-"""Tables: CSV (plain or gzip) and Parquet. Only the rows asked for are parsed."""
+"""Tables: what all have in common, and CSV, plain or gzip. Only the rows asked for are parsed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from distqexp.problem.readers.idx import ascending_runs
 from distqexp.problem.readers.lines import LineIndex, index_lines
 
 _SCAN = 65536
-_ROWS_A_BYTE = 1024
-"""More rows than this of a Parquet file are no table of records, whatever their encoding."""
 
 
 class TableReader(Reader):
@@ -154,114 +152,3 @@ class CsvReader(TableReader):
             raise FileContentError(
                 f"{self._source.path}: a record is not CSV in UTF-8; expected comma-separated text; save it as such"
             ) from None
-
-
-class ParquetReader(TableReader):
-    """Parquet: row groups are read one at a time, and the last one is kept."""
-
-    def __init__(self, data: DataConfig) -> None:
-        path = existing_file(data.path, "data.path")
-        self._path = path
-        self._file: Any = None
-        self._kept: tuple[int, tuple[str, ...], Any] | None = None
-        opened = self._opened()
-        super().__init__(path, list(opened.schema_arrow.names), data)
-        self.count = int(opened.metadata.num_rows)
-        if not 0 <= self.count <= _ROWS_A_BYTE * path.stat().st_size:
-            raise FileContentError(f"{path}: declares more rows than a file of its size holds; fetch it again")
-        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
-        if sum(sizes) != self.count or min(sizes, default=0) < 0:
-            raise changed(path)
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        wanted = tuple(dict.fromkeys([*names, self.target]))
-        values = np.full((len(rows), len(names) + 1), np.nan)
-        groups = np.searchsorted(self._starts, rows, side="right") - 1
-        for group in np.unique(groups).tolist():
-            places = np.flatnonzero(groups == group)
-            table = self._group(group, wanted).take(rows[places] - self._starts[group])
-            for column, name in enumerate([*names, self.target]):
-                values[places, column] = self._as_numbers(table.column(name), name)
-        return values[:, :-1], values[:, -1]
-
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        self._need(name, "data.where")
-        return self._as_numbers(self._column(name), name)
-
-    def texts(self, name: str) -> list[str | None]:
-        import pyarrow
-
-        self._need(name, "data.where")
-        try:
-            found: list[str | None] = self._column(name).cast(pyarrow.string()).to_pylist()
-        except (pyarrow.ArrowException, ValueError):
-            raise FileContentError(
-                f"{self.path}: column {name!r} holds no text; expected some for data.where"
-            ) from None
-        return found
-
-    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
-        import pyarrow
-
-        column = self._column(name)
-        if pyarrow.types.is_nested(column.type):
-            raise FileContentError(f"{self.path}: unit column {name!r} holds lists; expected one number or text a row")
-        try:
-            found: list[Any] = column.take(pyarrow.array(rows)).to_pylist()
-        except (pyarrow.ArrowException, ValueError):  # texts that are no UTF-8, dates beyond Python's
-            raise FileContentError(
-                f"{self.path}: unit column {name!r}: an id can't be read; expected numbers, dates or texts in UTF-8"
-            ) from None
-        if any(value is None or value != value for value in found):
-            raise self._missing_id(name)
-        return found
-
-    def _opened(self) -> Any:
-        import pyarrow
-        import pyarrow.parquet
-
-        if self._file is None:
-            try:
-                self._file = pyarrow.parquet.ParquetFile(self._path)
-            except (pyarrow.ArrowException, OSError, ValueError):
-                raise FileContentError(
-                    f"{self._path}: not a whole Parquet file; expected Parquet; fetch it again or correct data.*.format"
-                ) from None
-        return self._file
-
-    def _group(self, group: int, names: tuple[str, ...]) -> Any:
-        import pyarrow
-
-        if self._kept is None or self._kept[:2] != (group, names):
-            try:
-                table = self._opened().read_row_group(group, columns=list(names), use_threads=False)
-            except (pyarrow.ArrowException, OSError, ValueError):
-                raise changed(self.path) from None
-            if table.num_rows != self._starts[group + 1] - self._starts[group]:
-                raise changed(self.path)
-            self._kept = (group, names, table)
-        return self._kept[2]
-
-    def _column(self, name: str) -> Any:
-        import pyarrow
-
-        try:
-            column = self._opened().read(columns=[name], use_threads=False).column(name)
-        except (pyarrow.ArrowException, OSError, ValueError):
-            raise changed(self.path) from None
-        if len(column) != self.count:
-            raise changed(self.path)
-        return column
-
-    def _as_numbers(self, column: Any, name: str) -> NDArray[np.float64]:
-        import pyarrow
-
-        try:
-            found: NDArray[np.float64] = column.cast(pyarrow.float64(), safe=False).to_numpy()
-        except (pyarrow.ArrowException, ValueError):
-            raise self._not_numbers(name) from None
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_kept": None}

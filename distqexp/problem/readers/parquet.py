@@ -1,0 +1,154 @@
+"""Parquet tables: row groups are read one at a time, texts only after a process with limits has read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import FileContentError
+from distqexp.problem.readers.base import changed, check_first, existing_file, require_unchanged
+from distqexp.problem.readers.table import TableReader
+
+_ROWS_A_BYTE = 1024
+"""More rows than this of a Parquet file are no table of records, whatever their encoding."""
+
+_LARGEST_GROUP = 1 << 31
+_GROUP_GROWTH = 64
+"""Numbers of a row group that take more bytes than this, and more than so many times the file, are not read at once."""
+
+
+class ParquetReader(TableReader):
+    """Parquet: row groups are read one at a time, and the last one is kept."""
+
+    def __init__(self, data: DataConfig) -> None:
+        path = existing_file(data.path, "data.path")
+        self._path = path
+        self._file: Any = None
+        self._found = path.stat()
+        self._kept: tuple[int, tuple[str, ...], Any] | None = None
+        opened = self._opened()
+        super().__init__(path, list(opened.schema_arrow.names), data)
+        self.count = int(opened.metadata.num_rows)
+        if not 0 <= self.count <= _ROWS_A_BYTE * path.stat().st_size:
+            raise FileContentError(f"{path}: declares more rows than a file of its size holds; fetch it again")
+        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+        if sum(sizes) != self.count or min(sizes, default=0) < 0:
+            raise changed(path)
+        numbers = 8 * max(sizes, default=0) * (len(self.names) + 1)
+        if numbers > max(_LARGEST_GROUP, _GROUP_GROWTH * path.stat().st_size):
+            raise FileContentError(
+                f"{path}: a row group unpacks to more than 2 GiB and {_GROUP_GROWTH} times the file; "
+                "expected smaller ones; write it anew with fewer rows a group"
+            )
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        wanted = tuple(dict.fromkeys([*names, self.target]))
+        values = np.full((len(rows), len(names) + 1), np.nan)
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        for group in np.unique(groups).tolist():
+            places = np.flatnonzero(groups == group)
+            table = self._group(group, wanted).take(rows[places] - self._starts[group])
+            for column, name in enumerate([*names, self.target]):
+                values[places, column] = self._as_numbers(table.column(name), name)
+        return values[:, :-1], values[:, -1]
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        self._need(name, "data.where")
+        return self._as_numbers(self._column(name), name)
+
+    def texts(self, name: str) -> list[str | None]:
+        import pyarrow
+
+        self._need(name, "data.where")
+        try:
+            found: list[str | None] = self._column(name).cast(pyarrow.string()).to_pylist()
+        except (pyarrow.ArrowException, ValueError):
+            raise FileContentError(
+                f"{self.path}: column {name!r} holds no text; expected some for data.where"
+            ) from None
+        return found
+
+    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+        import pyarrow
+
+        column = self._column(name)
+        try:
+            found: list[Any] = column.take(pyarrow.array(rows)).to_pylist()
+        except (pyarrow.ArrowException, ValueError):  # texts that are no UTF-8, dates beyond Python's
+            raise FileContentError(
+                f"{self.path}: unit column {name!r}: an id can't be read; expected numbers, dates or texts in UTF-8"
+            ) from None
+        if any(value is None or value != value for value in found):
+            raise self._missing_id(name)
+        return found
+
+    def _opened(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._file is None:
+            self._found = self._path.stat()
+            try:
+                self._file = pyarrow.parquet.ParquetFile(self._path)
+            except (pyarrow.ArrowException, OSError, ValueError):
+                raise FileContentError(
+                    f"{self._path}: not a whole Parquet file; expected Parquet; fetch it again or correct data.*.format"
+                ) from None
+        return self._file
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Refuse columns of lists; have a process with limits read those that aren't numbers first."""
+        import pyarrow
+
+        types = {name: self._opened().schema_arrow.field(name).type for name in names}
+        if lists := [name for name, kind in types.items() if pyarrow.types.is_nested(kind)]:
+            raise FileContentError(
+                f"{self.path}: column {lists[0]!r} holds lists; expected one number or text a row; correct data.*.columns"
+            )
+        fixed = (pyarrow.types.is_primitive, pyarrow.types.is_decimal, pyarrow.types.is_null)
+        if texts := sorted(name for name, kind in types.items() if not any(test(kind) for test in fixed)):
+            check_first(self.path, "texts", tuple(texts))
+            require_unchanged(self.path, self._found)
+
+    def _group(self, group: int, names: tuple[str, ...]) -> Any:
+        import pyarrow
+
+        self._check(names)
+        if self._kept is None or self._kept[:2] != (group, names):
+            try:
+                table = self._opened().read_row_group(group, columns=list(names), use_threads=False)
+            except (pyarrow.ArrowException, OSError, ValueError):
+                raise changed(self.path) from None
+            if table.num_rows != self._starts[group + 1] - self._starts[group]:
+                raise changed(self.path)
+            self._kept = (group, names, table)
+        return self._kept[2]
+
+    def _column(self, name: str) -> Any:
+        import pyarrow
+
+        self._check([name])
+        try:
+            column = self._opened().read(columns=[name], use_threads=False).column(name)
+        except (pyarrow.ArrowException, OSError, ValueError):
+            raise changed(self.path) from None
+        if len(column) != self.count:
+            raise changed(self.path)
+        return column
+
+    def _as_numbers(self, column: Any, name: str) -> NDArray[np.float64]:
+        import pyarrow
+
+        try:
+            found: NDArray[np.float64] = column.cast(pyarrow.float64(), safe=False).to_numpy()
+        except (pyarrow.ArrowException, ValueError):
+            raise self._not_numbers(name) from None
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_kept": None}
