@@ -326,6 +326,7 @@ BAD_VALUES = [
     ("data.public.rows", [[5, 5]], "first < last"),
     ("data.public.rotate", math.nan, "degrees"),
     ("data.public.columns.missing_flag_above", 1.0, "below 1"),
+    ("data.public.columns.winsorise_above", 0.0, "above 0"),
     ("data.population", "  ", "a name"),
     ("data.private.0.shard", "a/b", "letters, digits"),
     ("data.private.0.shard", "south", "a different name for every shard"),

@@ -83,6 +83,24 @@ def test_infinite_public_values_do_not_spoil_the_statistics(tmp_path: Path) -> N
     assert np.isfinite([*schema.medians, *schema.means, *schema.scales]).all()
 
 
+def test_extreme_values_are_cut_off_in_public_deviations(tmp_path: Path) -> None:
+    frame = _frame()
+    frame.loc[50, "never"], frame.loc[51, "never"], frame.loc[52, "never"] = 1e6, -1e6, np.inf
+    data = _save(frame, tmp_path / "t.csv", rows=((0, 40),))
+    bounded = dataclasses.replace(data, columns=dataclasses.replace(COLUMNS, winsorise_above=1.5))
+    schema = fit_schema(bounded, loss="binary-cross-entropy")
+    assert dataclasses.replace(schema, bound=None) == fit_schema(data, loss="binary-cross-entropy")
+    names = ["often", "seldom", "never", "same", "nothing"]
+    expected = _oracle(frame, frame[:40], ["often", "nothing"], names)
+    expected[:, : len(names)] = np.clip(expected[:, : len(names)], -1.5, 1.5)
+    records = open_dataset(dataclasses.replace(bounded, rows=None), schema).read(np.arange(60))
+    assert np.flatnonzero(~records.present.numpy()).tolist() == [52]
+    expected[52] = 0
+    np.testing.assert_allclose(records.inputs.numpy(), expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(UsageError, match="winsorise_above"):
+        schema_from_config(bounded, loss="binary-cross-entropy")
+
+
 def test_a_schema_survives_json_bit_for_bit(tmp_path: Path) -> None:
     schema = fit_schema(_save(_frame(), tmp_path / "t.csv"), loss="cross-entropy", classes=2)
     assert Schema.from_tree(json.loads(json.dumps(schema.to_tree(), allow_nan=False))) == schema
@@ -98,6 +116,8 @@ def test_a_schema_survives_json_bit_for_bit(tmp_path: Path) -> None:
         {"medians": [float("nan")] * 5},
         {"medians": ["1"] * 5},
         {"flags": [9]},
+        {"bound": 0.0},
+        {"bound": 5},
         {"flags": [True]},
         {"shape": [-1]},
         {"shape": [2, 2]},

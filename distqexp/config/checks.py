@@ -246,3 +246,9 @@ def _check_data(where: str, data: DataConfig, need: Any) -> None:
     need(
         share is None or 0 <= share < 1, f"{where}.columns.missing_flag_above", share, "a share, 0 or more and below 1"
     )
+    bound = columns.winsorise_above
+    need(
+        bound is None or (bound > 0 and math.isfinite(bound) and columns.standardise),
+        f"{where}.columns.winsorise_above", bound, "a finite number above 0, and standardise = true",
+    )  # fmt: skip
+    need(bound is None or not columns.tokens, f"{where}.columns.tokens", True, "no winsorise_above with it")

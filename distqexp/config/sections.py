@@ -54,6 +54,9 @@ class ColumnsConfig:
         "add a 0/1 missingness column for features missing in more than this share of the public rows", default=None
     )
     standardise: bool = key("centre and scale features by public moments", default=True)
+    winsorise_above: float | None = key(
+        "cut standardised features off at so many public standard deviations above and below the public mean", default=None
+    )
     constant: bool = key("append a column of ones", default=False)
     tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
     mask: str | None = key(

@@ -30,7 +30,8 @@ class Schema:
     ``names``: feature columns in order (an array: its one name). ``shape``: raw features of a record; None when
     it wasn't known without a file. ``medians`` (for missing values), ``means``, ``scales``: one number a raw
     feature, flattened; empty for images and without public data (then zero, zero and one). ``flags``: positions
-    of the features with a missingness column. Inputs are features, then flags, then the constant.
+    of the features with a missingness column. Inputs are features, then flags, then the constant. ``bound``: standardised
+    features are cut off at plus and minus as much.
     ``classes``: outputs of a cross-entropy model; labels are 0 .. classes - 1. ``tokens``: inputs are int64 (n, 2, L),
     tokens of 0 .. vocabulary - 1 and their mask.
     """
@@ -45,6 +46,7 @@ class Schema:
     means: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
     flags: tuple[int, ...] = ()
+    bound: float | None = None
     constant: bool = False
     tokens: bool = False
     vocabulary: int | None = None
@@ -96,6 +98,8 @@ class Schema:
         filled = np.where(missing, _vector(self.medians, width, 0.0), flat)
         with np.errstate(invalid="ignore", over="ignore"):
             filled = (filled - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
+        if self.bound is not None:  # infinity stays: its record is refused
+            filled = np.where(np.isfinite(filled), np.clip(filled, -self.bound, self.bound), filled)
         if not self.flags and not self.constant:
             return filled.reshape(values.shape)
         extra = [missing[:, list(self.flags)].astype(np.float64)]
@@ -149,6 +153,7 @@ class Schema:
         width = math.prod(self.shape) if self.shape is not None else None
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
         need(all(scale > 0 for scale in self.scales), "scales must be above 0")
+        need(self.bound is None or (type(self.bound) is float and 0 < self.bound < math.inf), "bound must be above 0")
         need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
         vector = self.shape is not None and len(self.shape) == 1
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
@@ -190,6 +195,7 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Sc
         means=tuple(np.concatenate(means).tolist()),
         scales=tuple(np.concatenate(scales).tolist()),
         flags=flags,
+        bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
     )
 
@@ -210,6 +216,8 @@ def schema_from_config(
         shape = None if record_shape is None else (1, *record_shape)
         return Schema(loss, True, ("pixels",), shape, 1.0 / 255.0, classes)
     roles = data.columns
+    if roles.winsorise_above is not None:
+        raise UsageError("data.*.columns.winsorise_above: needs data.public, whose moments it counts in; remove it")
     if roles.features is None:
         raise UsageError("data.*.columns.features: not given; without data.public, expected the list of the features")
     if data.format == "hdf5":
