@@ -55,7 +55,8 @@ class ColumnsConfig:
     )
     standardise: bool = key("centre and scale features by public moments", default=True)
     winsorise_above: float | None = key(
-        "cut standardised features off at so many public standard deviations above and below the public mean", default=None
+        "cut standardised features off at so many public standard deviations above and below the public mean",
+        default=None,
     )
     constant: bool = key("append a column of ones", default=False)
     tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
