@@ -141,7 +141,9 @@ def test_the_rehearsal_of_the_icu_task_gives_the_figure_that_the_page_states(che
     said = run_shell(command, checkout, {"DISTQEXP_DATA": str(data_folder.resolve())})
     found = re.search(r"AUROC (0\.\d{4})", said)
     assert found is not None
-    assert f"AUROC was {float(found[1]):.3f}" in " ".join(read("docs/choosing.md").split())
+    stated = re.search(r"AUROC was (0\.\d{3}),", " ".join(read("docs/choosing.md").split()))
+    assert stated is not None
+    assert abs(float(found[1]) - float(stated[1])) < 0.0015
 
 
 @pytest.mark.slow
