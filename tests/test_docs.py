@@ -143,7 +143,7 @@ def test_the_rehearsal_of_the_icu_task_gives_the_figure_that_the_page_states(che
     assert found is not None
     stated = re.search(r"AUROC was (0\.\d{3}),", " ".join(read("docs/choosing.md").split()))
     assert stated is not None
-    assert abs(float(found[1]) - float(stated[1])) < 0.0015
+    assert abs(float(found[1]) - float(stated[1])) < 0.00051  # rounded, either way where it ends in 5
 
 
 @pytest.mark.slow

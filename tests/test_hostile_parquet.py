@@ -19,21 +19,28 @@ ENOUGH = 600 << 20
 """Bytes more than before that this process may hold at most while it meets a bomb."""
 
 
-def parquet(folder: Path, patients: Any, **settings: Any) -> DataConfig:
-    """A Parquet table of some rows with these texts as ids, a row group a text where ``patients`` is a list of lists."""
-    path = folder / "t.parquet"
+def records(folder: Path) -> DataConfig:
+    """What reads the table that a test writes."""
+    columns = ColumnsConfig(target="died")
+    return DataConfig(format="parquet", path=str(folder / "t.parquet"), columns=columns, unit="patient")
+
+
+def parquet(folder: Path, groups: list[list[str]], **settings: Any) -> DataConfig:
+    """A Parquet table with these ids, a row group each list."""
+    data = records(folder)
     schema = pyarrow.schema([("x", "f8"), ("died", "i8"), ("patient", "string")])
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", write_statistics=False, **settings) as writer:
-        for ids in patients:
+    with pyarrow.parquet.ParquetWriter(
+        data.path, schema, compression="zstd", write_statistics=False, **settings
+    ) as writer:
+        for ids in groups:
             count = len(ids)
             writer.write_table(pyarrow.table([np.arange(float(count)), np.zeros(count, int), ids], schema=schema))
-    return DataConfig(format="parquet", path=str(path), columns=ColumnsConfig(target="died"), unit="patient")
+    return data
 
 
 def test_a_text_of_a_dictionary_that_stands_in_many_rows(tmp_path: Path) -> None:
     """A few KB that would be 10 GB written out."""
-    once = pyarrow.array(["a" * (10 << 20)])
-    data = parquet(tmp_path, [once])
+    once, data = pyarrow.array(["a" * (10 << 20)]), records(tmp_path)
     table = pyarrow.table(
         {
             "x": np.arange(1000.0),

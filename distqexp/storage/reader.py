@@ -2,7 +2,7 @@
 
 Standard input is the open file, standard output the answer, frame by frame: eight bytes of length, a JSON object, and the
 bytes of an array where the object names one. The first says that the process is there, the last how it went. Nothing but numpy
-and the library of the format is imported.
+and the libraries of the formats is imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     task, request = sys.argv[1], Request(**json.loads(sys.argv[2]))
     with os.fdopen(0, "rb", closefd=False) as file, os.fdopen(1, "wb", closefd=False) as answer:
         if task == "texts":
-            import pyarrow.parquet  # noqa: F401 - while there is no limit yet
+            import distqexp.storage.foreign_parquet  # noqa: F401 - with its library, while there is no limit yet
         send(answer, {"ready": True})
         set_limits(request.length)
         serve(task, request, file, answer)

@@ -28,18 +28,17 @@ class ParquetReader(TableReader):
         path = existing_file(data.path, "data.path")
         self._path = path
         self._file: Any = None
-        self._found = path.stat()
         self._kept: tuple[int, tuple[str, ...], Any] | None = None
         opened = self._opened()
         super().__init__(path, list(opened.schema_arrow.names), data)
-        self.count = int(opened.metadata.num_rows)
-        if not 0 <= self.count <= _ROWS_A_BYTE * path.stat().st_size:
+        self.count, size = int(opened.metadata.num_rows), self._found.st_size
+        if not 0 <= self.count <= _ROWS_A_BYTE * size:
             raise FileContentError(f"{path}: declares more rows than a file of its size holds; fetch it again")
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
         if sum(sizes) != self.count or min(sizes, default=0) < 0:
             raise changed(path)
         numbers = 8 * max(sizes, default=0) * (len(self.names) + 1)
-        if numbers > max(_LARGEST_GROUP, _GROUP_GROWTH * path.stat().st_size):
+        if numbers > max(_LARGEST_GROUP, _GROUP_GROWTH * size):
             raise FileContentError(
                 f"{path}: a row group unpacks to more than 2 GiB and {_GROUP_GROWTH} times the file; "
                 "expected smaller ones; write it anew with fewer rows a group"
@@ -118,8 +117,8 @@ class ParquetReader(TableReader):
     def _group(self, group: int, names: tuple[str, ...]) -> Any:
         import pyarrow
 
-        self._check(names)
         if self._kept is None or self._kept[:2] != (group, names):
+            self._check(names)
             try:
                 table = self._opened().read_row_group(group, columns=list(names), use_threads=False)
             except (pyarrow.ArrowException, OSError, ValueError):
