@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from distqexp.audit.command import Audit, audit_plan, write_audit
 from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
 from distqexp.config import Config, DataConfig, EngineConfig, load_config
@@ -34,8 +36,10 @@ from distqexp.stages.release import (
     Charging,
     charge,
     charged_parts,
+    charged_to_everybody,
     check_budget,
     draw_release,
+    everybody_pays,
     ledger_entry,
     make_release,
 )
@@ -145,9 +149,11 @@ def sketch(
             progress.advance(1.0)
 
         def finish() -> None:
-            books, total = dataclasses.replace(required(charging), basis=basis_of(sources)), required(sums)
-            books.ledger.commit(charge(received, state, total, books, role), None)
-            whole_sketch(received, state, sources[0], fingerprints[0], total).write(path)
+            books, total = required(charging), required(sums)
+            reservation = charge(received, state, total, books, role, basis=basis_of(sources))
+            books.ledger.commit(reservation, None)
+            everybody = everybody_pays(received, reservation)
+            whole_sketch(received, state, sources[0], fingerprints[0], total, everybody).write(path)
             shutil.rmtree(parts)
 
         running.on_root(finish)
@@ -186,10 +192,13 @@ def release(
         charging = on_root_only(
             running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
         )
-        noisy_sums = on_root_only(
-            running, lambda: draw_release(made, state, Quadratic.read(Path(quadratic), made), required(charging))
-        )
-        released = make_release(made, state, noisy_sums, insecure_noise_seed, public, running)
+
+        def draw() -> tuple[npt.NDArray[Any], bool]:
+            pooled, books = Quadratic.read(Path(quadratic), made), required(charging)
+            return draw_release(made, state, pooled, books), charged_to_everybody(made, state, pooled, books)
+
+        noisy_sums, everybody = on_root_only(running, draw) or (None, False)
+        released = make_release(made, state, noisy_sums, insecure_noise_seed, public, running, everybody=everybody)
         running.on_root(lambda: released.write(path))
         if not keep_quadratic:
             running.on_root(lambda: Path(quadratic).unlink(missing_ok=True))

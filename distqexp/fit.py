@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy.typing as npt
 
 from distqexp.config import Config, load_config
 from distqexp.engines import make_engine
@@ -25,7 +27,15 @@ from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.plan import describe_plan, make_plan
-from distqexp.stages.release import Charging, charged_parts, check_budget, draw_release, ledger_entry, make_release
+from distqexp.stages.release import (
+    Charging,
+    charged_parts,
+    charged_to_everybody,
+    check_budget,
+    draw_release,
+    ledger_entry,
+    make_release,
+)
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
 from distqexp.stages.sketch import basis_of, open_shards, sketch_files, sketch_round
 
@@ -87,7 +97,6 @@ def run(
     if state is not None:
         engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
         sources, fingerprints = open_shards(plan, config.data.private, engine)
-        charging = replace(charging, basis=basis_of(sources)) if charging else None
         work = _Work(config, plan, sources, fingerprints, out, charging, insecure_seed)
         while state is not None:
             release = _round(work, state, engine, progress)
@@ -159,14 +168,21 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         sums = sketch_round(plan, state, work.sources, work.fingerprints, work.out, engine)
         progress.advance(1.0)  # the same lines for a shard without records
         progress.stage("pool", state.round)
+        basis = basis_of(work.sources)
         on_root_only(
-            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), required(sums)).write(pooled)
+            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), required(sums), basis).write(pooled)
         )
     progress.stage("release", state.round)
-    noisy_sums = on_root_only(
-        engine, lambda: draw_release(plan, state, Quadratic.read(pooled, plan, own=True), required(work.charging))
+
+    def draw() -> tuple[npt.NDArray[Any], bool]:
+        quadratic, charging = Quadratic.read(pooled, plan, own=True), required(work.charging)
+        noisy_sums = draw_release(plan, state, quadratic, charging)
+        return noisy_sums, charged_to_everybody(plan, state, quadratic, charging)
+
+    noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
+    release = make_release(
+        plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine, everybody=everybody
     )
-    release = make_release(plan, state, noisy_sums, work.insecure_seed, work.config.data.public, engine)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
     told = diagnostics_of(plan, release)
     if told is not None:

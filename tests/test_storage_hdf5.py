@@ -59,7 +59,7 @@ def relabel(path: Path) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     stored = read_file(write(tmp_path / "s.h5"), kind="sketch", plan_id="ab" * 32)
-    assert (stored.kind, stored.plan_id, stored.schema_version, stored.header) == ("sketch", "ab" * 32, 1, HEADER)
+    assert (stored.kind, stored.plan_id, stored.schema_version, stored.header) == ("sketch", "ab" * 32, 2, HEADER)
     assert stored.arrays.keys() == arrays().keys()
     for name, array in arrays().items():
         assert stored.arrays[name].dtype == array.dtype
@@ -163,7 +163,14 @@ def test_a_forged_entry_under_a_fitting_label_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("forge", "reason"),
     [
-        (lambda h5: h5.attrs.__setitem__("schema_version", 2), "schema_version 2, this distqexp reads 1"),
+        (
+            lambda h5: h5.attrs.__setitem__("schema_version", 1),
+            "schema_version 1, this distqexp reads 2; made by an older distqexp: plan again",
+        ),
+        (
+            lambda h5: h5.attrs.__setitem__("schema_version", 3),
+            "schema_version 3, this distqexp reads 2; use the version that wrote it",
+        ),
         (lambda h5: h5.attrs.__setitem__("schema_version", "1"), "schema_version is str"),
         (lambda h5: h5.attrs.__delitem__("kind"), "kind is NoneType"),
         (lambda h5: h5.attrs.__setitem__("kind", "diary"), "kind 'diary', expected"),

@@ -131,7 +131,8 @@ class Ledger:
         can't be raised by it. sums: int64 (k,), private. universe: "private", or another name for test runs,
         which have books of their own. part: whose units the sums are of, None: everybody's. basis: what the split
         into parts rests on, private. When the role charged another basis for this plan before, units may have
-        changed their parts, and the charge is everybody's.
+        changed their parts, and the charge is everybody's: the reservation's ``part`` is None then. A charge to a part
+        doesn't cover the same sums of another basis, or of everybody.
 
         Raises BudgetError; then nothing is charged.
         """
@@ -149,14 +150,17 @@ class Ledger:
             **event_fields(event),
         }
         tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
+        whose = b"" if part is None else self._files.tag(b"basis", basis)
         with self._chain.transaction():
             books = Books(self._chain.entries())
             earlier, remark = books.charged(universe, population), ""
             for row in earlier:
-                if row.key == key and self._chain.private_tag(row.id)[:TAG_BYTES] == tag:
+                found = self._chain.private_tag(row.id)
+                covers = row.part is None or (row.part, found[TAG_BYTES:]) == (part, whose)
+                if row.key == key and found[:TAG_BYTES] == tag and covers:
                     return self._found(books, row)
             if part is not None:
-                tag += self._files.tag(b"basis", basis)
+                tag += whose
                 if all(self._same_basis(row, key, tag) for row in earlier):
                     body |= {"part": part.number, "parts": part.parts}
                 else:
@@ -164,7 +168,7 @@ class Ledger:
             _require_room(books, universe, population, [Charge(key, adjacency, event, part)], cap, remark)
             entry = self._chain.append(body, books.entries)
             self._chain.store_private_tag(entry.number, tag)
-        return Reservation(entry.number, "reserved", entry.hash)
+        return Reservation(entry.number, "reserved", entry.hash, part)
 
     def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
         """Store a draw, int64 or float64 (k,), before it is used. Only the first draw of a reservation counts.
@@ -284,7 +288,7 @@ class Ledger:
             self._read("noise", row)
             self._chain.append({"action": "draw", "reservation": row.id}, books.entries)
             state = "drawn"
-        return Reservation(row.id, state, row.hash)
+        return Reservation(row.id, state, row.hash, row.part)
 
 
 def _row(books: Books, reservation: Reservation) -> LedgerRow:

@@ -31,16 +31,17 @@ class Cap:
 
 @dataclass(frozen=True)
 class Reservation:
-    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public)."""
+    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public). part: as LedgerRow."""
 
     id: int
     state: str
     hash: str
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """A charge, for people and certificates. All fields are public."""
+    """A charge, for people and certificates. All fields are public. part: whose units it is charged to; None: everybody's."""
 
     id: int
     time: str

@@ -72,12 +72,15 @@ class SlotMap:
         return found
 
 
+BASIS_BYTES = 32
+
+
 @dataclass(frozen=True)
 class Partition:
     """The part of each unit of a source, and what it rests on.
 
     ``part``: int64 (units,). ``basis``: a digest of everything outside the plan that a unit's part depends on besides
-    the unit itself; private, empty when there is nothing of the kind. Parts of two rounds go together only where the
+    the unit itself, BASIS_BYTES long; private, empty when there is nothing of the kind. Parts of two rounds go together only where the
     bases are equal.
     """
 

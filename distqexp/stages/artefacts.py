@@ -25,6 +25,7 @@ from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger_expenses import Part
 from distqexp.privacy.pure import pure_epsilon
 from distqexp.problem.schema import Schema
+from distqexp.problem.slots import BASIS_BYTES
 from distqexp.storage.canonical import plan_identity, state_identity
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
 
@@ -194,7 +195,8 @@ class Sketch:
     """The integer sum of some pieces of one shard. Private: as sensitive as the records.
 
     sums: int64 (plan.width,). done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
-    state: identity of the round's state that it was made at (public).
+    state: identity of the round's state that it was made at (public). basis: what the parts of its units rest on, see
+    ``Partition``; private, empty without parts. everybody: whether the site's ledger charged it to everybody, whatever its part (public).
     """
 
     plan_id: str
@@ -204,6 +206,8 @@ class Sketch:
     sums: IntegerArray
     done: npt.NDArray[np.bool_]
     fingerprint: str
+    basis: bytes = b""
+    everybody: bool = False
 
     def write(self, path: Path) -> None:
         """Store with mode 0600. Counts of pieces are arrays, not header: under add-remove they are private."""
@@ -211,11 +215,12 @@ class Sketch:
             path,
             kind="sketch",
             plan_id=self.plan_id,
-            header={"round": self.round, "state": self.state, "shard": self.shard},
+            header={"round": self.round, "state": self.state, "shard": self.shard, "everybody": self.everybody},
             arrays={
                 "sums": self.sums,
                 "done": self.done,
                 "fingerprint": np.frombuffer(self.fingerprint.encode(), dtype=np.uint8),
+                "basis": np.frombuffer(self.basis, dtype=np.uint8),
             },
             private=True,
         )
@@ -234,6 +239,8 @@ class Sketch:
                 sums=_integers(path, stored, plan.width),
                 done=np.asarray(stored.arrays["done"], dtype=np.bool_),
                 fingerprint=bytes(stored.arrays["fingerprint"]).decode(),
+                basis=_basis(stored, plan, shards=1),
+                everybody=_everybody(stored.header, plan),
             ),
         )
         if sketch.shard not in plan.config.shards:
@@ -247,13 +254,16 @@ class Sketch:
 class Quadratic:
     """The pooled integer sum of a round. Private until noise is added. sums: int64 (plan.width,).
 
-    state: identity of the round's state that the sketches were made at (public).
+    state: identity of the round's state that the sketches were made at (public). basis: the shards' bases, in the plan's
+    order; private. everybody: whether any shard was charged to everybody, so that the release is (public).
     """
 
     plan_id: str
     round: int
     state: str
     sums: IntegerArray
+    basis: bytes = b""
+    everybody: bool = False
 
     def write(self, path: Path) -> None:
         """Store with mode 0600."""
@@ -261,8 +271,8 @@ class Quadratic:
             path,
             kind="quadratic",
             plan_id=self.plan_id,
-            header={"round": self.round, "state": self.state},
-            arrays={"sums": self.sums},
+            header={"round": self.round, "state": self.state, "everybody": self.everybody},
+            arrays={"sums": self.sums, "basis": np.frombuffer(self.basis, dtype=np.uint8)},
             private=True,
         )
 
@@ -277,6 +287,8 @@ class Quadratic:
                 round=int(stored.header["round"]),
                 state=str(stored.header["state"]),
                 sums=_integers(path, stored, plan.width),
+                basis=_basis(stored, plan, shards=len(plan.config.shards)),
+                everybody=_everybody(stored.header, plan),
             ),
         )
 
@@ -290,6 +302,7 @@ class Release:
     theta: (d,) float64, theta_{r+1}.
     used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
     insecure_seed: set when the noise came from a seed: then nothing about the release is private.
+    everybody: whether it is charged to everybody, though its round is about one part: units may have changed their parts.
     """
 
     plan_id: str
@@ -299,6 +312,7 @@ class Release:
     used: Mapping[str, Any]
     next_state: RoundState | None
     insecure_seed: int | None
+    everybody: bool = False
 
     def header(self) -> dict[str, Any]:
         """The scalars, as JSON types."""
@@ -307,6 +321,7 @@ class Release:
             "used": dict(self.used),
             "next": self.next_state.header() if self.next_state else None,
             "insecure_seed": self.insecure_seed,
+            "everybody": self.everybody,
             "privacy": "NOT PRIVATE: noise from a seed" if self.insecure_seed is not None else "as the plan says",
         }
 
@@ -336,6 +351,7 @@ class Release:
             used=header["used"],
             next_state=state,
             insecure_seed=header["insecure_seed"],
+            everybody=_everybody(header, plan),
         )
 
     def write(self, path: Path) -> None:
@@ -349,6 +365,11 @@ class Release:
         """Read and check against the plan. Raises FileContentError."""
         stored = read_file(path, kind="release", plan_id=plan.plan_id)
         return _restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
+
+
+def charged_part(plan: Plan, release: Release) -> Part | None:
+    """Whose units a release says it is charged to; None: everybody's."""
+    return None if release.everybody else plan.part(release.round)
 
 
 def coordinates_of(config: Config, k: int) -> int:
@@ -381,6 +402,27 @@ def _integers(path: Path, stored: StoredFile, width: int) -> IntegerArray:
     if sums.dtype != np.int64 or sums.shape != (width,):
         raise FileContentError(f"{path}: sums are {sums.dtype} {sums.shape}; the plan expects int64 ({width},)")
     return sums
+
+
+def _basis(stored: StoredFile, plan: Plan, *, shards: int) -> bytes:
+    """What the parts of so many shards rest on. Under add-remove a unit's part is a function of its id alone."""
+    found = stored.arrays["basis"]
+    rests = plan.config.mechanism.parts > 1 and plan.config.privacy.adjacency != "add-remove"
+    length = BASIS_BYTES * shards if rests else 0
+    if found.dtype != np.uint8 or found.shape != (length,):
+        raise FileContentError(
+            f"{stored.path}: what its parts rest on is {found.dtype} {found.shape}; the plan expects uint8 ({length},)"
+        )
+    return found.tobytes()
+
+
+def _everybody(header: Mapping[str, Any], plan: Plan) -> bool:
+    """The flag of a file. Without parts every charge is everybody's, and no file says so."""
+    found = header["everybody"]
+    if not isinstance(found, bool) or (found and plan.config.mechanism.parts == 1):
+        expected = "true or false" if plan.config.mechanism.parts > 1 else "false, as the plan has no parts"
+        raise FileContentError(f"everybody is {str(found)[:20]}; expected {expected}: get the file again")
+    return found
 
 
 def _restored(path: Path, build: Callable[[], T]) -> T:

@@ -26,7 +26,7 @@ from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import build_certificate, write_certificate
-from distqexp.stages.artefacts import Plan, Release, diagnostics_of
+from distqexp.stages.artefacts import Plan, Release, charged_part, diagnostics_of
 from distqexp.stages.context import build_network
 from distqexp.storage.atomic import write_atomic
 
@@ -88,8 +88,11 @@ def export_model(
 
 
 def guarantee_of(plan: Plan, releases: Sequence[Release], charged: Sequence[Part | None] | None = None) -> Guarantee:
-    """What the releases amount to for a unit. charged: whose units each was charged to; as the plan says, when None."""
-    parts = [plan.part(release.round) for release in releases] if charged is None else charged
+    """What the releases amount to for a unit. charged: whose units a ledger charged each to; as they say themselves, when None.
+
+    A release that says everybody's is everybody's, whatever the ledger says.
+    """
+    parts = _charged(plan, releases, charged)
     return expenses(
         [
             Charge(
@@ -113,6 +116,7 @@ def certificate_of(
     """The certificate: public figures only."""
     config, privacy = plan.config, plan.config.privacy
     discrete = config.mechanism.noise == "discrete"
+    charged = _charged(plan, releases, charged)
     grids = [release.used["grid"] for release in releases]
     events = [plan.event(Grid(**grid)) for grid in grids]
     guarantee = guarantee_of(plan, releases, charged)
@@ -164,6 +168,14 @@ def certificate_of(
         insecure_seed=seed,
         evaluation_private=config.data.eval_private,
     )
+
+
+def _charged(plan: Plan, releases: Sequence[Release], ledger: Sequence[Part | None] | None) -> list[Part | None]:
+    """Whose units each release is charged to: the worse of what it says itself and of what the ledger says."""
+    own = [charged_part(plan, release) for release in releases]
+    if ledger is None:
+        return own
+    return [one if one == other else None for one, other in zip(own, ledger, strict=True)]
 
 
 def _diagnostics(plan: Plan, releases: Sequence[Release]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from distqexp.stages.artefacts import Plan, Quadratic, Sketch
 
 
 def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
-    """Add the sketch files of one round, in any order: int64 addition is exact and commutative.
+    """Add the sketch files of one round, in any order: int64 addition is exact and commutative. Charged to everybody where one is.
 
     Raises FileContentError when a shard is missing, double, incomplete, or of another round or plan.
     """
@@ -20,6 +20,8 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
         raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
     sums = np.zeros(plan.width, dtype=np.int64)
     seen: dict[str, Path] = {}
+    bases: dict[str, bytes] = {}
+    everybody = False
     first: Sketch | None = None
     for path in paths:
         sketch = Sketch.read(path, plan)
@@ -40,10 +42,13 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
         if not sketch.done.all():
             raise FileContentError(f"{path}: shard {sketch.shard!r} is not finished; sketch it to the end")
         seen[sketch.shard] = path
+        bases[sketch.shard] = sketch.basis
+        everybody |= sketch.everybody
         sums += sketch.sums
     missing = [name for name in plan.config.shards if name not in seen]
     if first is None or missing:
         raise FileContentError(
             f"pool: shards {', '.join(missing)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
         )
-    return Quadratic(plan.plan_id, first.round, first.state, sums)
+    basis = b"".join(bases[name] for name in plan.config.shards)
+    return Quadratic(plan.plan_id, first.round, first.state, sums, basis, everybody)

@@ -26,14 +26,10 @@ from distqexp.stages.sharing import arrays_from_root
 
 @dataclass(frozen=True)
 class Charging:
-    """Whom a release is charged to: the ledger, and the universe of real or of test noise.
-
-    basis: what the parts of the units rest on, private; empty where the records are elsewhere.
-    """
+    """Whom a release is charged to: the ledger, and the universe of real or of test noise."""
 
     ledger: Ledger
     insecure_seed: int | None = None
-    basis: bytes = b""
 
     @property
     def universe(self) -> str:
@@ -111,8 +107,27 @@ def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
     return found
 
 
-def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging: Charging, role: str) -> Reservation:
-    """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError."""
+def charged_to_everybody(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> bool:
+    """Whether the release of a round that the ledger has charged is everybody's, although the plan has parts."""
+    if plan.config.mechanism.parts == 1:
+        return False
+    return quadratic.everybody or charged_parts(plan, charging)[state.round] is None
+
+
+def charge(
+    plan: Plan,
+    state: RoundState,
+    sums: npt.NDArray[np.int64],
+    charging: Charging,
+    role: str,
+    *,
+    basis: bytes = b"",
+    everybody: bool = False,
+) -> Reservation:
+    """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError.
+
+    basis: what the parts of their units rest on, private. everybody: charged to everybody elsewhere, and so here.
+    """
     return charging.ledger.reserve(
         population=plan.config.data.population,
         key=charge_key(plan, state, role),
@@ -121,9 +136,14 @@ def charge(plan: Plan, state: RoundState, sums: npt.NDArray[np.int64], charging:
         cap=plan_cap(plan),
         sums=sums,
         universe=charging.universe,
-        part=plan.part(state.round),
-        basis=charging.basis,
+        part=None if everybody else plan.part(state.round),
+        basis=basis,
     )
+
+
+def everybody_pays(plan: Plan, reservation: Reservation) -> bool:
+    """Whether a charge is everybody's although the plan has parts: a sketch or a release says so."""
+    return plan.config.mechanism.parts > 1 and reservation.part is None
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
@@ -141,7 +161,9 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
             f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
             "give the release that the sites worked from"
         )
-    reservation = charge(plan, state, quadratic.sums, charging, role="release")
+    reservation = charge(
+        plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
+    )
     return paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
 
 
@@ -181,9 +203,14 @@ def make_release(
     insecure_seed: int | None,
     public: DataConfig | None,
     engine: Engine,
+    *,
+    everybody: bool = False,
 ) -> Release:
-    """The release of a round with the next round's state; the root brings the noisy sums, every rank takes part."""
-    moved = arrays_from_root(engine, lambda: _moved(plan, state, noisy_sums))
+    """The release of a round with the next round's state; every rank takes part.
+
+    noisy_sums, everybody: what was drawn, and whether it is charged to everybody whatever the part; the root brings them.
+    """
+    moved = arrays_from_root(engine, lambda: _moved(plan, state, noisy_sums) | {"everybody": np.array([everybody])})
     following = None
     if state.round + 1 < plan.config.mechanism.rounds:
         anew = plan.config.precision.made_at(state.round + 1) == state.round + 1
@@ -201,6 +228,7 @@ def make_release(
         used=state.header(),
         next_state=following,
         insecure_seed=insecure_seed,
+        everybody=bool(moved["everybody"][0]),
     )
 
 

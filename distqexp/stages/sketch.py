@@ -37,7 +37,7 @@ class SketchWork:
     """A round's work on the private shards: sent to every rank or worker.
 
     folder: where this process keeps its private sketch files. attempt: how often the round was started.
-    state_id: identity of the state. shards: name of each source's shard.
+    state_id: identity of the state. shards, bases: name of each source's shard, and what its parts rest on.
     """
 
     plan: Plan
@@ -45,6 +45,7 @@ class SketchWork:
     state_id: str
     context: RoundContext
     shards: tuple[str, ...]
+    bases: tuple[bytes, ...]
     fingerprints: tuple[str, ...]
     folder: Path
     attempt: int
@@ -86,15 +87,17 @@ def sketch_round(
     """
     context = RoundContext.of_state(plan, state, sources)
     shards = tuple(source.data.shard or "all" for source in sources)
+    bases = tuple(basis_of([source]) for source in sources)
 
     state_id = engine.on_root(state.identity)
 
     def earlier() -> dict[str, npt.NDArray[Any]]:
-        sums, missing, attempt = _adopt(plan, state.round, state_id, context, shards, fingerprints, folder)
+        sums, missing, attempt = _adopt(plan, state.round, state_id, context, shards, bases, fingerprints, folder)
         return {"sums": sums, "missing": missing, "attempt": np.array([attempt])}
 
     found = arrays_from_root(engine, earlier)
-    work = SketchWork(plan, state, state_id, context, shards, fingerprints, folder, int(found["attempt"][0]))
+    attempt = int(found["attempt"][0])
+    work = SketchWork(plan, state, state_id, context, shards, bases, fingerprints, folder, attempt)
     fresh = engine.sum(sketch_pieces, work, [int(item) for item in found["missing"]])
     if not engine.is_root:
         return None
@@ -139,13 +142,16 @@ def basis_of(sources: Sequence[DataSource]) -> bytes:
     return b"".join(source.partition.basis for source in sources if source.partition)
 
 
-def whole_sketch(plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray) -> Sketch:
-    """The finished sketch of one shard, as a site hands it on."""
+def whole_sketch(
+    plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray, everybody: bool = False
+) -> Sketch:
+    """The finished sketch of one shard, as a site hands it on. everybody: whether it was charged to everybody, whatever its part."""
     mechanism = plan.config.mechanism
     part = source.of_part(mechanism.part_of(state.round), mechanism.parts)
     pieces = len(part.pieces(plan.config.engine.micro_batch))
     done = np.ones(pieces, dtype=np.bool_)
-    return Sketch(plan.plan_id, state.round, state.identity(), source.data.shard or "all", sums, done, fingerprint)
+    shard, basis = source.data.shard or "all", basis_of([source])
+    return Sketch(plan.plan_id, state.round, state.identity(), shard, sums, done, fingerprint, basis, everybody)
 
 
 def sketch_files(folder: Path, round: int) -> list[Path]:
@@ -162,6 +168,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
         sums=sums,
         done=mask,
         fingerprint=work.fingerprints[source],
+        basis=work.bases[source],
     ).write(path)
 
 
@@ -220,6 +227,7 @@ def _adopt(
     state_id: str,
     context: RoundContext,
     shards: tuple[str, ...],
+    bases: tuple[bytes, ...],
     fingerprints: tuple[str, ...],
     folder: Path,
 ) -> tuple[IntegerArray, IntegerArray, int]:
@@ -233,7 +241,11 @@ def _adopt(
         attempt = max(attempt, int(match["attempt"]) + 1) if match else attempt
         sketch = Sketch.read(path, plan, own=True)
         source = shards.index(sketch.shard) if sketch.shard in shards else -1
-        if source < 0 or sketch.fingerprint != fingerprints[source] or sketch.state != state_id:
+        if source < 0 or (sketch.fingerprint, sketch.basis, sketch.state) != (
+            fingerprints[source],
+            bases[source],
+            state_id,
+        ):
             # The private file or the state changed since: its old sums belong to other records or parameters.
             path.unlink()
             continue

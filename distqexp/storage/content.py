@@ -19,7 +19,7 @@ import numpy.typing as npt
 from distqexp.errors import FileContentError
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ("plan", "sketch", "quadratic", "release")
 
 Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]
@@ -77,9 +77,10 @@ def _identity(h5: h5py.File, request: Request) -> dict[str, Any]:
     path = request.path
     version = _attribute(path, h5, "schema_version", np.integer)
     if version != SCHEMA_VERSION:
-        raise FileContentError(
-            f"{path}: schema_version {version}, this distqexp reads {SCHEMA_VERSION}; use the version that wrote it"
+        remedy = (
+            "made by an older distqexp: plan again" if version < SCHEMA_VERSION else "use the version that wrote it"
         )
+        raise FileContentError(f"{path}: schema_version {version}, this distqexp reads {SCHEMA_VERSION}; {remedy}")
     kind = str(_attribute(path, h5, "kind", str))
     if kind != (request.kind or kind) or kind not in KINDS:
         raise FileContentError(
