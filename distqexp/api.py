@@ -24,6 +24,7 @@ from distqexp.engines.base import Engine
 from distqexp.errors import FileContentError, UsageError
 from distqexp.fit import FitResult, run
 from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_head import Anchor
 from distqexp.problem.models import allowed_factory
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
@@ -60,6 +61,8 @@ __all__ = [
     "export",
     "fit",
     "inspect",
+    "ledger_head",
+    "ledger_verify",
     "load_config",
     "plan",
     "pool",
@@ -260,6 +263,22 @@ def inspect(path: StrPath) -> str:
 def verify(path: StrPath) -> list[str]:
     """Check a file, a certificate or a run's folder; one line a file. Raises FileContentError at the first bad one."""
     return verify_path(Path(path))
+
+
+def ledger_head(ledger: StrPath | None = None) -> str:
+    """The ledger's newest entry as ``N:HASH``, to note where nobody rolls back. Public.
+
+    Ledger and folder put back together look like an earlier time; ``ledger_verify`` with a noted head tells.
+    """
+    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+        return str(books.head())
+
+
+def ledger_verify(head: str | None = None, ledger: StrPath | None = None) -> None:
+    """Check the ledger's chain, seals and stored arrays, and that it holds ``head`` (``N:HASH``). Raises FileContentError."""
+    noted = None if head is None else Anchor.parse(head)
+    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+        books.verify(noted)
 
 
 def _received_plan(path: StrPath) -> Plan:

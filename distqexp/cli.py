@@ -201,13 +201,26 @@ def ledger_cap(
     _say(f"{population}: capped at epsilon {epsilon:g}, delta {delta:g}")
 
 
-@ledger_app.command("verify", epilog="example: distqexp ledger verify")
-def ledger_verify() -> None:
-    """Check the hash chain."""
-    from distqexp.privacy.ledger import Ledger
+@ledger_app.command("head", epilog="example: distqexp ledger head")
+def ledger_head() -> None:
+    """Print number and hash of the newest entry as one line N:HASH, to note elsewhere."""
+    from distqexp import api
 
-    Ledger.open(create=False).verify()
-    _say("ledger: the hash chain holds")
+    _say(api.ledger_head())
+
+
+@ledger_app.command("verify", epilog="example: distqexp ledger verify   (with a noted head: --head 12:9f2c...)")
+def ledger_verify(
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="N:HASH", help="a head that was noted elsewhere; the ledger must hold that entry"),
+    ] = None,
+) -> None:
+    """Check the hash chain, and that the ledger still holds a noted head."""
+    from distqexp import api
+
+    api.ledger_verify(head)
+    _say("ledger: the hash chain holds" + (f", and holds the noted head {head.strip()}" if head else ""))
 
 
 @app.command(epilog="example: distqexp tune configs/digits.toml --out runs/tuned --epsilon 1 --epsilon 4")

@@ -196,11 +196,34 @@ def full_disk(folder: Path) -> dict[str, Any]:
         return {"refused": refused, "files": names, "state": state, "rows": len(ledger.rows())}
 
 
+def full_ledger(folder: Path) -> dict[str, Any]:
+    """A charge whose entry does not fit into the SQLite file any more, though the folder's head does; then there is room."""
+    import resource
+
+    path = folder / "ledger.sqlite"
+    with Ledger.open(path) as ledger:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+        long = {"population": "ward" * 2000}  # an entry of several pages
+        refused = 0
+        try:
+            reserve(ledger, **long)
+        except StorageError as error:
+            refused = error.exit_code
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        seen = [row.state for row in ledger.rows()]
+        again = reserve(ledger, **long)
+        ledger.verify()
+        return {"refused": refused, "seen": seen, "again": [again.id, again.state], "rows": len(ledger.rows())}
+
+
 if __name__ == "__main__":
     command, target = sys.argv[1], Path(sys.argv[2])
     if command == "kill":
         print(json.dumps(kill_everywhere(target)))
     elif command == "race":
         print(json.dumps(race(target, int(sys.argv[3]))))
-    else:
+    elif command == "full":
         print(json.dumps(full_disk(target)))
+    else:
+        print(json.dumps(full_ledger(target)))

@@ -32,7 +32,7 @@ def test_a_kill_at_any_step_costs_one_charge_and_keeps_one_draw(tmp_path: Path) 
         noises = {tuple(noise) for noise in outcome["used"]}
         assert len(noises) == 1
         assert outcome["released"] == outcome["again"] == (SUMS + next(iter(noises))).tolist()
-        assert outcome["files"] == ["begun", "key", "lock", "released-1.npy"]
+        assert outcome["files"] == ["begun", "head", "key", "lock", "released-1.npy"]
         assert outcome["beside"] == ["ledger.sqlite", "ledger.sqlite.files"]
     assert any(len(outcome["used"]) == 2 for outcome in killed), (
         "no kill fell between the use of the noise and the commit"
@@ -50,4 +50,11 @@ def test_two_processes_race_for_the_last_of_a_budget_many_times(tmp_path: Path) 
 
 def test_a_draw_that_does_not_fit_on_the_disk_is_exit_6_and_can_be_repeated(tmp_path: Path) -> None:
     outcome = child("full", str(tmp_path))
-    assert outcome == {"refused": 6, "files": ["begun", "key", "lock"], "state": "reserved", "rows": 1}
+    assert outcome == {"refused": 6, "files": ["begun", "head", "key", "lock"], "state": "reserved", "rows": 1}
+
+
+def test_a_charge_that_the_head_has_and_the_full_disk_refused_stands(tmp_path: Path) -> None:
+    """Never less than the truth: what was refused with exit 6 is charged all the same, once, and found by its sums."""
+    assert child("full-ledger", str(tmp_path)) == {
+        "refused": 6, "seen": ["reserved"], "again": [1, "reserved"], "rows": 1
+    }  # fmt: skip

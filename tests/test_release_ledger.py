@@ -29,6 +29,7 @@ from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
 from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_files import LedgerFiles
+from distqexp.privacy.ledger_head import HeadFile
 from distqexp.stages.artefacts import Plan, Quadratic, RoundState, Sketch
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import Charging, check_budget, draw_release, make_release
@@ -82,7 +83,11 @@ def killing(original: Callable[..., Any], when: Callable[..., bool], before: boo
 
 
 def on_action(name: str) -> Callable[..., bool]:
-    return lambda chain, body, entries: body["action"] == name
+    return lambda chain, body, entries, *tag: body["action"] == name
+
+
+def on_head(name: str) -> Callable[..., bool]:
+    return lambda file, head: head.entry is not None and head.entry.body["action"] == name
 
 
 def on_file(purpose: str) -> Callable[..., bool]:
@@ -95,13 +100,17 @@ def always(*arguments: Any, **keywords: Any) -> bool:
 
 KILLS: dict[str, tuple[Any, str, Callable[..., bool], bool, bool]] = {
     "before the reservation": (Chain, "append", on_action("reserve"), True, False),
+    "before the head of the reservation": (HeadFile, "write", on_head("reserve"), True, False),
+    "after the head of the reservation, before its entry": (HeadFile, "write", on_head("reserve"), False, False),
     "before the draw": (ReleaseRule, "draw", always, True, False),
     "after the draw, before it is stored": (Ledger, "persist_noise", always, True, False),
     "before the noise file": (LedgerFiles, "write", on_file("noise"), True, False),
     "after the noise file, before its entry": (Chain, "append", on_action("draw"), True, True),
+    "after the head of the draw, before its entry": (HeadFile, "write", on_head("draw"), False, True),
     "between persist and commit": (Ledger, "commit", always, True, True),
     "before the stored release": (LedgerFiles, "write", on_file("released"), True, True),
     "after the stored release, before its entry": (Chain, "append", on_action("commit"), True, True),
+    "after the head of the commit, before its entry": (HeadFile, "write", on_head("commit"), False, True),
     "before the noise is erased": (LedgerFiles, "erase", on_file("noise"), True, True),
     "after the commit": (Ledger, "commit", always, False, True),
 }

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqexp.errors import BudgetError, UsageError
+from distqexp.errors import BudgetError, FileContentError, UsageError
 from distqexp.privacy.events import Release
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.ledger_books import PRIVATE, Books, Cap, LedgerRow, Reservation, event_fields
 from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
+from distqexp.privacy.ledger_head import FIRST_PREVIOUS, RESTORE, Anchor, Entry
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
 
@@ -65,16 +66,12 @@ class Ledger:
         files = LedgerFiles(path)
         files.prepare()
         _create_private(path)
-        chain = Chain(path)
+        chain = Chain(path, files)
         try:
+            chain.prepare()
             with chain.transaction():
-                new = chain.is_new()
-                files.load_key(new=new)
-                chain.tag = files.tag
-                if new:
-                    chain.begin()
                 files.clean(Books(chain.entries()).committed())
-            files.mark_begun()
+                files.mark_begun()
         except BaseException:
             chain.close()
             raise
@@ -166,8 +163,7 @@ class Ledger:
                 else:
                     part, remark = None, MOVED
             _require_room(books, universe, population, [Charge(key, adjacency, event, part)], cap, remark)
-            entry = self._chain.append(body, books.entries)
-            self._chain.store_private_tag(entry.number, tag)
+            entry = self._chain.append(body, books.entries, tag)
         return Reservation(entry.number, "reserved", entry.hash, part)
 
     def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
@@ -260,10 +256,20 @@ class Ledger:
         with self._chain.transaction():
             return [{**vars(entry), "body": dict(entry.body)} for entry in self._chain.entries()]
 
-    def verify(self) -> None:
-        """Check the chain, its seal, and the stored arrays. Raises FileContentError."""
+    def head(self) -> Anchor:
+        """Number and hash of the newest entry, to note elsewhere: public."""
+        with self._chain.transaction():
+            entries = self._chain.entries()
+            return Anchor(entries[-1].number, entries[-1].hash) if entries else Anchor(0, FIRST_PREVIOUS)
+
+    def verify(self, noted: Anchor | None = None) -> None:
+        """Check the chain, its seal, its folder's head, and the stored arrays. Raises FileContentError.
+
+        noted: a head that was noted elsewhere; the ledger must hold that very entry.
+        """
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            _require_noted(self.path, books.entries, noted)
             for row in books.rows.values():
                 if row.state == "drawn":
                     self._read("noise", row)
@@ -319,6 +325,21 @@ def _require_room(
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
             f"{figures} ({source}); {remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
+        )
+
+
+def _require_noted(path: Path, entries: Sequence[Entry], noted: Anchor | None) -> None:
+    if noted is None:
+        return
+    if noted.number > len(entries):
+        raise FileContentError(
+            f"{path}: {len(entries)} entries, the noted head is entry {noted.number} with hash {noted.hash}: ledger and folder "
+            f"were put back to an older time; {RESTORE}"
+        )
+    found = entries[noted.number - 1].hash if noted.number else FIRST_PREVIOUS
+    if found != noted.hash:
+        raise FileContentError(
+            f"{path}: entry {noted.number} has hash {found}, the noted head says {noted.hash}: another history; {RESTORE}"
         )
 
 

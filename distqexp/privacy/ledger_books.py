@@ -9,8 +9,8 @@ from typing import Any
 
 from distqexp.errors import UsageError
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release
-from distqexp.privacy.ledger_chain import Entry
 from distqexp.privacy.ledger_expenses import Charge, Part
+from distqexp.privacy.ledger_head import Entry
 
 PRIVATE = "private"
 

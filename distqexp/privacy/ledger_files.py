@@ -25,6 +25,7 @@ from distqexp.storage.atomic import remove_unfinished, storage_error, sync_folde
 
 KEY_BYTES = 32
 SEAL_BYTES = 32
+HAS_HEAD = b"head\n"
 
 
 def default_path() -> Path:
@@ -79,9 +80,18 @@ class LedgerFiles:
             )
 
     def mark_begun(self) -> None:
-        """Remember that the ledger exists: a new one beside this folder would refill every budget."""
-        if not self._begun.exists():
-            write_atomic(self._begun, b"", private=True)
+        """Remember that the ledger exists, and its head: a new one beside this folder would refill every budget."""
+        if not self.has_head():
+            write_atomic(self._begun, HAS_HEAD, private=True)
+
+    def has_head(self) -> bool:
+        """Whether the folder is one that had a head at any time."""
+        try:
+            return self._begun.read_bytes() == HAS_HEAD
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"{self._begun}: can't be read ({error.strerror}); check its owner and mode") from error
 
     def tag(self, *parts: bytes) -> bytes:
         """Keyed digest of the parts (HMAC-SHA-256). Never leaves the ledger and its folder."""
