@@ -139,7 +139,9 @@ def sketch(
         received = plan_from_root(running, lambda: _received_plan(plan_file))
         state = _state_after(received, running, release)
         spec = _shard_data(received, shard, data, path, labels, blank)
-        charging = on_root_only(running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None)))
+        charging = on_root_only(
+            running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), unit=spec.unit_name)
+        )
         role = f"site-{spec.shard or 'all'}"
         running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
         sources, fingerprints = open_shards(received, [spec], running)

@@ -173,13 +173,14 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
     rows = ledger.rows(population)
     for row in rows:
         part = f", part {row.part.number} of {row.part.parts}" if row.part else ""
+        unit = f"unit {row.unit}" if row.unit else "unit unknown"
         _say(
-            f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}"
+            f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}, {unit}"
             + ("" if row.private else f", NOT PRIVATE ({row.universe})")
         )
     for name in sorted({row.population for row in rows} | ({population} if population else set())):
         cap = ledger.cap(name)
-        capped = f"capped at epsilon {cap.epsilon:g}, delta {cap.delta:g}" if cap else None
+        capped = cap and cap.line()
         _say(f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}")
         guarantee = ledger.spent(name)  # seeded test runs protect nobody and are not in it
         deltas = [cap.delta] if cap else [1e-5, 1e-6]
@@ -188,17 +189,32 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
         _say(f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}{pure}")
 
 
-@ledger_app.command("cap", epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5")
+@ledger_app.command(
+    "cap",
+    epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5 --unit pid --records-per-unit 50   (or without the last two)",
+)
 def ledger_cap(
-    population: Annotated[str, typer.Argument(help="the name in data.population")],
+    population: Annotated[str, typer.Argument(help="the name in data.population, or the one that this site gave it")],
     epsilon: Annotated[float, typer.Option(help="cap on epsilon")],
     delta: Annotated[float, typer.Option(help="cap on delta")],
+    unit: Annotated[
+        str | None, typer.Option(help="for each of these: the column of the unit ids, or record; as before when absent")
+    ] = None,
+    records_per_unit: Annotated[
+        int | None,
+        typer.Option(
+            help="no unit has more records in any data that are charged: plans for single records count for so many"
+        ),
+    ] = None,
 ) -> None:
     """Set the cap of a population. No config can raise it."""
     from distqexp.privacy.ledger import Ledger
 
-    Ledger.open().set_cap(population, epsilon, delta)
-    _say(f"{population}: capped at epsilon {epsilon:g}, delta {delta:g}")
+    ledger = Ledger.open()
+    ledger.set_cap(population, epsilon, delta, unit, records_per_unit)
+    cap = ledger.cap(population)
+    if cap is not None:
+        _say(f"{population}: {cap.line()}")
 
 
 @ledger_app.command("head", epilog="example: distqexp ledger head")

@@ -286,7 +286,7 @@ def test_the_ledger_commands(run: Commands, task: Path, own_ledger: Path) -> Non
     shown = run.done("ledger", "show").out.splitlines()
     assert len(shown) == 4
     assert "patients, release/" in shown[0]
-    assert "zero-out, committed" in shown[0]
+    assert "zero-out, committed, unit record" in shown[0]
     assert "NOT PRIVATE" not in shown[0]
     assert "NOT PRIVATE (insecure-seed-1)" in shown[1]
     assert shown[2] == "patients: no cap set: a config has its own budget as the cap"

@@ -61,6 +61,16 @@ def check(config: Config) -> None:
             _check_data(where, data, need)
     for data in config.data.private:
         _check_data("data.private", data, need)
+        need(
+            data.unit is None or (data.unit != "record" and bool(data.unit.strip())),
+            "data.private.unit", data.unit, "another name of a column: record is the ledger's word for records that are units of their "
+            "own; rename the column, or leave the key out",
+        )  # fmt: skip
+    need(
+        len({data.unit is None for data in config.data.private}) == 1,
+        "data.private.unit", [data.unit for data in config.data.private], "a column in every shard or in none: a run protects one kind "
+        "of unit",
+    )  # fmt: skip
     need(bool(config.data.population.strip()), "data.population", config.data.population, "a name")
     shape = config.data.record_shape
     need(shape is None or (bool(shape) and min(shape) >= 1), "data.record_shape", shape, "sizes of 1 or more")

@@ -82,6 +82,11 @@ class DataConfig:
         ".npy file of booleans, a row of the file each: true blanks that record's slot", default=None
     )
 
+    @property
+    def unit_name(self) -> str:
+        """The column of the unit's id, or "record" where each record is a unit of its own."""
+        return "record" if self.unit is None else self.unit
+
 
 @dataclass(frozen=True)
 class AllDataConfig:
@@ -355,6 +360,12 @@ class Config:
         """Units are single records that keep their micro-batches whoever else is there, and layers give sums."""
         single = all(data.unit is None for data in self.data.private)
         return self.fast_layers and single and self.privacy.adjacency != "add-remove"
+
+    @property
+    def unit(self) -> str:
+        """Whom the run protects, in the ledger's words: the column of the unit ids, or "record"; of shards with ids in
+        columns of several names all the names."""
+        return "+".join(sorted({data.unit_name for data in self.data.private}))
 
     @property
     def shards(self) -> tuple[str, ...]:

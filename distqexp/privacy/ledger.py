@@ -28,6 +28,7 @@ from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
 from distqexp.privacy.ledger_head import FIRST_PREVIOUS, RESTORE, Anchor, Entry
+from distqexp.privacy.ledger_units import Declared, require_countable, require_one_unit
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
 
@@ -98,13 +99,19 @@ class Ledger:
         cap: Cap,
         charges: Sequence[Charge],
         universe: str = PRIVATE,
+        unit: str | None = None,
     ) -> None:
         """Refuse with BudgetError, before anything is read, when ``charges`` more don't fit the cap.
 
-        Leave out what is charged already, or a killed run could not go on. ``reserve`` still decides later.
+        Leave out what is charged already, or a killed run could not go on. unit: whom they protect, as in ``reserve``, which
+        still decides later.
         """
+        charges = [charge._replace(unit=unit or charge.unit) for charge in charges]
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            if unit is not None:  # also where nothing is left to charge: the records must not be read in vain
+                units = {unit, *(row.unit for row in books.charged(universe, population))}
+                require_one_unit(population, units, books.units(population))
             _require_room(books, universe, population, charges, cap)
 
     def reserve(
@@ -119,6 +126,7 @@ class Ledger:
         universe: str = PRIVATE,
         part: Part | None = None,
         basis: bytes = b"",
+        unit: str | None = None,
     ) -> Reservation:
         """Charge ``event`` to ``population``, or find the charge that these very sums have already.
 
@@ -129,7 +137,8 @@ class Ledger:
         which have books of their own. part: whose units the sums are of, None: everybody's. basis: what the split
         into parts rests on, private. When the role charged another basis for this plan before, units may have
         changed their parts, and the charge is everybody's: the reservation's ``part`` is None then. A charge to a part
-        doesn't cover the same sums of another basis, or of everybody.
+        doesn't cover the same sums of another basis, or of everybody. unit: whom the release protects, the column of the unit
+        ids or "record"; None: unknown. Charges of different units are refused, unless the cap declares how they count.
 
         Raises BudgetError; then nothing is charged.
         """
@@ -145,6 +154,7 @@ class Ledger:
             "key": key,
             "adjacency": adjacency,
             **event_fields(event),
+            **({} if unit is None else {"unit": unit}),
         }
         tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
         whose = b"" if part is None else self._files.tag(b"basis", basis)
@@ -162,7 +172,7 @@ class Ledger:
                     body |= {"part": part.number, "parts": part.parts}
                 else:
                     part, remark = None, MOVED
-            _require_room(books, universe, population, [Charge(key, adjacency, event, part)], cap, remark)
+            _require_room(books, universe, population, [Charge(key, adjacency, event, part, unit)], cap, remark)
             entry = self._chain.append(body, books.entries, tag)
         return Reservation(entry.number, "reserved", entry.hash, part)
 
@@ -227,12 +237,33 @@ class Ledger:
 
     # --- caps and rows ---------------------------------------------------------------------------------------
 
-    def set_cap(self, population: str, epsilon: float, delta: float) -> None:
-        """Set the cap of a population, up or down: the act of whoever answers for the data, never of a config."""
-        cap = Cap(epsilon, delta)
+    def set_cap(
+        self,
+        population: str,
+        epsilon: float,
+        delta: float,
+        unit: str | None = None,
+        records_per_unit: int | None = None,
+    ) -> None:
+        """Set the cap of a population, up or down: the act of whoever answers for the data, never of a config.
+
+        unit: for whom, the column of the unit ids or "record"; as it was declared before, when None. records_per_unit: how many
+        records a unit has at most in all data ever charged, a declaration that no run can check where its plan has
+        no unit column: charges for single records then count for groups of so many. Raises UsageError where the charges
+        on record don't count that way, or counted for larger groups.
+        """
+        if records_per_unit is not None and unit is None:
+            raise UsageError("cap: records per unit without a unit; expected both: --unit pid --records-per-unit 50")
+        cap = Cap(epsilon, delta, None if unit is None else Declared(unit, records_per_unit))
+        body = {"action": "cap", "population": population, "epsilon": cap.epsilon, "delta": cap.delta}
+        if cap.units is not None:
+            body |= {"unit": cap.units.unit, "records_per_unit": cap.units.records}
         with self._chain.transaction():
-            body = {"action": "cap", "population": population, "epsilon": cap.epsilon, "delta": cap.delta}
-            self._chain.append(body, self._chain.entries())
+            books = Books(self._chain.entries())
+            if cap.units is not None:
+                units = {row.unit for row in books.charged(PRIVATE, population)}
+                require_countable(population, units, cap.units, books.counted.get(population, 1))
+            self._chain.append(body, books.entries)
 
     def cap(self, population: str) -> Cap | None:
         """The cap that is set for a population, if any."""
@@ -246,10 +277,12 @@ class Ledger:
         return [row for row in rows if population in (None, row.population)]
 
     def spent(self, population: str, universe: str = PRIVATE) -> Guarantee:
-        """What all charges of a population together still guarantee to each of its units."""
+        """What all charges of a population together still guarantee to each of its units, see Cap.units."""
         with self._chain.transaction():
-            rows = Books(self._chain.entries()).charged(universe, population)
-        return expenses([row.charge for row in rows]).guarantee()
+            books = Books(self._chain.entries())
+        rows = books.charged(universe, population)
+        require_one_unit(population, {row.unit for row in rows}, books.units(population))
+        return expenses([row.charge for row in rows], books.units(population)).guarantee()
 
     def export(self) -> list[dict[str, Any]]:
         """The chain as JSON trees, for others to verify: number, time, body, previous, hash. Public."""
@@ -312,7 +345,9 @@ def _require_room(
     rows = books.charged(universe, population)
     if not charges:
         return
-    guarantee = expenses([*(row.charge for row in rows), *charges]).guarantee()
+    together = [*(row.charge for row in rows), *charges]
+    require_one_unit(population, {charge.unit for charge in together}, books.units(population))
+    guarantee = expenses(together, books.units(population)).guarantee()
     if limit.delta == 0:
         over = guarantee.pure > limit.epsilon
         figures = f"pure epsilon {guarantee.pure!r}, the cap is {limit.epsilon:g} at delta 0, for pure releases only"

@@ -11,22 +11,33 @@ from distqexp.errors import UsageError
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release
 from distqexp.privacy.ledger_expenses import Charge, Part
 from distqexp.privacy.ledger_head import Entry
+from distqexp.privacy.ledger_units import Declared
 
 PRIVATE = "private"
 
 
 @dataclass(frozen=True)
 class Cap:
-    """The most that may be spent on a population: delta at epsilon; delta 0 admits pure releases only."""
+    """The most that may be spent on a population: delta at epsilon; delta 0 admits pure releases only.
+
+    units: for whom, where the data owner declares it; None: for the one kind of unit that all charges name.
+    """
 
     epsilon: float
     delta: float
+    units: Declared | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise UsageError(f"cap: epsilon {self.epsilon!r}; expected a finite number above 0")
         if not 0 <= self.delta < 1:
             raise UsageError(f"cap: delta {self.delta!r}; expected a number from 0, for pure releases only, to below 1")
+
+    def line(self) -> str:
+        """For people."""
+        groups = f", single records as groups of {self.units.records}" if self.units and self.units.records else ""
+        unit = f" for each {self.units.unit}{groups}" if self.units else ""
+        return f"capped at epsilon {self.epsilon:g}, delta {self.delta:g}{unit}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,11 @@ class Reservation:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """A charge, for people and certificates. All fields are public. part: whose units it is charged to; None: everybody's."""
+    """A charge, for people and certificates. All fields are public.
+
+    part: whose units it is charged to; None: everybody's. unit: whom the release protects, a column's name or "record"; None in
+    rows of older versions.
+    """
 
     id: int
     time: str
@@ -51,6 +66,7 @@ class LedgerRow:
     adjacency: str
     event: Release
     part: Part | None
+    unit: str | None
     state: str
     previous: str
     hash: str
@@ -63,7 +79,7 @@ class LedgerRow:
     @property
     def charge(self) -> Charge:
         """What it is paid for."""
-        return Charge(self.key, self.adjacency, self.event, self.part)
+        return Charge(self.key, self.adjacency, self.event, self.part, self.unit)
 
 
 @dataclass
@@ -74,6 +90,8 @@ class Books:
     rows: dict[int, LedgerRow] = field(default_factory=dict)
     stored: set[int] = field(default_factory=set)
     caps: dict[str, Cap] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    """Of each population the largest number of records per unit that was in force when something was charged to it."""
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -88,12 +106,14 @@ class Books:
                     adjacency=body["adjacency"],
                     event=_event(body),
                     part=_part(body),
+                    unit=body.get("unit"),
                     state="reserved",
                     previous=entry.previous,
                     hash=entry.hash,
                 )
+                self._note_group(self.rows[entry.number])
             elif body["action"] == "cap":
-                self.caps[body["population"]] = Cap(epsilon=body["epsilon"], delta=body["delta"])
+                self.caps[body["population"]] = self._cap(body)
             else:
                 state = {"draw": "drawn", "commit": "committed"}[body["action"]]
                 number = body["reservation"]
@@ -103,6 +123,23 @@ class Books:
 
     def charged(self, universe: str, population: str) -> list[LedgerRow]:
         return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
+
+    def units(self, population: str) -> Declared | None:
+        """What the data owner declared a population's units to be."""
+        cap = self.caps.get(population)
+        return cap.units if cap else None
+
+    def _cap(self, body: Mapping[str, Any]) -> Cap:
+        """A cap as it was set; one that declares no unit leaves the units as they were declared before."""
+        declared = self.units(body["population"])
+        if body.get("unit") is not None:
+            declared = Declared(body["unit"], body.get("records_per_unit"))
+        return Cap(body["epsilon"], body["delta"], declared)
+
+    def _note_group(self, row: LedgerRow) -> None:
+        units = self.units(row.population)
+        if row.private and units and units.records:
+            self.counted[row.population] = max(units.records, self.counted.get(row.population, 1))
 
     def committed(self) -> set[int]:
         return {row.id for row in self.rows.values() if row.state == "committed"}

@@ -22,6 +22,10 @@ NOT_COVERED = (
     "choices that a person made after looking at the private records (hyperparameters, filters, columns)",
 )
 
+SINGLE_RECORDS = (
+    "whoever has several records: each record is protected by itself, m records of one person together with m times mu"
+)
+
 ALL_UNITS = "every round used every unit"
 ONE_PART = (
     "a unit is in one part, and pays for the rounds of that part and for those without one; epsilon, mu and rho are "
@@ -70,6 +74,7 @@ def build_certificate(
     ledger: Mapping[str, Any],
     model_sha256: str,
     versions: Mapping[str, str],
+    unit_column: str | None = None,
     diagnostics: Mapping[str, Any] | None = None,
     insecure_seed: int | None = None,
     evaluation_private: bool = False,
@@ -81,7 +86,8 @@ def build_certificate(
     delta 0, None where they have none. rounds: one mapping a round, with at
     least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
     split into. micro_batch: units whose sum is rounded as one; None where each unit's vector is. unit: what is
-    protected, in words. records_public: the public number of units. ledger: the entry of the last charge and its
+    protected, in words; unit_column: the column of its ids, None where
+    each record is a unit. records_public: the public number of units. ledger: the entry of the last charge and its
     hash. diagnostics: what the rounds released about the units beside the parameters, within the same guarantee; None: nothing.
     insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
     first. evaluation_private: the metrics came from private records.
@@ -92,6 +98,7 @@ def build_certificate(
         + ("private records, and not covered by epsilon" if evaluation_private else "records outside the guarantee"),
         COUNTS_NOT_COVERED[adjacency] if diagnostics is None else COUNTS_RELEASED,
         *NOT_COVERED,
+        *([SINGLE_RECORDS] if unit_column is None else []),
     ]
     if arithmetic != "exact integer":
         not_covered.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
@@ -110,6 +117,7 @@ def build_certificate(
         "pure_epsilon": pure_epsilon,
         "adjacency": {"kind": adjacency, "meaning": ADJACENCIES[adjacency]},
         "unit": unit,
+        "unit_column": unit_column,
         "records_public": records_public,
         "rounds": [dict(entry) for entry in rounds],
         "parts": {"count": parts, "meaning": ALL_UNITS if parts == 1 else ONE_PART},

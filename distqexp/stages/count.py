@@ -17,6 +17,7 @@ from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.events import GaussianRelease
 from distqexp.privacy.ledger_books import Cap
 from distqexp.privacy.ledger_expenses import Charge
+from distqexp.privacy.ledger_units import group_of
 from distqexp.problem.dataset import count_units
 from distqexp.stages.release import Charging, paid_draw
 from distqexp.storage.canonical import plan_identity
@@ -89,11 +90,13 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
     rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
     if all(row.key != charge.key for row in rows):
         # Before a record is read.
-        charging.ledger.check(population=population, cap=cap, charges=[charge], universe=charging.universe)
+        charging.ledger.check(
+            population=population, cap=cap, charges=[charge], universe=charging.universe, unit=config.unit
+        )
     sums = np.array([grid.clip_integer * sum(count_units(data) for data in config.data.private)], dtype=np.int64)
     reservation = charging.ledger.reserve(
         population=population, key=charge.key, event=event, adjacency=privacy.adjacency, cap=cap, sums=sums,
-        universe=charging.universe,
+        universe=charging.universe, unit=config.unit,
     )  # fmt: skip
     noisy = paid_draw(charging, reservation, ReleaseRule(1, grid, "discrete"), sums, round=0)
     return UnitCount(
@@ -102,7 +105,7 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
         epsilon=epsilon,
         delta=privacy.delta,
         population=population,
-        left=_left(charging, population, cap, privacy.delta),
+        left=_left(charging, config, cap),
         private=charging.insecure_seed is None,
     )
 
@@ -117,8 +120,9 @@ def _noise(config: Config, epsilon: float) -> tuple[Grid, GaussianRelease]:
     return grid, GaussianRelease(mu=grid.mu, coordinates=1, sigma=float(grid.sigma))
 
 
-def _left(charging: Charging, population: str, cap: Cap, delta: float) -> float:
-    """About what a run may still spend: of mu^2 what is not spent."""
-    spent = charging.ledger.spent(population, charging.universe).mu
-    whole = gdp.mu(cap.epsilon, cap.delta)
-    return REST * gdp.epsilon(delta, math.sqrt(whole**2 - spent**2)) if spent < whole else 0.0
+def _left(charging: Charging, config: Config, cap: Cap) -> float:
+    """About what a run with this config may still spend: of mu^2 what is not spent, by as many of its units as count together."""
+    spent = charging.ledger.spent(config.data.population, charging.universe).mu
+    whole, size = gdp.mu(cap.epsilon, cap.delta), group_of(config.unit, cap.units) or 1
+    mu = math.sqrt(whole**2 - spent**2) / size if spent < whole else 0.0
+    return REST * gdp.epsilon(config.privacy.delta, mu) if mu else 0.0

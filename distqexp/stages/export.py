@@ -130,6 +130,7 @@ def certificate_of(
         pure_epsilon=guarantee.pure if math.isfinite(guarantee.pure) else None,
         adjacency=privacy.adjacency,
         unit=_unit(plan),
+        unit_column=config.unit if config.data.private[0].unit else None,
         records_public=privacy.units,
         rounds=[
             {

@@ -26,10 +26,14 @@ from distqexp.stages.sharing import arrays_from_root
 
 @dataclass(frozen=True)
 class Charging:
-    """Whom a release is charged to: the ledger, and the universe of real or of test noise."""
+    """Whom a release is charged to: the ledger, and the universe of real or of test noise.
+
+    unit: at a site, whom its shard protects, the column of the unit ids or "record"; elsewhere as the plan says.
+    """
 
     ledger: Ledger
     insecure_seed: int | None = None
+    unit: str | None = None
 
     @property
     def universe(self) -> str:
@@ -77,6 +81,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
         cap=plan_cap(plan),
         charges=[charge for charge in planned if charge.key.partition("/")[2] not in charged],
         universe=charging.universe,
+        unit=charging.unit or plan.config.unit,
     )
 
 
@@ -138,6 +143,7 @@ def charge(
         universe=charging.universe,
         part=None if everybody else plan.part(state.round),
         basis=basis,
+        unit=charging.unit or plan.config.unit,
     )
 
 
