@@ -95,11 +95,14 @@ def test_noise_left_by_a_kill_after_the_commit_is_erased_at_the_next_opening(pat
         assert not noise.exists()
 
 
-def test_float_noise_and_releases_without_an_array(ledger: Ledger) -> None:
+def test_continuous_noise_is_stored_on_the_grid_and_releases_without_an_array(ledger: Ledger) -> None:
     continuous = GaussianRelease(mu=0.1, coordinates=5, sigma=None)
     reservation = reserve(ledger, event=continuous)
-    ledger.persist_noise(reservation, NOISE / 3)
-    assert ledger.noise(reservation).tobytes() == (NOISE / 3).tobytes()
+    for unrounded in (NOISE / 3, NOISE.astype(np.float64), NOISE.astype(np.int32)):
+        with pytest.raises(ValueError, match="the charge is for int64"):
+            ledger.persist_noise(reservation, unrounded)
+    ledger.persist_noise(reservation, NOISE)
+    assert ledger.noise(reservation).tobytes() == NOISE.tobytes()
     ledger.commit(reservation, None)
     assert reserve(ledger, event=continuous).state == "committed"
     assert ledger.released(reservation) is None

@@ -16,6 +16,7 @@ from scipy.stats import chi2, kstest
 
 from distqexp.errors import UsageError
 from distqexp.mechanism import noise
+from distqexp.mechanism.randomness import SystemRandomness
 
 ALARM = 1e-8
 
@@ -87,18 +88,45 @@ def test_long_vectors_cross_chunks() -> None:
 
 
 @pytest.mark.parametrize("k", [100_000, 100_001])
-def test_continuous_noise_has_its_law(k: int) -> None:
+@pytest.mark.parametrize("exponent", [10, 20, 35])
+def test_continuous_noise_has_its_law(k: int, exponent: int) -> None:
     """False alarm below 1e-7 (four checks of 1e-8 or less)."""
-    draws = noise.draw_continuous(k, 2.5)
+    draws = noise.draw_continuous(k, 2.0**exponent)
+    assert draws.dtype == np.int64
+    assert_normal(draws / 2.0**exponent, k)
+
+
+@pytest.mark.parametrize("k", [100_000, 100_001])
+def test_normal_numbers_before_rounding_have_their_law(k: int) -> None:
+    """False alarm below 1e-7 (four checks of 1e-8 or less)."""
+    draws = SystemRandomness().normal(k)
     assert draws.dtype == np.float64
+    assert_normal(draws, k)
+
+
+def assert_normal(draws: NDArray[np.float64], k: int) -> None:
     assert draws.shape == (k,)
-    assert kstest(draws / 2.5, "norm").pvalue > ALARM
-    assert kstest(draws / 2.5 * 0.9, "norm").pvalue < ALARM
+    assert kstest(draws, "norm").pvalue > ALARM
+    assert kstest(draws * 0.9, "norm").pvalue < ALARM
     half = k // 2
-    first, second = draws[:half] / 2.5, draws[-half:] / 2.5
+    first, second = draws[:half], draws[-half:]
     assert abs(np.mean(first * second)) * math.sqrt(half) < 5.8
     assert abs(np.mean((first**2 - 1) * (second**2 - 1)) / 2) * math.sqrt(half) < 8  # heavier tails than a normal
     assert np.all(np.isfinite(draws))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.5])
+def test_continuous_noise_is_the_rounded_gaussian_to_the_integer(sigma: float) -> None:
+    """Chi-square with a bin for every integer, where rounding shows. False alarm 1e-8."""
+    draws = noise.draw_continuous(60_000, sigma)
+    reach = math.ceil(3 * sigma)
+    cells = np.arange(-reach, reach)
+    probability = np.diff(ndtr((cells + 0.5) / sigma), prepend=0.0, append=1.0)
+    expected = probability * len(draws)
+    counts = np.bincount(np.clip(draws, -reach, reach) + reach, minlength=len(probability))
+    assert chi2.sf(np.sum((counts - expected) ** 2 / expected), len(probability) - 1) > ALARM
+    if sigma == 1:  # told from the discrete Gaussian: P[0] = 0.3829 against 0.3989
+        assert p_value_of_integers(draws, sigma) < ALARM
 
 
 def test_entropy_differs_between_draws() -> None:
@@ -115,9 +143,10 @@ def test_seeded_stand_in_has_nearly_the_same_law(sigma: int) -> None:
     assert p_value(draws, sigma) > 1e-6  # fixed seed: no alarm, now or later
     assert p_value(draws, sigma / 0.9) < 1e-6
     continuous = noise.draw_insecure(20_000, sigma, seed=1, round=2, noise="gaussian")
-    assert continuous.dtype == np.float64
-    assert kstest(continuous / sigma, "norm").pvalue > 1e-6
-    assert kstest(continuous / sigma * 0.9, "norm").pvalue < 1e-6
+    assert continuous.dtype == np.int64
+    assert p_value(continuous, sigma) > 1e-6
+    assert p_value(continuous, sigma / 0.9) < 1e-6
+    assert not np.array_equal(continuous, draws)
 
 
 def test_seeded_stand_in_depends_on_seed_and_round_alone() -> None:
@@ -142,6 +171,8 @@ def test_arguments_out_of_range_are_refused() -> None:
         for sigma in (0, -1, math.inf, math.nan):
             with pytest.raises(UsageError, match="sigma of noise: found"):
                 draw(1, sigma)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="sigma of continuous noise: found"):
+        noise.draw_continuous(1, 2.0**53 + 2)
     for sigma in (1.5, 2**53 + 2):
         with pytest.raises(UsageError, match="sigma of discrete noise: found"):
             noise.draw_discrete(1, sigma)  # type: ignore[arg-type]

@@ -7,7 +7,9 @@ import pytest
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import Grid
-from distqexp.mechanism.release import add_noise, released_point
+from distqexp.mechanism.randomness import SeededRandomness
+from distqexp.mechanism.release import ReleaseRule, add_noise, released_point
+from distqexp.mechanism.truncated import draw_truncated
 
 GRID = Grid(step=2.0**-8, clip_integer=256, sigma=512)
 
@@ -18,11 +20,6 @@ def test_release_is_minus_the_noisy_sum() -> None:
     assert released.dtype == np.float64
     assert released.tolist() == [-4 / 256, 256 / 256, 0.0]
     assert not np.signbit(released[2])
-    assert released_point(add_noise(sums, noise.astype(np.float64) + 0.5), GRID).tolist() == [
-        -4.5 / 256,
-        255.5 / 256,
-        -0.5 / 256,
-    ]
 
 
 def test_integer_noise_wraps_and_cancels_modulo_two_to_the_64() -> None:
@@ -40,5 +37,34 @@ def test_wrong_arrays_are_refused() -> None:
         add_noise(sums.astype(np.float64), noise)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"noise: found int64 \(2,\)"):
         add_noise(sums, noise[:2])
-    with pytest.raises(UsageError, match="noise: found float32"):
-        add_noise(sums, noise.astype(np.float32))  # type: ignore[arg-type]
+    for kind in (np.float32, np.float64, np.int32):  # a draw that isn't on the grid never reaches a release
+        with pytest.raises(UsageError, match=f"noise: found {np.dtype(kind)}"):
+            add_noise(sums, noise.astype(kind))  # type: ignore[arg-type]
+
+
+def test_a_ball_too_large_for_int64_is_refused_before_a_draw() -> None:
+    """The bound is public: at the draw, whether a point fits would depend on the data."""
+    ReleaseRule(3, GRID, "gaussian", np.nextafter(2.0**54, 0.0))
+    for radius in (2.0**54, 2.0**1000, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=r"mechanism\.trust_radius: found .*expected less than 2\^62 steps"):
+            ReleaseRule(3, GRID, "gaussian", radius)
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_points_of_a_ball_are_on_the_grid(seed: int | None) -> None:
+    """With a trust region what is drawn is the point itself, at most half a step a coordinate from one inside the ball."""
+    radius = 3.0
+    rule = ReleaseRule(3, GRID, "gaussian", radius)
+    for sums in ([0, 0, 0], [100, -200, 300], [10**6, 0, -(10**7)]):
+        drawn = rule.draw(np.array(sums, dtype=np.int64), seed, 0)
+        assert drawn.dtype == np.int64
+        assert np.linalg.norm(drawn) <= radius / GRID.step + np.sqrt(3) / 2
+        assert rule.released(np.array(sums, dtype=np.int64), drawn) is drawn
+
+
+def test_seeded_points_are_the_rounded_ones_of_the_sampler() -> None:
+    rule = ReleaseRule(3, GRID, "gaussian", 3.0)
+    sums = np.array([100, -200, 300], dtype=np.int64)
+    point = draw_truncated(None, sums * GRID.step, GRID.temperature, 3.0, SeededRandomness(4, 1)) / -GRID.step
+    assert not (point == np.rint(point)).any()
+    assert rule.draw(sums, 4, 1).tolist() == np.rint(point).tolist()

@@ -55,9 +55,7 @@ def unit_length(clip_integer: int, counter: int) -> int:
     return math.isqrt(square - 1) + 1
 
 
-def estimates(
-    noisy: NDArray[np.int64] | NDArray[np.float64], counter: int, sigma: int, largest_loss: float
-) -> Diagnostics:
+def estimates(noisy: NDArray[np.int64], counter: int, sigma: int, largest_loss: float) -> Diagnostics:
     """What three noisy sums (3,), in grid steps, say: post-processing of a release, free."""
     clipped, loss, units = (float(value) / counter for value in noisy)
     deviation = sigma / counter

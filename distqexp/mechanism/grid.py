@@ -174,6 +174,18 @@ def check_capacity(grid: Grid, k: int, units: int, batches: BatchSums | None = N
         )
 
 
+def check_radius(grid: Grid, radius: float) -> None:
+    """Raise UsageError unless every point of a ball of ``radius``, in grid steps, fits in int64.
+
+    Before any draw: there, whether a point fits would depend on the data.
+    """
+    if not radius / grid.step < CAPACITY:
+        raise UsageError(
+            f"mechanism.trust_radius: found {radius!r}, which is {radius / grid.step:.3g} steps of 2^{grid.exponent}; expected less than "
+            "2^62 steps: lower the radius, raise mechanism.clip, or leave mechanism.grid out"
+        )
+
+
 def _clip_integer(clip: float, exponent: int) -> int:
     """floor(clip / 2^exponent), exactly."""
     return math.floor(Fraction(clip) / Fraction(2) ** exponent)

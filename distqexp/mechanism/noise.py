@@ -1,4 +1,4 @@
-"""Noise, in grid steps: exact discrete Gaussian, continuous Gaussian, and a seeded stand-in for tests.
+"""Noise, in whole grid steps: exact discrete Gaussian, rounded continuous Gaussian, and a seeded stand-in for tests.
 
 The first two take their randomness from the operating system through a cryptographic generator. What they
 return is secret until it is part of a release.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import LARGEST_SIGMA
 from distqexp.mechanism.randomness import SystemRandomness, seeded_normals, seeded_stream
+from distqexp.mechanism.rounded_normal import rounded_normals
 
 CHUNK = 1 << 16
 """Coordinates drawn at a time: bounds the memory of the Python lists that OpenDP takes and returns."""
@@ -40,27 +41,29 @@ def draw_discrete(k: int, sigma: int) -> NDArray[np.int64]:
     return noise
 
 
-def draw_continuous(k: int, sigma: float) -> NDArray[np.float64]:
-    """k independent draws of N(0, sigma^2) as float64 (k,): Box-Muller on a ChaCha20 key stream.
+def draw_continuous(k: int, sigma: float) -> NDArray[np.int64]:
+    """k independent draws of N(0, sigma^2), each rounded to the nearest integer, as int64 (k,): Box-Muller on a ChaCha20 key stream.
 
-    The key comes from the operating system's entropy. The law is Gaussian in ideal real arithmetic; as floats the
-    draws are on a finite set, and no draw exceeds 8.6 sigma. Raises UsageError for k or sigma out of range.
+    The key comes from the operating system's entropy. The law is that of ideal normal numbers, rounded (docs/proofs/continuous.md).
+    An unrounded float64 would give away, by its last bits, which sums it was added to. Raises UsageError for k out of range or
+    sigma above 2^53.
     """
     _check(k, sigma)
-    return sigma * SystemRandomness().normal(k)
+    if sigma > LARGEST_SIGMA:
+        raise UsageError(f"sigma of continuous noise: found {sigma!r}; expected at most 2^53")
+    return rounded_normals(k, sigma, SystemRandomness().bytes)
 
 
-def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> NDArray[np.int64] | NDArray[np.float64]:
-    """NOT PRIVATE: k reproducible draws for tests, a function of (seed, round, noise, sigma) alone.
+def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> NDArray[np.int64]:
+    """NOT PRIVATE: k reproducible draws for tests, int64 (k,), a function of (seed, round, noise, sigma) alone.
 
-    Normal draws by the inverse distribution function of a Philox stream; rounded to int64 when ``noise`` is
-    "discrete", float64 when it is "gaussian". Anyone who knows the seed can subtract them.
+    Normal draws by the inverse distribution function of a Philox stream, rounded. Anyone who knows the seed can subtract them.
     """
     _check(k, sigma)
     if noise not in ("discrete", "gaussian"):
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
-    normal = sigma * seeded_normals(seeded_stream(f"distqexp insecure noise/{seed}/{round}/{noise}"), k)
-    return np.rint(normal).astype(np.int64) if noise == "discrete" else normal
+    normal = seeded_normals(seeded_stream(f"distqexp insecure noise/{seed}/{round}/{noise}"), k)
+    return np.rint(sigma * normal).astype(np.int64)
 
 
 def _check(k: int, sigma: float) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from distqexp.mechanism.rounded_normal import energies, middles
+
 UNIFORM_BITS = 53
 
 
@@ -27,7 +29,8 @@ class Randomness(Protocol):
 class SystemRandomness:
     """A ChaCha20 key stream, keyed by the operating system's entropy. Normal numbers by Box and Muller.
 
-    The laws are those of ideal real arithmetic; as floats the numbers are on a finite set, and no normal one exceeds 8.6.
+    The laws are those of ideal real arithmetic; as floats the numbers are on a finite set, and no normal one exceeds 9.5. They must not
+    leave the mechanism but rounded: their last bits tell them from other floats.
     """
 
     def __init__(self) -> None:
@@ -38,19 +41,21 @@ class SystemRandomness:
     def normal(self, count: int) -> NDArray[np.float64]:
         """As the protocol's."""
         pairs = (count + 1) // 2
-        uniform = self._uniforms(2 * pairs)
-        radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs]))  # 1 - u lies in (0, 1]
-        angle = 2.0 * math.pi * uniform[pairs:]
+        words = self._words(2 * pairs)
+        radius = np.sqrt(2.0 * energies(words[:pairs])[0])
+        angle = 2.0 * math.pi * middles(words[pairs:])
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
     def uniform(self) -> float:
         """As the protocol's."""
-        return 1.0 - float(self._uniforms(1)[0])
+        return float(middles(self._words(1))[0])
 
-    def _uniforms(self, count: int) -> NDArray[np.float64]:
-        """In [0, 1)."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8") >> np.uint64(64 - UNIFORM_BITS)
-        return words.astype(np.float64) * 2.0**-UNIFORM_BITS
+    def bytes(self, count: int) -> bytes:
+        """The next ``count`` bytes of the stream."""
+        return self._stream.update(bytes(count))
+
+    def _words(self, count: int) -> NDArray[np.uint64]:
+        return np.frombuffer(self.bytes(8 * count), dtype="<u8")
 
 
 class SeededRandomness:

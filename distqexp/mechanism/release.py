@@ -1,4 +1,4 @@
-"""How a round's sums become a released point: Gaussian noise, or a draw from a truncated Gaussian."""
+"""How a round's sums become a released point: Gaussian noise, or a draw from a truncated Gaussian; in whole grid steps, both."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.factor_grid import FactorGrid, packed_size
-from distqexp.mechanism.grid import Grid
+from distqexp.mechanism.grid import Grid, check_radius
 from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
 from distqexp.mechanism.randomness import Randomness, SeededRandomness, SystemRandomness
 from distqexp.mechanism.truncated import truncated_sampler
 
-Released = NDArray[np.int64] | NDArray[np.float64]
+Released = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ReleaseRule:
     """The law of a round's release, given its sums. Public.
 
-    k: coordinates. noise: "discrete" (exact integers) or "gaussian" (idealised float64). radius: R, None without a trust region;
+    k: coordinates. noise: "discrete" or "gaussian" (continuous, rounded to the grid). radius: R, None without a trust region;
     a finite one needs "gaussian". factors: the grid of private curvature, None where the curvature is public.
     """
 
@@ -39,6 +39,8 @@ class ReleaseRule:
             raise UsageError("mechanism.trust_radius: absent; expected a finite one with private curvature")
         if self.radius is not None and self.noise == "discrete":
             raise UsageError('mechanism.noise: found "discrete"; expected "gaussian" with mechanism.trust_radius')
+        if self.radius is not None:
+            check_radius(self.grid, self.radius)
 
     @property
     def width(self) -> int:
@@ -64,14 +66,18 @@ class ReleaseRule:
             return draw_insecure(k, sigma, seed=seed, round=round, noise=self.noise)
         return draw_discrete(k, sigma) if self.noise == "discrete" else draw_continuous(k, float(sigma))
 
-    def point_sampler(self, sums: NDArray[np.int64]) -> Callable[[Randomness], NDArray[np.float64]]:
-        """With a trust region: what draws minus the released point, (k,) in grid steps, from one law as often as is wanted. Private."""
+    def point_sampler(self, sums: NDArray[np.int64]) -> Callable[[Randomness], Released]:
+        """With a trust region: what draws minus the released point, (k,), from one law as often as is wanted. Private.
+
+        In grid steps, each coordinate rounded to the nearest: the float64 point would give away the sums by its last bits. So a point
+        may lie up to half a step a coordinate outside the ball.
+        """
         self._check(sums)
         if self.radius is None:
             raise UsageError("mechanism.trust_radius: absent; expected one: without it noise is drawn, not a point")
         linear = sums[: self.k].astype(np.float64) * self.grid.step
         draw = truncated_sampler(self._curvature(sums), linear, self.grid.temperature, self.radius)
-        return lambda randomness: -draw(randomness) / self.grid.step
+        return lambda randomness: np.rint(-draw(randomness) / self.grid.step).astype(np.int64)
 
     def released(self, sums: NDArray[np.int64], drawn: Released) -> Released:
         """The noisy sums (k,), in grid steps, from what ``draw`` gave for these sums."""
@@ -96,14 +102,13 @@ class ReleaseRule:
 def add_noise(sums: NDArray[np.int64], noise: Released) -> Released:
     """The noisy sums (k,), in grid steps: the release itself; whatever follows is post-processing.
 
-    ``sums`` int64 (k,) and ``noise`` (k,), int64 or float64, are private. Integer noise is added modulo 2^64: it
-    wraps, never saturates or refuses, so that nothing but the release depends on the data. Raises UsageError
-    for a wrong type or shape.
+    ``sums`` and ``noise``, int64 (k,) both, are private. Noise is added modulo 2^64: it wraps, never saturates or
+    refuses, so that nothing but the release depends on the data. Raises UsageError for a wrong type or shape.
     """
     if sums.dtype != np.int64 or sums.ndim != 1:
         raise UsageError(f"sums: found {sums.dtype} of {sums.ndim} dimensions; expected int64 of one")
-    if noise.shape != sums.shape or noise.dtype not in (np.int64, np.float64):
-        raise UsageError(f"noise: found {noise.dtype} {noise.shape}; expected int64 or float64 {sums.shape}")
+    if noise.shape != sums.shape or noise.dtype != np.int64:
+        raise UsageError(f"noise: found {noise.dtype} {noise.shape}; expected int64 {sums.shape}")
     return sums + noise
 
 

@@ -177,15 +177,17 @@ class Ledger:
         return Reservation(entry.number, "reserved", entry.hash, part)
 
     def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
-        """Store a draw, int64 or float64 (k,), before it is used. Only the first draw of a reservation counts.
+        """Store a draw, int64 (k,), before it is used. Only the first draw of a reservation counts.
 
         Raises UsageError when there is one already (another process was faster): run again to use that one.
         """
         with self._chain.transaction():
             books = Books(self._chain.entries())
             row = _row(books, reservation)
-            if noise.shape != (row.event.coordinates,):
-                raise ValueError(f"noise: shape {noise.shape}; the charge is for ({row.event.coordinates},)")
+            if noise.dtype != np.int64 or noise.shape != (row.event.coordinates,):
+                raise ValueError(
+                    f"noise: {noise.dtype}, shape {noise.shape}; the charge is for int64 ({row.event.coordinates},)"
+                )
             waiting = row.state == "reserved"
             if waiting and self._files.exists("noise", row.id):
                 self._read("noise", row)  # refuses what a lost history left

@@ -297,8 +297,7 @@ class Quadratic:
 class Release:
     """A released round: the noisy sums, the new parameters, and what the next round needs. Public.
 
-    noisy_sums: (plan.coordinates,) int64 (discrete) or float64 (gaussian), in grid units; minus the point itself with a trust
-    region.
+    noisy_sums: int64 (plan.coordinates,), in grid units; minus the point itself, rounded to the grid, with a trust region.
     theta: (d,) float64, theta_{r+1}.
     used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
     insecure_seed: set when the noise came from a seed: then nothing about the release is private.
@@ -307,7 +306,7 @@ class Release:
 
     plan_id: str
     round: int
-    noisy_sums: npt.NDArray[Any]
+    noisy_sums: IntegerArray
     theta: FloatArray
     used: Mapping[str, Any]
     next_state: RoundState | None
@@ -343,6 +342,10 @@ class Release:
             )
         following = header["next"]
         state = RoundState.restore(following, under(arrays, "next/") | {"theta": theta}) if following else None
+        if noisy_sums.dtype != np.int64:
+            raise FileContentError(
+                f"release: noisy sums of {noisy_sums.dtype}; expected int64: made by an older distqexp, or altered"
+            )
         return Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),

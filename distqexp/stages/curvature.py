@@ -21,7 +21,7 @@ from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_
 from distqexp.geometry.subspaces.public_pca import leading_basis
 from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.factor_grid import FactorGrid, choose_factor_grid
-from distqexp.mechanism.grid import Grid, check_capacity, choose_grid, pure_mu, with_pure_noise
+from distqexp.mechanism.grid import Grid, check_capacity, check_radius, choose_grid, pure_mu, with_pure_noise
 from distqexp.privacy.calibration import Calibration, sigma_minimum
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Turns
@@ -110,6 +110,8 @@ def next_state(
     batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
     grid = _grid(config, calibration, clip, k, batches)
     check_capacity(grid, k, config.privacy.units, batches)
+    if config.mechanism.trust_radius is not None:
+        check_radius(grid, config.mechanism.trust_radius)
     if grid.clip_integer > LARGEST_CLIP_INTEGER:
         raise UsageError(
             f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
