@@ -13,20 +13,24 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels, mark_tokens, token_rule
 from distqexp.problem.images import Turns, Views, rotate_images, viewed
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.selection import read_blank, select_rows
-from distqexp.problem.slots import SlotMap, slot_map
+from distqexp.problem.slots import NO_ROW, SlotMap, slot_map
 
 _ROWS_AT_ONCE = 1024
+_TOKENISE = "tokenise the records for this model"
+_RECODE = "recode the column, or correct model.args and model.loss"
 
 
 class Dataset:
     """Records of one source as tensors, by row of the file. Use open_dataset.
 
-    ``opened`` counts the rows read so far. Can be pickled: a copy opens the files anew.
+    ``private``: a record that breaks a rule (problem.faults) is not present, as if it were blank, and nothing tells so. Of public
+    records a label or token out of range is refused. ``opened`` counts the rows read so far. Can be pickled: a copy opens the files anew.
     """
 
     def __init__(self, data: DataConfig, schema: Schema, reader: Reader, turns: Turns | None = None) -> None:
@@ -37,29 +41,42 @@ class Dataset:
         self._reader = reader
         self._blank = read_blank(data, reader.count)
 
+    @property
+    def private(self) -> bool:
+        """Whether the records are private."""
+        return self._reader.private
+
     def slot_map(self) -> SlotMap:
-        """The slots of the selected rows. Reads the filter and unit columns only, no features."""
+        """The slots of the selected rows. Reads the filter and unit columns only, no features.
+
+        A private row without an id is nobody's: its slot is a unit of its own without a row, NO_ROW.
+        """
         rows = select_rows(self.data, self._reader, keep_blank=True)
         return slot_map(rows, self.identifiers(rows))
 
     def identifiers(self, rows: NDArray[np.int64]) -> list[Any] | None:
-        """The unit ids of these rows; None where a row is a unit. Private."""
-        return None if self.data.unit is None else self._reader.identifiers(self.data.unit, rows)
+        """The unit ids of these rows, None for a row that is nobody's; None where a row is a unit. Private."""
+        if self.data.unit is None:
+            return None
+        found = iter(self._reader.identifiers(self.data.unit, rows[rows != NO_ROW]))
+        return [None if row == NO_ROW else next(found) for row in rows.tolist()]
+
+    def check_whole(self) -> None:
+        """Raise FileContentError now for whatever in the files could end a later read; of no record alone."""
+        self._reader.check_whole()
 
     def read(self, rows: NDArray[np.int64] | Sequence[int], views: Views | None = None) -> Records:
         """These rows of the file, in this order, preprocessed by the schema; no other row is parsed.
 
-        ``views``: of every image. A blank row is not looked at. FileContentError for a label that the loss doesn't allow (column and rule
-        are named, never the value).
+        ``views``: of every image. A blank row is not looked at, and NO_ROW is absent. FileContentError for a label or token of public
+        records that the model doesn't allow (column and rule are named, never the value).
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.ndim != 1 or (len(wanted) and not (wanted.min() >= 0 and wanted.max() < self._reader.count)):
-            raise UsageError("rows: found rows that the file doesn't have; expected rows of the slot map")
+        wanted = self._checked(rows)
         self.opened += len(wanted)
-        live = np.flatnonzero(~self._blank[wanted])
-        inputs, targets, finite = self._read_live(wanted[live])
+        live = np.flatnonzero((wanted != NO_ROW) & ~self._blank[wanted])
+        inputs, targets, faults = self._read_live(wanted[live])
         present = np.zeros(len(wanted), dtype=np.bool_)
-        present[live] = finite
+        present[live] = faults == Fault.NONE
         scattered = _scatter(inputs, live, len(wanted))
         if self.schema.tokens:
             scattered[~present, 1, 0] = 1  # attention to no token at all may be 0/0
@@ -70,87 +87,87 @@ class Dataset:
         )
         return viewed(records, wanted, views) if views else records
 
+    def faults(self, rows: NDArray[np.int64] | Sequence[int]) -> Faults:
+        """(n,): which rule each of these rows breaks, Fault.NONE for those that ``read`` has present. For whoever may see the records."""
+        wanted = self._checked(rows)
+        found = np.where(wanted == NO_ROW, Fault.NO_UNIT, Fault.BLANK).astype(np.int8)
+        live = np.flatnonzero((wanted != NO_ROW) & ~self._blank[wanted])
+        found[live] = self._read_live(wanted[live])[2]
+        broken = live[found[live] != Fault.NONE]
+        unreadable = self._reader.unreadable(wanted[broken], self.schema.names).any(axis=1)
+        found[broken[unreadable]] = Fault.UNREADABLE
+        return found
+
+    def _checked(self, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.ndim != 1 or (len(wanted) and not (wanted.min() >= NO_ROW and wanted.max() < self._reader.count)):
+            raise UsageError("rows: found rows that the file doesn't have; expected rows of the slot map")
+        return wanted
+
     def fingerprint(self) -> str:
         """A hash of the sizes and times of the files: whether a checkpoint still fits them. Private, local."""
         paths = [*self._reader.files(), *([Path(self.data.blank)] if self.data.blank else [])]
         facts = [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in (path.stat() for path in paths)]
         return hashlib.sha256("|".join([self.data.format, *facts]).encode()).hexdigest()
 
-    def _read_live(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-        parts = []
-        for start in range(0, max(len(rows), 1), _ROWS_AT_ONCE):
-            raw, labels = self._reader.read(rows[start : start + _ROWS_AT_ONCE], self.schema.names)
-            values = self.schema.inputs(raw)
-            if self.data.rotate or self._turns:
-                own = self._turns.of_rows(rows[start : start + _ROWS_AT_ONCE]) if self._turns else 0.0
-                values = rotate_images(values, self.data.rotate + own)
-            if self.schema.tokens:
-                self._check_tokens(values)
-                narrow, missing = values, ~values[:, 1].any(axis=1)
-            else:
-                with np.errstate(over="ignore"):
-                    narrow = values.astype(np.float32)
-                missing = _any(~np.isfinite(narrow))
-            numbers = np.asarray(labels, dtype=np.float64)
-            self._check_labels(numbers[~_any(np.isnan(numbers))])
-            absent = missing | _any(~np.isfinite(numbers))
-            parts.append((narrow, self._targets(numbers), ~absent))
-        inputs, targets, finite = (np.concatenate(part) for part in zip(*parts, strict=True))
-        inputs[~finite] = 0
-        targets[~finite] = 0
-        return inputs, targets, finite
+    def _read_live(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], Faults]:
+        starts = range(0, max(len(rows), 1), _ROWS_AT_ONCE)
+        with np.errstate(all="ignore"):  # a warning would tell of the data
+            parts = [self._prepared(rows[start : start + _ROWS_AT_ONCE]) for start in starts]
+        inputs, targets, faults = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return inputs, targets, faults
 
-    def _check_tokens(self, values: NDArray[np.int64]) -> None:
-        """``values``: (n, 2, L), tokens and mask."""
-        top, columns = self.schema.vocabulary, self.data.columns
-        if not bool((values[:, 1] >= 0).all()):
-            column, what, rule = columns.mask, "an entry of the mask", "0 or 1"
-        elif not bool(((values[:, 0] >= 0) & (values[:, 0] < (top or 2**62))).all()):
-            column, what = self.schema.names[0], "a token"
-            rule = f"whole numbers from 0 to {top - 1}, the model's vocabulary" if top else "whole numbers from 0 up"
+    def _prepared(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], Faults]:
+        """Inputs and targets, zeros where a record breaks a rule, and which."""
+        raw, labels = self._reader.read(rows, self.schema.names)
+        values, faults = self.schema.inputs(raw), np.zeros(len(rows), dtype=np.int8)
+        if self.data.rotate or self._turns:
+            own = self._turns.of_rows(rows) if self._turns else 0.0
+            values = rotate_images(values, self.data.rotate + own)
+        if self.schema.tokens:
+            mark_tokens(faults, values, self.schema)
         else:
-            return
-        raise FileContentError(
-            f"{self._where()}: column {column!r}: {what} is out of range; expected {rule}; tokenise the records for this model"
+            values = values.astype(np.float32)
+            mark(faults, ~np.isfinite(values), Fault.NOT_FINITE)
+        numbers = np.asarray(labels, dtype=np.float64)
+        mark_labels(faults, numbers, self.schema)
+        if not self.private:
+            self._refuse(faults)
+        absent = faults != Fault.NONE
+        values[absent] = 0
+        # Before the cast: what a number out of range becomes is up to the machine.
+        numbers = np.where(absent.reshape(-1, *[1] * (numbers.ndim - 1)), 0.0, numbers)
+        return values, numbers.astype(np.int64 if self.schema.loss == "cross-entropy" else np.float32), faults
+
+    def _refuse(self, faults: Faults) -> None:
+        columns = self.data.columns
+        target = columns.target or "labels"
+        refused = (
+            (Fault.MASK_OUT_OF_RANGE, columns.mask, "an entry of the mask", "0 or 1", _TOKENISE),
+            (Fault.TOKEN_OUT_OF_RANGE, self.schema.names[0], "a token", token_rule(self.schema), _TOKENISE),
+            (Fault.LABEL_OUT_OF_RANGE, target, "a label", label_rule(self.schema), _RECODE),
         )
-
-    def _check_labels(self, labels: NDArray[np.float64]) -> None:
-        loss, classes = self.schema.loss, self.schema.classes
-        if loss == "mean-squared-error":
-            return
-        if labels.ndim != 1:
-            rule, good = f"one label a record for {loss}", False
-        elif loss == "binary-cross-entropy":
-            rule, good = "0 or 1 for binary-cross-entropy", bool(np.isin(labels, (0.0, 1.0)).all())
-        else:
-            top = f"0 to {classes - 1}" if classes is not None else "0 up"
-            rule = f"whole numbers from {top} for cross-entropy"
-            bound = classes if classes is not None else 2**31
-            good = bool(((labels == np.floor(labels)) & (labels >= 0) & (labels < bound)).all())
-        if not good:
-            column = self.data.columns.target or "labels"
-            raise FileContentError(
-                f"{self._where()}: column {column!r}: a label is out of range; expected {rule}; "
-                "recode the column, or correct model.args and model.loss"
-            )
-
-    def _targets(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
-        if self.schema.loss == "cross-entropy":
-            return np.where(np.isfinite(numbers), numbers, 0).astype(np.int64)
-        with np.errstate(over="ignore"):
-            return numbers.astype(np.float32)
+        for fault, column, what, rule, remedy in refused:
+            if (faults == fault).any():
+                raise FileContentError(
+                    f"{self._where()}: column {column!r}: {what} is out of range; expected {rule}; {remedy}"
+                )
 
     def _where(self) -> str:
         return ", ".join(str(path) for path in self._reader.files()) or self.data.format
 
 
-def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None) -> Dataset:
+def open_dataset(
+    data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False
+) -> Dataset:
     """Open a source and check it against the schema. No record is parsed yet. ``turns``: of images, besides the config's.
+
+    ``private``: whether the records play a private role, see Dataset.
 
     Raises UsageError for a missing file or a config that doesn't fit the format, FileContentError for a damaged
     file or other columns than the schema's.
     """
-    reader = open_reader(data)
+    reader = open_reader(data, private)
     schema.check(reader)
     if data.rotate and not reader.image:
         raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images: digits or idx")
@@ -162,10 +179,16 @@ def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None) -
 
 
 def count_units(data: DataConfig) -> int:
-    """How many units have a row that passes the filter and isn't blank. Private. Reads the filter and unit columns only."""
-    reader = open_reader(data)
+    """How many units have a row that passes the filter and isn't blank, whatever else is in it; a row without an id is nobody's.
+
+    Private. Reads the filter and unit columns only.
+    """
+    reader = open_reader(data, private=True)
     rows = select_rows(data, reader, keep_blank=False)
-    return slot_map(rows, None if data.unit is None else reader.identifiers(data.unit, rows)).units
+    if data.unit is None:
+        return len(rows)
+    slots = slot_map(rows, reader.identifiers(data.unit, rows))
+    return len(np.unique(slots.unit[slots.rows != NO_ROW]))
 
 
 def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDArray[Any]:
@@ -175,7 +198,3 @@ def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDA
     found[places] = values
     return found
 
-
-def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(n, ...) -> (n,): whether any mark of a record is set."""
-    return np.asarray(marks.any(axis=tuple(range(1, marks.ndim))), dtype=np.bool_)

@@ -119,6 +119,11 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
+        if self.loss != "mean-squared-error" and reader.target_shape:
+            raise FileContentError(
+                f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
+                "recode them, or correct model.loss"
+            )
 
     def to_tree(self) -> dict[str, Any]:
         """JSON types only; floats keep every bit."""

@@ -14,11 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+NO_ROW = -1
+"""The row of a slot that no unit owns: absent in every round, as if it were blank."""
+
+
 @dataclass(frozen=True)
 class SlotMap:
     """Which row of the file sits in each slot, and to which unit each slot belongs.
 
-    ``rows``: int64 (n_slots,), row of the file. ``unit``: int64 (n_slots,), 0-based, non-decreasing: units by
+    ``rows``: int64 (n_slots,), row of the file; NO_ROW for a slot that is nobody's. ``unit``: int64 (n_slots,), 0-based, non-decreasing: units by
     first appearance, then the records of a unit in file order, so that the slots of one unit are contiguous.
     """
 
@@ -117,11 +121,18 @@ def id_bytes(identifier: Any) -> bytes:
 
 
 def slot_map(rows: NDArray[np.int64], identifiers: Iterable[Any] | None) -> SlotMap:
-    """Slots of the chosen file ``rows`` (ascending); ``identifiers`` holds one unit id a row, None: a unit a row."""
+    """Slots of the chosen file ``rows`` (ascending); ``identifiers`` holds one unit id a row, None: a unit a row.
+
+    A row whose id is None belongs to nobody: its slot, a unit of its own, holds NO_ROW. It keeps its place, so that the units
+    around it keep theirs.
+    """
     rows = np.asarray(rows, dtype=np.int64)
     if identifiers is None:
         return SlotMap(rows, np.arange(len(rows), dtype=np.int64))
     seen: dict[Any, int] = {}
-    codes = np.array([seen.setdefault(name, len(seen)) for name in identifiers], dtype=np.int64)
+    nobody = object
+    names = [nobody() if name is None else name for name in identifiers]
+    codes = np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
     order = np.argsort(codes, kind="stable")
-    return SlotMap(rows[order], codes[order])
+    owned = np.array([type(name) is not nobody for name in names], dtype=np.bool_)
+    return SlotMap(np.where(owned, rows, NO_ROW)[order], codes[order])

@@ -9,8 +9,14 @@ from distqexp.problem.readers.base import Reader
 __all__ = ["Reader", "open_reader"]
 
 
-def open_reader(data: DataConfig) -> Reader:
-    """The reader of ``data.format`` on ``data.path``. Raises UsageError (a missing path), FileContentError."""
+def open_reader(data: DataConfig, private: bool = False) -> Reader:
+    """The reader of ``data.format`` on ``data.path``; ``private``: see Reader. Raises UsageError (a missing path), FileContentError."""
+    reader = _reader(data)
+    reader.private = private
+    return reader
+
+
+def _reader(data: DataConfig) -> Reader:
     if data.format == "digits":
         from distqexp.problem.readers.digits import DigitsReader
 

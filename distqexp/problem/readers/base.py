@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.readers.entries import is_missing
 from distqexp.storage.confined import check_confined
 from distqexp.storage.content import Request
-
-MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
-"""Texts of a table that stand for no value, in any case."""
 
 
 class Reader(ABC):
@@ -26,7 +24,10 @@ class Reader(ABC):
 
     ``count``: rows of the file. ``shape``: shape of one record's raw features. ``names``: names of the feature
     columns of a table, or the one name of an array. ``scale``: factor on raw features (pixels). ``image``:
-    whether records are images, which aren't standardised.
+    whether records are images, which aren't standardised. ``target_shape``: of one record's target.
+
+    ``private``: entries of public files that are no numbers, and ids that are missing, are refused with an error that helps;
+    of private ones none is, since whoever sees an error learns of a record: numbers are UNREADABLE then, other values None.
     """
 
     count: int
@@ -34,6 +35,8 @@ class Reader(ABC):
     names: tuple[str, ...]
     scale: float = 1.0
     image: bool = False
+    target_shape: tuple[int, ...] = ()
+    private: bool = False
 
     @abstractmethod
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -42,12 +45,19 @@ class Reader(ABC):
         Numbers (uint8 or floating), NaN for missing ones; of tokens, int64 (n, 2, L) with their mask.
         """
 
+    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
+        """(n, len(names) + 1): which entries of ``names`` and of the target are no numbers. For whoever may see the records."""
+        return np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
+
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files behind it."""
 
+    def check_whole(self) -> None:
+        """Raise FileContentError now for whatever could end a later ``read``: damage anywhere in the file, a column of another type."""
+
     def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
-        """Unit ids of these rows; FileContentError when one is missing."""
+        """Unit ids of these rows; FileContentError when one is missing, or None for it in private files."""
         raise UsageError(f"data.unit: found {name!r}, but this format has no id columns; use csv, parquet or hdf5")
 
     def numbers(self, name: str) -> NDArray[np.float64]:
@@ -55,7 +65,7 @@ class Reader(ABC):
         raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
 
     def texts(self, name: str) -> list[str | None]:
-        """A column of texts over all rows, for filters; None where missing."""
+        """A column of texts over all rows, for filters; None where missing or no UTF-8."""
         raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
 
 
@@ -109,7 +119,7 @@ def _is_name(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return 0 < len(text) <= 100 and text.isprintable() and text.strip().lower() not in MISSING
+        return 0 < len(text) <= 100 and text.isprintable() and not is_missing(text)
     return False
 
 

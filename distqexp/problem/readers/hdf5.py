@@ -19,7 +19,11 @@ from distqexp.problem.readers.base import (
     feature_names,
     require_unchanged,
 )
+from distqexp.problem.readers.entries import decoded, is_missing, legible
 from distqexp.problem.readers.idx import ascending_runs
+
+_AT_ONCE = 1 << 26
+"""Bytes, about, that are read at once where a file is looked through."""
 
 
 class Hdf5Reader(Reader):
@@ -50,7 +54,9 @@ class Hdf5Reader(Reader):
         self.shape = tuple(int(size) for size in features.shape[1:]) or (1,)
         if self._tokens:
             self.shape = (2, *self._token_shape(features))
-        self._aligned(self._target, self._numeric(self._target))
+        target = self._numeric(self._target)
+        self._aligned(self._target, target)
+        self.target_shape = tuple(int(size) for size in target.shape[1:])
 
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         features, targets = (self._rows(self._dataset(name), rows) for name in (self.names[0], self._target))
@@ -67,9 +73,19 @@ class Hdf5Reader(Reader):
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
 
+    def check_whole(self) -> None:
+        for name in (self.names[0], self._target, *([self._mask] if self._mask is not None else [])):
+            node = self._dataset(name)
+            if node.chunks is None or node.id.get_create_plist().get_nfilters() == 0:
+                continue  # bytes as they are, and all within the file: seen when it was opened
+            step = node.chunks[0] * max(1, _AT_ONCE // (node.chunks[0] * max(1, node.nbytes // max(1, node.shape[0]))))
+            for first in range(0, node.shape[0], step):
+                self._rows(node, np.arange(first, min(first + step, node.shape[0])))
+
     def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
         found: list[Any] = self._vector(name)[rows].tolist()
-        if any(value in (b"", "") or value != value for value in found):
+        found = [None if _is_no_id(value) else value for value in found]
+        if not self.private and None in found:
             raise FileContentError(
                 f"{self.path}: unit dataset {name!r}: an id is missing; expected an id in every row; complete it"
             )
@@ -81,10 +97,10 @@ class Hdf5Reader(Reader):
 
     def texts(self, name: str) -> list[str | None]:
         found = self._vector(name)
-        values = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
+        values = [decoded(value) if isinstance(value, bytes) else value for value in found]
         if not all(isinstance(value, str) for value in values):
             raise FileContentError(f"{self.path}: dataset {name!r} holds no text; expected text for data.where")
-        return [value or None for value in values]
+        return [legible(value) for value in values]
 
     def _opened(self) -> Any:
         if self._file is None:
@@ -171,6 +187,11 @@ class Hdf5Reader(Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+def _is_no_id(value: Any) -> bool:
+    text = decoded(value) if isinstance(value, bytes) else value
+    return is_missing(text) if isinstance(text, str) else bool(value != value)
 
 
 def _filter_columns(data: DataConfig) -> set[str]:

@@ -37,6 +37,10 @@ class IdxReader(Reader):
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._images.read(rows).reshape(-1, *self.shape), self._labels.read(rows).astype(np.float64)
 
+    def check_whole(self) -> None:
+        self._images.source.check_whole()
+        self._labels.source.check_whole()
+
     def files(self) -> tuple[Path, ...]:
         return (self._images.source.path, self._labels.source.path)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError
 from distqexp.problem.readers.base import changed, check_first, existing_file, require_unchanged
+from distqexp.problem.readers.entries import UNREADABLE, as_array, decoded, is_missing, legible, numbers_of
 from distqexp.problem.readers.table import TableReader
 
 _ROWS_A_BYTE = 1024
@@ -56,16 +57,36 @@ class ParquetReader(TableReader):
                 values[places, column] = self._as_numbers(table.column(name), name)
         return values[:, :-1], values[:, -1]
 
+    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
+        found = np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
+        for place, name in enumerate([*names, self.target]):
+            column = self._column(name)
+            if _is_text(column.type):
+                numbers = numbers_of(_texts(column.take(rows)))
+                found[:, place] = [number is None for number in numbers]
+        return found
+
+    def check_whole(self) -> None:
+        wanted = tuple(dict.fromkeys([*self.names, self.target]))
+        self._check(wanted)
+        for name in wanted:
+            self._as_numbers(self._opened().schema_arrow.empty_table().column(name), name)
+        for group in range(len(self._starts) - 1):
+            self._group(group, wanted)
+
     def numbers(self, name: str) -> NDArray[np.float64]:
         self._need(name, "data.where")
-        return self._as_numbers(self._column(name), name)
+        return self._as_numbers(self._column(name), name, np.nan)
 
     def texts(self, name: str) -> list[str | None]:
         import pyarrow
 
         self._need(name, "data.where")
+        column = self._column(name)
+        if _is_text(column.type):
+            return [legible(text) for text in _texts(column)]
         try:
-            found: list[str | None] = self._column(name).cast(pyarrow.string()).to_pylist()
+            found: list[str | None] = column.cast(pyarrow.string()).to_pylist()
         except (pyarrow.ArrowException, ValueError):
             raise FileContentError(
                 f"{self.path}: column {name!r} holds no text; expected some for data.where"
@@ -75,14 +96,20 @@ class ParquetReader(TableReader):
     def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
         import pyarrow
 
-        column = self._column(name)
-        try:
-            found: list[Any] = column.take(pyarrow.array(rows)).to_pylist()
-        except (pyarrow.ArrowException, ValueError):  # texts that are no UTF-8, dates beyond Python's
+        column = self._column(name).take(pyarrow.array(rows))
+        found: list[Any]
+        if pyarrow.types.is_string(_plain(column.type)) or pyarrow.types.is_large_string(_plain(column.type)):
+            texts = _texts(column)
+            found = [legible(text) for text in texts]
+            legal = all(name is not None or text is None or is_missing(text) for name, text in zip(found, texts, strict=True))
+        else:
+            found, legal = _values(column)
+        if not self.private and not legal:
             raise FileContentError(
                 f"{self.path}: unit column {name!r}: an id can't be read; expected numbers, dates or texts in UTF-8"
-            ) from None
-        if any(value is None or value != value for value in found):
+            )
+        found = [None if value != value else value for value in found]
+        if not self.private and None in found:
             raise self._missing_id(name)
         return found
 
@@ -140,9 +167,14 @@ class ParquetReader(TableReader):
             raise changed(self.path)
         return column
 
-    def _as_numbers(self, column: Any, name: str) -> NDArray[np.float64]:
+    def _as_numbers(self, column: Any, name: str, unreadable: float = UNREADABLE) -> NDArray[np.float64]:
         import pyarrow
 
+        if _is_text(column.type):
+            numbers = numbers_of(_texts(column))
+            if not self.private and None in numbers:
+                raise self._not_numbers(name)
+            return as_array(numbers, unreadable)
         try:
             found: NDArray[np.float64] = column.cast(pyarrow.float64(), safe=False).to_numpy()
         except (pyarrow.ArrowException, ValueError):
@@ -151,3 +183,44 @@ class ParquetReader(TableReader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_kept": None}
+
+
+def _plain(kind: Any) -> Any:
+    """The type of a column's values, whether or not they are kept as a dictionary."""
+    import pyarrow
+
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    tests = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view")
+    return any(getattr(pyarrow.types, test)(_plain(kind)) for test in tests)
+
+
+def _texts(column: Any) -> list[str | None]:
+    """A column of texts, each on its own: bytes that are no UTF-8 don't harm the others."""
+    import pyarrow
+
+    binary = column.cast(_plain(column.type)).cast(pyarrow.large_binary())
+    return [None if content is None else decoded(content) for content in binary.to_pylist()]
+
+
+def _values(column: Any) -> tuple[list[Any], bool]:
+    """A column as Python's values, None for those that Python has none for (dates of other times); and whether all have one."""
+    import pyarrow
+
+    try:
+        return column.to_pylist(), True
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return [_value(scalar) for scalar in column], False
+
+
+def _value(scalar: Any) -> Any:
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return None

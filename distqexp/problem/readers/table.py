@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,16 @@ from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.readers.base import MISSING, Reader, changed, existing_file, feature_names, some
+from distqexp.problem.readers.base import Reader, existing_file, feature_names, some
 from distqexp.problem.readers.bytes import ByteSource
+from distqexp.problem.readers.entries import UNREADABLE, as_array, decoded, legible, number_of, numbers_of
 from distqexp.problem.readers.idx import ascending_runs
 from distqexp.problem.readers.lines import LineIndex, index_lines
 
 _SCAN = 65536
+
+Fields = list[str] | None
+"""A record's fields; None where its bytes aren't a record."""
 
 
 class TableReader(Reader):
@@ -58,35 +61,34 @@ class TableReader(Reader):
 class CsvReader(TableReader):
     """Comma-separated values in UTF-8 with a header line; quoted fields may hold commas and line ends.
 
-    Opening scans the bytes for record borders; a record with fewer or more fields than the header is refused.
-    Empty fields, NA, N/A, NaN, null and None (in any case) are missing values.
+    Opening scans the bytes for record borders; a record with fewer or more fields than the header is refused, and so a
+    damaged gzip file. Empty fields, NA, N/A, NaN, null and None (in any case) are missing values.
     """
 
     def __init__(self, data: DataConfig) -> None:
         path = existing_file(data.path, "data.path")
         self._source = ByteSource(path)
         self._index: LineIndex = index_lines(self._source)
-        start, end = self._index.header
-        header = next(iter(self._fields(self._source.read(start, end - start), "utf-8-sig")), [])
+        header = _header(self._source, *self._index.header)
+        if header is None:
+            raise self._no_csv()
         super().__init__(path, [name.strip() for name in header], data)
         self.count = len(self._index.starts)
 
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        wanted = [*names, self.target]
-        places: list[NDArray[np.int64]] = []
-        parts: list[bytes] = []
-        for run, where in ascending_runs(rows):
-            first, last = int(self._index.starts[run[0]]), int(self._index.ends[run[-1]])
-            parts.append(self._source.read(first, last - first))
-            places.append(where)
-        values = np.full((len(rows), len(wanted)), np.nan)
-        if places:
-            values[np.concatenate(places)] = self._numbers(b"\n".join(parts), wanted, len(rows))
+        values = self._numbers(self._lines_of(rows), [*names, self.target])
         return values[:, :-1], values[:, -1]
+
+    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
+        positions = [self.columns.index(name) for name in [*names, self.target]]
+        records = self._parsed(self._lines_of(rows))
+        return np.array(
+            [[record is None or number_of(record[at]) is None for at in positions] for record in records], dtype=np.bool_
+        ).reshape(len(rows), len(positions))
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         self._need(name, "data.where")
-        found = [self._numbers(blob, [name], count)[:, 0] for blob, count in self._scan()]
+        found = [self._numbers(lines, [name], np.nan)[:, 0] for lines in self._scan()]
         return np.concatenate(found) if found else np.empty(0)
 
     def texts(self, name: str) -> list[str | None]:
@@ -96,59 +98,101 @@ class CsvReader(TableReader):
     def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
         texts = self._texts(name)
         found = [texts[row] for row in rows.tolist()]
-        if any(text is None for text in found):
+        if not self.private and any(text is None for text in found):
             raise self._missing_id(name)
         return found
-
-    def _scan(self) -> Iterator[tuple[bytes, int]]:
-        """The bytes of all records, some thousands at a time, and how many they are."""
-        for first in range(0, self.count, _SCAN):
-            after = min(first + _SCAN, self.count)
-            start, end = int(self._index.starts[first]), int(self._index.ends[after - 1])
-            yield self._source.read(start, end - start), after - first
 
     def _texts(self, name: str) -> list[str | None]:
         position = self.columns.index(name)
         return [
-            None if record[position].strip().lower() in MISSING else record[position]
-            for blob, count in self._scan()
-            for record in self._records(blob, count)
+            None if record is None else legible(record[position])
+            for lines in self._scan()
+            for record in self._parsed(lines)
         ]
 
-    def _numbers(self, blob: bytes, names: Sequence[str], count: int) -> NDArray[np.float64]:
-        """float64 (count, len(names)); each number is the double nearest to its text."""
+    def _scan(self) -> Iterator[list[bytes]]:
+        """The bytes of all records, some thousands of them at a time."""
+        for first in range(0, self.count, _SCAN):
+            yield self._lines(first, min(first + _SCAN, self.count))
+
+    def _lines_of(self, rows: NDArray[np.int64]) -> list[bytes]:
+        lines: list[bytes] = [b""] * len(rows)
+        for run, places in ascending_runs(rows):
+            for place, line in zip(places.tolist(), self._lines(int(run[0]), int(run[-1]) + 1), strict=True):
+                lines[place] = line
+        return lines
+
+    def _lines(self, first: int, after: int) -> list[bytes]:
+        """The bytes of these records."""
+        starts, ends = self._index.starts[first:after], self._index.ends[first:after]
+        start = int(starts[0])
+        blob = self._source.read(start, int(ends[-1]) - start)
+        return [blob[a:b] for a, b in zip((starts - start).tolist(), (ends - start).tolist(), strict=True)]
+
+    def _parsed(self, lines: Sequence[bytes]) -> list[Fields]:
+        """The fields of each record; None where its bytes are no record of the file's width. A record's depend on its bytes alone."""
+        try:
+            texts = [decoded(line) if self.private else line.decode() for line in lines]
+        except UnicodeDecodeError:
+            raise self._no_csv() from None
+        found = _without_quotes(texts) or [_fields(text) for text in texts]
+        records = [record if record is not None and len(record) == len(self.columns) else None for record in found]
+        if not self.private and None in records:
+            raise self._no_csv()
+        return records
+
+    def _numbers(
+        self, lines: Sequence[bytes], names: Sequence[str], unreadable: float = UNREADABLE
+    ) -> NDArray[np.float64]:
+        """float64 (n, len(names)); each number is the double nearest to its text."""
         positions = [self.columns.index(name) for name in names]
-        found = np.empty((count, len(names)))
-        for place, record in enumerate(self._records(blob, count)):
+        found = np.empty((len(lines), len(names)))
+        for place, (line, record) in enumerate(zip(lines, self._parsed(lines), strict=True)):
+            if record is None:
+                found[place] = unreadable
+                continue
+            entries = [record[position] for position in positions]
             try:
-                found[place] = [float(record[position]) for position in positions]
+                found[place] = [float(entry) for entry in entries]
+                plain = b"_" not in line  # float() takes 1_000 for a number
             except ValueError:  # a missing value, or no number
-                found[place] = [self._number(record[position], self.columns[position]) for position in positions]
-        if b"_" in blob:  # float() takes 1_000 for a number
-            for record in self._records(blob, count):
-                for position in positions:
-                    if "_" in record[position]:
-                        raise self._not_numbers(self.columns[position])
+                plain = False
+            if not plain:
+                numbers = numbers_of(entries)
+                if not self.private and None in numbers:
+                    raise self._not_numbers(names[numbers.index(None)])
+                found[place] = as_array(numbers, unreadable)
         return found
 
-    def _number(self, text: str, name: str) -> float:
-        if text.strip().lower() in MISSING:
-            return np.nan
-        try:
-            return float(text)
-        except ValueError:
-            raise self._not_numbers(name) from None
+    def _no_csv(self) -> FileContentError:
+        return FileContentError(
+            f"{self._source.path}: a record is not CSV in UTF-8; expected comma-separated text; save it as such"
+        )
 
-    def _records(self, blob: bytes, count: int) -> list[list[str]]:
-        found = [record for record in self._fields(blob) if record]
-        if len(found) != count or any(len(record) != len(self.columns) for record in found):
-            raise changed(self.path)
-        return found
 
-    def _fields(self, blob: bytes, encoding: str = "utf-8") -> list[list[str]]:
-        try:
-            return list(csv.reader(io.StringIO(blob.decode(encoding), newline=""), strict=True))
-        except (UnicodeDecodeError, csv.Error):
-            raise FileContentError(
-                f"{self._source.path}: a record is not CSV in UTF-8; expected comma-separated text; save it as such"
-            ) from None
+def _header(source: ByteSource, start: int, end: int) -> Fields:
+    try:
+        return _fields(source.read(start, end - start).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None
+
+
+def _without_quotes(texts: list[str]) -> list[Fields] | None:
+    """The fields of records, all at once; None where a quote or a lone carriage return might make one of two, or two of one."""
+    if any('"' in text for text in texts):
+        return None
+    try:
+        found: list[Fields] = list(csv.reader(texts, strict=True))
+    except csv.Error:
+        return None
+    return found if len(found) == len(texts) else None
+
+
+def _fields(text: str) -> Fields:
+    """The fields of one record; None where it is not one."""
+    try:
+        found = list(csv.reader([text], strict=True))
+    except csv.Error:
+        return None
+    return found[0] if len(found) == 1 else None
+
