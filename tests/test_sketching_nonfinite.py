@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sketching_oracle import Problem, make_geometry, make_problem, record_gradient
-from small_runs import Table, first_appearance, make_config, plan_of, random_table, sums_of, unit_integers
+from small_runs import Table, first_appearance, make_config, plan_of, random_table, sums_of, unit_integers, with_blank
 from torch import nn
 
 from distqexp.errors import FileContentError
@@ -250,13 +250,18 @@ def test_nothing_is_said_about_records_that_overflow(tmp_path: Path, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_label_out_of_range_is_refused_without_its_value(tmp_path: Path) -> None:
+def test_a_private_label_out_of_range_is_as_good_as_blank_and_a_public_one_is_refused(tmp_path: Path) -> None:
     table, public = random_table("mlp", [1] * 9, seed=1), random_table("mlp", [1] * 6, seed=2)
     public.write(tmp_path / "public.h5")
     table.y[4] = 77
     table.write(tmp_path / "private.h5")
     config = make_config(tmp_path, "mlp")
     plan = plan_of(config)
+    np.save(tmp_path / "blank.npy", np.arange(9) == 4)
+    blank = sums_of(with_blank(config, tmp_path / "blank.npy"), plan, tmp_path / "blank")
+    assert np.array_equal(sums_of(config, plan, tmp_path / "parts"), blank)
+    public.y[4] = 77
+    public.write(tmp_path / "public.h5")
     with pytest.raises(FileContentError, match="column 'y': a label is out of range") as caught:
-        sums_of(config, plan, tmp_path / "parts")
+        plan_of(make_config(tmp_path, "mlp", mechanism={"clip": None, "clip_quantile": 0.5}))
     assert "77" not in str(caught.value)

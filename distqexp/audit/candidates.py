@@ -70,7 +70,10 @@ def make_candidates(config: Config, canaries: int, folder: Path, engine: Engine,
     tune = config.tune or TuneConfig()
     roles = assign_roles(config)
     start = make_plan(_on_reference(config, roles), engine)
-    held = [hold(data, start.schema, tune) for data in (*roles.stand_ins, *roles.test)]
+    held = [
+        *(hold(data, start.schema, tune, private=True) for data in roles.stand_ins),
+        *(hold(data, start.schema, tune, private=False) for data in roles.test),
+    ]
     maps = [dataset.slot_map() for dataset in held]
     base = concatenated([dataset.read(slots.rows) for dataset, slots in zip(held, maps, strict=True)])
     records = concatenated([base, make_canaries(start, base, canaries, tune.seed)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels, mark_tokens, token_rule
 from distqexp.problem.images import Turns, Views, rotate_images, viewed
+from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -45,6 +48,27 @@ class Dataset:
     def private(self) -> bool:
         """Whether the records are private."""
         return self._reader.private
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one record's inputs: the schema's, or the file's where that leaves it open."""
+        return self.schema.input_shape or self._reader.shape
+
+    def of_model(self, network: Network) -> Dataset:
+        """This source, once its targets are known to be such as the model of ``network`` gives outputs for. No record is read.
+
+        Raises FileContentError for targets of another width. A schema that was made without a record's shape learns the number of classes.
+        """
+        blank = torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.schema.tokens else torch.float32)
+        loss, target = self.schema.loss, self._reader.target_shape
+        if loss == "mean-squared-error" and (width := network.outputs(blank).numel()) != math.prod(target):
+            raise FileContentError(
+                f"{self._where()}: targets of shape {target}; expected {width} numbers a record, as the model gives: "
+                "correct the file or model.args"
+            )
+        if loss == "cross-entropy" and self.schema.classes is None:
+            self.schema = dataclasses.replace(self.schema, classes=int(network.outputs(blank).shape[1]))
+        return self
 
     def slot_map(self) -> SlotMap:
         """The slots of the selected rows. Reads the filter and unit columns only, no features.
@@ -157,9 +181,7 @@ class Dataset:
         return ", ".join(str(path) for path in self._reader.files()) or self.data.format
 
 
-def open_dataset(
-    data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False
-) -> Dataset:
+def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False) -> Dataset:
     """Open a source and check it against the schema. No record is parsed yet. ``turns``: of images, besides the config's.
 
     ``private``: whether the records play a private role, see Dataset.
@@ -197,4 +219,3 @@ def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDA
     found = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
     found[places] = values
     return found
-

@@ -68,16 +68,14 @@ def mark_labels(faults: Faults, labels: NDArray[np.float64], schema: Schema) -> 
     if schema.loss == "mean-squared-error":
         mark(faults, ~np.isfinite(labels.astype(np.float32)), Fault.NOT_FINITE)
         return
-    if schema.loss == "binary-cross-entropy":
-        good = np.isin(labels, (0.0, 1.0))
-    else:
-        bound = schema.classes if schema.classes is not None else 2**31
-        good = (labels == np.floor(labels)) & (labels >= 0) & (labels < bound)
-    mark(faults, ~good & ~np.isnan(labels), Fault.LABEL_OUT_OF_RANGE)
+    bound = 2 if schema.loss == "binary-cross-entropy" else schema.classes or 2**31
+    bad = (labels != np.floor(labels)) | (labels < 0) | (labels >= bound)
+    mark(faults, bad & ~np.isnan(labels), Fault.LABEL_OUT_OF_RANGE)
 
 
 def mark_tokens(faults: Faults, values: NDArray[np.int64], schema: Schema) -> None:
     """``values``: (n, 2, L), tokens and mask."""
-    mark(faults, (values[:, 1] != 0) & (values[:, 1] != 1), Fault.MASK_OUT_OF_RANGE)
-    mark(faults, (values[:, 0] < 0) | (values[:, 0] >= (schema.vocabulary or 2**62)), Fault.TOKEN_OUT_OF_RANGE)
-    mark(faults, ~values[:, 1].any(axis=1), Fault.NO_TOKEN)
+    tokens, mask = values[:, 0], values[:, 1]
+    mark(faults, (mask != 0) & (mask != 1), Fault.MASK_OUT_OF_RANGE)
+    mark(faults, (tokens < 0) | (tokens >= (schema.vocabulary or 2**62)), Fault.TOKEN_OUT_OF_RANGE)
+    mark(faults, (mask == 0).all(axis=1, keepdims=True), Fault.NO_TOKEN)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 NO_ROW = -1
 """The row of a slot that no unit owns: absent in every round, as if it were blank."""
 
@@ -22,8 +21,9 @@ NO_ROW = -1
 class SlotMap:
     """Which row of the file sits in each slot, and to which unit each slot belongs.
 
-    ``rows``: int64 (n_slots,), row of the file; NO_ROW for a slot that is nobody's. ``unit``: int64 (n_slots,), 0-based, non-decreasing: units by
-    first appearance, then the records of a unit in file order, so that the slots of one unit are contiguous.
+    ``rows``: int64 (n_slots,), row of the file; NO_ROW for a slot that is nobody's.
+    ``unit``: int64 (n_slots,), 0-based, non-decreasing: units by first
+    appearance, then the records of a unit in file order, so that the slots of one unit are contiguous.
     """
 
     rows: NDArray[np.int64]

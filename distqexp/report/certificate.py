@@ -19,6 +19,9 @@ NOT_COVERED = (
     "timing: how long the run and its steps took",
     "other releases about the same units that this ledger does not know, at other sites above all: "
     "a unit present at m sites is protected with m times mu",
+    "a run that was refused before its first round, and before any charge, because a private file as a whole could not be used: "
+    "damaged, not readable as its format, records with other numbers of fields, other columns, types, shapes or rows than the "
+    "plan's, or unit ids that stand where the config says they don't",
     "choices that a person made after looking at the private records (hyperparameters, filters, columns)",
 )
 

@@ -55,7 +55,7 @@ class DataSource:
     """One source of records with its slots: rows of the file and unit of each slot, in slot order.
 
     partition: of the units, where the plan has parts and the source is not one part of another already. turned: public images,
-    each turned by a random angle.
+    each turned by a random angle. private: whether the records play a private role, see Dataset.
     The slot map of private data is public under zero-out and replace-one, private under add-remove.
     """
 
@@ -63,6 +63,7 @@ class DataSource:
     slots: SlotMap
     partition: Partition | None = None
     turned: Turns | None = None
+    private: bool = True
 
     def of_part(self, number: int, parts: int) -> DataSource:
         """The source with the slots of one part of ``parts`` alone: all that a round may see."""
@@ -70,7 +71,7 @@ class DataSource:
             return self
         if self.partition is None:
             raise ValueError(f"a source without its partition; expected one of {parts} parts")
-        return DataSource(self.data, self.slots.only(self.partition.part == number))
+        return dataclasses.replace(self, slots=self.slots.only(self.partition.part == number), partition=None)
 
     def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
         """Half-open slot ranges: whole units, at most a micro-batch each, or one larger unit."""
@@ -78,7 +79,7 @@ class DataSource:
 
     def open(self, schema: Schema, round: int) -> Dataset:
         """The reader of the records, the same in every round."""
-        return open_dataset(self.data, schema, self.turned)
+        return open_dataset(self.data, schema, self.turned, private=self.private)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ class RoundContext:
     @cached_property
     def datasets(self) -> list[Dataset | Probes]:
         """Readers of the sources; each counts the rows that this process opened."""
-        return [source.open(self.schema, self.round) for source in self.sources]
+        opened = [source.open(self.schema, self.round) for source in self.sources]
+        return [dataset.of_model(self.network) if isinstance(dataset, Dataset) else dataset for dataset in opened]
 
     @cached_property
     def gradients(self) -> UnitGradients | BlockGradients:

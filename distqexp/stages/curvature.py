@@ -71,7 +71,7 @@ def public_source(config: Config, data: DataConfig, schema: Schema, round: int =
         raise UsageError("data.public: none of the records chosen for the curvature is usable; expected at least one")
     turned = Turns(*config.precision.rotate, config.subspace.seed, round) if config.precision.rotate else None
     kept = SlotMap(rows=rows[present], unit=np.unique(unit[present], return_inverse=True)[1])
-    return DataSource(data, kept, turned=turned)
+    return DataSource(data, kept, turned=turned, private=False)
 
 
 def next_state(

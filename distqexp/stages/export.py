@@ -45,7 +45,7 @@ def evaluate(plan: Plan, theta: npt.NDArray[np.float64], data: DataConfig | None
     """Metrics of the model at ``theta`` on the evaluation records; empty without them. Not covered by epsilon."""
     if data is None:
         return {}
-    dataset = open_dataset(data, plan.schema)
+    dataset = open_dataset(data, plan.schema, private=plan.config.data.eval_private).of_model(fine_tuned(plan, theta))
     rows = dataset.slot_map().rows
     return metrics_of(
         plan, theta,

@@ -20,7 +20,6 @@ from distqexp.errors import FileContentError, StoppedError, UsageError
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.independence import refuse_coupling
-from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, id_bytes, partition_by_id, partition_by_slot
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.context import DataSource, RoundContext, build_network
@@ -63,8 +62,10 @@ def open_shards(
     def source(i: int, data: DataConfig) -> DataSource:
         slots = SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])
         if plan.config.mechanism.parts == 1:
-            return DataSource(data, slots)
-        return DataSource(data, slots, Partition(scanned[f"part-{i}"], bytes(scanned[f"basis-{i}"])))
+            return DataSource(data, slots, private=True)
+        return DataSource(
+            data, slots, private=True, partition=Partition(scanned[f"part-{i}"], bytes(scanned[f"basis-{i}"]))
+        )
 
     sources = tuple(source(i, data) for i, data in enumerate(shards))
     fingerprints = tuple(bytes(scanned[f"fingerprint-{i}"]).decode() for i in range(len(shards)))
@@ -176,12 +177,15 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
     present: Counter[bytes] = Counter()
-    _check_independence(plan, shards)
-    for i, data in enumerate(shards):
-        dataset = open_dataset(data, plan.schema)
+    # All that a file as a whole can be refused for is found now, in every shard: before anything is drawn or charged.
+    datasets = [open_dataset(data, plan.schema, private=True) for data in shards]
+    _check_model(plan, datasets)
+    for dataset in datasets:
+        dataset.check_whole()
+    for i, (data, dataset) in enumerate(zip(shards, datasets, strict=True)):
         slot_map = dataset.slot_map()
         if len(shards) > 1 and data.unit is not None:
-            present.update({id_bytes(name) for name in dataset.identifiers(slot_map.rows) or ()})
+            present.update({id_bytes(name) for name in dataset.identifiers(slot_map.rows) or () if name is not None})
         slots += len(slot_map.rows)
         fingerprint = np.frombuffer(dataset.fingerprint().encode(), dtype=np.uint8)
         found |= {f"rows-{i}": slot_map.rows, f"unit-{i}": slot_map.unit, f"fingerprint-{i}": fingerprint}
@@ -203,13 +207,15 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
     return found
 
 
-def _check_independence(plan: Plan, shards: Sequence[DataConfig]) -> None:
-    """Refuse the plan's model, as this machine builds it, where records of the shards' shape would meet in it."""
-    shape = plan.schema.input_shape or open_reader(shards[0]).shape
+def _check_model(plan: Plan, datasets: Sequence[Dataset]) -> None:
+    """Refuse the plan's model, as this machine builds it, where records of the shards' shapes would meet in it, or have other targets."""
     network = build_network(plan.config)
     network.load_state(dict(plan.weights))
     network.load(plan.state.theta)
-    refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
+    for shape in sorted({dataset.input_shape for dataset in datasets}):
+        refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
+    for dataset in datasets:
+        dataset.of_model(network)
 
 
 def _partition(plan: Plan, dataset: Dataset, slots: SlotMap) -> Partition:

@@ -72,8 +72,10 @@ class Rehearsal:
         start = make_plan(only_pretrained(self._with_roles(config)), engine)
         self._weights = folder / "pretrained.safetensors"
         weights = write_weights(self._weights, start.weights)
-        self._held = [hold(data, start.schema, self._tune) for data in self.roles.stand_ins]
-        self._test = concatenated([hold(data, start.schema, self._tune).records for data in self.roles.test])
+        self._held = [hold(data, start.schema, self._tune, private=True) for data in self.roles.stand_ins]
+        self._test = concatenated(
+            [hold(data, start.schema, self._tune, private=False).records for data in self.roles.test]
+        )
         self._sources: dict[int, tuple[tuple[DataSource, ...], tuple[str, ...]]] = {}
         self.before = self._metrics(start, start.state.theta)
         self.metric = self._tune.metric or METRICS[config.model.loss]
@@ -180,7 +182,7 @@ class Rehearsal:
         if parts not in self._sources:
             found, fingerprints = open_shards(plan, self.roles.stand_ins, self._engine)
             sources = tuple(
-                StandIns(source.data, source.slots, source.partition, held=held)
+                StandIns(source.data, source.slots, source.partition, held=held, private=True)
                 for source, held in zip(found, self._held, strict=True)
             )
             self._sources[parts] = sources, fingerprints

@@ -81,11 +81,15 @@ class _Source:
     reader: Reader
 
     @staticmethod
-    def of(data: DataConfig) -> _Source:
-        reader = open_reader(data)
+    def of(data: DataConfig, private: bool = False) -> _Source:
+        """private: whether the records play private ones; those without an id are nobody's, and in no role then."""
+        reader = open_reader(data, private)
         rows = select_rows(data, reader, keep_blank=True)
-        identifiers = None if data.unit is None else reader.identifiers(data.unit, rows)
-        return _Source(data, slot_map(rows, identifiers), reader)
+        if data.unit is None:
+            return _Source(data, slot_map(rows, None), reader)
+        names = reader.identifiers(data.unit, rows)
+        owned = np.array([name is not None for name in names], dtype=np.bool_)
+        return _Source(data, slot_map(rows[owned], [name for name in names if name is not None]), reader)
 
     def only(self, keep: Mask) -> _Source:
         """The units that ``keep``, (units,), marks."""
@@ -99,7 +103,7 @@ class _Source:
 
 def _held_out(public: DataConfig, tune: TuneConfig) -> tuple[_Source, list[_Source]]:
     """The reference, and the sources that stand-ins and test records are taken from."""
-    whole, private = _Source.of(public), [_Source.of(data) for data in tune.private]
+    whole, private = _Source.of(public), [_Source.of(data, private=True) for data in tune.private]
     for named in [*private, *([_Source.of(tune.eval)] if tune.eval else [])]:
         meeting = _meeting(whole, named)  # records of data.public that [tune] names are held out
         if meeting.all():

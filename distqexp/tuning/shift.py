@@ -25,7 +25,7 @@ class HeldDataset(Dataset):
     """Some rows of a file, read and shifted already; ``read`` looks them up."""
 
     def __init__(self, dataset: Dataset, rows: NDArray[np.int64], records: Records) -> None:
-        super().__init__(dataset.data, dataset.schema, open_reader(dataset.data))
+        super().__init__(dataset.data, dataset.schema, open_reader(dataset.data, dataset.private))
         self._place = {int(row): place for place, row in enumerate(rows)}
         self.records = records
 
@@ -47,17 +47,18 @@ class StandIns(DataSource):
     def of_part(self, number: int, parts: int) -> StandIns:
         """As that of a DataSource."""
         part = super().of_part(number, parts)
-        return StandIns(part.data, part.slots, part.partition, held=self.held)
+        return StandIns(part.data, part.slots, part.partition, held=self.held, private=self.private)
 
     def open(self, schema: Schema, round: int) -> Dataset:
         """The records that are held."""
         return self.held or super().open(schema, round)
 
 
-def hold(data: DataConfig, schema: Schema, tune: TuneConfig) -> HeldDataset:
+def hold(data: DataConfig, schema: Schema, tune: TuneConfig, *, private: bool = False) -> HeldDataset:
     """Read what ``data`` selects, shifted by random angles and noise as [tune] says; the fixed angle is in ``data.rotate``.
 
-    Both are functions of (tune.seed, row of the file) alone. Raises UsageError where the records can't be shifted so.
+    ``private``: whether the records play private ones, see Dataset. Shifts are functions of (tune.seed, row of the file)
+    alone. Raises UsageError where the records can't be shifted so.
     """
     if tune.rotate is not None and not schema.image:
         raise UsageError(
@@ -66,7 +67,7 @@ def hold(data: DataConfig, schema: Schema, tune: TuneConfig) -> HeldDataset:
     if tune.noise and schema.tokens:
         raise UsageError(f"tune.noise: {tune.noise:g} with tokens; expected features that are numbers; leave it out")
     turns = Turns(*tune.rotate, tune.seed, 0) if isinstance(tune.rotate, tuple) else None
-    dataset = open_dataset(data, schema, turns)
+    dataset = open_dataset(data, schema, turns, private=private)
     rows = dataset.slot_map().rows
     records = dataset.read(rows)
     if tune.noise:

@@ -53,6 +53,7 @@ class Reader(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files behind it."""
 
+    @abstractmethod
     def check_whole(self) -> None:
         """Raise FileContentError now for whatever could end a later ``read``: damage anywhere in the file, a column of another type."""
 

@@ -31,6 +31,9 @@ class DigitsReader(Reader):
     def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._pixels[rows].reshape(-1, *self.shape), self._labels[rows]
 
+    def check_whole(self) -> None:
+        """Nothing is left to look at: the table is in memory."""
+
     def files(self) -> tuple[Path, ...]:
         return ()
 

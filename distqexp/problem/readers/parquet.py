@@ -101,7 +101,9 @@ class ParquetReader(TableReader):
         if pyarrow.types.is_string(_plain(column.type)) or pyarrow.types.is_large_string(_plain(column.type)):
             texts = _texts(column)
             found = [legible(text) for text in texts]
-            legal = all(name is not None or text is None or is_missing(text) for name, text in zip(found, texts, strict=True))
+            legal = all(
+                name is not None or text is None or is_missing(text) for name, text in zip(found, texts, strict=True)
+            )
         else:
             found, legal = _values(column)
         if not self.private and not legal:
