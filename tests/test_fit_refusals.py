@@ -469,7 +469,7 @@ def test_refusals_of_real_processes(task: Path) -> None:
     folder = task.parent
     unknown = run_process("distqexp.fit", task, "--set", "mechanism.step_size=1", folder=folder)
     unknown.refused(2, "mechanism.step_size", "mechanism.step")
-    (folder / "public.csv").write_text("\n".join([*lines(9), "p9,1,1,1,4711"]), "utf-8")
+    (folder / "private.csv").write_text("\n".join([*lines(9), "p9,1,1,1,4711,1"]), "utf-8")
     label = run_process("distqexp.fit", task, "--out", "out", "--debug", folder=folder)
     assert label.code == 3
     assert label.err.splitlines()[-1].startswith("distqexp: ")
