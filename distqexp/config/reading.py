@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import string
@@ -71,7 +72,7 @@ def _refuse_type(value: Any) -> Any:
 def _build(cls: type, tree: Any, where: str) -> Any:
     if not isinstance(tree, dict):
         raise UsageError(f"config key {where}: {tree!r} is a {_found(tree)}; expected a table [{where}]")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in tree:
         if name not in known:
@@ -88,6 +89,11 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UsageError(f"config key {full}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
 from distqexp.errors import FileContentError, UsageError
-from distqexp.mechanism.diagnostics import SUMS, Diagnostics, estimates
+from distqexp.mechanism.diagnostics import Diagnostics, estimates
 from distqexp.mechanism.factor_grid import FactorGrid
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.release import ReleaseRule
@@ -26,6 +26,8 @@ from distqexp.privacy.ledger_expenses import Part
 from distqexp.privacy.pure import pure_epsilon
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import BASIS_BYTES
+from distqexp.stages.derived import coordinates_of
+from distqexp.stages.recomputed import check_plan, check_release
 from distqexp.storage.canonical import plan_identity, state_identity
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
 
@@ -166,8 +168,11 @@ class Plan:
 
     @staticmethod
     def restore(header: Mapping[str, Any], arrays: Arrays) -> Plan:
-        """Inverse of header() and arrays(); the identity is computed afresh."""
-        return Plan(
+        """Inverse of header() and arrays(); the identity is computed afresh, and so is every figure that the config gives.
+
+        Raises FileContentError or UsageError where one differs.
+        """
+        plan = Plan(
             config=config_from_tree(header["config"]),
             d=int(header["d"]),
             k=int(header["k"]),
@@ -177,17 +182,19 @@ class Plan:
             state=RoundState.restore(header["state"], under(arrays, "state/")),
             forecast={name: float(value) for name, value in header["forecast"].items()},
         ).identified()
+        check_plan(plan, header, arrays)
+        return plan
 
     @staticmethod
     def read(path: Path) -> Plan:
-        """Read plan.h5. Raises FileContentError when its content is not what its identity says."""
+        """Read plan.h5. Raises FileContentError when its content is not what its identity says, or not what its config gives."""
         stored = read_file(path, kind="plan")
-        plan = _restored(path, lambda: Plan.restore(stored.header, stored.arrays))
-        if plan.plan_id != stored.plan_id:
+        found = plan_identity(stored.header, stored.arrays)
+        if found != stored.plan_id:
             raise FileContentError(
-                f"{path}: its content has plan_id {plan.plan_id[:16]}, its label says {stored.plan_id[:16]}; copy the plan again"
+                f"{path}: its content has plan_id {found[:16]}, its label says {stored.plan_id[:16]}; copy the plan again"
             )
-        return plan
+        return restored(path, lambda: Plan.restore(stored.header, stored.arrays))
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ class Sketch:
     def read(path: Path, plan: Plan, *, own: bool = False) -> Sketch:
         """Read and check against the plan. own: as read_file. Raises FileContentError."""
         stored = read_file(path, kind="sketch", plan_id=plan.plan_id, own=own)
-        sketch = _restored(
+        sketch = restored(
             path,
             lambda: Sketch(
                 plan_id=stored.plan_id,
@@ -280,7 +287,7 @@ class Quadratic:
     def read(path: Path, plan: Plan, *, own: bool = False) -> Quadratic:
         """Read and check against the plan. own: as read_file. Raises FileContentError."""
         stored = read_file(path, kind="quadratic", plan_id=plan.plan_id, own=own)
-        return _restored(
+        return restored(
             path,
             lambda: Quadratic(
                 plan_id=stored.plan_id,
@@ -333,7 +340,7 @@ class Release:
 
     @staticmethod
     def restore(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> Release:
-        """Inverse of header() and arrays(). Raises FileContentError when shapes are not the plan's."""
+        """Inverse of header() and arrays(). Raises FileContentError or UsageError when anything is not as the plan gives it."""
         theta = np.asarray(arrays["theta"], dtype=np.float64)
         noisy_sums = np.asarray(arrays["noisy_sums"])
         if theta.shape != (plan.d,) or noisy_sums.shape != (plan.coordinates,):
@@ -341,12 +348,8 @@ class Release:
                 f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.coordinates},)"
             )
         following = header["next"]
-        state = RoundState.restore(following, under(arrays, "next/") | {"theta": theta}) if following else None
-        if noisy_sums.dtype != np.int64:
-            raise FileContentError(
-                f"release: noisy sums of {noisy_sums.dtype}; expected int64: made by an older distqexp, or altered"
-            )
-        return Release(
+        state = None if following is None else RoundState.restore(following, under(arrays, "next/") | {"theta": theta})
+        release = Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),
             noisy_sums=noisy_sums,
@@ -356,6 +359,8 @@ class Release:
             insecure_seed=header["insecure_seed"],
             everybody=_everybody(header, plan),
         )
+        check_release(plan, release, header, arrays)
+        return release
 
     def write(self, path: Path) -> None:
         """Store as release-r.h5."""
@@ -367,17 +372,12 @@ class Release:
     def read(path: Path, plan: Plan) -> Release:
         """Read and check against the plan. Raises FileContentError."""
         stored = read_file(path, kind="release", plan_id=plan.plan_id)
-        return _restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
+        return restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
 
 
 def charged_part(plan: Plan, release: Release) -> Part | None:
     """Whose units a release says it is charged to; None: everybody's."""
     return None if release.everybody else plan.part(release.round)
-
-
-def coordinates_of(config: Config, k: int) -> int:
-    """How many numbers a round of ``k`` coordinates releases."""
-    return k + SUMS if config.diagnostics.share else k
 
 
 def diagnostics_of(plan: Plan, release: Release) -> Diagnostics | None:
@@ -428,7 +428,8 @@ def _everybody(header: Mapping[str, Any], plan: Plan) -> bool:
     return found
 
 
-def _restored(path: Path, build: Callable[[], T]) -> T:
+def restored(path: Path, build: Callable[[], T]) -> T:
+    """What ``build`` makes of the content of ``path``. Raises FileContentError, in one line, for whatever is wrong with it."""
     try:
         return build()
     except (UsageError, FileContentError) as error:  # of a config, a grid or a schema inside the file

@@ -19,18 +19,17 @@ from distqexp.geometry.precisions import curvature_sum, make_kronecker_precision
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace, factors_to_arrays, leading_factors
 from distqexp.geometry.subspaces.public_pca import leading_basis
-from distqexp.mechanism.batch_sums import BatchSums
-from distqexp.mechanism.factor_grid import FactorGrid, choose_factor_grid
-from distqexp.mechanism.grid import Grid, check_capacity, check_radius, choose_grid, pure_mu, with_pure_noise
-from distqexp.privacy.calibration import Calibration, sigma_minimum
+from distqexp.mechanism.factor_grid import FactorGrid
+from distqexp.mechanism.grid import Grid
+from distqexp.privacy.calibration import Calibration
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Turns
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import SlotMap
 from distqexp.sketching.curvature_sketcher import joint_sizes
-from distqexp.sketching.integers import LARGEST_CLIP_INTEGER
 from distqexp.stages.artefacts import RoundState, under
 from distqexp.stages.context import DataSource, ProbeSource, RoundContext
+from distqexp.stages.derived import derived_factor_grid, derived_grid
 from distqexp.stages.public_range import public_range
 from distqexp.stages.sharing import arrays_from_root, required
 
@@ -107,16 +106,7 @@ def next_state(
     else:
         subspace, precision = _made_anew(context, engine, kept)
         clip = given or _public_clip(context, engine, subspace, precision, kept)
-    batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
-    grid = _grid(config, calibration, clip, k, batches)
-    check_capacity(grid, k, config.privacy.units, batches)
-    if config.mechanism.trust_radius is not None:
-        check_radius(grid, config.mechanism.trust_radius)
-    if grid.clip_integer > LARGEST_CLIP_INTEGER:
-        raise UsageError(
-            f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
-            "raise delta, or leave mechanism.grid out"
-        )
+    grid = derived_grid(config, calibration, clip, k)
     return RoundState(
         round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace,
         velocity=_velocity(config, theta, previous), factors=_factor_grid(context, grid),
@@ -156,26 +146,11 @@ def norms_of_piece(context: RoundContext, item: int) -> FloatArray:
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
 
 
-def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:
-    adjacency, presence, exponent = config.privacy.adjacency, config.privacy.presence, config.mechanism.grid
-    radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
-    if epsilon is None or radius is None:
-        return choose_grid(
-            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence,
-            config.diagnostics.share,
-        )  # fmt: skip
-    mu = pure_mu(clip, radius, epsilon, adjacency, presence)
-    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches, presence)
-    return with_pure_noise(grid, radius, epsilon)
-
-
 def _factor_grid(context: RoundContext, grid: Grid) -> FactorGrid | None:
-    """The grid of the units' factors, one row an output and view of a record, where the curvature is private."""
-    config, radius = context.config, context.config.mechanism.trust_radius
-    if not config.private_curvature or radius is None:
+    """The grid of the units' factors, where the curvature is private."""
+    if not context.config.private_curvature:
         return None
-    rows = context.curvature_rows * config.augment.views
-    return choose_factor_grid(grid, radius, context.k, rows, config.privacy.units, config.engine.micro_batch)
+    return derived_factor_grid(context.config, grid, context.k, context.curvature_rows)
 
 
 def _velocity(config: Config, theta: FloatArray, previous: RoundState | None) -> FloatArray | None:

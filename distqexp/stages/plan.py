@@ -9,8 +9,6 @@ from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
-from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball
-from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
@@ -18,9 +16,10 @@ from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.weights import load_weights
-from distqexp.stages.artefacts import Plan, coordinates_of
+from distqexp.stages.artefacts import Plan
 from distqexp.stages.context import build_network, dimension_of, subspace_of
 from distqexp.stages.curvature import curvature_source, next_state
+from distqexp.stages.derived import derived_calibration, derived_forecast
 from distqexp.stages.sharing import arrays_from_root
 
 
@@ -38,7 +37,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     k = dimension_of(config, network)
     if not (config.by_blocks or config.subspace.kind == "public-pca"):
         subspace_of(config, d, k, 0)
-    calibration = _calibrated(config, coordinates_of(config, k))
+    calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema)
     state = next_state(
         config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
@@ -47,7 +46,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     plan = Plan(
         config=without_paths(config), d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state
     )
-    return dataclasses.replace(plan, forecast=_forecast(config, state.grid.temperature, k)).identified()
+    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).identified()
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -71,15 +70,6 @@ def describe_plan(plan: Plan) -> list[str]:
         _describe_forecast(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
-
-
-def _calibrated(config: Config, k: int) -> Calibration:
-    epsilon, rounds = config.privacy.epsilon, config.mechanism.passes
-    if config.privacy.delta == 0:
-        return calibrate_pure(epsilon=epsilon, rounds=rounds, k=k)
-    return calibrate(
-        epsilon=epsilon, delta=config.privacy.delta, rounds=rounds, k=k, noise=config.mechanism.noise
-    )  # fmt: skip
 
 
 def _schema(config: Config) -> Schema:
@@ -147,14 +137,3 @@ def _describe_forecast(plan: Plan) -> str:
         f"forecast: the release is above the minimum of the clipped quadratic by {forecast['expected']:.6g} on average, "
         f"at most {forecast['bound']:.6g} with probability {1 - forecast['failure_probability']:g}"
     )
-
-
-def _forecast(config: Config, temperature: float, k: int) -> dict[str, float]:
-    if config.mechanism.trust_radius is not None:
-        return {"expected": expected_excess_in_ball(temperature, k)}
-    failure = 1e-3
-    return {
-        "expected": expected_excess(temperature, k),
-        "bound": excess_bound(temperature, k, failure),
-        "failure_probability": failure,
-    }
