@@ -21,7 +21,7 @@ from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
 from distqexp.config import Config, DataConfig, EngineConfig, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import FileContentError, RecordsChangedError, UsageError
 from distqexp.fit import FitResult, run
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_head import Anchor
@@ -45,7 +45,14 @@ from distqexp.stages.release import (
     make_release,
 )
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import basis_of, open_shards, sketch_round, whole_sketch
+from distqexp.stages.sketch import (
+    basis_of,
+    discard_sketches,
+    open_shards,
+    require_same_records,
+    sketch_round,
+    whole_sketch,
+)
 from distqexp.stages.verify import verify_path
 from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
@@ -144,13 +151,23 @@ def sketch(
         )
         role = f"site-{spec.shard or 'all'}"
         running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
-        sources, fingerprints = open_shards(received, [spec], running)
+
+        def digest(*facts: bytes) -> bytes:  # on the root
+            return required(charging).ledger.keyed_digest(*facts)
+
+        sources, fingerprints = open_shards(received, [spec], running, digest)
         running.on_root(lambda: open_folder(parts, resume=True, private=True))
         rounds = received.config.mechanism.rounds
         with Progress(rounds=rounds, silent=not running.is_root, callback=callback) as progress:
             running.on_progress = progress.advance
             progress.stage("sketch", state.round)
-            sums = sketch_round(received, state, sources, fingerprints, parts, running)
+            try:
+                sums = sketch_round(received, state, sources, fingerprints, parts, running)
+                require_same_records(sources, fingerprints, running, digest)
+            except RecordsChangedError:
+                if running.is_root:
+                    discard_sketches(parts, state.round)
+                raise
             progress.advance(1.0)
 
         def finish() -> None:

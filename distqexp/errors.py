@@ -32,6 +32,10 @@ class FileContentError(DistqexpError):
     exit_code = 3
 
 
+class RecordsChangedError(FileContentError):
+    """A file of private records is not the one that the run, or the round, began with (exit code 3)."""
+
+
 class BudgetError(DistqexpError):
     """The privacy budget of a population does not allow the release (exit code 4)."""
 

@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import numpy.typing as npt
 
 from distqexp.config import Config, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine, exit_code, places, reason
 from distqexp.engines.launcher import may_print
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import FileContentError, RecordsChangedError, UsageError
 from distqexp.privacy.ledger import Ledger
+from distqexp.problem.identity import Digest
 from distqexp.report.progress import Progress
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, diagnostics_of, same_rules
 from distqexp.stages.context import DataSource
@@ -37,7 +39,14 @@ from distqexp.stages.release import (
     make_release,
 )
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import basis_of, open_shards, sketch_files, sketch_round
+from distqexp.stages.sketch import (
+    basis_of,
+    discard_sketches,
+    open_shards,
+    require_same_records,
+    sketch_files,
+    sketch_round,
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,12 @@ def run(
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), insecure_seed))
     if state is not None:
         engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
-        sources, fingerprints = open_shards(plan, config.data.private, engine)
-        work = _Work(config, plan, sources, fingerprints, out, charging, insecure_seed)
+
+        def digest(*parts: bytes) -> bytes:  # on the root
+            return required(charging).ledger.keyed_digest(*parts)
+
+        sources, fingerprints = open_shards(plan, config.data.private, engine, digest)
+        work = _Work(config, plan, sources, fingerprints, digest, out, charging, insecure_seed)
         while state is not None:
             release = _round(work, state, engine, progress)
             releases.append(release)
@@ -117,6 +130,7 @@ class _Work:
     plan: Plan
     sources: tuple[DataSource, ...]
     fingerprints: tuple[str, ...]
+    digest: Digest
     out: Path
     charging: Charging | None
     insecure_seed: int | None
@@ -165,7 +179,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     plan, pooled = work.plan, quadratic_path(work.out, state.round)
     progress.stage("sketch", state.round)
     if not engine.on_root(pooled.exists):
-        sums = sketch_round(plan, state, work.sources, work.fingerprints, work.out, engine)
+        sums = _same_sketch(work, state, engine)
         progress.advance(1.0)  # the same lines for a shard without records
         progress.stage("pool", state.round)
         basis = basis_of(work.sources)
@@ -189,6 +203,19 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         progress.say(f"round {state.round + 1}: {told.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
+
+
+def _same_sketch(work: _Work, state: RoundState, engine: Engine) -> npt.NDArray[np.int64] | None:
+    """The sums of a round over the records that the run began with; of others, nothing is left and nothing is charged."""
+    require_same_records(work.sources, work.fingerprints, engine, work.digest)
+    try:
+        sums = sketch_round(work.plan, state, work.sources, work.fingerprints, work.out, engine)
+        require_same_records(work.sources, work.fingerprints, engine, work.digest)
+    except RecordsChangedError:
+        if engine.is_root:
+            discard_sketches(work.out, state.round)
+        raise
+    return sums
 
 
 def _forget_private(config: Config, out: Path, round: int) -> None:

@@ -237,6 +237,12 @@ class Ledger:
                 raise UsageError(f"ledger entry {row.id}: {row.state}, expected committed; there is no release yet")
             return self._read("released", row) if row.id in books.stored else None
 
+    # --- private facts ---------------------------------------------------------------------------------------
+
+    def keyed_digest(self, *parts: bytes) -> bytes:
+        """A digest of private facts, for this machine's own files: its key never leaves the ledger's folder."""
+        return self._files.tag(b"records", *parts)
+
     # --- caps and rows ---------------------------------------------------------------------------------------
 
     def set_cap(

@@ -96,7 +96,7 @@ def partition_by_slot(slots: SlotMap, parts: int, identifiers: Sequence[Any] | N
     """Unit u, by the order of the slots, is in part u mod ``parts``: parts of equal size.
 
     ``identifiers``: the unit id of every row of ``slots.rows``. Who is unit u then rests on all ids; without ids on the
-    file, which ``fingerprint`` stands for.
+    file, for which ``fingerprint``, a digest of its bytes, stands.
     """
     names = [] if identifiers is None else [id_bytes(name) for name in identifiers]
     basis = hashlib.sha256(fingerprint.encode() if identifiers is None else b"")

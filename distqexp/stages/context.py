@@ -31,6 +31,7 @@ from distqexp.geometry.subspaces.public_pca import stored_basis
 from distqexp.geometry.whitening import combined_whitening
 from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.identity import FileFacts, another_file, file_facts
 from distqexp.problem.images import Turns, Views
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
@@ -55,7 +56,8 @@ class DataSource:
     """One source of records with its slots: rows of the file and unit of each slot, in slot order.
 
     partition: of the units, where the plan has parts and the source is not one part of another already. turned: public images,
-    each turned by a random angle. private: whether the records play a private role, see Dataset.
+    each turned by a random angle. private: whether the records play a private role, see Dataset. facts: of the files when the
+    slots were read from them, where they must not change.
     The slot map of private data is public under zero-out and replace-one, private under add-remove.
     """
 
@@ -64,6 +66,7 @@ class DataSource:
     partition: Partition | None = None
     turned: Turns | None = None
     private: bool = True
+    facts: FileFacts | None = None
 
     def of_part(self, number: int, parts: int) -> DataSource:
         """The source with the slots of one part of ``parts`` alone: all that a round may see."""
@@ -80,6 +83,11 @@ class DataSource:
     def open(self, schema: Schema, round: int) -> Dataset:
         """The reader of the records, the same in every round."""
         return open_dataset(self.data, schema, self.turned, private=self.private)
+
+    def require_same_files(self) -> None:
+        """Raise RecordsChangedError where this process meets other files than those that the slots were read from."""
+        if self.facts is not None and not self.facts.agree(file_facts(self.data)):
+            raise another_file(self.data)
 
 
 @dataclass(frozen=True)

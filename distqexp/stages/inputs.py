@@ -8,15 +8,16 @@ from distqexp.problem.readers.base import existing_file
 
 def check_paths(config: Config) -> None:
     """Refuse a config whose files are missing before hours of work. Opens none of them. Raises UsageError."""
-    _check_data("data.public", config.data.public)
-    _check_data("data.eval", config.data.eval)
+    check_files("data.public", config.data.public)
+    check_files("data.eval", config.data.eval)
     for data in config.data.private:
-        _check_data("data.private", data)
+        check_files("data.private", data)
     if config.model.weights is not None:
         existing_file(config.model.weights, "model.weights")
 
 
-def _check_data(where: str, data: DataConfig | None) -> None:
+def check_files(where: str, data: DataConfig | None) -> None:
+    """As check_paths, of one source, None for none."""
     if data is None:
         return
     if data.format != "digits":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections import Counter
@@ -19,10 +20,21 @@ from distqexp.engines.base import Control, Engine
 from distqexp.errors import FileContentError, StoppedError, UsageError
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.identity import (
+    Digest,
+    FileFacts,
+    another_file,
+    content_digest,
+    file_facts,
+    fingerprint,
+    plain_digest,
+)
 from distqexp.problem.independence import refuse_coupling
+from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, id_bytes, partition_by_id, partition_by_slot
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.context import DataSource, RoundContext, build_network
+from distqexp.stages.inputs import check_files
 from distqexp.stages.sharing import arrays_from_root
 
 IntegerArray = npt.NDArray[np.int64]
@@ -49,27 +61,58 @@ class SketchWork:
     folder: Path
     attempt: int
 
+    def require_same_files(self, source: int) -> None:
+        """See DataSource."""
+        found = self.context.sources[source]
+        if isinstance(found, DataSource):
+            found.require_same_files()
+
 
 def open_shards(
-    plan: Plan, shards: Sequence[DataConfig], engine: Engine
+    plan: Plan, shards: Sequence[DataConfig], engine: Engine, digest: Digest = plain_digest
 ) -> tuple[tuple[DataSource, ...], tuple[str, ...]]:
     """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features.
 
-    Where the plan has parts, the sources carry their partition.
+    Where the plan has parts, the sources carry their partition. digest: of the fingerprints, called on the root; of private
+    records the ledger's.
     """
-    scanned = arrays_from_root(engine, lambda: _scan(plan, shards))
+    scanned = arrays_from_root(engine, lambda: _scan(plan, shards, digest))
 
     def source(i: int, data: DataConfig) -> DataSource:
         slots = SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])
-        if plan.config.mechanism.parts == 1:
-            return DataSource(data, slots, private=True)
-        return DataSource(
-            data, slots, private=True, partition=Partition(scanned[f"part-{i}"], bytes(scanned[f"basis-{i}"]))
-        )
+        parts = plan.config.mechanism.parts > 1
+        partition = Partition(scanned[f"part-{i}"], bytes(scanned[f"basis-{i}"])) if parts else None
+        host, files = json.loads(bytes(scanned[f"facts-{i}"]))
+        facts = FileFacts(host, tuple(tuple(file) for file in files))
+        return DataSource(data, slots, partition, private=True, facts=facts)
 
     sources = tuple(source(i, data) for i, data in enumerate(shards))
     fingerprints = tuple(bytes(scanned[f"fingerprint-{i}"]).decode() for i in range(len(shards)))
     return sources, fingerprints
+
+
+def require_same_records(
+    sources: Sequence[DataSource], fingerprints: Sequence[str], engine: Engine, digest: Digest = plain_digest
+) -> None:
+    """Raise RecordsChangedError unless the shards still are what ``open_shards`` found: before and after a round reads them."""
+
+    def check() -> None:
+        for source, found in zip(sources, fingerprints, strict=True):
+            source.require_same_files()
+            now = fingerprint(
+                source.data, file_facts(source.data), partial(open_reader, source.data, private=True), digest
+            )
+            source.require_same_files()
+            if now != found:
+                raise another_file(source.data)
+
+    engine.on_root(check)
+
+
+def discard_sketches(folder: Path, round: int) -> None:
+    """Remove the sketch files of a round: their sums may be of other records."""
+    for path in sketch_files(folder, round):
+        path.unlink(missing_ok=True)
 
 
 def sketch_round(
@@ -121,6 +164,7 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
         mask = np.zeros(len(numbers), dtype=np.bool_)
         sums = np.zeros(work.plan.width, dtype=np.int64)
         save = partial(_save, work, source, path)
+        work.require_same_files(source)
         saved = time.monotonic()
         for item in mine:
             if control.stop():
@@ -161,6 +205,7 @@ def sketch_files(folder: Path, round: int) -> list[Path]:
 
 
 def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: npt.NDArray[np.bool_]) -> None:
+    work.require_same_files(source)
     Sketch(
         plan_id=work.plan.plan_id,
         round=work.state.round,
@@ -173,10 +218,13 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
     ).write(path)
 
 
-def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any]]:
+def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
     present: Counter[bytes] = Counter()
+    for data in shards:
+        check_files("data.private", data)
+    facts = [file_facts(data) for data in shards]
     # All that a file as a whole can be refused for is found now, in every shard: before anything is drawn or charged.
     datasets = [open_dataset(data, plan.schema, private=True) for data in shards]
     _check_model(plan, datasets)
@@ -187,11 +235,18 @@ def _scan(plan: Plan, shards: Sequence[DataConfig]) -> dict[str, npt.NDArray[Any
         if len(shards) > 1 and data.unit is not None:
             present.update({id_bytes(name) for name in dataset.identifiers(slot_map.rows) or () if name is not None})
         slots += len(slot_map.rows)
-        fingerprint = np.frombuffer(dataset.fingerprint().encode(), dtype=np.uint8)
-        found |= {f"rows-{i}": slot_map.rows, f"unit-{i}": slot_map.unit, f"fingerprint-{i}": fingerprint}
+        shown = fingerprint(data, facts[i], partial(open_reader, data, private=True), digest).encode()
+        found |= {
+            f"rows-{i}": slot_map.rows,
+            f"unit-{i}": slot_map.unit,
+            f"fingerprint-{i}": np.frombuffer(shown, dtype=np.uint8),
+            f"facts-{i}": np.frombuffer(json.dumps([facts[i].host, facts[i].files]).encode(), dtype=np.uint8),
+        }
         if plan.config.mechanism.parts > 1:
             partition = _partition(plan, dataset, slot_map)
             found |= {f"part-{i}": partition.part, f"basis-{i}": np.frombuffer(partition.basis, dtype=np.uint8)}
+        if not facts[i].agree(file_facts(data)):
+            raise another_file(data)
     presence = plan.config.privacy.presence
     if max(present.values(), default=0) > presence:
         raise UsageError(
@@ -221,7 +276,8 @@ def _check_model(plan: Plan, datasets: Sequence[Dataset]) -> None:
 def _partition(plan: Plan, dataset: Dataset, slots: SlotMap) -> Partition:
     parts, identifiers = plan.config.mechanism.parts, dataset.identifiers(slots.rows)
     if plan.config.privacy.adjacency != "add-remove":
-        return partition_by_slot(slots, parts, identifiers, dataset.fingerprint())
+        content = content_digest(dataset.data) if identifiers is None else ""
+        return partition_by_slot(slots, parts, identifiers, content)
     if identifiers is None:
         raise UsageError("data.unit: absent; expected the column of the unit ids, which parts under add-remove rest on")
     return partition_by_id(slots, parts, identifiers, bytes.fromhex(plan.plan_id))

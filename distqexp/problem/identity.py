@@ -1,0 +1,116 @@
+"""Which files records come from, and whether they still are the ones that a run began with."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import DataConfig
+from distqexp.errors import FileContentError, RecordsChangedError
+from distqexp.problem.filters import parse_filter
+from distqexp.problem.readers import Reader
+from distqexp.problem.selection import read_blank, select_rows
+
+Digest = Callable[..., bytes]
+"""A digest of some byte strings; of private records a keyed one, see Ledger.keyed_digest."""
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the file system says of the files of a source: (size, time, inode, time of the last change of any kind) each.
+
+    ``host``: where. Inodes and times of another machine's copies say nothing; sizes do. Private, local.
+    """
+
+    host: str
+    files: tuple[tuple[int, int, int, int], ...]
+
+    def agree(self, other: FileFacts) -> bool:
+        """Whether both can be of the same files."""
+        if self.host == other.host:
+            return self.files == other.files
+        return [file[0] for file in self.files] == [file[0] for file in other.files]
+
+
+def source_files(data: DataConfig) -> list[Path]:
+    """The files behind a source: records, labels, blanks; none for the embedded digits."""
+    records = [] if data.format == "digits" else [data.path, data.labels if data.format == "idx" else None]
+    return [Path(path) for path in (*records, data.blank) if path is not None]
+
+
+def file_facts(data: DataConfig) -> FileFacts:
+    """The facts of now. Raises RecordsChangedError for a file that is gone."""
+    files = []
+    for path in source_files(data):
+        try:
+            stat = path.stat()
+        except OSError:
+            raise another_file(data) from None
+        files.append((stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns))
+    return FileFacts(socket.gethostname(), tuple(files))
+
+
+def fingerprint(data: DataConfig, facts: FileFacts, open_reader: Callable[[], Reader], digest: Digest) -> str:
+    """A digest of the facts, and of the selected rows with their unit ids, filter columns and blanks. Private, local."""
+    parts = [data.format.encode(), repr(facts.files).encode()]
+    if data.unit is not None or data.where is not None or data.blank is not None:
+        reader = open_reader()
+        rows = select_rows(data, reader, keep_blank=True)
+        parts += [rows.tobytes(), read_blank(data, reader.count)[rows].tobytes(), *_columns(data, reader, rows)]
+    return digest(*parts).hex()
+
+
+def content_digest(data: DataConfig) -> str:
+    """SHA-256 of the bytes of the record files, blanks aside: who stands in which row, where no column says so. Private."""
+    whole = hashlib.sha256(data.format.encode())
+    for path in source_files(DataConfig(format=data.format, path=data.path, labels=data.labels)):
+        whole.update(file_digest(path))
+    return whole.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file. Raises FileContentError when it can't be read."""
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+    except OSError:
+        raise FileContentError(f"{path}: can't be read to its end; expected a whole file; restore it") from None
+    return found.digest()
+
+
+def plain_digest(*parts: bytes) -> bytes:
+    """SHA-256 of the parts, each with its length: for public records."""
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+
+
+def another_file(data: DataConfig) -> RecordsChangedError:
+    """The error for records that are not those of the rounds before."""
+    names = ", ".join(str(path) for path in source_files(data)) or data.format
+    return RecordsChangedError(
+        f"{names}: changed since the run read it first; expected the same file, with the same size, time, unit ids and filter "
+        "columns, to the end: its sums are thrown away and not charged; restore the file and run again (fit: with --resume)"
+    )
+
+
+def _columns(data: DataConfig, reader: Reader, rows: NDArray[np.int64]) -> list[bytes]:
+    """Unit ids and filter columns at ``rows``."""
+    found: list[bytes] = []
+    if data.unit is not None:
+        found += [repr(name).encode() for name in reader.identifiers(data.unit, rows)]
+    for comparison in parse_filter(data.where) if data.where is not None else ():
+        if isinstance(comparison.value, str):
+            texts = reader.texts(comparison.column)
+            found += [repr(texts[row]).encode() for row in rows.tolist()]
+        else:
+            found.append(reader.numbers(comparison.column)[rows].tobytes())
+    return found
