@@ -31,6 +31,7 @@ from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same
 from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
+from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import (
@@ -155,6 +156,7 @@ def sketch(
         def digest(*facts: bytes) -> bytes:  # on the root
             return required(charging).ledger.keyed_digest(*facts)
 
+        running.on_root(lambda: refuse_overlaps(dataclasses.replace(received.config.data, private=(spec,))))
         sources, fingerprints = open_shards(received, [spec], running, digest)
         running.on_root(lambda: open_folder(parts, resume=True, private=True))
         rounds = received.config.mechanism.rounds

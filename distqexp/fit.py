@@ -28,6 +28,7 @@ from distqexp.stages.context import DataSource
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
+from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.release import (
     Charging,
@@ -109,6 +110,7 @@ def run(
         def digest(*parts: bytes) -> bytes:  # on the root
             return required(charging).ledger.keyed_digest(*parts)
 
+        engine.on_root(lambda: refuse_overlaps(config.data))
         sources, fingerprints = open_shards(plan, config.data.private, engine, digest)
         work = _Work(config, plan, sources, fingerprints, digest, out, charging, insecure_seed)
         while state is not None:

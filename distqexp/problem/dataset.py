@@ -23,6 +23,7 @@ from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.selection import read_blank, select_rows
 from distqexp.problem.slots import NO_ROW, SlotMap, slot_map
+from distqexp.problem.unit_ids import canonical_id
 
 _ROWS_AT_ONCE = 1024
 _TOKENISE = "tokenise the records for this model"
@@ -76,13 +77,19 @@ class Dataset:
         A private row without an id is nobody's: its slot is a unit of its own without a row, NO_ROW.
         """
         rows = select_rows(self.data, self._reader, keep_blank=True)
-        return slot_map(rows, self.identifiers(rows))
+        return slot_map(rows, self.identifiers(rows), f"{self._where()}: column {self.data.unit!r}")
 
     def identifiers(self, rows: NDArray[np.int64]) -> list[Any] | None:
         """The unit ids of these rows, None for a row that is nobody's; None where a row is a unit. Private."""
         if self.data.unit is None:
             return None
-        found = iter(self._reader.identifiers(self.data.unit, rows[rows != NO_ROW]))
+        where = f"{self._where()}: column {self.data.unit!r}"
+        names = [canonical_id(name, where) for name in self._reader.identifiers(self.data.unit, rows[rows != NO_ROW])]
+        if not self.private and None in names:
+            raise FileContentError(
+                f"{where}: an id can't be read; expected numbers, dates or texts in UTF-8; complete it"
+            )
+        found = iter(names)
         return [None if row == NO_ROW else next(found) for row in rows.tolist()]
 
     def check_whole(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.problem.unit_ids import canonical_id, refuse_mixture
+
 NO_ROW = -1
 """The row of a slot that no unit owns: absent in every round, as if it were blank."""
 
@@ -116,22 +118,25 @@ def partition_by_id(slots: SlotMap, parts: int, identifiers: Sequence[Any], key:
 
 
 def id_bytes(identifier: Any) -> bytes:
-    """The text of an id: the same from a table and from an array."""
-    return identifier if isinstance(identifier, bytes) else str(identifier).encode("utf-8", "surrogatepass")
+    """The text of an id, see ``canonical_id``: the same from a table and from an array; empty for a missing one."""
+    return (canonical_id(identifier) or "").encode()
 
 
-def slot_map(rows: NDArray[np.int64], identifiers: Iterable[Any] | None) -> SlotMap:
+def slot_map(rows: NDArray[np.int64], identifiers: Iterable[Any] | None, where: str = "unit ids") -> SlotMap:
     """Slots of the chosen file ``rows`` (ascending); ``identifiers`` holds one unit id a row, None: a unit a row.
 
-    A row whose id is None belongs to nobody: its slot, a unit of its own, holds NO_ROW. It keeps its place, so that the units
-    around it keep theirs.
+    Ids are compared after ``canonical_id``. A row whose id is None then belongs to nobody: its slot, a unit of its own, holds
+    NO_ROW. It keeps its place, so that the units around it keep theirs. ``where``: file and column, for messages. Raises
+    FileContentError for ids that can't be compared, see ``refuse_mixture``.
     """
     rows = np.asarray(rows, dtype=np.int64)
     if identifiers is None:
         return SlotMap(rows, np.arange(len(rows), dtype=np.int64))
     seen: dict[Any, int] = {}
     nobody = object
-    names = [nobody() if name is None else name for name in identifiers]
+    texts = [canonical_id(name, where) for name in identifiers]
+    refuse_mixture({text for text in texts if text is not None}, where)
+    names = [nobody() if text is None else text for text in texts]
     codes = np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
     order = np.argsort(codes, kind="stable")
     owned = np.array([type(name) is not nobody for name in names], dtype=np.bool_)

@@ -31,10 +31,12 @@ from distqexp.problem.identity import (
 )
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.readers import open_reader
-from distqexp.problem.slots import Partition, SlotMap, id_bytes, partition_by_id, partition_by_slot
+from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
+from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.inputs import check_files
+from distqexp.stages.overlaps import refuse_common_rows
 from distqexp.stages.sharing import arrays_from_root
 
 IntegerArray = npt.NDArray[np.int64]
@@ -221,7 +223,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
 def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
-    present: Counter[bytes] = Counter()
+    present: Counter[str] = Counter()
     for data in shards:
         check_files("data.private", data)
     facts = [file_facts(data) for data in shards]
@@ -233,7 +235,8 @@ def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str,
     for i, (data, dataset) in enumerate(zip(shards, datasets, strict=True)):
         slot_map = dataset.slot_map()
         if len(shards) > 1 and data.unit is not None:
-            present.update({id_bytes(name) for name in dataset.identifiers(slot_map.rows) or () if name is not None})
+            names = {canonical_id(name) for name in dataset.identifiers(slot_map.rows) or ()}
+            present.update(name for name in names if name is not None)
         slots += len(slot_map.rows)
         shown = fingerprint(data, facts[i], partial(open_reader, data, private=True), digest).encode()
         found |= {
@@ -248,11 +251,13 @@ def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str,
         if not facts[i].agree(file_facts(data)):
             raise another_file(data)
     presence = plan.config.privacy.presence
+    refuse_mixture(present, "data.private.unit")
     if max(present.values(), default=0) > presence:
         raise UsageError(
             f"data.private.unit: a unit id stands in more shards than privacy.presence = {presence}; expected each in so many at most: "
             "raise privacy.presence and plan again, or give different units different ids"
         )
+    refuse_common_rows(shards, presence)
     # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
     limit = max_slots(plan.state.grid, plan.k)
     if plan.config.privacy.adjacency != "add-remove" and slots > limit:

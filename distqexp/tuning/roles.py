@@ -16,6 +16,7 @@ from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.selection import select_rows
 from distqexp.problem.slots import SlotMap, slot_map
+from distqexp.problem.unit_ids import canonical_id
 from distqexp.tuning.files import public_without_private, same_file
 
 Mask = NDArray[np.bool_]
@@ -87,7 +88,7 @@ class _Source:
         rows = select_rows(data, reader, keep_blank=True)
         if data.unit is None:
             return _Source(data, slot_map(rows, None), reader)
-        names = reader.identifiers(data.unit, rows)
+        names = [canonical_id(name) for name in reader.identifiers(data.unit, rows)]
         owned = np.array([name is not None for name in names], dtype=np.bool_)
         return _Source(data, slot_map(rows[owned], [name for name in names if name is not None]), reader)
 
@@ -157,8 +158,8 @@ def _meeting(one: _Source, other: _Source) -> Mask:
         return found
     shared = np.isin(one.slots.rows, other.slots.rows)
     if one.data.unit is not None and one.data.unit == other.data.unit:
-        names = set(other.reader.identifiers(one.data.unit, other.slots.rows))
-        own = one.reader.identifiers(one.data.unit, one.slots.rows)
+        names = {canonical_id(name) for name in other.reader.identifiers(one.data.unit, other.slots.rows)}
+        own = [canonical_id(name) for name in one.reader.identifiers(one.data.unit, one.slots.rows)]
         shared |= np.fromiter((name in names for name in own), np.bool_, len(own))
     found[one.slots.unit[shared]] = True
     return found
