@@ -112,7 +112,7 @@ def test_whole_numbers_are_never_taken_for_one_another(numbers: list[int]) -> No
     assert slot_map(np.arange(len(numbers)), [str(number) for number in numbers]).units == len(numbers)
 
 
-def table(path: Path, ids: list[Any]) -> DataConfig:
+def table(path: Path, ids: Any) -> DataConfig:
     """A table with these ids, in the format of the name."""
     frame = pd.DataFrame({"x": np.arange(len(ids)) * 0.5, "y": 0, "pid": ids})
     columns = ColumnsConfig(target="y", features=("x",), exclude=())
@@ -134,6 +134,21 @@ def test_the_same_ids_from_every_format_and_type(suffix: str, tmp_path: Path) ->
         found = open_reader(data).identifiers("pid", np.arange(3))
         assert [canonical_id(one) for one in found] == ["3", "17", "3"]
         assert slot_map(np.arange(3), found).unit.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".h5"])
+def test_a_short_float_column_holds_fewer_ids(suffix: str, tmp_path: Path) -> None:
+    """In float32, 16,777,216 and 16,777,217 are one number."""
+    ids = [16_777_216, 16_777_217, 3]
+    for kind, fine in ((np.float32, False), (np.float64, True)):
+        data = table(tmp_path / f"{np.dtype(kind).name}{suffix}", np.array(ids, dtype=kind))
+        reader = open_reader(data, private=True)
+        if fine:
+            assert slot_map(np.arange(3), reader.identifiers("pid", np.arange(3))).units == 3
+        else:
+            with pytest.raises(FileContentError, match="several ids may have become one"):
+                slot_map(np.arange(3), reader.identifiers("pid", np.arange(3)))
+        assert slot_map(np.arange(1), reader.identifiers("pid", np.array([2]))).units == 1
 
 
 @pytest.mark.parametrize(

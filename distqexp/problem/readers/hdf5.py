@@ -83,7 +83,9 @@ class Hdf5Reader(Reader):
                 self._rows(node, np.arange(first, min(first + step, node.shape[0])))
 
     def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
-        found: list[Any] = self._vector(name)[rows].tolist()
+        values = self._vector(name)[rows]
+        # A short float keeps its type: it holds fewer whole numbers exactly.
+        found: list[Any] = list(values) if values.dtype.kind == "f" and values.dtype.itemsize < 8 else values.tolist()
         found = [None if _is_no_id(value) else value for value in found]
         if not self.private and None in found:
             raise FileContentError(

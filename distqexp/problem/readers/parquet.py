@@ -213,6 +213,8 @@ def _values(column: Any) -> tuple[list[Any], bool]:
     """A column as Python's values, None for those that Python has none for (dates of other times); and whether all have one."""
     import pyarrow
 
+    if pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type):
+        return list(column.to_numpy()), True  # a short float keeps its type: it holds fewer whole numbers exactly
     try:
         return column.to_pylist(), True
     except (pyarrow.ArrowException, ValueError, OverflowError):
