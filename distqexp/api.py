@@ -27,7 +27,10 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_head import Anchor
 from distqexp.problem.models import allowed_factory
 from distqexp.report.progress import Progress, ProgressEvent
-from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, same_rules
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, restored, same_rules
+from distqexp.stages.built import check_built
+from distqexp.stages.chain import check_chain, check_follows, refuse_other_noise, refuse_test_noise
+from distqexp.stages.context import build_network
 from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
@@ -54,7 +57,7 @@ from distqexp.stages.sketch import (
     sketch_round,
     whole_sketch,
 )
-from distqexp.stages.verify import verify_path
+from distqexp.stages.verify import verify_paths
 from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
 
@@ -131,6 +134,7 @@ def sketch(
     shard: str | None = None,
     labels: StrPath | None = None,
     blank: StrPath | None = None,
+    insecure_noise_seed: int | None = None,
     ledger: StrPath | None = None,
     callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
@@ -140,15 +144,19 @@ def sketch(
     Charges the site's own ledger, once for the same records. The file ``out`` is as sensitive as the
     records (mode 0600). shard: one of the plan's names; may be left out when the plan has one shard, or when
     ``data`` or ``out`` carries its name. Interrupted work in ``out``.parts is taken up again.
+
+    insecure_noise_seed: of a test run, whose releases are NOT PRIVATE: any other release so marked is refused, and the charge is to
+    that test run's books.
     """
     path = _new_file(out)
     parts = path.with_name(path.name + ".parts")
     with engine or make_engine(EngineConfig(), os.environ) as running:
         received = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(received, running, release)
+        state = _state_after(received, running, release, lambda found: refuse_test_noise(found, insecure_noise_seed))
         spec = _shard_data(received, shard, data, path, labels, blank)
         charging = on_root_only(
-            running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), unit=spec.unit_name)
+            running,
+            lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed, unit=spec.unit_name),
         )
         role = f"site-{spec.shard or 'all'}"
         running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
@@ -157,7 +165,7 @@ def sketch(
             return required(charging).ledger.keyed_digest(*facts)
 
         running.on_root(lambda: refuse_overlaps(dataclasses.replace(received.config.data, private=(spec,))))
-        sources, fingerprints = open_shards(received, [spec], running, digest)
+        sources, fingerprints = open_shards(received, [spec], running, digest, state)
         running.on_root(lambda: open_folder(parts, resume=True, private=True))
         rounds = received.config.mechanism.rounds
         with Progress(rounds=rounds, silent=not running.is_root, callback=callback) as progress:
@@ -211,13 +219,14 @@ def release(
     path = _new_file(out)
     with engine or make_engine(EngineConfig(), os.environ) as running:
         made = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(made, running, previous)
+        state = _state_after(made, running, previous, lambda found: refuse_other_noise(found, insecure_noise_seed))
         public = _public_data(made, state, config)
         charging = on_root_only(
             running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
         )
 
         def draw() -> tuple[npt.NDArray[Any], bool]:
+            check_built(made, build_network(made.config), state)
             pooled, books = Quadratic.read(Path(quadratic), made), required(charging)
             return draw_release(made, state, pooled, books), charged_to_everybody(made, state, pooled, books)
 
@@ -249,6 +258,8 @@ def export(
         raise UsageError(
             f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release"
         )
+    check_built(made, build_network(made.config))
+    check_chain(made, found)
     data = _checked(made, config).data.eval if config is not None else None
     metrics = {"before": evaluate(made, made.state.theta, data), "after": evaluate(made, found[-1].theta, data)}
     charging = Charging(Ledger.open(Path(ledger) if ledger else None), found[-1].insecure_seed)
@@ -281,9 +292,13 @@ def inspect(path: StrPath) -> str:
     return describe(Path(path))
 
 
-def verify(path: StrPath) -> list[str]:
-    """Check a file, a certificate or a run's folder; one line a file. Raises FileContentError at the first bad one."""
-    return verify_path(Path(path))
+def verify(*paths: StrPath) -> list[str]:
+    """Check files, certificates or a run's folder, held against each other; one line a file, with what could not be checked.
+
+    A certificate is computed again from the plan and all its releases, given or beside it. Raises FileContentError at the
+    first bad one.
+    """
+    return verify_paths([Path(path) for path in paths])
 
 
 def ledger_head(ledger: StrPath | None = None) -> str:
@@ -308,10 +323,20 @@ def _received_plan(path: StrPath) -> Plan:
     return received
 
 
-def _state_after(made: Plan, engine: Engine, release: StrPath | None) -> RoundState:
+def _state_after(made: Plan, engine: Engine, release: StrPath | None, check: Callable[[Release], None]) -> RoundState:
+    """The state that a release left, which ``check`` lets through; the plan's own without one."""
     if release is None:
         return made.state
-    found = release_from_root(engine, made, lambda: Release.read(Path(release), made))
+    path = Path(release)
+
+    def read() -> Release:
+        found = Release.read(path, made)
+        check(found)
+        if found.round == 0:  # of later ones the state before is not at hand
+            restored(path, lambda: check_follows(made, made.state, found))
+        return found
+
+    found = release_from_root(engine, made, read)
     if found is None or found.next_state is None:
         raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
     return found.next_state

@@ -78,11 +78,28 @@ def sketch(
     shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
     labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx")] = None,
     blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+    insecure_noise_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--insecure-noise-seed",
+            metavar="N",
+            help="take part in the test run of this seed, whose releases are NOT PRIVATE",
+        ),
+    ] = None,
 ) -> None:
     """At a site: sketch its own private records and charge its own ledger."""
     from distqexp import api
 
-    api.sketch(plan, data, out, release=release, shard=shard, labels=labels, blank=blank)
+    api.sketch(
+        plan,
+        data,
+        out,
+        release=release,
+        shard=shard,
+        labels=labels,
+        blank=blank,
+        insecure_noise_seed=insecure_noise_seed,
+    )
 
 
 @app.command(epilog="example: distqexp pool plan.h5 ccu.h5 csru.h5 --out quadratic-000.h5")
@@ -153,15 +170,14 @@ def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> 
     _say(describe(file))
 
 
-@app.command(epilog="example: distqexp verify runs/digits")
+@app.command(epilog="example: distqexp verify runs/digits   (or: distqexp verify model plan.h5 release-000.h5)")
 def verify(
     paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")],
 ) -> None:
-    """Check every checksum, every plan identity, and a certificate against its model."""
-    from distqexp.stages.verify import verify_path
+    """Check checksums and identities, every figure of plan and releases, and a certificate against them, its model and the ledger."""
+    from distqexp.stages.verify import verify_paths
 
-    for path in paths:
-        _say(*verify_path(path))
+    _say(*verify_paths(paths))
 
 
 @ledger_app.command("show", epilog="example: distqexp ledger show --population icu")

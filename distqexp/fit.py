@@ -23,7 +23,8 @@ from distqexp.errors import FileContentError, RecordsChangedError, UsageError
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.identity import Digest
 from distqexp.report.progress import Progress
-from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, diagnostics_of, same_rules
+from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, diagnostics_of, restored, same_rules
+from distqexp.stages.chain import check_follows
 from distqexp.stages.context import DataSource
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
@@ -156,7 +157,7 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine) -> tuple[list[Releas
     releases: list[Release] = []
     state: RoundState | None = plan.state
     while state is not None:
-        release = release_from_root(engine, plan, partial(_stored_release, plan, release_path(out, state.round)))
+        release = release_from_root(engine, plan, partial(_stored_release, plan, state, release_path(out, state.round)))
         if release is None:
             break
         releases.append(release)
@@ -164,8 +165,12 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine) -> tuple[list[Releas
     return releases, state
 
 
-def _stored_release(plan: Plan, path: Path) -> Release | None:
-    return Release.read(path, plan) if path.exists() else None
+def _stored_release(plan: Plan, before: RoundState, path: Path) -> Release | None:
+    if not path.exists():
+        return None
+    release = Release.read(path, plan)
+    restored(path, lambda: check_follows(plan, before, release))
+    return release
 
 
 def _same_noise(releases: Sequence[Release], insecure_seed: int | None) -> None:

@@ -10,7 +10,7 @@ import gzip
 import io
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import pytest
 from run_harness import Commands, overrides, run_process, table_source, table_tree, to_toml, write_table
 
 from distqexp import api
+from distqexp.errors import FileContentError
 from distqexp.privacy.ledger import Ledger
+from distqexp.stages.artefacts import Plan, Release
+from distqexp.stages.export import certificate_of
 from distqexp.storage.hdf5 import read_file
 
 SEED = "17"
@@ -59,10 +62,10 @@ class Consortium:
         for shard in self.shards:
             shutil.copy(self.curator / "plan.h5", self.site(shard))
 
-    def sketch(self, shard: str, round: int, *, own_process: bool = False) -> Path:
+    def sketch(self, shard: str, round: int, *, own_process: bool = False, seed: str = SEED) -> Path:
         """Sketch at a site, by what lies in its folder; the sketch file is carried to the coordinator."""
         folder, name = self.site(shard), f"{shard}-{round}.h5"
-        arguments = ["sketch", "plan.h5", "--data", f"{shard}.csv", "--out", name]
+        arguments = ["sketch", "plan.h5", "--data", f"{shard}.csv", "--out", name, "--insecure-noise-seed", seed]
         if round:
             arguments += ["--release", f"release-{round - 1:03d}.h5"]
         if own_process:
@@ -236,7 +239,7 @@ def test_rounds_and_releases_are_not_mixed(consortium: Consortium, own_ledger: P
     consortium.patch.setenv("DISTQEXP_LEDGER", str(own_ledger))
     curator.done(*consortium.release_command(0, "other.h5", seed="18"))
     shutil.copy(consortium.curator / "other.h5", consortium.site("west") / "release-000.h5")
-    stray = consortium.sketch("west", 1)
+    stray = consortium.sketch("west", 1, seed="18")
 
     curator, new = consortium.at(consortium.curator), consortium.curator / "new.h5"
     curator.distqexp("pool", "plan.h5", *second, stray, "--out", new).refused(3, "west-1.h5", "another release")
@@ -248,7 +251,9 @@ def test_rounds_and_releases_are_not_mixed(consortium: Consortium, own_ledger: P
     consortium.pool(1, [*second, consortium.sketch("west", 1)])
     wrong = consortium.release_command(1, "new.h5")
     curator = consortium.at(consortium.curator)
-    curator.distqexp(*["other.h5" if word == "release-000.h5" else word for word in wrong]).refused(3, "sketched at")
+    mistaken = ["other.h5" if word == "release-000.h5" else word for word in wrong]
+    curator.distqexp(*mistaken).refused(2, "--insecure-noise-seed: found 17", "18")
+    curator.distqexp(*mistaken[:-1], "18").refused(3, "sketched at")
     without = [word for word in wrong if word not in ("--previous", "release-000.h5")]
     curator.distqexp(*without).refused(3, "quadratic: round 1")
     assert not new.exists()
@@ -314,29 +319,47 @@ def test_export_refuses_another_ledger_and_another_config_before_it_writes(
     curator.distqexp(*export, "--config", "task.toml", "--set", "mechanism.step=0.5").refused(3, "not the one")
     curator.distqexp(*export, releases[0]).refused(2, "rounds [0, 0, 1, 2]")
     curator.distqexp("sketch", "plan.h5", "--shard", "north", "--data", "x.csv", "--release", releases[2],
-                     "--out", "x.h5").refused(3, "last round")  # fmt: skip
+                     "--insecure-noise-seed", SEED, "--out", "x.h5").refused(3, "last round")  # fmt: skip
     consortium.patch.setenv("DISTQEXP_LEDGER", str(own_ledger))
     curator.distqexp(*export).refused(3, "no charge", "use the ledger that the release was charged to")
     assert not (consortium.curator / "again").exists()
 
 
-def test_one_seeded_round_makes_the_whole_not_private(consortium: Consortium) -> None:
-    """A round drawn from real entropy after a seeded one: the certificate must not claim a guarantee."""
+def test_seeded_and_private_rounds_do_not_go_together(consortium: Consortium) -> None:
+    """Neither a draw from real entropy on top of a seeded round nor a sketch for one; and no certificate claims a guarantee."""
     consortium.plan()
-    for round in range(ROUNDS):
-        consortium.pool(round, [consortium.sketch(shard, round) for shard in SHARDS])
-        if round == 0:
-            consortium.release(round)
-            continue
-        command = consortium.release_command(round)[:-2]
-        consortium.at(consortium.curator).done(*command)
-        for shard in SHARDS:
-            shutil.copy(consortium.curator / f"release-{round:03d}.h5", consortium.site(shard))
-    releases = [consortium.curator / f"release-{round:03d}.h5" for round in range(ROUNDS)]
-    consortium.at(consortium.curator)
-    certificate, _ = api.export("plan.h5", releases, consortium.curator / "model")
+    consortium.pool(0, [consortium.sketch(shard, 0) for shard in SHARDS])
+    consortium.release(0)
+    site = consortium.at(consortium.site("north"))
+    command = ["sketch", "plan.h5", "--data", "north.csv", "--release", "release-000.h5", "--out", "north-1.h5"]
+    site.distqexp(*command).refused(3, "NOT PRIVATE", SEED)
+    site.distqexp(*command, "--insecure-noise-seed", "18").refused(3, "noise seed 17", "18")
+    assert not list(consortium.site("north").glob("north-1.h5*"))
+    assert consortium.charges(consortium.site("north")) == [("site-north", "0")]
+    assert {row.private for row in Ledger.open(consortium.site("north") / "books" / "ledger.sqlite").rows()} == {False}
+
+    consortium.pool(1, [consortium.sketch(shard, 1) for shard in SHARDS])
+    curator = consortium.at(consortium.curator)
+    curator.distqexp(*consortium.release_command(1)[:-2]).refused(2, "--insecure-noise-seed: found None", SEED)
+    curator.distqexp(*consortium.release_command(1, seed="18")).refused(2, "found 18", SEED)
+    assert consortium.charges(consortium.curator) == [("release", "0")]
+    consortium.release(1)
+    consortium.pool(2, [consortium.sketch(shard, 2) for shard in SHARDS])
+    consortium.release(2)
+
+    # A mark taken out of one release by hand: the others still have theirs.
+    paths = [consortium.curator / f"release-{round:03d}.h5" for round in range(ROUNDS)]
+    plan = Plan.read(consortium.curator / "plan.h5")
+    releases = [Release.read(path, plan) for path in paths]
+    releases[1] = replace(releases[1], insecure_seed=None)
+    certificate = certificate_of(plan, releases, "ab" * 32, {}, [None] * ROUNDS)
     assert certificate["private"] is False
     assert certificate["statement"].startswith("NOT PRIVATE")
+    paths[1].unlink()
+    releases[1].write(paths[1])
+    consortium.at(consortium.curator)
+    with pytest.raises(FileContentError, match="noise seed None; round 0 has 17"):
+        api.export("plan.h5", paths, consortium.curator / "model")
 
 
 # --- the ICU units of set b --------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
 from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
+from distqexp.stages.built import check_built
 from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.inputs import check_files
 from distqexp.stages.overlaps import refuse_common_rows
@@ -71,14 +72,18 @@ class SketchWork:
 
 
 def open_shards(
-    plan: Plan, shards: Sequence[DataConfig], engine: Engine, digest: Digest = plain_digest
+    plan: Plan,
+    shards: Sequence[DataConfig],
+    engine: Engine,
+    digest: Digest = plain_digest,
+    state: RoundState | None = None,
 ) -> tuple[tuple[DataSource, ...], tuple[str, ...]]:
     """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features.
 
     Where the plan has parts, the sources carry their partition. digest: of the fingerprints, called on the root; of private
-    records the ledger's.
+    records the ledger's. state: a later round's that came from elsewhere: it is held against the model, as the plan is.
     """
-    scanned = arrays_from_root(engine, lambda: _scan(plan, shards, digest))
+    scanned = arrays_from_root(engine, lambda: _scan(plan, shards, digest, state))
 
     def source(i: int, data: DataConfig) -> DataSource:
         slots = SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])
@@ -220,7 +225,9 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
     ).write(path)
 
 
-def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str, npt.NDArray[Any]]:
+def _scan(
+    plan: Plan, shards: Sequence[DataConfig], digest: Digest, state: RoundState | None
+) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
     present: Counter[str] = Counter()
@@ -229,7 +236,7 @@ def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str,
     facts = [file_facts(data) for data in shards]
     # All that a file as a whole can be refused for is found now, in every shard: before anything is drawn or charged.
     datasets = [open_dataset(data, plan.schema, private=True) for data in shards]
-    _check_model(plan, datasets)
+    _check_model(plan, datasets, state)
     for dataset in datasets:
         dataset.check_whole()
     for i, (data, dataset) in enumerate(zip(shards, datasets, strict=True)):
@@ -267,10 +274,11 @@ def _scan(plan: Plan, shards: Sequence[DataConfig], digest: Digest) -> dict[str,
     return found
 
 
-def _check_model(plan: Plan, datasets: Sequence[Dataset]) -> None:
-    """Refuse the plan's model, as this machine builds it, where records of the shards' shapes would meet in it, or have other targets."""
+def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | None) -> None:
+    """Refuse the plan where it is not of its model, as this machine builds it, or where records of the shards' shapes would meet in
+    that, or have other targets."""
     network = build_network(plan.config)
-    network.load_state(dict(plan.weights))
+    check_built(plan, network, state)
     network.load(plan.state.theta)
     for shape in sorted({dataset.input_shape for dataset in datasets}):
         refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
