@@ -30,12 +30,13 @@ from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, restored, same_rules
 from distqexp.stages.built import check_built
 from distqexp.stages.chain import check_chain, check_follows, refuse_other_noise, refuse_test_noise
+from distqexp.stages.check import check_records
 from distqexp.stages.context import build_network
 from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
 from distqexp.stages.overlaps import refuse_overlaps
-from distqexp.stages.plan import describe_plan, make_plan
+from distqexp.stages.plan import describe_plan, fitted_schema, make_plan
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import (
     Charging,
@@ -67,6 +68,7 @@ __all__ = [
     "RunAudit",
     "audit",
     "audit_run",
+    "check",
     "count",
     "describe_plan",
     "export",
@@ -114,6 +116,33 @@ def count(
     """A noisy count of the private units, charged to the ledger: for ``privacy.units`` where no public figure is known."""
     charging = Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
     return release_count(config, charging, epsilon)
+
+
+def check(
+    source: Config | StrPath,
+    *,
+    shard: str | None = None,
+    data: StrPath | None = None,
+    labels: StrPath | None = None,
+    blank: StrPath | None = None,
+) -> list[str]:
+    """Which private records of a config, or of a plan file and ``data``, are usable, and why others are not, in lines for people.
+
+    PRIVATE, and marked so: for whoever may see the records, on their own terminal. Writes nothing and charges nothing. shard: this one
+    alone. Raises FileContentError for a file that can't be used at all.
+    """
+    if not isinstance(source, Config):
+        received = _received_plan(source)
+        spec = _shard_data(received, shard, data, Path(data or "."), labels, blank)
+        return check_records(received.config, received.schema, [spec])
+    if data is not None or labels is not None or blank is not None:
+        raise UsageError(
+            "check: data, labels or blank with a config, which names them itself; expected them with a plan"
+        )
+    found = [spec for spec in source.data.private if shard is None or (spec.shard or "all") == shard]
+    if not found:
+        raise UsageError(f"shard {shard}: not in the config; expected one of {', '.join(source.shards)}")
+    return check_records(source, fitted_schema(source), found)
 
 
 def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:

@@ -50,6 +50,35 @@ def plan(
     _say(*describe_plan(made))
 
 
+@app.command(
+    epilog="example: distqexp check configs/icu.toml   (at a site: distqexp check plan.h5 --data north.csv --shard north)"
+)
+def check(
+    source: Annotated[
+        Path | None, typer.Argument(help="TOML config, or plan.h5; the embedded digits task when absent")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="this shard alone")] = None,
+    data: Annotated[Path | None, typer.Option(help="with a plan: the private records of this site")] = None,
+    labels: Annotated[Path | None, typer.Option(help="with a plan: file of the labels, for idx")] = None,
+    blank: Annotated[Path | None, typer.Option(help="with a plan: .npy file of booleans")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """For whoever may see the private records: which are usable, and why others are not. What it prints is PRIVATE.
+
+    Writes no file and charges nothing. No other command tells a bad record: it contributes nothing, as if it were blank.
+    """
+    from distqexp import api
+    from distqexp.errors import UsageError
+
+    if source is not None and source.suffix == ".h5":
+        if overrides:
+            raise UsageError("--set: found with a plan, whose config is fixed; expected it with a config")
+        _say(*api.check(source, shard=shard, data=data, labels=labels, blank=blank))
+        return
+    config = api.load_config(source, overrides or [])
+    _say(*api.check(config, shard=shard, data=data, labels=labels, blank=blank))
+
+
 @app.command(epilog="example: distqexp count configs/icu.toml --epsilon 0.05")
 def count(
     epsilon: Annotated[float, typer.Option(help="what the count may cost, at the config's delta")],

@@ -29,7 +29,7 @@ def make_plan(config: Config, engine: Engine) -> Plan:
     Raises UsageError when k > d, the grid would overflow, or public data are missing.
     """
     pin_threads(config.engine.threads)
-    schema = Schema.from_tree(engine.on_root(lambda: _schema(config).to_tree()))
+    schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config).to_tree()))
     weights = arrays_from_root(engine, lambda: _pretrained(config, schema).state())
     network = build_network(config)
     network.load_state(weights)
@@ -72,7 +72,8 @@ def describe_plan(plan: Plan) -> list[str]:
     ]
 
 
-def _schema(config: Config) -> Schema:
+def fitted_schema(config: Config) -> Schema:
+    """The schema of a config's plan: fitted on the public records, or what the config says of them."""
     loss, given = config.model.loss, config.data.record_shape
     if config.data.public is None:
         schema = schema_from_config(config.data.private[0], loss=loss, record_shape=given)

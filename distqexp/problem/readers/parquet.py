@@ -60,9 +60,8 @@ class ParquetReader(TableReader):
     def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
         found = np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
         for place, name in enumerate([*names, self.target]):
-            column = self._column(name)
-            if _is_text(column.type):
-                numbers = numbers_of(_texts(column.take(rows)))
+            if len(rows) and _is_text(self._opened().schema_arrow.field(name).type):
+                numbers = numbers_of(_texts(self._column(name).take(rows)))
                 found[:, place] = [number is None for number in numbers]
         return found
 

@@ -1,0 +1,134 @@
+"""What the owner of private records may see of them: which are usable, which not and why. For the owner's own terminal, nowhere else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distqexp.config import Config, DataConfig
+from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.faults import WORDS, Fault, label_rule, token_rule
+from distqexp.problem.network import Network
+from distqexp.problem.readers import Reader, open_reader
+from distqexp.problem.readers.base import some
+from distqexp.problem.schema import Schema
+from distqexp.problem.slots import NO_ROW, SlotMap
+from distqexp.stages.context import build_network
+
+WARNING = "PRIVATE: what follows tells about single records; read it on this terminal, and don't store, send or log it"
+
+_ROWS_AT_ONCE = 1 << 14
+_MOST = 20
+"""Columns and classes that are listed one by one."""
+
+
+def check_records(config: Config, schema: Schema, shards: Sequence[DataConfig]) -> list[str]:
+    """Columns, rules and counts of each shard in lines for people, a warning first. Private. Writes nothing and charges nothing.
+
+    schema: of the plan, or fitted as a plan's is. Raises FileContentError for a file that can't be used at all.
+    """
+    network = build_network(config)
+    return [WARNING, *(line for data in shards for line in _lines(data, schema, network))]
+
+
+@dataclass
+class _Counts:
+    """Private."""
+
+    faults: Counter[int] = field(default_factory=Counter)
+    labels: Counter[float] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    infinite: Counter[str] = field(default_factory=Counter)
+    usable: list[NDArray[np.bool_]] = field(default_factory=list)
+
+    def add(self, dataset: Dataset, reader: Reader, rows: NDArray[np.int64]) -> None:
+        """Count these rows, in the order of the slots."""
+        faults = dataset.faults(rows)
+        self.faults.update(faults.tolist())
+        self.usable.append(faults == Fault.NONE)
+        seen = rows[(faults != Fault.BLANK) & (faults != Fault.NO_UNIT)]
+        names = dataset.schema.names
+        raw, _ = reader.read(seen, names)
+        unreadable = reader.unreadable(seen, names)
+        for place, name in enumerate((*names, dataset.data.columns.target or "labels")):
+            self.unreadable[name] += int(unreadable[:, place].sum())
+        if not dataset.schema.tokens:
+            self._add_features(raw, unreadable[:, :-1], names)
+        if dataset.schema.loss != "mean-squared-error":
+            self.labels.update(reader.read(rows[faults == Fault.NONE], names)[1].tolist())
+
+    def _add_features(self, raw: NDArray[np.float64], unreadable: NDArray[np.bool_], names: Sequence[str]) -> None:
+        table = raw if len(names) == raw.shape[1] and raw.ndim == 2 else raw.reshape(len(raw), 1, -1)
+        marks = unreadable if table.ndim == 2 else unreadable[:, :, None]
+        with np.errstate(all="ignore"):
+            beyond = np.isinf(table.astype(np.float32)) & ~marks
+        for place, name in enumerate(names):
+            self.missing[name] += int(np.isnan(table[:, place]).sum())
+            self.infinite[name] += int(beyond[:, place].sum())
+
+
+def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
+    dataset = open_dataset(data, schema, private=True).of_model(network)
+    dataset.check_whole()
+    reader, slots, counts = open_reader(data, private=True), dataset.slot_map(), _Counts()
+    for first in range(0, slots.slots, _ROWS_AT_ONCE):
+        counts.add(dataset, reader, slots.rows[first : first + _ROWS_AT_ONCE])
+    yield f"shard {data.shard or 'all'}: {', '.join(str(path) for path in reader.files()) or data.format}"
+    yield f"  columns: {_columns(data, schema)}"
+    yield from (f"  rule: {rule}" for rule in _rules(data, dataset.schema))
+    yield f"  rows: {reader.count:,} in the file, {slots.slots:,} selected by rows and where"
+    yield f"  usable: {counts.faults[Fault.NONE]:,} records{_units(data, slots, counts)}"
+    for fault, words in WORDS.items():
+        if counts.faults[fault]:
+            yield f"  left out: {counts.faults[fault]:,} records: {words}"
+    for what, by_column in (
+        ("entries that are no number", counts.unreadable),
+        ("entries that are infinite or beyond float32", counts.infinite),
+        ("missing values, which become public medians", counts.missing),
+    ):
+        yield from (f"  {what}, in {line}" for line in _listed(by_column))
+    if counts.labels:
+        classes = sorted(counts.labels.items())
+        more = f", and {len(classes) - _MOST} more" if len(classes) > _MOST else ""
+        yield "  labels: " + ", ".join(f"{value:g}: {count:,}" for value, count in classes[:_MOST]) + more
+
+
+def _listed(counts: Counter[str]) -> Iterator[str]:
+    found = [(name, count) for name, count in counts.items() if count]
+    yield from (f"{name}: {count:,}" for name, count in found[:_MOST])
+    if len(found) > _MOST:
+        yield f"{len(found) - _MOST} other columns: {sum(count for _, count in found[_MOST:]):,}"
+
+
+def _columns(data: DataConfig, schema: Schema) -> str:
+    parts = [f"{len(schema.names)} of features ({some(schema.names)})", f"labels {data.columns.target or data.labels}"]
+    if data.columns.mask is not None:
+        parts.append(f"mask {data.columns.mask}")
+    parts.append("a record is a unit" if data.unit is None else f"unit ids {data.unit}")
+    return "; ".join([*parts, *([f"where {data.where}"] if data.where else [])])
+
+
+def _rules(data: DataConfig, schema: Schema) -> Iterator[str]:
+    yield f"labels are {label_rule(schema)}"
+    if schema.tokens:
+        yield f"tokens are {token_rule(schema)}; a mask has 0 or 1, and a 1 at least"
+    elif not schema.image:
+        yield "features are numbers within float32, or missing"
+    if data.unit is not None:
+        yield "a row without a legible unit id is nobody's"
+    if data.where is not None:
+        yield "a row whose filter columns can't be compared is not selected"
+    yield "a record that breaks a rule contributes nothing, as if it were blank"
+
+
+def _units(data: DataConfig, slots: SlotMap, counts: _Counts) -> str:
+    if data.unit is None:
+        return ""
+    usable = np.concatenate(counts.usable) if counts.usable else np.zeros(0, dtype=np.bool_)
+    known, served = (len(np.unique(slots.unit[which])) for which in (slots.rows != NO_ROW, usable))
+    return f", of {served:,} units; {known:,} units have an id"
