@@ -26,7 +26,7 @@ EXACT = 2**53
 
 _WHOLE = re.compile(r"(-?)(0|[1-9][0-9]*)(\.0*)?", re.ASCII)
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
-_NUMBER = re.compile(r"([+-]?)([0-9]*)\.?([0-9]*)(?:e([+-]?[0-9]+))?", re.ASCII)
+_NUMBER = re.compile(r"([+-]?)([0-9]*)\.?([0-9]*)(?:e([+-]?[0-9]{1,9}))?", re.ASCII)
 
 
 def canonical_id(value: Any, where: str = "unit ids") -> str | None:
@@ -88,7 +88,7 @@ def _of_text(text: str, where: str) -> str | None:
     found = _WHOLE.fullmatch(text)
     if found is None:
         return text
-    if found[3] is not None and int(found[2]) >= EXACT:
+    if found[3] is not None and (len(found[2]) > 16 or int(found[2]) >= EXACT):  # int() refuses thousands of digits
         raise _rounded(where)
     return "0" if found[2] == "0" else found[1] + found[2]
 
