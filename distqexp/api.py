@@ -35,6 +35,7 @@ from distqexp.stages.context import build_network
 from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder
+from distqexp.stages.naming import accepted_as, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, fitted_schema, make_plan
 from distqexp.stages.pool import pool_files
@@ -163,6 +164,7 @@ def sketch(
     shard: str | None = None,
     labels: StrPath | None = None,
     blank: StrPath | None = None,
+    population: str | None = None,
     insecure_noise_seed: int | None = None,
     ledger: StrPath | None = None,
     callback: Callable[[ProgressEvent], None] | None = None,
@@ -172,7 +174,8 @@ def sketch(
 
     Charges the site's own ledger, once for the same records. The file ``out`` is as sensitive as the
     records (mode 0600). shard: one of the plan's names; may be left out when the plan has one shard, or when
-    ``data`` or ``out`` carries its name. Interrupted work in ``out``.parts is taken up again.
+    ``data`` or ``out`` carries its name. population: what this site calls the plan's population, needed once where its
+    ledger knows other names only. Interrupted work in ``out``.parts is taken up again.
 
     insecure_noise_seed: of a test run, whose releases are NOT PRIVATE: any other release so marked is refused, and the charge is to
     that test run's books.
@@ -185,7 +188,11 @@ def sketch(
         spec = _shard_data(received, shard, data, path, labels, blank)
         charging = on_root_only(
             running,
-            lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed, unit=spec.unit_name),
+            lambda: accepted_as(
+                received,
+                Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed, unit=spec.unit_name),
+                population,
+            ),
         )
         role = f"site-{spec.shard or 'all'}"
         running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
@@ -195,6 +202,10 @@ def sketch(
 
         running.on_root(lambda: refuse_overlaps(dataclasses.replace(received.config.data, private=(spec,))))
         sources, fingerprints = open_shards(received, [spec], running, digest, state)
+        named = on_root_only(
+            running,
+            lambda: with_contents(required(charging), required(charging).population_of(received), [spec]),
+        )
         running.on_root(lambda: open_folder(parts, resume=True, private=True))
         rounds = received.config.mechanism.rounds
         with Progress(rounds=rounds, silent=not running.is_root, callback=callback) as progress:
@@ -210,7 +221,7 @@ def sketch(
             progress.advance(1.0)
 
         def finish() -> None:
-            books, total = required(charging), required(sums)
+            books, total = required(named), required(sums)
             reservation = charge(received, state, total, books, role, basis=basis_of(sources))
             books.ledger.commit(reservation, None)
             everybody = everybody_pays(received, reservation)

@@ -97,7 +97,8 @@ def count(
 
 
 @app.command(
-    epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5)"
+    epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5; patients whose "
+    "budget has another name here: --population icu)"
 )
 def sketch(
     plan: PlanPath,
@@ -107,6 +108,12 @@ def sketch(
     shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
     labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx")] = None,
     blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+    population: Annotated[
+        str | None,
+        typer.Option(
+            help="what this site calls the plan's population; needed once, where its ledger knows other names"
+        ),
+    ] = None,
     insecure_noise_seed: Annotated[
         int | None,
         typer.Option(
@@ -127,6 +134,7 @@ def sketch(
         shard=shard,
         labels=labels,
         blank=blank,
+        population=population,
         insecure_noise_seed=insecure_noise_seed,
     )
 
@@ -224,6 +232,8 @@ def ledger_show(population: Annotated[str | None, typer.Option(help="this popula
             + ("" if row.private else f", NOT PRIVATE ({row.universe})")
         )
     for name in sorted({row.population for row in rows} | ({population} if population else set())):
+        for plan in sorted(plan for plan, local in ledger.accepted().items() if local == name != plan):
+            _say(f"{name}: plans call it {plan!r}")
         cap = ledger.cap(name)
         capped = cap and cap.line()
         _say(f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}")

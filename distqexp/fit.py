@@ -29,6 +29,7 @@ from distqexp.stages.context import DataSource
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
+from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, make_plan
 from distqexp.stages.release import (
@@ -113,7 +114,10 @@ def run(
 
         engine.on_root(lambda: refuse_overlaps(config.data))
         sources, fingerprints = open_shards(plan, config.data.private, engine, digest)
-        work = _Work(config, plan, sources, fingerprints, digest, out, charging, insecure_seed)
+        named = on_root_only(
+            engine, lambda: with_contents(required(charging), config.data.population, config.data.private)
+        )
+        work = _Work(config, plan, sources, fingerprints, digest, out, named, insecure_seed)
         while state is not None:
             release = _round(work, state, engine, progress)
             releases.append(release)

@@ -28,6 +28,7 @@ from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
 from distqexp.privacy.ledger_head import FIRST_PREVIOUS, RESTORE, Anchor, Entry
+from distqexp.privacy.ledger_populations import Accepted, local_name
 from distqexp.privacy.ledger_units import Declared, require_countable, require_one_unit
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
@@ -127,6 +128,8 @@ class Ledger:
         part: Part | None = None,
         basis: bytes = b"",
         unit: str | None = None,
+        accepted: Accepted | None = None,
+        contents: Sequence[bytes] = (),
     ) -> Reservation:
         """Charge ``event`` to ``population``, or find the charge that these very sums have already.
 
@@ -138,7 +141,8 @@ class Ledger:
         into parts rests on, private. When the role charged another basis for this plan before, units may have
         changed their parts, and the charge is everybody's: the reservation's ``part`` is None then. A charge to a part
         doesn't cover the same sums of another basis, or of everybody. unit: whom the release protects, the column of the unit
-        ids or "record"; None: unknown. Charges of different units are refused, unless the cap declares how they count.
+        ids or "record"; None: unknown. Charges of different units are refused, unless the cap declares how they count. accepted: at a
+        site, what the plan calls its population, which the row remembers. contents: keyed digests of what the records' files hold, private.
 
         Raises BudgetError; then nothing is charged.
         """
@@ -155,11 +159,15 @@ class Ledger:
             "adjacency": adjacency,
             **event_fields(event),
             **({} if unit is None else {"unit": unit}),
+            **({} if accepted is None else {"plan_population": accepted.plan}),
         }
         tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
         whose = b"" if part is None else self._files.tag(b"basis", basis)
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            if accepted is not None and (name := local_name(books, universe, accepted)) != population:
+                raise UsageError(f"population {population!r}: another process took it for {name!r}; run again")
+            self._chain.note_contents(universe, population, contents)
             earlier, remark = books.charged(universe, population), ""
             for row in earlier:
                 found = self._chain.private_tag(row.id)
@@ -268,10 +276,33 @@ class Ledger:
             body |= {"unit": cap.units.unit, "records_per_unit": cap.units.records}
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            local = books.accepted.get((PRIVATE, population), population)
+            if local != population and population not in books.known():
+                raise UsageError(f"cap: {population!r} is what plans call {local!r} here; cap that")
             if cap.units is not None:
                 units = {row.unit for row in books.charged(PRIVATE, population)}
                 require_countable(population, units, cap.units, books.counted.get(population, 1))
             self._chain.append(body, books.entries)
+
+    def local_population(self, accepted: Accepted, universe: str = PRIVATE) -> str:
+        """The name under which this site keeps the budget of a plan's population. Raises UsageError, see local_name.
+
+        It is remembered with the first charge.
+        """
+        with self._chain.transaction():
+            return local_name(Books(self._chain.entries()), universe, accepted)
+
+    def accepted(self) -> dict[str, str]:
+        """Of every plan's population that this site took the local name. Public."""
+        with self._chain.transaction():
+            accepted = Books(self._chain.entries()).accepted
+        return {plan: local for (universe, plan), local in accepted.items() if universe == PRIVATE}
+
+    def charged_elsewhere(self, population: str, contents: Sequence[bytes], universe: str = PRIVATE) -> list[str]:
+        """Other populations that files of the same content were charged to. contents: as in ``reserve``."""
+        with self._chain.transaction():
+            names = self._chain.names_of_contents(universe, contents)
+        return sorted(names - {population})
 
     def cap(self, population: str) -> Cap | None:
         """The cap that is set for a population, if any."""

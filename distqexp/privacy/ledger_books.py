@@ -90,6 +90,8 @@ class Books:
     rows: dict[int, LedgerRow] = field(default_factory=dict)
     stored: set[int] = field(default_factory=set)
     caps: dict[str, Cap] = field(default_factory=dict)
+    accepted: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Of (universe, population of a plan) the name under which a site charged it."""
     counted: dict[str, int] = field(default_factory=dict)
     """Of each population the largest number of records per unit that was in force when something was charged to it."""
 
@@ -112,6 +114,8 @@ class Books:
                     hash=entry.hash,
                 )
                 self._note_group(self.rows[entry.number])
+                if "plan_population" in body:
+                    self.accepted.setdefault((body["universe"], body["plan_population"]), body["population"])
             elif body["action"] == "cap":
                 self.caps[body["population"]] = self._cap(body)
             else:
@@ -123,6 +127,10 @@ class Books:
 
     def charged(self, universe: str, population: str) -> list[LedgerRow]:
         return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
+
+    def known(self) -> set[str]:
+        """The names that budgets are kept under."""
+        return {row.population for row in self.rows.values() if row.private} | set(self.caps)
 
     def units(self, population: str) -> Declared | None:
         """What the data owner declared a population's units to be."""

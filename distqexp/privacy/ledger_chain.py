@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,12 @@ HEADLESS_FORMAT = 1
 """Of ledgers whose folder has no head yet; they get one at the next opening."""
 
 BUSY_SECONDS = 60.0
+
+_CONTENTS = (
+    "CREATE TABLE IF NOT EXISTS private_contents(digest BLOB, universe TEXT, population TEXT,"
+    " PRIMARY KEY (digest, universe, population))"
+)
+"""Made when it is first needed: ledgers of older versions have none."""
 
 _TABLES = (
     "CREATE TABLE entries(number INTEGER PRIMARY KEY, time TEXT NOT NULL, body TEXT NOT NULL,"
@@ -104,6 +110,20 @@ class Chain:
         """The keyed digest of a reservation's sums; empty when there is none. Never exported."""
         row = self._connection.execute("SELECT tag FROM private_tags WHERE reservation = ?", (reservation,)).fetchone()
         return bytes(row[0]) if row else b""
+
+    def note_contents(self, universe: str, population: str, digests: Iterable[bytes]) -> None:
+        """Remember keyed digests of data files with the population that they are charged to. Never exported."""
+        rows = [(digest, universe, population) for digest in digests]
+        if not rows:
+            return
+        self._connection.execute(_CONTENTS)
+        self._connection.executemany("INSERT OR IGNORE INTO private_contents VALUES (?, ?, ?)", rows)
+
+    def names_of_contents(self, universe: str, digests: Iterable[bytes]) -> set[str]:
+        """The populations that any of them was charged to."""
+        self._connection.execute(_CONTENTS)
+        query = "SELECT population FROM private_contents WHERE digest = ? AND universe = ?"
+        return {str(row[0]) for digest in digests for row in self._connection.execute(query, (digest, universe))}
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ def remedy(population: str, units: Iterable[str | None], declared: Declared | No
     group = "" if named == RECORD else " --records-per-unit N"
     return (
         f"{plan}, or let whoever answers for the data declare how single records count: distqexp ledger cap "
-        f"{shlex.quote(population)} --epsilon E --delta D --unit {shlex.quote(named)}{group}"
+        f"{_word(population, 'POPULATION')} --epsilon E --delta D --unit {_word(named, 'COLUMN')}{group}"
     )
 
 
@@ -106,6 +106,11 @@ def require_countable(population: str, units: set[str | None], declared: Declare
             f"cap of population {population!r}: records per unit {declared.records or 1}; expected {counted} or more, as "
             "releases were counted for groups of so many"
         )
+
+
+def _word(text: str, other: str) -> str:
+    """``text`` as a word of a command line; ``other`` where it can't be printed."""
+    return shlex.quote(text) if text.isprintable() else other
 
 
 def _listed(units: Iterable[str | None]) -> str:

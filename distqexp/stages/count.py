@@ -19,6 +19,7 @@ from distqexp.privacy.ledger_books import Cap
 from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_units import group_of
 from distqexp.problem.dataset import count_units
+from distqexp.stages.naming import with_contents
 from distqexp.stages.release import Charging, paid_draw
 from distqexp.storage.canonical import plan_identity
 
@@ -93,10 +94,11 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
         charging.ledger.check(
             population=population, cap=cap, charges=[charge], universe=charging.universe, unit=config.unit
         )
+    charging = with_contents(charging, population, config.data.private)
     sums = np.array([grid.clip_integer * sum(count_units(data) for data in config.data.private)], dtype=np.int64)
     reservation = charging.ledger.reserve(
         population=population, key=charge.key, event=event, adjacency=privacy.adjacency, cap=cap, sums=sums,
-        universe=charging.universe, unit=config.unit,
+        universe=charging.universe, unit=config.unit, contents=charging.contents,
     )  # fmt: skip
     noisy = paid_draw(charging, reservation, ReleaseRule(1, grid, "discrete"), sums, round=0)
     return UnitCount(

@@ -18,6 +18,7 @@ from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import Cap, LedgerRow, Reservation
 from distqexp.privacy.ledger_expenses import Charge, Part
+from distqexp.privacy.ledger_populations import Accepted
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
 from distqexp.stages.context import blocks_of, build_network, subspace_of
 from distqexp.stages.curvature import curvature_source, next_state
@@ -28,17 +29,26 @@ from distqexp.stages.sharing import arrays_from_root
 class Charging:
     """Whom a release is charged to: the ledger, and the universe of real or of test noise.
 
-    unit: at a site, whom its shard protects, the column of the unit ids or "record"; elsewhere as the plan says.
+    At a site: unit: whom its shard protects, the column of the unit ids or "record". population: the site's own name of the
+    plan's, accepted: what the plan calls it. Elsewhere these are as the plan says. contents: digests of what the
+    files hold, private; where they are at hand.
     """
 
     ledger: Ledger
     insecure_seed: int | None = None
     unit: str | None = None
+    population: str | None = None
+    accepted: Accepted | None = None
+    contents: tuple[bytes, ...] = ()
 
     @property
     def universe(self) -> str:
         """Runs with seeded noise are test runs: each seed has its own books, marked NOT PRIVATE."""
         return "private" if self.insecure_seed is None else f"insecure-seed-{self.insecure_seed}"
+
+    def population_of(self, plan: Plan) -> str:
+        """The name that the plan's budget is kept under."""
+        return self.population or plan.config.data.population
 
 
 def plan_cap(plan: Plan) -> Cap:
@@ -67,7 +77,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
     """
     # What a round may cost at most, whatever its clip turns out to be.
     event = _dearest(plan)
-    population = plan.config.data.population
+    population = charging.population_of(plan)
     rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
     # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
     charged = {_round_of(row).partition("/")[2] for row in rows}
@@ -90,7 +100,7 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
     key = round_key(plan, round, "release")
     rows = [
         row
-        for row in charging.ledger.rows(plan.config.data.population)
+        for row in charging.ledger.rows(charging.population_of(plan))
         if (row.universe, _round_of(row)) == (charging.universe, key)
     ]
     if not rows:
@@ -103,7 +113,7 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
 
 def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
     """Whose units each round of the plan was charged to; None, everybody's, also where the ledger doesn't say."""
-    rows = [row for row in charging.ledger.rows(plan.config.data.population) if row.universe == charging.universe]
+    rows = [row for row in charging.ledger.rows(charging.population_of(plan)) if row.universe == charging.universe]
     found: list[Part | None] = []
     for round in range(plan.config.mechanism.rounds):
         key = round_key(plan, round, "release")
@@ -134,7 +144,7 @@ def charge(
     basis: what the parts of their units rest on, private. everybody: charged to everybody elsewhere, and so here.
     """
     return charging.ledger.reserve(
-        population=plan.config.data.population,
+        population=charging.population_of(plan),
         key=charge_key(plan, state, role),
         event=plan.event(state.grid),
         adjacency=plan.config.privacy.adjacency,
@@ -144,6 +154,8 @@ def charge(
         part=None if everybody else plan.part(state.round),
         basis=basis,
         unit=charging.unit or plan.config.unit,
+        accepted=charging.accepted,
+        contents=charging.contents,
     )
 
 

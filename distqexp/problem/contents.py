@@ -1,0 +1,76 @@
+"""What tells one source of records from others, whatever its file's name: digests of what it holds. Private.
+
+They are compared, under a key, where a file may be charged under two names; they never leave the process that way or
+another. A match may be chance (two sites that number their patients 1, 2, 3), and some copies are missed (another
+format without unit ids): it is a reason to look, not a proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from distqexp.config import DataConfig
+from distqexp.problem.readers import open_reader
+from distqexp.problem.readers.bytes import BLOCK, ByteSource
+from distqexp.problem.selection import select_rows
+from distqexp.problem.slots import id_bytes
+
+MOST_BYTES = 2**30
+"""So much of a file, unpacked, is looked at: the beginning of a larger one stands for it."""
+
+MOST_LINES_BYTES = 2**28
+"""The lines of larger tables are not compared one by one."""
+
+
+def content_digests(data: DataConfig) -> tuple[bytes, ...]:
+    """Digests of the file's bytes, of a table's lines in any order, and of the set of unit ids; any of them tells the file.
+
+    The bytes are those of the unpacked file: a gzip copy is the same. Raises FileContentError.
+    """
+    reader = open_reader(data, private=True)
+    found: list[bytes] = []
+    for path in reader.files()[:1]:  # not the labels of images, which say little
+        found += _file_digests(path, lines=data.format == "csv")
+    if data.unit is not None:
+        rows = select_rows(data, reader, keep_blank=True)
+        names = sorted({id_bytes(name) for name in reader.identifiers(data.unit, rows)} - {b""})
+        if names:
+            found.append(_tagged(b"ids", *names))
+    return tuple(found)
+
+
+def _file_digests(path: Path, lines: bool) -> list[bytes]:
+    whole, total, rest, size = hashlib.sha256(b"bytes"), 0, b"", 0
+    for block in _blocks(path):
+        whole.update(block)
+        size += len(block)
+        lines = lines and size <= MOST_LINES_BYTES
+        if lines:
+            *complete, rest = (rest + block).split(b"\n")
+            total += sum(map(_line_number, complete))
+    if not size:
+        return []
+    total += _line_number(rest)
+    return [whole.digest(), *([_tagged(b"lines", (total % 2**256).to_bytes(32, "big"))] if lines else [])]
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    source, at = ByteSource(path), 0
+    while at < MOST_BYTES and (block := source.read(at, BLOCK, short=True)):
+        yield block
+        at += len(block)
+
+
+def _line_number(line: bytes) -> int:
+    """A line as a number; their sum doesn't depend on their order. Blank lines count for nothing."""
+    text = line.strip()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big") if text else 0
+
+
+def _tagged(tag: bytes, *parts: bytes) -> bytes:
+    digest = hashlib.sha256(tag)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
