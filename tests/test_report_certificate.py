@@ -66,6 +66,19 @@ def test_idealised_arithmetic_and_private_evaluation_are_said() -> None:
     assert "rounding errors" not in " ".join(certificate()["not_covered"])
 
 
+def test_what_is_drawn_is_on_the_grid_and_its_slack_is_said() -> None:
+    exact, rounded, point = (
+        certificate(noise=noise, sampler_slack=slack)["noise"]
+        for noise, slack in (("discrete", 0.0), ("gaussian", 0.0), ("gaussian", 3e-9))
+    )
+    assert all(noise["rounded_to_grid"] is True for noise in (exact, rounded, point))
+    assert [noise["sampler_slack"] for noise in (exact, rounded, point)] == [0.0, 0.0, 3e-9]
+    assert "exactly" in exact["meaning"]
+    assert "rounded to whole grid steps, exactly" in rounded["meaning"]
+    assert "of ideal arithmetic" in point["meaning"]
+    assert "don't include" in point["meaning"]
+
+
 def test_the_file_is_sorted_json_with_exact_floats(tmp_path: Path) -> None:
     path = tmp_path / "certificate.json"
     write_certificate(path, certificate(epsilon=0.1 + 0.2))

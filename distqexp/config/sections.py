@@ -205,7 +205,7 @@ class MechanismConfig:
         default="public",
     )
     noise: Literal["discrete", "gaussian"] = key(
-        "discrete: exact integers; gaussian: idealised float64", default="discrete"
+        "discrete: exact integers; gaussian: continuous, rounded to the grid", default="discrete"
     )
     grid: int | None = key("exponent of the grid step h = 2^grid; chosen by the plan when absent", default=None)
     rounding: Literal["auto", "unit", "batch"] = key(

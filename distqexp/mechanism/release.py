@@ -17,6 +17,9 @@ from distqexp.mechanism.truncated import truncated_sampler
 
 Released = NDArray[np.int64]
 
+OWN_ROUNDINGS = 64
+"""By so many units of 2^-53 R float64 moves a coordinate of a point at most, beside the product with the eigenvectors."""
+
 
 @dataclass(frozen=True)
 class ReleaseRule:
@@ -51,6 +54,18 @@ class ReleaseRule:
     def independent(self) -> bool:
         """Whether what is drawn is noise, independent of the sums, that is added to them."""
         return self.radius is None
+
+    @property
+    def sampler_slack(self) -> float:
+        """Total variation, at most, between what is drawn, rounded, and the rounded ideal draw (docs/proofs/continuous.md).
+
+        0 for noise, which is drawn exactly. With a trust region an estimate to first order: by how much float64's errors move a
+        point, times how often that takes a coordinate across a border of the grid. Not part of any delta.
+        """
+        if self.radius is None:
+            return 0.0
+        roundings = OWN_ROUNDINGS + (self.k if self.factors else 0)
+        return min(1.0, 2.0 * self.k * roundings * 2.0**-53 * self.radius / self.grid.step)
 
     def draw(self, sums: NDArray[np.int64], seed: int | None, round: int) -> Released:
         """(k,) in grid steps: noise to be added to the sums, or, with a trust region, minus the released point itself.

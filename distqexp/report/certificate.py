@@ -43,6 +43,13 @@ EACH_BATCH = (
     "rounding adds at most; mu is that of the sensitivity, not of the clip"
 )
 
+EXACT_DRAW = "drawn in whole grid steps, exactly"
+ROUNDED_DRAW = "drawn as ideal normal numbers and rounded to whole grid steps, exactly as far as elementary functions keep a stated bound"
+ROUNDED_POINT = (
+    "the point is drawn in float64 and rounded to whole grid steps; epsilon, delta and mu are those of ideal arithmetic: sampler_slack, "
+    "which they don't include, estimates to first order the total variation that float64 adds in all rounds"
+)
+
 COUNTS_NOT_COVERED = {
     "zero-out": "counts: the number of slots, and the records of each unit, are public under this adjacency",
     "add-remove": "counts: none is released; units_public is a figure from the config",
@@ -79,6 +86,7 @@ def build_certificate(
     versions: Mapping[str, str],
     unit_column: str | None = None,
     diagnostics: Mapping[str, Any] | None = None,
+    sampler_slack: float = 0.0,
     insecure_seed: int | None = None,
     evaluation_private: bool = False,
 ) -> dict[str, Any]:
@@ -92,6 +100,7 @@ def build_certificate(
     protected, in words; unit_column: the column of its ids, None where
     each record is a unit. records_public: the public number of units. ledger: the entry of the last charge and its
     hash. diagnostics: what the rounds released about the units beside the parameters, within the same guarantee; None: nothing.
+    sampler_slack: see ``ReleaseRule``, summed over the rounds; above 0 with a trust region.
     insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
     first. evaluation_private: the metrics came from private records.
     """
@@ -127,7 +136,13 @@ def build_certificate(
         "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
         if micro_batch is None
         else {"rounded": "per micro-batch", "micro_batch": micro_batch, "meaning": EACH_BATCH},
-        "noise": {"kind": noise, "arithmetic": arithmetic},
+        "noise": {
+            "kind": noise,
+            "arithmetic": arithmetic,
+            "rounded_to_grid": True,
+            "sampler_slack": sampler_slack,
+            "meaning": ROUNDED_POINT if sampler_slack else EXACT_DRAW if noise == "discrete" else ROUNDED_DRAW,
+        },
         "mechanism": mechanism,
         "subspace": dict(subspace),
         "precision": dict(precision),

@@ -7,7 +7,7 @@ import io
 import math
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,7 @@ def certificate_of(
             "numpy": np.__version__,
         },
         diagnostics=_diagnostics(plan, releases),
+        sampler_slack=_sampler_slack(plan, [Grid(**grid) for grid in grids]),
         insecure_seed=seed,
         evaluation_private=config.data.eval_private,
     )
@@ -185,6 +186,12 @@ def _diagnostics(plan: Plan, releases: Sequence[Release]) -> dict[str, Any] | No
     told = [{"round": round, **asdict(found)} for round, found in rounds if found is not None]
     config = plan.config.diagnostics
     return {"share": config.share, "largest_loss": config.largest_loss, "rounds": told} if told else None
+
+
+def _sampler_slack(plan: Plan, grids: Sequence[Grid]) -> float:
+    """Of all rounds together; their rules differ by the grid alone."""
+    rule = plan.rule(plan.state)
+    return min(1.0, math.fsum(replace(rule, grid=grid).sampler_slack for grid in grids))
 
 
 def _unit(plan: Plan) -> str:
