@@ -100,14 +100,15 @@ def fit(
 ) -> FitResult | None:
     """Run plan to export into the folder ``out``. Returns the releases, the certificate and the metrics.
 
-    callback: called with each progress event, which holds no private figure. engine: the one of the config
+    callback: called with each progress event, which holds no private figure, in the calling thread. engine: the one of the config
     when None. Under MPI every rank calls it and the first one gets the result, the others None. Raises
     DistqexpError.
     """
     folder = Path(out)
     with engine or make_engine(config.engine, os.environ) as running:
         rounds, silent = config.mechanism.rounds, not running.is_root
-        with Progress(folder, rounds=rounds, silent=silent, callback=callback) as progress:
+        public = config.privacy.counts_public
+        with Progress(folder, rounds=rounds, counts_public=public, silent=silent, callback=callback) as progress:
             return run(config, folder, running, progress, resume=resume, insecure_seed=insecure_noise_seed)
 
 
@@ -208,7 +209,8 @@ def sketch(
         )
         running.on_root(lambda: open_folder(parts, resume=True, private=True))
         rounds = received.config.mechanism.rounds
-        with Progress(rounds=rounds, silent=not running.is_root, callback=callback) as progress:
+        public = received.config.privacy.counts_public
+        with Progress(rounds=rounds, counts_public=public, silent=not running.is_root, callback=callback) as progress:
             running.on_progress = progress.advance
             progress.stage("sketch", state.round)
             try:

@@ -263,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
         engine = make_engine(config.engine, os.environ, debug=debug)
-        with engine, Progress(out, rounds=config.mechanism.rounds, silent=not engine.is_root) as progress:
+        rounds, public = config.mechanism.rounds, config.privacy.counts_public
+        with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
             result = run(
                 config, out, engine, progress, resume=options.resume, insecure_seed=options.insecure_noise_seed
             )

@@ -113,7 +113,7 @@ def run_audit(config: Config, canaries: int, seed: int | None = None) -> Audited
     with tempfile.TemporaryDirectory() as name, SerialEngine() as engine:
         scratch = Path(name)
         candidates = make_candidates(config, canaries, scratch, engine, seed)
-        with Progress(rounds=config.mechanism.rounds) as progress:
+        with Progress(rounds=config.mechanism.rounds, counts_public=config.privacy.counts_public) as progress:
             result = fit.run(
                 candidates.config, scratch / "run", engine, progress, insecure_seed=seed, ledger=scratch / "ledger.sqlite"
             )  # fmt: skip

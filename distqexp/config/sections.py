@@ -136,6 +136,11 @@ class PrivacyConfig:
         default=1,
     )
 
+    @property
+    def counts_public(self) -> bool:
+        """Whether the number of slots is public: what is a share of the work then is, too."""
+        return self.adjacency != "add-remove"
+
 
 @dataclass(frozen=True)
 class SubspaceConfig:

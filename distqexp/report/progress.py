@@ -1,16 +1,20 @@
-"""Progress: which stage, which share of it, how long still. No private figure.
+"""Progress: which stage, and while it lasts a mark every INTERVAL seconds. No private figure.
 
-On a terminal a bar (rich); elsewhere plain flushed lines at fixed shares; beside both ``progress.jsonl`` in
-the output folder with the same events. The number of events depends on the stages and on the shares they
-pass, never on time or data.
+On a terminal a bar (rich); elsewhere plain flushed lines; beside both ``progress.jsonl`` in the output folder with the same events.
+Stages begin and end with an event. In between a clock writes the marks, whatever the work is: marks at shares of the work would tell, by
+their times, how many micro-batches there are. Where counts are public (``counts_public``) a mark carries the share that is done.
+Elsewhere the share is a function of private counts: marks have none, and times are whole multiples of INTERVAL. How long a stage takes as
+such is not hidden.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,23 +22,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from distqexp.errors import StorageError
 from distqexp.storage.atomic import storage_error
 
 FILE_NAME = "progress.jsonl"
-MARKS = 10
-"""A stage reports each time that it passes a multiple of 1/MARKS."""
+INTERVAL = 10.0
+"""Seconds between the marks of a stage."""
 
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One report. share: of the stage, 0 to 1. seconds: since the stage began. seconds_left: None when unknown.
+    """One report. share: of the stage, 0 where it begins, 1 where it ends; None in a mark of a stage with private counts.
 
-    time: seconds since the epoch. round: from 0, None for stages outside the rounds.
+    seconds: since the stage began; in a mark a whole multiple of INTERVAL. seconds_left: None when unknown. time: seconds since the
+    epoch. With private counts seconds and time are rounded up to multiples of INTERVAL. round: from 0, None for stages outside the rounds.
     """
 
     stage: str
     round: int | None
-    share: float
+    share: float | None
     seconds: float
     seconds_left: float | None
     time: float
@@ -43,11 +49,12 @@ class ProgressEvent:
 class Progress:
     """Reports of one run. Use as a context manager: leaving it ends the last stage.
 
-    out: folder of progress.jsonl (None: no file), appended to. rounds: for the text "round 2/3".
+    out: folder of progress.jsonl (None: no file), appended to. rounds: for the text "round 2/3". counts_public: see the module.
     silent: no output, no file, no callback (ranks other than 0); stages are still timed.
-    stream: where lines go, standard error by default. callback: called with each event.
+    stream: where lines go, standard error by default. callback: called with each event, in the thread that calls the methods: with marks
+    when that thread next says something. clock: seconds that never go back.
 
-    Raises StorageError when progress.jsonl can't be written.
+    Marks are written by a thread of their own, which ends with the stage. Raises StorageError when progress.jsonl can't be written.
     """
 
     def __init__(
@@ -55,14 +62,15 @@ class Progress:
         out: Path | None = None,
         *,
         rounds: int | None = None,
+        counts_public: bool = False,
         silent: bool = False,
         callback: Callable[[ProgressEvent], None] | None = None,
         stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.seconds: dict[str, float] = {}
         self._file = None if out is None or silent else out / FILE_NAME
         self._rounds = rounds
+        self._public = counts_public
         self._silent = silent
         self._callback = callback
         self._stream = sys.stderr if stream is None else stream
@@ -70,7 +78,15 @@ class Progress:
         self._stage: str | None = None
         self._round: int | None = None
         self._started = 0.0
-        self._mark = 0
+        self._began = 0.0  # the same on the clock of the day
+        self._exact: dict[str, float] = {}
+        self._share = 0.0
+        self._marks = 0
+        self._lock = threading.RLock()  # of all above and below
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
+        self._waiting: list[ProgressEvent] = []
+        self._failure: BaseException | None = None
         self._bar = _Bar(self._stream) if not silent and self._stream.isatty() else None
 
     def __enter__(self) -> Progress:
@@ -79,65 +95,127 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(finished=kind is None)
+        try:
+            self.close(finished=kind is None)
+        except StorageError:
+            if kind is None:  # else the error that ends the run is the one to tell
+                raise
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, all rounds together; rounded up to multiples of INTERVAL where counts are private."""
+        return {stage: seconds if self._public else _up(seconds) for stage, seconds in self._exact.items()}
 
     def stage(self, name: str, round: int | None = None) -> None:
         """End the running stage and begin another one."""
         self._end(finished=True)
-        self._stage, self._round, self._started, self._mark = name, round, self._clock(), 0
-        self._report(0.0)
+        with self._lock:
+            self._stage, self._round, self._share, self._marks = name, round, 0.0, 0
+            self._started, self._began = self._clock(), time.time()
+            self._report(0.0, 0.0)
+        self._deliver()
+        if not self._silent:
+            self._ended = threading.Event()
+            self._ticker = threading.Thread(
+                target=self._tick, args=(self._ended,), name="distqexp progress", daemon=True
+            )
+            self._ticker.start()
 
     def advance(self, share: float) -> None:
-        """The running stage is done to ``share`` (0 to 1; never backwards). Public: from counts of pieces."""
-        if self._stage is None or self._silent:
-            return
-        share = min(max(share, 0.0), 1.0)
-        if self._bar is not None:
-            self._bar.show(self._title(), share)
-        while self._mark < MARKS - 1 and share >= (self._mark + 1) / MARKS:
-            self._mark += 1
-            self._report(self._mark / MARKS)
+        """The running stage is done to ``share`` (0 to 1). Shown by the next mark, and only where counts are public."""
+        with self._lock:
+            self._share = max(self._share, min(max(share, 0.0), 1.0))
+        self._deliver()
+
+    def write_marks(self) -> None:
+        """Write the marks that are due: one for each whole INTERVAL since the stage began. The thread of the marks calls it."""
+        with self._lock:
+            due = 0 if self._stage is None else int((self._clock() - self._started) / INTERVAL)
+            while self._marks < due:
+                self._marks += 1
+                self._report(self._share if self._public else None, self._marks * INTERVAL)
 
     def say(self, text: str) -> None:
         """A line of public text between the stages' own; neither in the file nor to the callback."""
         if self._silent:
             return
-        if self._bar is not None:
-            self._bar.say(text)
-        else:
-            self._stream.write(f"distqexp: {text}\n")
-            self._stream.flush()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.say(text)
+            else:
+                self._stream.write(f"distqexp: {text}\n")
+                self._stream.flush()
 
     def close(self, *, finished: bool = True) -> None:
         """End the running stage (``finished``: with its last event) and give the terminal back."""
-        self._end(finished)
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        try:
+            self._end(finished)
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
     def _end(self, finished: bool) -> None:
-        if self._stage is None:
-            return
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + self._clock() - self._started
-        if finished:
-            self._report(1.0)
-        self._stage = None
+        self._ended.set()
+        if self._ticker is not None:
+            self._ticker.join()
+            self._ticker = None
+        with self._lock:
+            if self._stage is None:
+                return
+            seconds = self._clock() - self._started
+            try:
+                if finished and not self._silent:
+                    self.write_marks()
+                    self._report(1.0, seconds)
+            finally:
+                self._exact[self._stage] = self._exact.get(self._stage, 0.0) + seconds
+                self._stage = None
+        self._deliver()
 
-    def _report(self, share: float) -> None:
+    def _tick(self, ended: threading.Event) -> None:
+        """The thread of the marks: wakes at each whole INTERVAL of the stage until it ends."""
+        while True:
+            with self._lock:
+                pause = self._started + (self._marks + 1) * INTERVAL - self._clock()
+            if ended.wait(max(pause, 0.0)):
+                return
+            try:
+                self.write_marks()
+            except Exception as error:  # noqa: BLE001 - the run's own thread raises it
+                self._failure = error
+                return
+
+    def _deliver(self) -> None:
+        """Call back, and raise what went wrong in the thread of the marks. In the thread of the caller."""
+        with self._lock:
+            failure, self._failure = self._failure, None
+            waiting, self._waiting = self._waiting, []
+        if self._callback is not None:
+            for event in waiting:
+                self._callback(event)
+        if failure is not None:
+            raise failure
+
+    def _report(self, share: float | None, seconds: float) -> None:
         if self._silent or self._stage is None:
             return
-        seconds = self._clock() - self._started
-        left = seconds * (1 - share) / share if share > 0 else None
-        event = ProgressEvent(self._stage, self._round, share, round(seconds, 3), left and round(left, 3), time.time())
+        left = seconds * (1 - share) / share if share and (self._public or share == 1) else None
+        event = ProgressEvent(
+            self._stage, self._round, share, self._coarse(seconds), left and round(left, 3),
+            self._coarse(self._began + seconds),
+        )  # fmt: skip
         if self._bar is not None:
             self._bar.show(self._title(), share)
         else:
-            self._stream.write(_line(self._title(), event) + "\n")
+            self._stream.write(_line(self._title(), event, self._public) + "\n")
             self._stream.flush()
         if self._file is not None:
             _append(self._file, dataclasses.asdict(event))
-        if self._callback is not None:
-            self._callback(event)
+        self._waiting.append(event)
+
+    def _coarse(self, seconds: float) -> float:
+        return round(seconds, 3) if self._public else _up(seconds)
 
     def _title(self) -> str:
         if self._round is None:
@@ -146,12 +224,19 @@ class Progress:
         return f"{self._stage}, round {self._round + 1}{of}"
 
 
-def _line(title: str, event: ProgressEvent) -> str:
-    if event.share == 0:
-        return f"distqexp: {title}: started"
+def _up(seconds: float) -> float:
+    return math.ceil(seconds / INTERVAL) * INTERVAL
+
+
+def _line(title: str, event: ProgressEvent, public: bool) -> str:
     if event.share == 1:
-        return f"distqexp: {title}: done in {_duration(event.seconds)}"
-    return f"distqexp: {title}: {event.share:.0%}, {_duration(event.seconds_left or 0.0)} left"
+        return f"distqexp: {title}: done {'in' if public else 'within'} {_duration(event.seconds)}"
+    if event.seconds == 0:
+        return f"distqexp: {title}: started"
+    if event.share is None:
+        return f"distqexp: {title}: running for {_duration(event.seconds)}"
+    left = "" if event.seconds_left is None else f", {_duration(event.seconds_left)} left"
+    return f"distqexp: {title}: {event.share:.0%}{left}"
 
 
 def _duration(seconds: float) -> str:
@@ -174,7 +259,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 
 class _Bar:
-    """The bar of a terminal: one line a stage, the finished ones stay."""
+    """The bar of a terminal: one line a stage, the finished ones stay. Drawn when it is told to be, never in between."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
@@ -182,16 +267,20 @@ class _Bar:
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Bars(*columns, console=Console(file=stream))
+        self._bars = Bars(*columns, console=Console(file=stream), auto_refresh=False)
         self._bars.start()
         self._task: Any = None
         self._title = ""
 
-    def show(self, title: str, share: float) -> None:
-        """Move the bar of ``title`` to ``share``; a new title begins a new bar."""
+    def show(self, title: str, share: float | None) -> None:
+        """Move the bar of ``title`` to ``share``, None: unknown; a new title begins a new bar."""
         if self._task is None or title != self._title:
             self._title, self._task = title, self._bars.add_task(title, total=1.0)
-        self._bars.update(self._task, completed=share)
+        if share is None:
+            self._bars.update(self._task, total=None)
+        else:
+            self._bars.update(self._task, total=1.0, completed=share)
+        self._bars.refresh()
 
     def say(self, text: str) -> None:
         """A line above the bars."""
