@@ -19,7 +19,7 @@ from run_harness import Commands, table_tree, to_toml, write_task
 from distqexp import api
 from distqexp.errors import FileContentError
 from distqexp.stages import verify
-from distqexp.stages.artefacts import Plan, Release
+from distqexp.stages.artefacts import Plan, Release, restored
 from distqexp.storage.hdf5 import read_file, write_file
 
 
@@ -55,6 +55,7 @@ def test_every_field_of_a_certificate(finished: Path) -> None:
     found = Counter[str]()
     for name, changed in [("nothing", certificate), *changed_trees(certificate)]:
         try:
+            restored(Path("certificate.json"), lambda changed=changed: verify._check_itself(changed))  # type: ignore[misc]
             verify._check_figures(Path("certificate.json"), changed, plan, releases)
             found["accepted"] += 1
         except FileContentError:
@@ -123,10 +124,20 @@ def test_what_was_checked_is_said(copy: Path, run: Commands, tmp_path: Path, mon
         shutil.copy(copy / name, model)
     files = [copy / "plan.h5", copy / "release-000.h5", copy / "release-001.h5"]
     assert "not checked" not in run.done("verify", model, *files).out
-    assert (
-        "not checked: every other figure, as the releases of all 2 rounds" in run.done("verify", model, *files[:2]).out
-    )
-    assert "not checked: every other figure, as its plan" in run.done("verify", model).out
+    assert "not checked: its figures against the releases of all 2 rounds" in run.done("verify", model, *files[:2]).out
+    assert "not checked: its figures against plan and releases" in run.done("verify", model).out
+    for change in ({"epsilon": 0.01}, {"mu": 1e-3}, {"statement": "private"}, {"rho": 0.0}, {"delta": 1e-300}):
+        certificate = json.loads((model / "certificate.json").read_text("utf-8"))
+        (model / "certificate.json").write_text(json.dumps(certificate | change), "utf-8")
+        run.distqexp("verify", model).refused(3, "certificate.json", *change)
+        (model / "certificate.json").write_text(json.dumps(certificate), "utf-8")
+    # The certificate alone, named by its path: what stands beside it is looked at.
+    lone = run.done("verify", copy / "certificate.json").out.splitlines()
+    assert len(lone) == 1
+    assert "every figure of plan and releases" in lone[0]
+    changed = json.loads((copy / "certificate.json").read_text("utf-8")) | {"mu": 1e-3}
+    (copy / "certificate.json").write_text(json.dumps(changed), "utf-8")
+    run.distqexp("verify", copy / "certificate.json").refused(3, "mu: found 0.001")
     assert "not checked: what it builds on" in run.done("verify", files[0], files[2]).out
     again = shutil.copy(files[1], tmp_path / "again.h5")
     run.distqexp("verify", *files, again).refused(3, "again.h5: round 0 again")

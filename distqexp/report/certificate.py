@@ -115,11 +115,7 @@ def build_certificate(
     if arithmetic != "exact integer":
         not_covered.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
     return {
-        "statement": (
-            f"The released parameters are ({epsilon!r}, {delta!r})-differentially private for {unit} ({adjacency})."
-            if private
-            else f"NOT PRIVATE: the noise came from the seed {insecure_seed}. The figures below hold for no one."
-        ),
+        "statement": statement_of(epsilon, delta, unit, adjacency, insecure_seed),
         "private": private,
         "insecure_noise_seed": insecure_seed,
         "epsilon": epsilon,
@@ -153,6 +149,13 @@ def build_certificate(
         "versions": dict(versions),
         "not_covered": not_covered,
     }
+
+
+def statement_of(epsilon: float, delta: float, unit: str, adjacency: str, insecure_seed: int | None) -> str:
+    """The guarantee in one sentence; with seeded noise, that there is none."""
+    if insecure_seed is not None:
+        return f"NOT PRIVATE: the noise came from the seed {insecure_seed}. The figures below hold for no one."
+    return f"The released parameters are ({epsilon!r}, {delta!r})-differentially private for {unit} ({adjacency})."
 
 
 def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 
 from distqexp.errors import DistqexpError, FileContentError, UsageError
+from distqexp.privacy import gdp
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_files import default_path
 from distqexp.problem.models import allowed_factory
+from distqexp.report.certificate import statement_of
 from distqexp.stages.artefacts import Plan, Release, charged_part, restored
 from distqexp.stages.built import check_built
 from distqexp.stages.chain import check_chain
 from distqexp.stages.context import build_network
 from distqexp.stages.export import certificate_of, fine_tuned
 from distqexp.stages.recomputed import refuse_unlike
-from distqexp.stages.release import Charging, round_key
+from distqexp.stages.release import Charging
 from distqexp.storage.hdf5 import read_header
 
 TOLERANCE = 1e-11
@@ -41,7 +43,7 @@ def verify_paths(paths: Sequence[Path]) -> list[str]:
     """Check files, or every file of a run's folder; one line a file, with what could not be checked.
 
     A folder with a plan in it is a run of its own. All other files are held against each other: a certificate against the plan and the
-    releases that are given with it. Raises FileContentError at the first bad one.
+    releases that are given with it, or else stand beside it. Raises FileContentError at the first bad one.
     """
     lines: list[str] = []
     loose: list[Path] = []
@@ -58,12 +60,25 @@ def verify_paths(paths: Sequence[Path]) -> list[str]:
             lines += _verify_together(files)
         else:
             loose += files
-    return lines + _verify_together(loose)
+    return lines + _verify_together(loose, _beside(loose))
 
 
-def _verify_together(files: Sequence[Path]) -> list[str]:
-    """Check files that belong together, the certificates last: they rest on the others."""
-    stored = {file: read_header(file) for file in files if file.suffix != ".json"}
+def _beside(files: Sequence[Path]) -> list[Path]:
+    """Plan and releases in the folder of a lone certificate, where none from elsewhere are given with it."""
+    folders = {file.resolve().parent for file in files}
+    if len(folders) != 1 or not any(file.suffix == ".json" for file in files):
+        return []
+    folder, given = folders.pop(), {file.resolve() for file in files}
+    return [
+        file
+        for file in [folder / "plan.h5", *sorted(folder.glob("release-*.h5"))]
+        if file.exists() and file not in given
+    ]
+
+
+def _verify_together(files: Sequence[Path], support: Sequence[Path] = ()) -> list[str]:
+    """Check files that belong together, the certificates last: they rest on the others. support: looked at, with no line of their own."""
+    stored = {file: read_header(file) for file in [*files, *support] if file.suffix != ".json"}
     plans = {found.plan_id: Plan.read(file) for file, found in stored.items() if found.kind == "plan"}
     releases: dict[str, dict[int, Release]] = {}
     lines: dict[Path, str] = {}
@@ -160,15 +175,18 @@ def _verify_certificate(path: Path, plans: Mapping[str, Plan], releases: Mapping
             f"{path}: plan_id {str(found_plan)[:80]}, the plan beside it has {next(iter(plans))}; one of the two was changed"
         )
     said = f"{path}: its model has the SHA-256 that it states"
+    restored(path, lambda: _check_itself(certificate))
+    ledger = _check_ledger(path, certificate)
     if not plans:
-        return f"{said}; not checked: every other figure, as its plan and releases are not given"
+        return f"{said}; not checked: its figures against plan and releases, which are not given{ledger}"
     plan = plans[found_plan]
     chain = _first(releases.get(plan.plan_id, {}))
     rounds = plan.config.mechanism.rounds
     if len(chain) < rounds:
-        return f"{said}; not checked: every other figure, as the releases of all {rounds} rounds are not given"
+        return (
+            f"{said}; not checked: its figures against the releases of all {rounds} rounds, which are not given{ledger}"
+        )
     _check_figures(path, certificate, plan, chain)
-    ledger = _check_ledger(path, certificate, plan, chain)
     return f"{said}, and every figure of plan and releases; {_check_tensors(model, plan, chain[-1])}{ledger}"
 
 
@@ -183,21 +201,42 @@ def _read_certificate(path: Path) -> dict[str, Any]:
     return dict(certificate)
 
 
-def _check_figures(path: Path, certificate: dict[str, Any], plan: Plan, releases: Sequence[Release]) -> None:
-    """Every field against the one that plan and releases give; versions and ledger by their form."""
-    ledger, versions = certificate.get("ledger"), certificate.get("versions")
-    entry = ledger.get("entry") if isinstance(ledger, dict) else None
+def _check_itself(certificate: Mapping[str, Any]) -> None:
+    """What no certificate says, whatever its plan: figures that contradict each other."""
+    ledger = certificate["ledger"]
     if not (
-        isinstance(ledger, dict)
-        and set(ledger) == {"entry", "hash"}
-        and type(entry) is int
-        and entry > 0
-        and isinstance(ledger["hash"], str)
+        set(ledger) == {"entry", "hash"}
+        and type(ledger["entry"]) is int
+        and ledger["entry"] > 0
         and HASH.fullmatch(ledger["hash"])
     ):
-        raise FileContentError(
-            f"{path}: ledger: found {str(ledger)[:100]}; expected the number and the hash of an entry: it was changed"
-        )
+        raise FileContentError(f"ledger: found {str(ledger)[:100]}; expected the number and the hash of an entry")
+    epsilon, delta, mu = certificate["epsilon"], certificate["delta"], certificate["mu"]
+    costs: dict[int | None, float] = {}
+    for entry in certificate["rounds"]:
+        costs[entry["part"]] = costs.get(entry["part"], 0.0) + entry["mu"] ** 2
+    most = math.sqrt(costs.pop(None, 0.0) + max(costs.values(), default=0.0))
+    pure = certificate["pure_epsilon"] is not None
+    # Rounds in a ball may be cheaper than their mu says; all others add up.
+    if not (math.isclose(mu, most, rel_tol=1e-9) or (pure and mu < most)):
+        raise FileContentError(f"mu: found {mu!r}; its rounds add up to {most!r}: one of them was changed")
+    if not pure:
+        least = gdp.epsilon(delta, mu)
+        if not epsilon >= least * (1 - 1e-9):
+            raise FileContentError(
+                f"epsilon: found {epsilon!r} at delta {delta!r}; its mu gives {least!r} or more: one of them was changed"
+            )
+    if certificate["rho"] is not None:
+        refuse_unlike("rho", certificate["rho"], mu**2 / 2, 1e-9)
+    seed = certificate["insecure_noise_seed"]
+    text = statement_of(epsilon, delta, certificate["unit"], certificate["adjacency"]["kind"], seed)
+    refuse_unlike("statement of epsilon, delta, unit and adjacency.kind", certificate["statement"], text)
+    refuse_unlike("private", certificate["private"], seed is None)
+
+
+def _check_figures(path: Path, certificate: dict[str, Any], plan: Plan, releases: Sequence[Release]) -> None:
+    """Every field against the one that plan and releases give; versions by their form, the ledger's entry elsewhere."""
+    ledger, versions = certificate["ledger"], certificate.get("versions")
     parts = [charged_part(plan, release) for release in releases]
     expected = certificate_of(plan, releases, certificate["model_sha256"], ledger, parts)
     names = set(expected["versions"])
@@ -212,7 +251,8 @@ def _check_figures(path: Path, certificate: dict[str, Any], plan: Plan, releases
     expected["versions"] = versions
     epsilon = certificate.get("epsilon")
     if type(epsilon) is float and math.isclose(epsilon, expected["epsilon"], rel_tol=TOLERANCE):
-        expected["statement"] = expected["statement"].replace(f"({expected['epsilon']!r},", f"({epsilon!r},")
+        kind, seed = expected["adjacency"]["kind"], expected["insecure_noise_seed"]
+        expected["statement"] = statement_of(epsilon, expected["delta"], expected["unit"], kind, seed)
     # As a file holds it: lists and texts, no tuples.
     expected = json.loads(json.dumps(expected))
     first = {name: expected[name] for name in ("epsilon", "delta", "statement") if name in expected}
@@ -225,7 +265,7 @@ def _refuse_other_figures(certificate: Mapping[str, Any], expected: Mapping[str,
     refuse_unlike("certificate", found, dict(expected), TOLERANCE)
 
 
-def _check_ledger(path: Path, certificate: Mapping[str, Any], plan: Plan, releases: Sequence[Release]) -> str:
+def _check_ledger(path: Path, certificate: Mapping[str, Any]) -> str:
     """The certificate's entry against this machine's ledger, where that knows the plan. No ledger is made."""
     where = default_path()
     said = f"ledger entry {certificate['ledger']['entry']}"
@@ -234,10 +274,10 @@ def _check_ledger(path: Path, certificate: Mapping[str, Any], plan: Plan, releas
     try:
         with Ledger.open(where, create=False) as ledger:
             rows = ledger.rows()
-            universe = Charging(ledger, releases[-1].insecure_seed).universe
+            universe = Charging(ledger, certificate["insecure_noise_seed"]).universe
     except DistqexpError as error:
         return f"; not checked: {said}, as the ledger here can't be read ({error})"
-    key = round_key(plan, releases[-1].round, "release")
+    key = f"release/{certificate['plan_id']}/{len(certificate['rounds']) - 1}"
     own = [row for row in rows if (row.universe, row.key.rpartition("/")[0]) == (universe, key)]
     if not own:
         return f"; not checked: {said}, as the ledger here does not know the plan"
