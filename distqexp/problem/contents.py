@@ -35,7 +35,7 @@ def content_digests(data: DataConfig) -> tuple[bytes, ...]:
         found += _file_digests(path, lines=data.format == "csv")
     if data.unit is not None:
         rows = select_rows(data, reader, keep_blank=True)
-        names = sorted({id_bytes(name) for name in reader.identifiers(data.unit, rows)} - {b""})
+        names = sorted({id_bytes(name) for name in set(reader.identifiers(data.unit, rows))} - {b""})
         if names:
             found.append(_tagged(b"ids", *names))
     return tuple(found)
