@@ -21,9 +21,11 @@ from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
 from distqexp.config import Config, DataConfig, EngineConfig, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
+from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, RecordsChangedError, UsageError
 from distqexp.fit import FitResult, run
 from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_books import LedgerRow
 from distqexp.privacy.ledger_head import Anchor
 from distqexp.problem.models import allowed_factory
 from distqexp.report.progress import Progress, ProgressEvent
@@ -34,7 +36,7 @@ from distqexp.stages.check import check_records
 from distqexp.stages.context import build_network
 from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.export import evaluate, export_model
-from distqexp.stages.folder import open_folder
+from distqexp.stages.folder import open_folder, release_path
 from distqexp.stages.naming import accepted_as, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, fitted_schema, make_plan
@@ -60,6 +62,8 @@ from distqexp.stages.sketch import (
     whole_sketch,
 )
 from distqexp.stages.verify import verify_paths
+from distqexp.stages.void import Void, accept, void_round
+from distqexp.storage.hdf5 import read_header
 from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
 
@@ -67,6 +71,8 @@ __all__ = [
     "Audit",
     "Ledger",
     "RunAudit",
+    "Void",
+    "accept_void",
     "audit",
     "audit_run",
     "check",
@@ -84,6 +90,7 @@ __all__ = [
     "sketch",
     "tune",
     "verify",
+    "void",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -343,6 +350,38 @@ def verify(*paths: StrPath) -> list[str]:
     return verify_paths([Path(path) for path in paths])
 
 
+def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, ledger: StrPath | None = None) -> Void:
+    """At the coordinator: the plan's round, or the one after ``release``, will never be released. Stores that at ``out`` for the sites.
+
+    For a round whose sketches don't all arrive. The ledger refuses the round's release from then on, whatever the sums; a
+    round with a draw can't be voided. Again, it is the same file. Not signed yet: hand it on by a way that the sites trust.
+    """
+    path = Path(out)
+    made = _received_plan(plan_file)
+    state = _state_after(made, SerialEngine(), release, lambda found: None)
+    for folder in {Path(plan_file).absolute().parent, path.absolute().parent}:
+        _refuse_released(release_path(folder, state.round), made)
+    earlier = _stored_void(path)
+    if earlier is None or earlier.release != f"{made.plan_id}/{state.round}/{state.identity()}":
+        _new_file(path)
+    with Ledger.open(Path(ledger) if ledger else None) as books:
+        found = void_round(made, state, books)
+    if found != earlier:
+        found.write(_new_file(path))
+    return found
+
+
+def accept_void(file: StrPath, *, ledger: StrPath | None = None) -> list[LedgerRow]:
+    """At a site: take back, once, what the ledger charged for a round that the coordinator voided. Returns those charges.
+
+    The file must fit the site's own charge: plan, round, state, population, shard. Refused when the ledger knows
+    of a release of that round. The same records sketched again are a new charge. Raises FileContentError.
+    """
+    found = Void.read(Path(file))
+    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+        return accept(found, books)
+
+
 def ledger_head(ledger: StrPath | None = None) -> str:
     """The ledger's newest entry as ``N:HASH``, to note where nobody rolls back. Public.
 
@@ -382,6 +421,19 @@ def _state_after(made: Plan, engine: Engine, release: StrPath | None, check: Cal
     if found is None or found.next_state is None:
         raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
     return found.next_state
+
+
+def _refuse_released(path: Path, made: Plan) -> None:
+    if path.exists() and read_header(path, kind="release").plan_id == made.plan_id:
+        raise UsageError(f"{path}: this round of the plan is released; expected one that never was: it can't be voided")
+
+
+def _stored_void(path: Path) -> Void | None:
+    """What an earlier attempt left there. Raises UsageError where it is another file."""
+    try:
+        return Void.read(path) if path.exists() else None
+    except FileContentError:
+        raise UsageError(f"--out {path}: exists and is no void; expected a new file, nothing is overwritten") from None
 
 
 def _shard_data(

@@ -180,6 +180,22 @@ def release(
         _say(f"round {made.round + 1}: {told.line()} (released: paid for)")
 
 
+@app.command(epilog="example: distqexp void plan.h5 --out void-000.h5   (a later round: --release release-000.h5)")
+def void(
+    plan: PlanPath,
+    out: Annotated[Path, typer.Option(help="the void file to write; public")],
+    release: Annotated[Path | None, typer.Option(help="the release that the void round builds on")] = None,
+) -> None:
+    """At the coordinator: give a round up that was never drawn, for ever, so that the sites can take their charge back."""
+    from distqexp import api
+
+    found = api.void(plan, out, release=release)
+    _say(
+        f"round {found.round} of plan {found.plan_id[:16]} is void: it is never released (ledger entry {found.entry.number})",
+        f"{out}: for each site that sketched it: distqexp ledger accept-void; it is not signed yet, hand it on by a way they trust",
+    )
+
+
 @app.command(epilog="example: distqexp export plan.h5 release-000.h5 --config configs/icu.toml --out model")
 def export(
     plan: PlanPath,
@@ -270,6 +286,17 @@ def ledger_cap(
     cap = ledger.cap(population)
     if cap is not None:
         _say(f"{population}: {cap.line()}")
+
+
+@ledger_app.command("accept-void", epilog="example: distqexp ledger accept-void void-000.h5")
+def ledger_accept_void(
+    file: Annotated[Path, typer.Argument(help="the void file, from the coordinator itself")],
+) -> None:
+    """At a site: take the charge back for a round that the coordinator voided, once."""
+    from distqexp import api
+
+    for row in api.accept_void(file):
+        _say(f"{row.id}: {row.population}, {row.key}: mu {row.event.mu:.6g} given back")
 
 
 @ledger_app.command("head", epilog="example: distqexp ledger head")

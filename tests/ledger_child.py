@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distqexp.errors import BudgetError, StorageError
+from distqexp.errors import BudgetError, DistqexpError, StorageError
 from distqexp.privacy.events import GaussianRelease
 from distqexp.privacy.ledger import Cap, Ledger
 
@@ -147,6 +147,84 @@ def kill_everywhere(folder: Path) -> list[dict[str, Any]]:
     return outcomes
 
 
+VOID = {"population": "ward", "release": "plan/0/state"}
+
+
+def void_after_reserve(path: Path) -> None:
+    """A round's charges, of a site and of the curator who share a ledger, the void, and its acceptance; goes on after a kill."""
+    with Ledger.open(path) as ledger:
+        if not any(entry["body"]["action"] == "void" for entry in ledger.export()):
+            reserve(ledger, key="release/plan/0/state")
+            ledger.commit(reserve(ledger, key="site-a/plan/0/state"), None)
+        ledger.void(**VOID)
+        if not any(entry["body"]["action"] == "accept-void" for entry in ledger.export()):
+            ledger.accept_void(**VOID, roles={"site-a"})
+
+
+def kill_voids(folder: Path) -> list[dict[str, Any]]:
+    """A void killed at step 0, 1, 2, ... until it survives; each time finished by a second run."""
+    outcomes: list[dict[str, Any]] = []
+    code = -9
+    while code == -9:
+        step = len(outcomes)
+        path = folder / str(step) / "ledger.sqlite"
+
+        def work(step: int = step, path: Path = path) -> int:
+            Fuse(step).install()
+            void_after_reserve(path)
+            return 0
+
+        code = exit_code(in_child(work))
+        void_after_reserve(path)
+        with Ledger.open(path) as ledger:
+            ledger.verify()
+            actions = [entry["body"]["action"] for entry in ledger.export()]
+            states = [row.state for row in ledger.rows()]
+            outcomes.append({"code": code, "actions": actions, "states": states, "mu": ledger.spent("ward").mu})
+    return outcomes
+
+
+def race_void(folder: Path, times: int) -> list[list[int]]:
+    """Curators of one ledger: one draws for a round, the other voids it at the same moment. Exit codes of draw and void."""
+    outcomes = []
+    for attempt in range(times):
+        path = folder / str(attempt) / "ledger.sqlite"
+        key = "release/plan/0/state"
+        with Ledger.open(path) as ledger:
+            reservation = reserve(ledger, key=key)
+        gate, opened = os.pipe()
+
+        def draw(path: Path = path, gate: int = gate, reservation: Any = reservation) -> int:
+            with Ledger.open(path) as ledger:
+                os.read(gate, 1)
+                try:
+                    ledger.persist_noise(reservation, SUMS)
+                except DistqexpError as error:
+                    return error.exit_code
+            return 0
+
+        def void(path: Path = path, gate: int = gate) -> int:
+            with Ledger.open(path) as ledger:
+                os.read(gate, 1)
+                try:
+                    ledger.void(**VOID)
+                except DistqexpError as error:
+                    return error.exit_code
+            return 0
+
+        children = [in_child(work) for work in ((draw, void) if attempt % 2 else (void, draw))]
+        os.write(opened, b"go")
+        codes = [exit_code(child) for child in children]
+        with Ledger.open(path) as ledger:
+            ledger.verify()
+            state = ledger.rows()[0].state
+        assert state == ("drawn" if codes[attempt % 2 == 0] == 0 else "voided")
+        outcomes.append(codes if attempt % 2 else codes[::-1])
+        os.close(gate)
+        os.close(opened)
+    return outcomes
+
+
 def race(folder: Path, times: int) -> list[list[int]]:
     """Two processes ask for the last of a budget at once; exit code 0 for the one that got it, 4 otherwise."""
     outcomes = []
@@ -223,6 +301,10 @@ if __name__ == "__main__":
         print(json.dumps(kill_everywhere(target)))
     elif command == "race":
         print(json.dumps(race(target, int(sys.argv[3]))))
+    elif command == "race-void":
+        print(json.dumps(race_void(target, int(sys.argv[3]))))
+    elif command == "kill-void":
+        print(json.dumps(kill_voids(target)))
     elif command == "full":
         print(json.dumps(full_disk(target)))
     else:

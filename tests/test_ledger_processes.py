@@ -58,3 +58,19 @@ def test_a_charge_that_the_head_has_and_the_full_disk_refused_stands(tmp_path: P
     assert child("full-ledger", str(tmp_path)) == {
         "refused": 6, "seen": ["reserved"], "again": [1, "reserved"], "rows": 1
     }  # fmt: skip
+
+
+def test_a_void_killed_at_any_step_gives_back_once(tmp_path: Path) -> None:
+    outcomes = child("kill-void", str(tmp_path))
+    assert len(outcomes) > 20
+    assert all(outcome["code"] == -9 for outcome in outcomes[:-1])
+    for outcome in outcomes:
+        assert outcome["actions"] == ["reserve", "reserve", "commit", "void", "accept-void"]
+        assert (outcome["states"], outcome["mu"]) == (["voided", "voided"], 0.0)
+
+
+def test_a_draw_and_a_void_race_and_one_of_them_is_refused(tmp_path: Path) -> None:
+    """Exit 2 for the void after the draw, 3 for the draw after the void; never both granted."""
+    outcomes = child("race-void", str(tmp_path), "30")
+    assert {tuple(codes) for codes in outcomes} <= {(0, 2), (3, 0)}
+    assert len(outcomes) == 30

@@ -12,7 +12,7 @@ digest of private data is part of the rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqexp.errors import BudgetError, FileContentError, UsageError
+from distqexp.errors import BudgetError, UsageError
 from distqexp.privacy.events import Release
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.ledger_books import PRIVATE, Books, Cap, LedgerRow, Reservation, event_fields
 from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
-from distqexp.privacy.ledger_head import FIRST_PREVIOUS, RESTORE, Anchor, Entry
+from distqexp.privacy.ledger_head import Anchor, newest, require_noted
 from distqexp.privacy.ledger_populations import Accepted, local_name
 from distqexp.privacy.ledger_units import Declared, require_countable, require_one_unit
+from distqexp.privacy.ledger_voids import require_not_voided, require_open, to_give_back, to_void
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
 
@@ -144,7 +145,7 @@ class Ledger:
         ids or "record"; None: unknown. Charges of different units are refused, unless the cap declares how they count. accepted: at a
         site, what the plan calls its population, which the row remembers. contents: keyed digests of what the records' files hold, private.
 
-        Raises BudgetError; then nothing is charged.
+        Raises BudgetError, FileContentError for a release that was voided; then nothing is charged.
         """
         if sums.dtype != np.int64 or sums.ndim != 1:
             raise ValueError(f"sums: {sums.dtype} of shape {sums.shape}; expected int64 (k,)")
@@ -165,6 +166,7 @@ class Ledger:
         whose = b"" if part is None else self._files.tag(b"basis", basis)
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            require_open(books, self.path, key)
             if accepted is not None and (name := local_name(books, universe, accepted)) != population:
                 raise UsageError(f"population {population!r}: another process took it for {name!r}; run again")
             self._chain.note_contents(universe, population, contents)
@@ -196,6 +198,7 @@ class Ledger:
                 raise ValueError(
                     f"noise: {noise.dtype}, shape {noise.shape}; the charge is for int64 ({row.event.coordinates},)"
                 )
+            require_not_voided(row)
             waiting = row.state == "reserved"
             if waiting and self._files.exists("noise", row.id):
                 self._read("noise", row)  # refuses what a lost history left
@@ -223,6 +226,7 @@ class Ledger:
         with self._chain.transaction():
             books = Books(self._chain.entries())
             row = _row(books, reservation)
+            require_not_voided(row)
             if row.state == "reserved" and released is not None:
                 raise UsageError(f"ledger entry {row.id}: reserved, expected drawn; store the noise before it is used")
             if row.state != "committed":
@@ -250,6 +254,36 @@ class Ledger:
     def keyed_digest(self, *parts: bytes) -> bytes:
         """A digest of private facts, for this machine's own files: its key never leaves the ledger's folder."""
         return self._files.tag(b"records", *parts)
+
+    # --- voids -----------------------------------------------------------------------------------------------
+
+    def void(self, *, population: str, release: str) -> Anchor:
+        """At the curator: ``release`` ("PLAN/ROUND/STATE") was never drawn and never will be. Returns its entry.
+
+        Reserved charges for it are given back; ``reserve`` refuses it for ever. Voided again, it is the same entry. Raises
+        UsageError when the round has a draw.
+        """
+        with self._chain.transaction():
+            books = Books(self._chain.entries())
+            if (earlier := books.voided.get(release)) is not None:
+                return earlier
+            back = to_void(books, self.path, release, lambda row: self._files.exists("noise", row))
+            body = {"action": "void", "population": population, "release": release, "reservations": back}
+            entry = self._chain.append(body, books.entries)
+            return Anchor(entry.number, entry.hash)
+
+    def accept_void(self, *, population: str, release: str, roles: Collection[str]) -> list[LedgerRow]:
+        """At a site: give back, once, what ``roles`` charged for a release that the curator voided. Returns those charges.
+
+        Raises FileContentError when there is no such charge, when it was given back before, or when the ledger knows
+        of a release of that round.
+        """
+        with self._chain.transaction():
+            books = Books(self._chain.entries())
+            rows = to_give_back(books, self.path, release, population, roles)
+            body = {"action": "accept-void", "population": population, "release": release}
+            self._chain.append(body | {"reservations": [row.id for row in rows]}, books.entries)
+        return rows
 
     # --- caps and rows ---------------------------------------------------------------------------------------
 
@@ -310,7 +344,7 @@ class Ledger:
             return Books(self._chain.entries()).caps.get(population)
 
     def rows(self, population: str | None = None) -> list[LedgerRow]:
-        """Every charge, oldest first. Public."""
+        """Every charge, oldest first, those that were given back ("voided") too. Public."""
         with self._chain.transaction():
             rows = Books(self._chain.entries()).rows.values()
         return [row for row in rows if population in (None, row.population)]
@@ -331,8 +365,7 @@ class Ledger:
     def head(self) -> Anchor:
         """Number and hash of the newest entry, to note elsewhere: public."""
         with self._chain.transaction():
-            entries = self._chain.entries()
-            return Anchor(entries[-1].number, entries[-1].hash) if entries else Anchor(0, FIRST_PREVIOUS)
+            return newest(self._chain.entries())
 
     def verify(self, noted: Anchor | None = None) -> None:
         """Check the chain, its seal, its folder's head, and the stored arrays. Raises FileContentError.
@@ -341,7 +374,7 @@ class Ledger:
         """
         with self._chain.transaction():
             books = Books(self._chain.entries())
-            _require_noted(self.path, books.entries, noted)
+            require_noted(self.path, books.entries, noted)
             for row in books.rows.values():
                 if row.state == "drawn":
                     self._read("noise", row)
@@ -399,21 +432,6 @@ def _require_room(
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
             f"{figures} ({source}); {remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
-        )
-
-
-def _require_noted(path: Path, entries: Sequence[Entry], noted: Anchor | None) -> None:
-    if noted is None:
-        return
-    if noted.number > len(entries):
-        raise FileContentError(
-            f"{path}: {len(entries)} entries, the noted head is entry {noted.number} with hash {noted.hash}: ledger and folder "
-            f"were put back to an older time; {RESTORE}"
-        )
-    found = entries[noted.number - 1].hash if noted.number else FIRST_PREVIOUS
-    if found != noted.hash:
-        raise FileContentError(
-            f"{path}: entry {noted.number} has hash {found}, the noted head says {noted.hash}: another history; {RESTORE}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from distqexp.errors import UsageError
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release
 from distqexp.privacy.ledger_expenses import Charge, Part
-from distqexp.privacy.ledger_head import Entry
+from distqexp.privacy.ledger_head import Anchor, Entry
 from distqexp.privacy.ledger_units import Declared
 
 PRIVATE = "private"
@@ -42,7 +42,10 @@ class Cap:
 
 @dataclass(frozen=True)
 class Reservation:
-    """A charged row. state: "reserved", then "drawn", then "committed". hash: of its entry (public). part: as LedgerRow."""
+    """A charged row. part: as LedgerRow.
+
+    state: "reserved", then "drawn", then "committed"; or "voided", given back. hash: of its entry (public).
+    """
 
     id: int
     state: str
@@ -94,6 +97,10 @@ class Books:
     """Of (universe, population of a plan) the name under which a site charged it."""
     counted: dict[str, int] = field(default_factory=dict)
     """Of each population the largest number of records per unit that was in force when something was charged to it."""
+    voided: dict[str, Anchor] = field(default_factory=dict)
+    """Releases that the curator will never draw, by "PLAN/ROUND/STATE", and the entries that say so."""
+    accepted: dict[str, int] = field(default_factory=dict)
+    """Void releases whose charge a site took back, and the entries."""
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -118,6 +125,13 @@ class Books:
                     self.accepted.setdefault((body["universe"], body["plan_population"]), body["population"])
             elif body["action"] == "cap":
                 self.caps[body["population"]] = self._cap(body)
+            elif body["action"] in ("void", "accept-void"):
+                if body["action"] == "void":
+                    self.voided[body["release"]] = Anchor(entry.number, entry.hash)
+                else:
+                    self.accepted[body["release"]] = entry.number
+                for number in body["reservations"]:
+                    self.rows[number] = replace(self.rows[number], state="voided")
             else:
                 state = {"draw": "drawn", "commit": "committed"}[body["action"]]
                 number = body["reservation"]
@@ -126,7 +140,12 @@ class Books:
                     self.stored.add(number)
 
     def charged(self, universe: str, population: str) -> list[LedgerRow]:
-        return [row for row in self.rows.values() if (row.universe, row.population) == (universe, population)]
+        """What a population pays for; without charges that were given back, whose sketches no release ever used."""
+        return [
+            row
+            for row in self.rows.values()
+            if (row.universe, row.population) == (universe, population) and row.state != "voided"
+        ]
 
     def known(self) -> set[str]:
         """The names that budgets are kept under."""

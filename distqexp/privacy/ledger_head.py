@@ -11,8 +11,9 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from distqexp.errors import FileContentError, StorageError, UsageError
@@ -63,6 +64,27 @@ class Anchor(NamedTuple):
         return Anchor(int(match[1]), match[2])
 
 
+def newest(entries: Sequence[Entry]) -> Anchor:
+    """Number and hash of the last entry."""
+    return Anchor(entries[-1].number, entries[-1].hash) if entries else Anchor(0, FIRST_PREVIOUS)
+
+
+def require_noted(path: Path, entries: Sequence[Entry], noted: Anchor | None) -> None:
+    """Refuse a ledger that does not hold the noted entry, if one is noted. Raises FileContentError."""
+    if noted is None:
+        return
+    if noted.number > len(entries):
+        raise FileContentError(
+            f"{path}: {len(entries)} entries, the noted head is entry {noted.number} with hash {noted.hash}: ledger and folder "
+            f"were put back to an older time; {RESTORE}"
+        )
+    found = entries[noted.number - 1].hash if noted.number else FIRST_PREVIOUS
+    if found != noted.hash:
+        raise FileContentError(
+            f"{path}: entry {noted.number} has hash {found}, the noted head says {noted.hash}: another history; {RESTORE}"
+        )
+
+
 @dataclass(frozen=True)
 class Head:
     """The newest entry, None where there is none, and a reservation's private tag with it."""
@@ -73,7 +95,7 @@ class Head:
     @property
     def anchor(self) -> Anchor:
         """Its number and hash."""
-        return Anchor(self.entry.number, self.entry.hash) if self.entry else Anchor(0, FIRST_PREVIOUS)
+        return newest([self.entry] if self.entry else [])
 
 
 class HeadFile:

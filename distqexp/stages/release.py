@@ -78,7 +78,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
     # What a round may cost at most, whatever its clip turns out to be.
     event = _dearest(plan)
     population = charging.population_of(plan)
-    rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
+    rows = _standing(charging, population)
     # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
     charged = {_round_of(row).partition("/")[2] for row in rows}
     adjacency = plan.config.privacy.adjacency
@@ -98,11 +98,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
 def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
     """Number and hash of the charge of a round's release: public. Raises FileContentError when there is none."""
     key = round_key(plan, round, "release")
-    rows = [
-        row
-        for row in charging.ledger.rows(charging.population_of(plan))
-        if (row.universe, _round_of(row)) == (charging.universe, key)
-    ]
+    rows = [row for row in _standing(charging, charging.population_of(plan)) if _round_of(row) == key]
     if not rows:
         raise FileContentError(
             f"{charging.ledger.path}: no charge for round {round} of plan {plan.plan_id[:16]}; "
@@ -113,7 +109,7 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
 
 def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
     """Whose units each round of the plan was charged to; None, everybody's, also where the ledger doesn't say."""
-    rows = [row for row in charging.ledger.rows(charging.population_of(plan)) if row.universe == charging.universe]
+    rows = _standing(charging, charging.population_of(plan))
     found: list[Part | None] = []
     for round in range(plan.config.mechanism.rounds):
         key = round_key(plan, round, "release")
@@ -256,6 +252,12 @@ def _dearest(plan: Plan) -> Event:
         return BoundedRelease(mu=calibration.mu_round, epsilon=calibration.epsilon_round, coordinates=plan.k)
     sigma = float(calibration.sigma_minimum) if discrete else None
     return GaussianRelease(mu=calibration.mu_round, coordinates=plan.coordinates, sigma=sigma)
+
+
+def _standing(charging: Charging, population: str) -> list[LedgerRow]:
+    """The charges of a population in this universe that were not given back."""
+    rows = charging.ledger.rows(population)
+    return [row for row in rows if row.universe == charging.universe and row.state != "voided"]
 
 
 def _round_of(row: LedgerRow) -> str:

@@ -26,6 +26,7 @@ from distqexp.stages.context import build_network
 from distqexp.stages.export import certificate_of, fine_tuned
 from distqexp.stages.recomputed import refuse_unlike
 from distqexp.stages.release import Charging
+from distqexp.stages.void import Void
 from distqexp.storage.hdf5 import read_header
 
 TOLERANCE = 1e-11
@@ -93,6 +94,8 @@ def _verify_together(files: Sequence[Path], support: Sequence[Path] = ()) -> lis
             release = Release.read(file, plan)
             if releases.setdefault(plan.plan_id, {}).setdefault(release.round, release) is not release:
                 raise FileContentError(f"{file}: round {release.round} again; give every release once")
+        elif found.kind == "void":
+            Void.read(file)
         elif found.kind == "release":
             missing = "; not checked: its figures, as its plan is not given"
         lines[file] = f"{file}: {found.kind} of plan {found.plan_id[:16]}, every checksum holds{missing}"

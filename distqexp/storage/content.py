@@ -20,7 +20,7 @@ from distqexp.errors import FileContentError
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
 
 SCHEMA_VERSION = 2
-KINDS = ("plan", "sketch", "quadratic", "release")
+KINDS = ("plan", "sketch", "quadratic", "release", "void")
 
 Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]
 

@@ -13,6 +13,7 @@ MEANINGS = {
     "sketch": "the integer sum of one shard (PRIVATE: as sensitive as the records)",
     "quadratic": "the pooled integer sum of a round (PRIVATE: as sensitive as the records)",
     "release": "a released round (public, as its plan says)",
+    "void": "a round that is never released, for the sites to take their charge back (public; not signed yet)",
 }
 PRIVATE_KINDS = ("sketch", "quadratic")
 

@@ -1,0 +1,86 @@
+"""A void: the coordinator's word that a round was never released and never will be, for the sites to take their charge back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distqexp.errors import FileContentError
+from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_books import LedgerRow
+from distqexp.privacy.ledger_head import Anchor
+from distqexp.stages.artefacts import Plan, RoundState
+from distqexp.storage.hdf5 import read_file, write_file
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Void:
+    """A void round. Public. Not signed yet: a site takes it from the coordinator by a way that it trusts.
+
+    state: identity of the state that the round was sketched at. shards: the plan's. entry: of the coordinator's ledger.
+    """
+
+    plan_id: str
+    round: int
+    state: str
+    population: str
+    shards: tuple[str, ...]
+    entry: Anchor
+
+    @property
+    def release(self) -> str:
+        """What the ledgers know the round's release by."""
+        return f"{self.plan_id}/{self.round}/{self.state}"
+
+    def write(self, path: Path) -> None:
+        """Store as void-r.h5."""
+        header = {
+            "round": self.round,
+            "state": self.state,
+            "population": self.population,
+            "shards": list(self.shards),
+            "ledger": {"entry": self.entry.number, "hash": self.entry.hash},
+        }
+        write_file(path, kind="void", plan_id=self.plan_id, header=header, arrays={}, private=False)
+
+    @staticmethod
+    def read(path: Path) -> Void:
+        """Read and check. Raises FileContentError."""
+        stored = read_file(path, kind="void")
+        header = stored.header
+        ledger = header.get("ledger")
+        entry, digest = (ledger.get("entry"), ledger.get("hash")) if isinstance(ledger, dict) else (None, None)
+        round, state, population, shards = (header.get(name) for name in ("round", "state", "population", "shards"))
+        digests = [stored.plan_id, state, digest]
+        fits = (
+            all(type(number) is int and number >= 0 for number in (round, entry))
+            and all(isinstance(text, str) and DIGEST.fullmatch(text) for text in digests)
+            and isinstance(population, str)
+            and isinstance(shards, list)
+            and all(isinstance(shard, str) and shard.isprintable() for shard in shards)
+            and not stored.arrays
+        )
+        if not fits:
+            raise FileContentError(
+                f"{path}: its fields are not those of a void; expected round, state, population, shards and ledger: copy it again"
+            )
+        return Void(stored.plan_id, round, str(state), str(population), tuple(shards), Anchor(entry, str(digest)))  # type: ignore[arg-type]
+
+
+def void_round(plan: Plan, state: RoundState, ledger: Ledger) -> Void:
+    """At the coordinator: write down that the round is never released. Raises UsageError when it was drawn.
+
+    Again, it is the same void and no second entry.
+    """
+    population, release = plan.config.data.population, f"{plan.plan_id}/{state.round}/{state.identity()}"
+    entry = ledger.void(population=population, release=release)
+    return Void(plan.plan_id, state.round, state.identity(), population, plan.config.shards, entry)
+
+
+def accept(void: Void, ledger: Ledger) -> list[LedgerRow]:
+    """At a site: give the charge for a void round back, once. Raises FileContentError when the void does not fit the ledger."""
+    roles = {f"site-{shard}" for shard in void.shards}
+    return ledger.accept_void(population=void.population, release=void.release, roles=roles)
