@@ -20,7 +20,7 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import Cap
 from distqexp.storage.hdf5 import read_file
 
-STEPS = ("plan", "count", "sketch", "pool", "release", "export", "inspect", "verify", "tune", "audit")
+STEPS = ("plan", "count", "sketch", "pool", "release", "void", "export", "inspect", "verify", "tune", "audit")
 LATER = ("doctor", "cost")
 
 
@@ -38,7 +38,9 @@ def task(tmp_path: Path) -> Path:
 # --- help --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [*((step,) for step in STEPS), *(("ledger", s) for s in ("show", "cap", "verify"))])
+@pytest.mark.parametrize(
+    "words", [*((step,) for step in STEPS), *(("ledger", s) for s in ("show", "cap", "verify", "head", "accept-void"))]
+)
 def test_help_shows_an_example(run: Commands, words: tuple[str, ...]) -> None:
     text = run.done(*words, "--help").out
     assert "Usage: distqexp " + " ".join(words) in text

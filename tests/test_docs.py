@@ -18,6 +18,8 @@ import pytest
 from mpi_harness import REPOSITORY, find_mpirun, run_environ
 
 from distqexp.config import Config
+from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_expenses import expenses
 from distqexp.stages.verify import verify_path
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("scripts/*.md")])
@@ -124,6 +126,22 @@ def test_the_walk_through_for_sites_runs_as_it_stands(tmp_path: Path) -> None:
     assert certificate["epsilon"] <= 2.0
     assert len(certificate["rounds"]) == 2
     assert not list((tmp_path / "coordinator").glob("quadratic-*"))
+    # Section 7: a site that dropped out. Without the void its round would have kept the second study from its budget.
+    second = json.loads((tmp_path / "coordinator" / "second-model" / "certificate.json").read_text("utf-8"))
+    assert second["epsilon"] <= 2.0
+    assert len(second["rounds"]) == 2
+    assert not list((tmp_path / "coordinator").glob("second-quadratic-*"))
+    for site in ("north", "south"):
+        with Ledger.open(tmp_path / site / "ledger.sqlite") as ledger:
+            rows, cap = ledger.rows(), ledger.cap("stays-2024")
+            spent = ledger.spent("stays-2024").epsilon(1e-5)
+        assert cap is not None
+        assert [row.state for row in rows] == ["committed"] * 2 + ["voided"] + ["committed"] * 2
+        assert spent <= cap.epsilon < expenses([row.charge for row in rows]).guarantee().epsilon(1e-5)
+    with Ledger.open(tmp_path / "coordinator" / "ledger.sqlite") as ledger:
+        noted = str(ledger.head())
+    assert (tmp_path / "coordinator" / "head.txt").read_text("utf-8") == f"{noted}\n"
+    assert f"holds the noted head {noted}" in said
 
 
 @pytest.mark.slow
