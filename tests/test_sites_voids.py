@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_harness import Commands, table_tree, write_task
 import test_sites
+from run_harness import Commands, table_tree, write_task
 from test_sites import SEED, SHARDS, Consortium
 
 from distqexp import api
