@@ -99,7 +99,7 @@ class Books:
     """Of each population the largest number of records per unit that was in force when something was charged to it."""
     voided: dict[str, Anchor] = field(default_factory=dict)
     """Releases that the curator will never draw, by "PLAN/ROUND/STATE", and the entries that say so."""
-    accepted: dict[str, int] = field(default_factory=dict)
+    given_back: dict[str, int] = field(default_factory=dict)
     """Void releases whose charge a site took back, and the entries."""
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class Books:
                 if body["action"] == "void":
                     self.voided[body["release"]] = Anchor(entry.number, entry.hash)
                 else:
-                    self.accepted[body["release"]] = entry.number
+                    self.given_back[body["release"]] = entry.number
                 for number in body["reservations"]:
                     self.rows[number] = replace(self.rows[number], state="voided")
             else:

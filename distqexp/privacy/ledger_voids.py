@@ -89,7 +89,7 @@ def to_void(books: Books, path: Path, release: str, drawn: Callable[[int], bool]
 def to_give_back(books: Books, path: Path, release: str, population: str, roles: Collection[str]) -> list[LedgerRow]:
     """The charges of these roles for a void release. Raises FileContentError when the void does not fit the ledger."""
     wanted = _required(release)
-    if (earlier := books.accepted.get(release)) is not None:
+    if (earlier := books.given_back.get(release)) is not None:
         raise FileContentError(
             f"{path}: entry {earlier} gave the charge for this void back already; expected a void that is new here: it counts once"
         )
@@ -101,9 +101,11 @@ def to_give_back(books: Books, path: Path, release: str, population: str, roles:
             f"{wanted.state[:16]} (of this plan it has rounds {rounds}); expected the void of a round that this site sketched"
         )
     for row in rows:
-        if row.population != population:
+        # A site may keep the budget under a name of its own; the row then says what the plan calls it.
+        named = books.entries[row.id - 1].body.get("plan_population", row.population)
+        if named != population:
             raise FileContentError(
-                f"{path}: entry {row.id} is of population {row.population!r}, the void of {population!r}; expected the same"
+                f"{path}: entry {row.id} is of population {named!r}, the void of {population!r}; expected the same"
             )
     for row, key in _rounds(books, wanted.plan):
         later, drawn = key.round > wanted.round, row.state in ("drawn", "committed")
