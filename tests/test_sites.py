@@ -396,6 +396,7 @@ def icu_tree(data_folder: Path) -> dict[str, Any]:
                 for shard, where in UNITS.items()
             ],
             "eval": {"format": "csv", "path": set_b, "columns": roles, "rows": [[3000, 4000]]},
+            "eval_private": True,  # records of the shards
         },
         "privacy": {"epsilon": 1.0, "delta": 2.5e-5, "units": 4000},
         "precision": {"kind": "dense", "damping": 3.0, "samples": 1000},

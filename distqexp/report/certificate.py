@@ -21,7 +21,7 @@ NOT_COVERED = (
     "a unit present at m sites is protected with m times mu",
     "a run that was refused before its first round, and before any charge, because a private file as a whole could not be used: "
     "damaged, not readable as its format, records with other numbers of fields, other columns, types, shapes or rows than the "
-    "plan's, or unit ids that stand where the config says they don't",
+    "plan's, records in two roles, unit ids in several ways of writing, or unit ids that stand where the config says they don't",
     "choices that a person made after looking at the private records (hyperparameters, filters, columns)",
 )
 

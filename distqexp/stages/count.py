@@ -20,6 +20,7 @@ from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_units import group_of
 from distqexp.problem.dataset import count_units
 from distqexp.stages.naming import with_contents
+from distqexp.stages.overlaps import refuse_common_units
 from distqexp.stages.release import Charging, paid_draw
 from distqexp.storage.canonical import plan_identity
 
@@ -95,6 +96,7 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
             population=population, cap=cap, charges=[charge], universe=charging.universe, unit=config.unit
         )
     charging = with_contents(charging, population, config.data.private)
+    refuse_common_units(config.data.private, privacy.presence)
     sums = np.array([grid.clip_integer * sum(count_units(data) for data in config.data.private)], dtype=np.int64)
     reservation = charging.ledger.reserve(
         population=population, key=charge.key, event=event, adjacency=privacy.adjacency, cap=cap, sums=sums,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from distqexp.errors import UsageError
 from distqexp.problem.identity import same_file
 from distqexp.problem.readers import open_reader
 from distqexp.problem.selection import select_rows
-from distqexp.problem.unit_ids import canonical_id
+from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 
 
 def refuse_overlaps(data: AllDataConfig) -> None:
@@ -31,6 +32,33 @@ def refuse_overlaps(data: AllDataConfig) -> None:
                     f"{where}: records of {_place(other)} that are data.private's{_shard(private)} too, or of one of its units; "
                     f"expected others: give disjoint rows or filters, or another file{remedy}"
                 )
+
+
+def refuse_common_units(shards: Sequence[DataConfig], presence: int) -> None:
+    """Refuse unit ids, and records of one file, in more shards than are declared; reads filters and unit columns."""
+    if len(shards) == 1:
+        return
+    present: Counter[str] = Counter()
+    for data in shards:
+        if data.unit is not None:
+            reader = open_reader(data, private=True)
+            names = reader.identifiers(data.unit, select_rows(data, reader, keep_blank=True))
+            present.update({text for text in (canonical_id(name) for name in names) if text is not None})
+    refuse_presence(present, presence)
+    refuse_common_rows(shards, presence)
+
+
+def refuse_presence(present: Counter[str], presence: int) -> None:
+    """Refuse canonical unit ids that stand in more shards than ``presence``; ``present``: in how many each one does.
+
+    Raises FileContentError where they can't be compared, UsageError.
+    """
+    refuse_mixture(present, "data.private.unit")
+    if max(present.values(), default=0) > presence:
+        raise UsageError(
+            f"data.private.unit: a unit id stands in more shards than privacy.presence = {presence}; expected each in so many at most: "
+            "raise privacy.presence and plan again, or give different units different ids"
+        )
 
 
 def refuse_common_rows(shards: Sequence[DataConfig], presence: int) -> None:

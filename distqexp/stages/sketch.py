@@ -32,12 +32,12 @@ from distqexp.problem.identity import (
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
-from distqexp.problem.unit_ids import canonical_id, refuse_mixture
+from distqexp.problem.unit_ids import canonical_id
 from distqexp.stages.artefacts import Plan, RoundState, Sketch
 from distqexp.stages.built import check_built
 from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.inputs import check_files
-from distqexp.stages.overlaps import refuse_common_rows
+from distqexp.stages.overlaps import refuse_common_rows, refuse_presence
 from distqexp.stages.sharing import arrays_from_root
 
 IntegerArray = npt.NDArray[np.int64]
@@ -258,12 +258,7 @@ def _scan(
         if not facts[i].agree(file_facts(data)):
             raise another_file(data)
     presence = plan.config.privacy.presence
-    refuse_mixture(present, "data.private.unit")
-    if max(present.values(), default=0) > presence:
-        raise UsageError(
-            f"data.private.unit: a unit id stands in more shards than privacy.presence = {presence}; expected each in so many at most: "
-            "raise privacy.presence and plan again, or give different units different ids"
-        )
+    refuse_presence(present, presence)
     refuse_common_rows(shards, presence)
     # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
     limit = max_slots(plan.state.grid, plan.k)

@@ -88,7 +88,8 @@ class ByteSource:
             self._stream = cast(BinaryIO, stream)
             if self.compressed:
                 stat = self.path.stat()
-                self._kept = _unpacked(self.path, stat.st_size, stat.st_mtime_ns, self.cached)
+                facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+                self._kept = _unpacked(self.path, facts, self.cached)
         if self._kept is not None:
             return self._kept[offset : offset + length]
         self._stream.seek(offset)
@@ -103,8 +104,8 @@ class ByteSource:
 
 
 @lru_cache(maxsize=2)
-def _unpacked(path: Path, size: int, modified: int, most: int) -> bytes | None:
-    """The content of a gzip file as it was at a size and a time; None where it is more than ``most`` bytes."""
+def _unpacked(path: Path, facts: tuple[int, ...], most: int) -> bytes | None:
+    """The content of a gzip file as it was when the file system gave these facts; None where it is more than ``most`` bytes."""
     with gzip.open(path, "rb") as stream:
         found = stream.read(most + 1)
     return found if len(found) <= most else None
