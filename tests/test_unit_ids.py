@@ -101,6 +101,7 @@ def test_ids_of_one_way_of_writing_are_left_in_peace() -> None:
         [-2, -1, 0, 1, 2, 10, 100],
         ["1e3", "5", "17"],
         ["17.1", "17.2", "18.1"],
+        ["1e" + "9" * 5000, "9" * 5000, "a" * 5000],
         ["ann", "bob", "a", "b"],
     ):
         assert slot_map(np.arange(len(names)), names).units == len(names)
