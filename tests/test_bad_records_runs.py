@@ -242,6 +242,15 @@ def test_targets_of_another_width_than_the_model_s_are_found_before_the_first_ro
     assert Ledger.open().rows() == []
 
 
+def test_labels_of_more_than_one_number_are_found_before_the_first_round(tmp_path: Path, run: Commands) -> None:
+    config, _ = task(tmp_path, "hdf5")
+    with h5py.File(tmp_path / "private.h5", "r+") as file:
+        del file["y"]
+        file["y"] = np.zeros((ROWS, 1))
+    run.fit(config, "--out", tmp_path / "run").refused(3, "labels of shape (1,)", "one label a record")
+    assert Ledger.open().rows() == []
+
+
 def test_the_certificate_says_what_may_still_end_a_run(tmp_path: Path, run: Commands) -> None:
     config, spoiled = task(tmp_path, "csv")
     found = alike(run, config, spoiled)

@@ -196,7 +196,7 @@ def _plain(kind: Any) -> Any:
 def _is_text(kind: Any) -> bool:
     import pyarrow
 
-    tests = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view")
+    tests = ("is_string", "is_large_string", "is_binary", "is_large_binary")
     return any(getattr(pyarrow.types, test)(_plain(kind)) for test in tests)
 
 
