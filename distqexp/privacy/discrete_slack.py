@@ -15,18 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from distqexp.privacy.rounding import TINY, sum_above
+
 SMALLEST_SIGMA = 3.0
 """The bound is proved for sigma at and above this value, in grid steps."""
 
 
 def divergence(coordinates: int, sigma: float) -> float:
-    """Bound on the divergence of one release: ``coordinates`` draws of ``sigma`` grid steps each."""
-    return coordinates / (576 * sigma**4)
+    """Bound on the divergence of one release, above 0: ``coordinates`` draws of ``sigma`` grid steps each."""
+    return max(coordinates / 576 / (sigma * sigma) / (sigma * sigma), TINY)
 
 
 def total_variation(divergences: Iterable[float]) -> float:
     """Delta, at most 1, of releases whose divergences are given (Pinsker), rounded upwards."""
-    return min(1.0, math.sqrt(math.fsum(divergences) / 2) * (1 + 1e-14))
+    return min(1.0, math.sqrt(sum_above(list(divergences)) / 2) * (1 + 1e-14))
 
 
 def smallest_sigma(coordinates: int, rounds: int, total_variation: float) -> int:

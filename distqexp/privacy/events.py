@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from distqexp.errors import UsageError
 from distqexp.privacy import discrete_slack, pure, zcdp
 from distqexp.privacy.guarantee import Guarantee
-from distqexp.privacy.pld import MOST_RESPONSES, Mixed
+from distqexp.privacy.pld import LARGEST_TOTAL, MOST_RESPONSES, Mixed
+from distqexp.privacy.rounding import square_above, sum_above
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,6 @@ class BoundedRelease:
 
 Release = GaussianRelease | BoundedRelease
 
-SMALLEST_SQUARE = math.ulp(0.0)
-
-CUTS = 5
-"""How many ways of counting bounded releases, some as Gaussian and some as pure, are compared."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -79,13 +76,16 @@ class Cost:
 
     def guarantee(self) -> Guarantee:
         """The guarantee of releases of this cost."""
-        gaussian = math.sqrt(self.square)
+        gaussian, epsilon = math.sqrt(self.square), pure.total(event.epsilon for event in self.bounded)
         return Guarantee(
-            mu=math.sqrt(math.fsum([self.square, *(event.gdp_mu**2 for event in self.bounded)])),
+            mu=math.sqrt(sum_above([self.square, *(square_above(event.gdp_mu) for event in self.bounded)])),
             total_variation=discrete_slack.total_variation([self.divergence]),
-            rho=math.fsum([zcdp.rho(gaussian), *(event.rho for event in self.bounded)]),
-            pure=math.inf if self.square else pure.total(event.epsilon for event in self.bounded),
-            mixed=_mixed(self.square, self.bounded),
+            rho=sum_above([zcdp.rho(gaussian), *(event.rho for event in self.bounded)]),
+            pure=math.inf if self.square else epsilon,
+            # Which bounded releases count as pure must not hang on their figures: then more could look like less.
+            mixed=(Mixed(gaussian, tuple(event.epsilon for event in self.bounded)),)
+            if 1 <= len(self.bounded) <= MOST_RESPONSES and epsilon < LARGEST_TOTAL
+            else (),
         )
 
 
@@ -94,18 +94,16 @@ def cost(events: Iterable[Release]) -> Cost:
     events = list(events)
     gaussian = [event for event in events if isinstance(event, GaussianRelease)]
     divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in gaussian if event.sigma]
-    # A square that underflows must not turn a Gaussian release into none, or a cap of delta 0 would admit it.
-    squares = [max(event.mu**2, SMALLEST_SQUARE) for event in gaussian]
     bounded = [replace(event, coordinates=1) for event in events if isinstance(event, BoundedRelease)]
-    return Cost(math.fsum(squares), math.fsum(divergences), _sorted(bounded))
+    return Cost(sum_above([square_above(event.mu) for event in gaussian]), sum_above(divergences), _sorted(bounded))
 
 
 def added(costs: Iterable[Cost]) -> Cost:
     """The cost to a unit that bears all of them."""
     costs = list(costs)
     return Cost(
-        math.fsum(item.square for item in costs),
-        math.fsum(item.divergence for item in costs),
+        sum_above([item.square for item in costs]),
+        sum_above([item.divergence for item in costs]),
         _sorted(event for item in costs for event in item.bounded),
     )
 
@@ -113,15 +111,19 @@ def added(costs: Iterable[Cost]) -> Cost:
 def worst(costs: Iterable[Cost]) -> Cost:
     """At least the cost to a unit that bears one of them, whichever: every figure the largest; none for no costs.
 
-    The lists of bounded releases are laid side by side, and each position counts with the largest of its figures.
+    The lists of bounded releases are laid side by side: the largest mu of each with each other, and the largest epsilon, then the
+    next ones, and so on. A release's own mu and epsilon may then stand in two places; what counts rises with both, and is
+    largest when the large ones meet.
     """
     costs = list(costs)
-    longest = max((len(item.bounded) for item in costs), default=0)
-    columns = [[item.bounded[place] for item in costs if place < len(item.bounded)] for place in range(longest)]
+    if len(costs) == 1:
+        return costs[0]
+    mus = _largest([sorted((event.mu for event in item.bounded), reverse=True) for item in costs])
+    epsilons = _largest([sorted((event.epsilon for event in item.bounded), reverse=True) for item in costs])
     return Cost(
         max((item.square for item in costs), default=0.0),
         max((item.divergence for item in costs), default=0.0),
-        _sorted(BoundedRelease(max(e.mu for e in column), max(e.epsilon for e in column)) for column in columns),
+        _sorted(BoundedRelease(mu, epsilon) for mu, epsilon in zip(mus, epsilons, strict=True)),
     )
 
 
@@ -168,21 +170,9 @@ def to_dp_event(events: Iterable[Release]) -> Any:
     return dp_accounting.ComposedDpEvent([single(event) for event in events])
 
 
-def _mixed(square: float, bounded: Sequence[BoundedRelease]) -> tuple[Mixed, ...]:
-    """Bounded releases counted as pure, the others as Gaussian: several ways, from as few as pays to all of them."""
-    if not bounded or len(bounded) > MOST_RESPONSES:
-        return ()
-    gain = [event.mu / pure.mu(event.epsilon) for event in bounded]  # of counting it as pure; above 1: always better
-    order = sorted(range(len(bounded)), key=lambda place: -gain[place])
-    always = sum(value >= 1 for value in gain)
-    cuts = {always + (len(bounded) - always) * cut // CUTS for cut in range(CUTS + 1)} - {0}
-    return tuple(
-        Mixed(
-            math.sqrt(math.fsum([square, *(bounded[place].mu ** 2 for place in order[cut:])])),
-            tuple(bounded[place].epsilon for place in order[:cut]),
-        )
-        for cut in sorted(cuts)
-    )
+def _largest(lists: Sequence[Sequence[float]]) -> list[float]:
+    """For each place the largest of what stands there."""
+    return [max(column) for column in zip_longest(*lists, fillvalue=0.0)]
 
 
 def _sorted(bounded: Iterable[BoundedRelease]) -> tuple[BoundedRelease, ...]:

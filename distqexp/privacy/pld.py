@@ -8,8 +8,8 @@ of the total loss of the responses,
     delta(epsilon) = sum over losses l of p(l) delta_GDP(epsilon - l; mu):
 
 a finite sum of positive terms, so no transform, no cut tails, and nothing lost to cancellation at a small delta. The one
-approximation is on the safe side: epsilons that have no common divisor are rounded up to multiples of a step. All
-quantities are public.
+approximation is on the safe side: epsilons are rounded up to multiples of a step, or to the largest of them. Both ways give
+more for a longer list and for larger figures, whatever they are. All quantities are public.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
 from distqexp.privacy import gdp
+from distqexp.privacy.rounding import above, exp_above, raised, settled
 from distqexp.privacy.search import last_holding
 
 MARGIN = 1e-9
@@ -35,10 +36,49 @@ ROUNDING = 1e-14
 """Relative margin on losses, above the rounding errors of their sums and differences."""
 
 CELLS = 1024
-"""How many steps the epsilons together may be; more only where there are more responses than that."""
+"""The epsilons together are more than twice and at most four times so many steps, and another one for each."""
 
 MOST_RESPONSES = 4096
 """Longer lists are left to the other statements: the sum takes time quadratic in the number of responses."""
+
+LARGEST_TOTAL = 1e300
+"""So are epsilons that are together above this."""
+
+COARSE = 16
+"""Significant bits of the epsilons among which ``Law.lowest`` chooses: few, so that a lowest point keeps its place."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """A mu-GDP release (none for mu = 0) together with responses of which ``masses`` are the chances of the total ``losses``."""
+
+    mu: float
+    losses: NDArray[np.float64]
+    masses: NDArray[np.float64]
+
+    def delta(self, epsilon: float) -> float:
+        """A delta, at most 1, at ``epsilon`` >= 0: the smallest, rounded upwards."""
+        gaps = epsilon - self.losses - ROUNDING * (epsilon + np.abs(self.losses))
+        return min(1.0, float(np.dot(self.masses, gdp.deltas(gaps, self.mu))) * (1 + MARGIN) + FLOOR)
+
+    def log_delta(self, epsilon: float) -> float:
+        """Natural logarithm of ``delta(epsilon)``."""
+        return raised(math.log(self.delta(epsilon)))
+
+    def lowest(self, total_variation: float) -> float:
+        """Where delta(epsilon) + (1 + e^epsilon) total_variation still falls, and at the next epsilon of 16 bits no more."""
+
+        def falls(epsilon: float) -> bool:  # the probability of a loss above epsilon, on the other dataset
+            gaps = epsilon - self.losses
+            tails = gaps < 0 if self.mu == 0 else ndtr(-gaps / self.mu - self.mu / 2)
+            return float(np.dot(self.masses[::-1], tails)) > total_variation
+
+        if not falls(0.0):
+            return 0.0
+        high = 1.0
+        while falls(high):
+            high *= 4
+        return last_holding(falls, inside=0.0, outside=high, bits=COARSE)
 
 
 @dataclass(frozen=True)
@@ -50,54 +90,43 @@ class Mixed:
 
     def delta(self, epsilon: float) -> float:
         """A delta, at most 1, at ``epsilon`` >= 0: the smallest, rounded upwards."""
-        losses, masses = self._law
-        gaps = epsilon - losses - ROUNDING * (epsilon + np.abs(losses))
-        return min(1.0, float(np.dot(masses, gdp.deltas(gaps, self.mu))) * (1 + MARGIN) + FLOOR)
-
-    def lowest(self, total_variation: float) -> float:
-        """Where delta(epsilon) + (1 + e^epsilon) total_variation is smallest, about; infinity when it only falls."""
-        losses, masses = self._law
-        if total_variation == 0 or self.mu == 0:
-            return math.inf
-
-        def falls(epsilon: float) -> bool:  # the probability of a loss above epsilon, on the other dataset
-            tails = ndtr(-(epsilon - losses) / self.mu - self.mu / 2)
-            return float(np.dot(masses[::-1], tails)) > total_variation
-
-        if not falls(0.0):
-            return 0.0
-        high = 1.0
-        while falls(high):
-            high *= 2
-        return last_holding(falls, inside=0.0, outside=high)
+        return exp_above(settled(min(law.log_delta(epsilon) for law in self.laws)))
 
     @cached_property
-    def _law(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The total loss of the responses, falling from the sum of all epsilons, and its probabilities."""
-        step, multiples = _common_step(np.array(self.epsilons))
-        masses = np.ones(1)
-        for multiple in multiples:
-            grown = np.zeros(len(masses) + multiple)
-            grown[: len(masses)] = expit(multiple * step) * masses
-            grown[multiple:] += expit(-multiple * step) * masses
-            masses = grown
-        return step * (multiples.sum() - 2.0 * np.arange(len(masses))), masses
+    def laws(self) -> tuple[Law, Law]:
+        """Two ways of rounding up: all epsilons to the largest, which is exact where they are equal, and each to a step.
+
+        The step is a power of two, the larger the larger their sum, so that what rises never falls to a finer step.
+        """
+        # Their sum is exact or rounded by a hair, and a power of two from the exponent of a float.
+        total = math.fsum(self.epsilons)
+        step = math.ldexp(1.0, max(math.frexp(total / (2 * CELLS))[1] - 1, -1000))
+        multiples = np.maximum(1, np.ceil(np.array(self.epsilons) / step)).astype(np.int64)
+        largest = above(max(self.epsilons))
+        return (
+            _law(self.mu, largest, np.ones(len(multiples), dtype=np.int64)),
+            _law(self.mu, step, np.sort(multiples)),
+        )
 
 
-def _common_step(epsilons: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
-    """A step, and for each epsilon a whole number of steps that is at least it; of all few steps the tightest."""
-    largest, most = float(epsilons.max()), max(CELLS, len(epsilons))
-    best: tuple[float, float, NDArray[np.int64]] | None = None
-    for divisor in range(1, most + 1):
-        step = largest / divisor
-        # The allowance keeps exact multiples what they are; the step grows by more than it.
-        multiples = np.maximum(1, np.ceil(epsilons / step * (1 - 1e-13))).astype(np.int64)
-        step *= 1 + 1e-12
-        if multiples.sum() > most:
-            break
-        excess = float(np.sum(multiples * step - epsilons))
-        if best is None or excess < best[0]:
-            best = (excess, step, multiples)
-    if best is None:  # the first divisor makes one step of each
-        raise ValueError(f"{len(epsilons)} epsilons; expected one or more, finite and above 0")
-    return best[1], best[2]
+def _law(mu: float, step: float, multiples: NDArray[np.int64]) -> Law:
+    """The total loss of responses of ``multiples`` steps each, falling from the sum of them, and its probabilities."""
+    parts = []
+    for multiple, count in zip(*np.unique(multiples, return_counts=True), strict=True):
+        one = np.zeros(multiple + 1)
+        one[0], one[-1] = expit(multiple * step), expit(-multiple * step)
+        parts.append(_power(one, int(count)))
+    while len(parts) > 1:
+        pairs = [np.convolve(first, second) for first, second in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[2 * len(pairs) :]
+    [masses] = parts
+    return Law(mu, step * (multiples.sum() - 2.0 * np.arange(len(masses))), masses)
+
+
+def _power(masses: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The law of the sum of ``count`` independent losses of one law."""
+    if count == 1:
+        return masses
+    half = _power(masses, count // 2)
+    both = np.convolve(half, half)
+    return np.convolve(both, masses) if count % 2 else both

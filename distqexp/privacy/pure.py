@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
-from scipy.special import ndtri_exp
+from scipy.special import erfinv, ndtri_exp
 
 from distqexp.errors import UsageError
+from distqexp.privacy.rounding import TINY, above, sum_above
 
-SMALL = 1e-3
-"""Below this epsilon ``mu`` is a proved bound: half of what its formula subtracts from would cancel."""
+_SAFE = 1 + 1e-11
+"""Above the rounding errors of the two inverses of the normal distribution function, near 10^-15."""
 
 
 def pure_epsilon(sensitivity: float | Fraction, radius: float | Fraction, temperature: float | Fraction) -> float:
@@ -34,20 +35,27 @@ def round_epsilon(epsilon: float, rounds: int) -> float:
 
 def total(epsilons: Iterable[float]) -> float:
     """The sum, rounded upwards: releases of these epsilons, adaptive or not, are together so private, with delta 0."""
-    return _float_above(sum((Fraction(epsilon) for epsilon in epsilons), Fraction(0)))
+    terms = list(epsilons)
+    nearest = sum_above(terms)  # correctly rounded, and so is what is left
+    return nearest if nearest == math.inf or sum_above([*terms, -nearest]) <= 0 else math.nextafter(nearest, math.inf)
 
 
 def mu(epsilon: float) -> float:
-    """A mu such that whatever is epsilon-DP is mu-GDP: the smallest, 2 Phi^-1(e^epsilon / (1 + e^epsilon)), rounded upwards."""
-    if epsilon < SMALL:
-        return math.sqrt(math.pi / 2) * epsilon * (1 + 1e-6)
+    """A mu such that whatever is epsilon-DP is mu-GDP: the smallest, 2 Phi^-1(e^epsilon / (1 + e^epsilon)), rounded upwards.
+
+    By 2 Phi(x) - 1 = erf(x / sqrt 2) it is sqrt(8) erf^-1(tanh(epsilon / 2)), which loses no digits at a small epsilon.
+    """
+    epsilon = above(epsilon)
+    if epsilon < 2:
+        return max(math.sqrt(8) * float(erfinv(math.tanh(epsilon / 2))) * _SAFE, TINY)
     log_error = -(epsilon + math.log1p(math.exp(-epsilon)))  # of randomised response: 1 / (1 + e^epsilon)
-    return -2 * float(ndtri_exp(log_error)) * (1 + 1e-11)
+    return -2 * float(ndtri_exp(log_error)) * _SAFE
 
 
 def rho(epsilon: float) -> float:
-    """A rho such that whatever is epsilon-DP is rho-zCDP: the smallest, epsilon tanh(epsilon / 2)."""
-    return epsilon * math.tanh(epsilon / 2)
+    """A rho such that whatever is epsilon-DP is rho-zCDP: the smallest, epsilon tanh(epsilon / 2), rounded upwards."""
+    epsilon = above(epsilon)
+    return max(epsilon * math.tanh(epsilon / 2), TINY)
 
 
 def _positive(name: str, value: float | Fraction) -> Fraction:

@@ -1,24 +1,86 @@
-"""Bisection that always ends on the safe side."""
+"""Searches that always end on the safe side, at a number that depends on the predicate alone, not on the way there."""
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 
-RELATIVE_WIDTH = 1e-14
+from distqexp.privacy.rounding import BITS
+
+_PRECISION = 53
+_LARGEST = math.ldexp(2.0 - 2.0 ** (1 - BITS), 1023)
+"""The largest number of 44 bits."""
 
 
-def last_holding(holds: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The point nearest to ``outside`` at which a monotone predicate was seen to hold.
+def last_holding(holds: Callable[[float], bool], inside: float, outside: float, bits: int = BITS) -> float:
+    """The number of ``bits`` significant bits nearest to ``outside`` at which a monotone predicate holds.
 
-    ``holds(inside)`` is taken to be true and ``holds(outside)`` false. The value returned is one at which the
-    predicate was evaluated and held (or ``inside`` itself), never an interpolation.
+    ``holds(inside)`` is taken to be true and ``holds(outside)`` false; both at least 0. The value returned is one at
+    which the predicate was evaluated and held (or ``inside`` itself), never an interpolation.
     """
-    while abs(outside - inside) > RELATIVE_WIDTH * max(abs(inside), abs(outside)):
-        middle = inside + (outside - inside) / 2
-        if middle in (inside, outside):
-            break
-        if holds(middle):
-            inside = middle
+    rising = inside < outside
+    first, last = _place(inside, bits, up=not rising), _place(outside, bits, up=rising)
+    found = inside
+    while abs(last - first) > 1:
+        middle = (first + last) // 2
+        value = _number(middle, bits)
+        if holds(value):
+            first, found = middle, value
         else:
-            outside = middle
-    return inside
+            last = middle
+    return found
+
+
+def first_below(curve: Callable[[float], float], target: float, guess: float) -> float:
+    """The smallest number of 44 bits at which a falling curve is at most ``target``; 0, or infinity, where that is so.
+
+    ``guess``: about where, above 0. Interpolation only says where to look: what is returned was evaluated, and its
+    predecessor too.
+    """
+    start = curve(0.0) - target
+    if start <= 0:
+        return 0.0
+    low, low_excess = 0.0, start
+    high = min(max(guess, 2.0**-1000), 2.0**1000)
+    factor, high_excess = 4.0, curve(high) - target
+    while high_excess > 0:
+        low, low_excess = high, high_excess
+        if high == _LARGEST:
+            return math.inf
+        high, factor = min(high * factor, _LARGEST), factor * factor
+        high_excess = curve(high) - target
+    first, last = _place(low, BITS, up=False), _place(high, BITS, up=True)
+    if _number(last, BITS) != high:
+        high_excess = curve(_number(last, BITS)) - target
+    step, side = 0, 0
+    while last - first > 1:
+        step += 1
+        low, high = _number(first, BITS), _number(last, BITS)
+        if step % 4 == 0 or not math.isfinite(high_excess):
+            middle = (first + last) // 2
+        else:
+            share = low_excess / (low_excess - high_excess)
+            middle = min(max(_place(low + (high - low) * share, BITS, up=False), first + 1), last - 1)
+        excess = curve(_number(middle, BITS)) - target
+        if excess > 0:
+            first, low_excess = middle, excess
+            high_excess = high_excess / 2 if side == 1 else high_excess  # so that neither end stays where it is
+            side = 1
+        else:
+            last, high_excess = middle, excess
+            low_excess = low_excess / 2 if side == -1 else low_excess
+            side = -1
+    return _number(last, BITS)
+
+
+def _place(value: float, bits: int, *, up: bool) -> int:
+    """The place of ``value`` >= 0 among the floats of so many bits; of the nearest one above or below it where it is none."""
+    (pattern,) = struct.unpack("<q", struct.pack("<d", value))
+    places = 1 << (_PRECISION - bits)
+    return int(-(-pattern // places) if up else pattern // places)
+
+
+def _number(place: int, bits: int) -> float:
+    (value,) = struct.unpack("<d", struct.pack("<q", place << (_PRECISION - bits)))
+    return float(value)

@@ -13,57 +13,66 @@ from __future__ import annotations
 import math
 
 from distqexp.errors import UsageError
-from distqexp.privacy.search import last_holding
+from distqexp.privacy.gdp import log_target
+from distqexp.privacy.rounding import above, below, exp_above, raised, square_above
+from distqexp.privacy.search import first_below
 
-SAFETY = 1e-10
-"""Relative margin on delta when the curve is inverted."""
+HOPELESS = 1e300
+"""From this rho on delta counts as 1."""
+
+_SHORTENED = 1 - 1e-13
+"""Makes a root that was found to the last digits one that is not above the exact one."""
 
 
 def rho(mu: float) -> float:
     """rho of a Gaussian or discrete Gaussian release of sensitivity/sigma = mu: mu^2 / 2."""
-    return mu * mu / 2
+    return square_above(mu) / 2
 
 
 def delta(epsilon: float, rho: float) -> float:
-    """A delta, at most 1, of a rho-zCDP mechanism at ``epsilon`` >= 0. Raises UsageError out of range."""
-    return math.exp(log_delta(epsilon, rho))
+    """A delta, at most 1, of a rho-zCDP mechanism at ``epsilon`` >= 0; 0 for rho = 0 alone. Raises UsageError out of range."""
+    return exp_above(log_delta(epsilon, rho))
 
 
 def log_delta(epsilon: float, rho: float) -> float:
-    """Natural logarithm of ``delta(epsilon, rho)``, at most 0; minus infinity for rho = 0."""
+    """Natural logarithm of ``delta(epsilon, rho)``, at most 0; minus infinity for rho = 0 alone. Rises with rho, falls with epsilon.
+
+    With a = alpha - 1 the logarithm is f(a) = a (2 a rho + gap - log(1 + 1/a)) - a^2 rho - log(1 + a), gap = rho - epsilon, and
+    its slope is what stands in brackets. Up to the root of the slope f(a) <= -a^2 rho - log(1 + a), where nothing cancels.
+    """
     if not (epsilon >= 0 and math.isfinite(epsilon)):
         raise UsageError(f"epsilon: found {epsilon!r}; expected a finite number, 0 or more")
     if not (rho >= 0 and math.isfinite(rho)):
         raise UsageError(f"rho: found {rho!r}; expected a finite number, 0 or more")
     if rho == 0:
         return -math.inf
-
-    def before_minimum(excess: float) -> bool:  # excess = alpha - 1; log1p keeps log(1 - 1/alpha) for large alpha
-        slope = (2 * excess + 1) * rho - epsilon - math.log1p(1 / excess)
-        return slope <= 0
-
-    low, high = 1.0, 2.0
-    while not before_minimum(low):
-        low, high = low / 2, low
-    while before_minimum(high):
-        low, high = high, high * 2
-    excess = last_holding(before_minimum, inside=low, outside=high)
-    value = excess * ((excess + 1) * rho - epsilon) - excess * math.log1p(1 / excess) - math.log1p(excess)
-    return min(0.0, value)
+    if rho >= HOPELESS:
+        return 0.0
+    rho = above(rho)
+    gap = rho - below(epsilon, rho + math.sqrt(rho))
+    if gap > 40:  # delta > 1 - e^-40
+        return 0.0
+    excess = _root(rho, gap) * _SHORTENED
+    return raised(-excess * (excess * rho) - math.log1p(excess))
 
 
 def epsilon(delta: float, rho: float) -> float:
     """An epsilon >= 0 at which a rho-zCDP mechanism has at most ``delta``: the smallest one, rounded upwards."""
-    if not 0 < delta < 1:
-        raise UsageError(f"delta: found {delta!r}; expected a number strictly between 0 and 1")
-    target = math.log(delta) - SAFETY
+    target = log_target(delta)
+    if rho >= HOPELESS:
+        log_delta(0.0, rho)  # refuses what is no rho
+        return math.inf
+    return first_below(lambda value: log_delta(value, rho), target, rho + 2 * math.sqrt(-rho * target))
 
-    def holds(value: float) -> bool:
-        return log_delta(value, rho) <= target
 
-    if holds(0.0):
-        return 0.0
-    high = rho + 2 * math.sqrt(-rho * target) + 1
-    while not holds(high):
-        high *= 2
-    return last_holding(holds, inside=high, outside=0.0)
+def _root(rho: float, gap: float) -> float:
+    """Where 2 a rho + gap = log(1 + 1/a), for gap <= 40: by Newton's method from below, which a concave function cannot make overshoot."""
+    # Three places that are below the root: the logarithm is positive, is at least 1 / (1 + a), and is above 41 at 1e-18.
+    root = max(-gap / (2 * rho), 1 / math.sqrt(2 * rho) - 1, min(1e-18, 0.5 / rho))
+    for _ in range(200):
+        slope = 2 * root * rho + gap - math.log1p(1 / root)
+        step = -slope / (2 * rho + 1 / (root * (1 + root)))
+        if step <= 1e-16 * root:
+            break
+        root += step
+    return root
