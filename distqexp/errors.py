@@ -58,3 +58,9 @@ class StoppedError(DistqexpError):
     """Stopped on request after a checkpoint: queue the job again with ``--resume`` (exit code 75)."""
 
     exit_code = 75
+
+
+class InternalError(DistqexpError):
+    """A figure that cannot be right, by a defect of distqexp itself; nothing was drawn or certified by it (exit code 70)."""
+
+    exit_code = 70

@@ -31,6 +31,7 @@ from distqexp.privacy.ledger_head import Anchor, newest, require_noted
 from distqexp.privacy.ledger_populations import Accepted, local_name
 from distqexp.privacy.ledger_units import Declared, require_countable, require_one_unit
 from distqexp.privacy.ledger_voids import require_not_voided, require_open, to_give_back, to_void
+from distqexp.privacy.soundness import require_sound
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
 
@@ -420,6 +421,8 @@ def _require_room(
     together = [*(row.charge for row in rows), *charges]
     require_one_unit(population, {charge.unit for charge in together}, books.units(population))
     guarantee = expenses(together, books.units(population)).guarantee()
+    before = expenses([row.charge for row in rows], books.units(population)).guarantee() if rows else None
+    require_sound(guarantee, limit.delta, before, limit.epsilon)
     if limit.delta == 0:
         over = guarantee.pure > limit.epsilon
         figures = f"pure epsilon {guarantee.pure!r}, the cap is {limit.epsilon:g} at delta 0, for pure releases only"

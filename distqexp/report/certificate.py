@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distqexp.privacy.soundness import require_certifiable
 from distqexp.storage.atomic import write_atomic
 
 ADJACENCIES = {
@@ -102,8 +103,9 @@ def build_certificate(
     hash. diagnostics: what the rounds released about the units beside the parameters, within the same guarantee; None: nothing.
     sampler_slack: see ``ReleaseRule``, summed over the rounds; above 0 with a trust region.
     insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
-    first. evaluation_private: the metrics came from private records.
+    first. evaluation_private: the metrics came from private records. Raises InternalError for an epsilon that is not above 0.
     """
+    require_certifiable(epsilon)
     private = insecure_seed is None
     not_covered = [
         "evaluation metrics: computed on "

@@ -17,8 +17,9 @@ from distqexp.privacy.events import BoundedRelease, GaussianRelease
 from distqexp.privacy.events import Release as Event
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import Cap, LedgerRow, Reservation
-from distqexp.privacy.ledger_expenses import Charge, Part
+from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_populations import Accepted
+from distqexp.privacy.soundness import require_certifiable
 from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState
 from distqexp.stages.context import blocks_of, build_network, subspace_of
 from distqexp.stages.curvature import curvature_source, next_state
@@ -86,6 +87,8 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
         Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
         for r in range(first_round, plan.config.mechanism.rounds)
     ]
+    # The certificate that is planned: rounds that are charged already are part of it.
+    require_certifiable(expenses(planned).guarantee().epsilon(plan.config.privacy.delta) if planned else 1.0)
     charging.ledger.check(
         population=population,
         cap=plan_cap(plan),
