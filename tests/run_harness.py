@@ -21,7 +21,7 @@ from distqexp import cli, fit
 FEATURES = ("age", "dose", "rate")
 
 ANNOUNCEMENT = re.compile(
-    r"distqexp: (plan|sketch|pool|release|export)(, round \d+/\d+)?: (started|\d+%, .* left|done in .*)"
+    r"distqexp: (plan|sketch|pool|release|export)(, round \d+/\d+)?: (started|\d+%, .* left|running for .*|done (in|within) .*)"
     r"|plan [0-9a-f]{16}: .*|privacy: .*|mechanism: .*|forecast: .*|a rank needs .*"
 )
 """The lines that a run prints about itself: progress, and what the plan says."""
