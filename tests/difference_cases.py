@@ -74,7 +74,7 @@ class Case:
     @property
     def units(self) -> list[int]:
         """The numbers of the units in any shard."""
-        return sorted({int(unit) for shard in self.shards for unit in shard.unit})
+        return sorted({int(unit) for shard in self.shards for unit in shard.unit} - {tables.NOBODY})
 
     @property
     def with_units(self) -> bool:

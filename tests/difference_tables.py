@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Random = np.random.Generator
 FEATURES, SIDE, VOCABULARY, LENGTH, CLASSES = 4, 5, 7, 4, 3
+NOBODY = -1
+"""The unit of a record whose id is missing."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,18 @@ def vanishing(form: Form, random: Random, count: int) -> tuple[NDArray[Any], NDA
 
 
 def broken(form: Form, random: Random, count: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """A record of the unit is infinite, has no target, or shows no token: it is as good as absent."""
+    """A record of the unit breaks a rule (an infinite number, a label or token that there is not): it is as good as absent."""
     x, y = large(form, random, count)
     bad = random.integers(count)
-    if form.family == "tokens":
-        x[bad, 1] = 0
-    elif form.family == "numbers":
-        if random.integers(2):
-            x[bad, random.integers(FEATURES)] = random.choice([np.inf, -np.inf, 1e300])
-        else:
-            y[bad] = np.nan
+    what = random.integers(3)
+    if what == 0 and form.family == "numbers":
+        x[bad, random.integers(FEATURES)] = random.choice([np.inf, -np.inf, 1e300])
+    elif what < 2 and form.family == "tokens":
+        x[bad, what] = (VOCABULARY, 0)[what]
+    elif form.targets in ("binary", "classes"):
+        y[bad] = random.choice([CLASSES, 200])
+    else:
+        y[bad] = np.nan
     return x, y
 
 
@@ -163,7 +167,7 @@ def make_shards(form: Form, random: Random, places: Sequence[Sequence[int]], siz
     """A shard for each of ``places``, the units that are in it, of ``sizes`` records each.
 
     In every shard a unit has the same records: the worst that presence in several can be. Where units have several
-    records, those of different units stand mixed, and some are blank.
+    records, those of different units stand mixed, some are blank, and of some the id is missing.
     """
     content = [unit_records(form, random, size) for size in sizes]
     shards = []
@@ -172,6 +176,7 @@ def make_shards(form: Form, random: Random, places: Sequence[Sequence[int]], siz
         x = np.concatenate([content[u][0] for u in units])
         y = np.concatenate([content[u][1] for u in units])
         blank = (random.random(len(unit)) < 0.1) & (np.array(sizes)[unit] > 1)
+        unit = np.where((random.random(len(unit)) < 0.05) & (np.array(sizes)[unit] > 1), NOBODY, unit)
         shard = Shard(x, y, unit, blank)
         order = random.permutation(len(unit)) if max(sizes) > 1 else np.arange(len(unit))
         shards.append(shard.taken(order))
@@ -205,7 +210,7 @@ def write_blank(shard: Shard, stem: Path) -> dict[str, Any]:
 def write_shard(shard: Shard, stem: Path, file_format: str, with_units: bool) -> dict[str, Any]:
     """Store as ``stem`` with an ending; returns the keys of the config's table that say where."""
     keys: dict[str, Any] = {"format": file_format, **write_blank(shard, stem)}
-    names = [f"patient {unit}" for unit in shard.unit]
+    names = ["" if unit == NOBODY else f"patient {unit}" for unit in shard.unit]
     if file_format == "idx":
         keys |= {"path": f"{stem}-images.idx", "labels": f"{stem}-labels.idx"}
         _write_idx(Path(keys["path"]), shard.x)

@@ -25,7 +25,7 @@ from distqexp.problem.dataset import Dataset
 from distqexp.problem.slots import partition_by_slot, slot_map
 from distqexp.sketching import block_gradients, curvature_sketcher, sketcher, unit_gradients
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
-from distqexp.stages import curvature, export, sketch
+from distqexp.stages import derived, export, sketch
 from distqexp.stages.context import DataSource, RoundContext
 
 Patch = pytest.MonkeyPatch
@@ -94,7 +94,8 @@ def parts_by_place(patch: Patch) -> None:
     """Under add-remove a unit's part is its place: one that goes moves the others."""
 
     def partition(plan: Any, dataset: Any, slots: Any, *more: Any) -> Any:
-        return partition_by_slot(slots, plan.config.mechanism.parts, dataset.identifiers(slots.rows), "")
+        found = partition_by_slot(slots, plan.config.mechanism.parts, dataset.identifiers(slots.rows), "")
+        return replace(found, basis=b"")
 
     patch.setattr(sketch, "_partition", partition)
 
@@ -111,14 +112,14 @@ def replaced_at_half_price(patch: Patch) -> None:
 
 def presence_forgotten(patch: Patch) -> None:
     """A unit in several shards pays as if it were in one."""
-    choose = curvature.choose_grid
+    choose = derived.choose_grid
 
     def chosen(
         clip: Any, mu: Any, sigma: Any, adjacency: Any, exponent: Any, batches: Any, presence: Any, *more: Any
     ) -> Grid:
         return choose(clip, mu, sigma, adjacency, exponent, batches, 1, *more)
 
-    patch.setattr(curvature, "choose_grid", chosen)
+    patch.setattr(derived, "choose_grid", chosen)
 
 
 def coupled_batch(patch: Patch) -> None:
