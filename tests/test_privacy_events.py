@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from distqexp.errors import UsageError
 from distqexp.privacy import gdp, zcdp
 from distqexp.privacy.calibration import spent, spent_epsilon
-from distqexp.privacy.events import GaussianRelease, compose
+from distqexp.privacy.events import BoundedRelease, GaussianRelease, added, compose, cost
 from distqexp.privacy.guarantee import Guarantee
 
 
@@ -26,6 +28,24 @@ def test_parameters_add_up() -> None:
     expected = math.sqrt((20 / 100.0**4 + 5 / 50.0**4) / 1152)
     assert guarantee.total_variation == pytest.approx(expected, rel=1e-12)
     assert compose(reversed(events)).mu == guarantee.mu
+
+
+def test_what_is_stated_is_never_below_the_exact_sum() -> None:
+    """Sums and roots of floats fall short of the exact ones half of the time; a certificate that says so says too little."""
+    random = np.random.default_rng(4)
+    short = 0
+    for _ in range(500):
+        mus = (10.0 ** random.uniform(-6, 3, random.integers(1, 9))).tolist()
+        costs = [cost([GaussianRelease(mu, 10, 100.0)]) for mu in mus]
+        for guarantee in (compose([GaussianRelease(mu, 10, 100.0) for mu in mus]), added(costs).guarantee()):
+            exact = sum(Fraction(mu) ** 2 for mu in mus)
+            assert Fraction(guarantee.mu) ** 2 >= exact
+            assert len(mus) == 1 or 2 * Fraction(guarantee.rho) >= exact
+            assert guarantee.mu == pytest.approx(math.sqrt(exact), rel=1e-14)
+        short += Fraction(math.sqrt(math.fsum(mu**2 for mu in mus))) ** 2 < exact
+    assert short > 100
+    bounded = [BoundedRelease(mu, 1e6) for mu in (0.1, 0.7, 1 / 3)]
+    assert Fraction(compose(bounded).mu) ** 2 >= sum(Fraction(event.mu) ** 2 for event in bounded)
 
 
 def test_nothing_released_costs_nothing() -> None:

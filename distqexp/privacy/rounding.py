@@ -71,8 +71,13 @@ def square_above(value: float) -> float:
 
 
 def sum_above(terms: list[float]) -> float:
-    """The sum of terms of at least 0, correctly rounded; infinity where there is no float."""
+    """The sum of terms of at least 0, infinity where there is no float: one alone as it is, several moved up.
+
+    A square is off by a rounding error, and so are a sum and a root; but the root of the square of one number is that
+    number. Of several, sum and root are at least the exact ones of what the terms are rounded from.
+    """
+    several = sum(term > 0 for term in terms) > 1
     try:
-        return math.fsum(terms)
+        return math.fsum(terms) * (_INFLATION if several else 1.0)
     except OverflowError:
         return math.inf
