@@ -92,7 +92,7 @@ def test_lines_and_file_hold_the_same_events(tmp_path: Path, by_hand: None) -> N
         "distqexp: sketch, round 1/2: 50%, 20 s left",
         "distqexp: sketch, round 1/2: done in 26 s",
     ]
-    assert lines[7] == "distqexp: sketch, round 2/2: 0%"
+    assert lines[7] == "distqexp: sketch, round 2/2: running for 10 s"
     assert lines[-1] == "distqexp: sketch, round 2/2: done in 1 min 15 s"
     stored = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert stored == [vars(event) for event in events]

@@ -233,10 +233,9 @@ def _line(title: str, event: ProgressEvent, public: bool) -> str:
         return f"distqexp: {title}: done {'in' if public else 'within'} {_duration(event.seconds)}"
     if event.seconds == 0:
         return f"distqexp: {title}: started"
-    if event.share is None:
+    if event.share is None or event.seconds_left is None:
         return f"distqexp: {title}: running for {_duration(event.seconds)}"
-    left = "" if event.seconds_left is None else f", {_duration(event.seconds_left)} left"
-    return f"distqexp: {title}: {event.share:.0%}{left}"
+    return f"distqexp: {title}: {event.share:.0%}, {_duration(event.seconds_left)} left"
 
 
 def _duration(seconds: float) -> str:
