@@ -69,21 +69,31 @@ def fingerprint(data: DataConfig, facts: FileFacts, open_reader: Callable[[], Re
     return digest(*parts).hex()
 
 
-def same_file(one: DataConfig, other: DataConfig) -> bool:
-    """Whether two sources have their records from one file: by one name or several (links), or from copies of equal bytes.
+def linked(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two sources have their records from one file, by one name or several (links). Opens nothing.
 
-    Of images, the file of the images counts. False where a file isn't here. Compares bytes; parses nothing.
+    Of images, the file of the images counts. False where a file isn't here.
     """
     if "digits" in (one.format, other.format):
         return one.format == other.format
     if one.path is None or other.path is None:
         return False
-    first, second = Path(one.path), Path(other.path)
-    if os.path.realpath(first) == os.path.realpath(second):
+    if os.path.realpath(one.path) == os.path.realpath(other.path):
         return True
     try:
-        if first.samefile(second):
-            return True
+        return os.path.samefile(one.path, other.path)
+    except OSError:
+        return False
+
+
+def same_file(one: DataConfig, other: DataConfig) -> bool:
+    """As ``linked``, and whether the records are from copies of equal bytes. Compares bytes; parses nothing."""
+    if linked(one, other):
+        return True
+    if "digits" in (one.format, other.format) or one.path is None or other.path is None:
+        return False
+    first, second = Path(one.path), Path(other.path)
+    try:
         stats = [path.stat() for path in (first, second)]
     except OSError:
         return False

@@ -6,12 +6,11 @@ import os
 
 from distqexp.config import Config, DataConfig, TuneConfig
 from distqexp.errors import UsageError
-from distqexp.problem.identity import same_file as same_records
+from distqexp.problem.identity import linked
 
 
 def public_without_private(config: Config) -> DataConfig:
-    """data.public, unless a rehearsal would read private records. Compares paths, and bytes of files as long as public ones; parses
-    nothing. Raises UsageError.
+    """data.public, unless a rehearsal would read private records. Compares paths and links; opens nothing. Raises UsageError.
 
     A file that holds public and private records alike is allowed where ``rows`` on both sides keep them apart, as in
     data.public; sources of [tune] may then name no row that isn't data.public's.
@@ -47,8 +46,8 @@ def files_of(data: DataConfig) -> frozenset[str]:
 
 
 def same_file(one: DataConfig, other: DataConfig) -> bool:
-    """Whether two sources share a file, by whatever name, or have their records from copies of equal bytes."""
-    return bool(files_of(one) & files_of(other)) or same_records(one, other)
+    """Whether two sources share a file, by whatever name. Opens nothing."""
+    return bool(files_of(one) & files_of(other)) or linked(one, other)
 
 
 def _ranges_meet(one: DataConfig, other: DataConfig) -> bool:

@@ -63,7 +63,7 @@ def tune(
 
     path: a config; the embedded digits task when None. epsilons: targets; the config's own when empty. trials: in the place of
     tune.trials. Also writes trials.csv, with every run, and tune.png (where matplotlib is installed); runs that stand in
-    trials.csv already are not made again. Never parses a file of data.private. Raises DistqexpError.
+    trials.csv already are not made again. Never opens a file of data.private. Raises DistqexpError.
     """
     tree, base = read_tree(path, overrides)
     config = config_from_tree(tree, base)
