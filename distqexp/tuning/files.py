@@ -24,7 +24,7 @@ def public_without_private(config: Config) -> DataConfig:
     hidden += [("data.eval", config.data.eval)] if config.data.eval and config.data.eval_private else []
     for where, data in [("data.public", public), *own]:
         for private, secret in hidden:
-            if not same_file(data, secret):
+            if not share_a_file(data, secret):
                 continue
             if _ranges_meet(data, secret):
                 raise UsageError(
@@ -45,7 +45,7 @@ def files_of(data: DataConfig) -> frozenset[str]:
     return frozenset(os.path.realpath(path) for path in (data.path, data.labels, data.blank) if path is not None)
 
 
-def same_file(one: DataConfig, other: DataConfig) -> bool:
+def share_a_file(one: DataConfig, other: DataConfig) -> bool:
     """Whether two sources share a file, by whatever name. Opens nothing."""
     return bool(files_of(one) & files_of(other)) or linked(one, other)
 

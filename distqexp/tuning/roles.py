@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from distqexp.config import Config, DataConfig, TuneConfig
 from distqexp.errors import UsageError
 from distqexp.problem.filters import parse_filter
+from distqexp.problem.identity import same_file
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.selection import select_rows
 from distqexp.problem.slots import SlotMap, slot_map
 from distqexp.problem.unit_ids import canonical_id
-from distqexp.tuning.files import public_without_private, same_file
+from distqexp.tuning.files import public_without_private, share_a_file
 
 Mask = NDArray[np.bool_]
 
@@ -154,7 +155,7 @@ def _turned(data: DataConfig, tune: TuneConfig) -> DataConfig:
 def _meeting(one: _Source, other: _Source) -> Mask:
     """(units of one,): those with a record, or an id, that the other has too. Sources of different files share nothing."""
     found = np.zeros(one.slots.units, dtype=np.bool_)
-    if not same_file(one.data, other.data):
+    if not (share_a_file(one.data, other.data) or same_file(one.data, other.data)):
         return found
     shared = np.isin(one.slots.rows, other.slots.rows)
     if one.data.unit is not None and one.data.unit == other.data.unit:
