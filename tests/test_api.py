@@ -35,6 +35,12 @@ def config(tmp_path: Path) -> Config:
     return load_config(write_task(tmp_path, notebook_tree()))
 
 
+@pytest.fixture(autouse=True)
+def no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events at the starts and ends of stages alone, however slow the machine is: marks are tested with a clock of their own."""
+    monkeypatch.setattr("distqexp.report.progress.INTERVAL", 86400.0)
+
+
 def test_a_fit_in_a_notebook(tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     events: list[ProgressEvent] = []
     result = fit(config, tmp_path / "run", callback=events.append)
