@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distqexp.errors import UsageError
-from distqexp.privacy import gdp, zcdp
+from distqexp.privacy import gdp, pure, zcdp
 from distqexp.privacy.calibration import spent, spent_epsilon
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, added, compose, cost
 from distqexp.privacy.guarantee import Guarantee
@@ -46,6 +46,15 @@ def test_what_is_stated_is_never_below_the_exact_sum() -> None:
     assert short > 100
     bounded = [BoundedRelease(mu, 1e6) for mu in (0.1, 0.7, 1 / 3)]
     assert Fraction(compose(bounded).mu) ** 2 >= sum(Fraction(event.mu) ** 2 for event in bounded)
+
+
+def test_shares_of_a_pure_epsilon_fit_into_it() -> None:
+    random = np.random.default_rng(5)
+    for epsilon in (0.107, *(10.0 ** random.uniform(-3, 3, 300)).tolist()):
+        rounds = int(random.integers(1, 40))
+        share = pure.round_epsilon(epsilon, rounds)
+        assert compose([BoundedRelease(1.0, share)] * rounds).pure <= epsilon
+        assert pure.total([share] * rounds) >= rounds * Fraction(share)
 
 
 def test_nothing_released_costs_nothing() -> None:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from scipy.special import erfinv, ndtri_exp
 
 from distqexp.errors import UsageError
-from distqexp.privacy.rounding import TINY, above, sum_above
+from distqexp.privacy.rounding import TINY, above, nearest_sum
 
 _SAFE = 1 + 1e-11
 """Above the rounding errors of the two inverses of the normal distribution function, near 10^-15."""
@@ -36,8 +36,8 @@ def round_epsilon(epsilon: float, rounds: int) -> float:
 def total(epsilons: Iterable[float]) -> float:
     """The sum, rounded upwards: releases of these epsilons, adaptive or not, are together so private, with delta 0."""
     terms = list(epsilons)
-    nearest = sum_above(terms)  # correctly rounded, and so is what is left
-    return nearest if nearest == math.inf or sum_above([*terms, -nearest]) <= 0 else math.nextafter(nearest, math.inf)
+    nearest = nearest_sum(terms)  # and so is what is left
+    return nearest if nearest == math.inf or nearest_sum([*terms, -nearest]) <= 0 else math.nextafter(nearest, math.inf)
 
 
 def mu(epsilon: float) -> float:

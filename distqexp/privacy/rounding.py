@@ -70,6 +70,14 @@ def square_above(value: float) -> float:
     return max(value * value, TINY) if value > 0 else 0.0
 
 
+def nearest_sum(terms: list[float]) -> float:
+    """The sum, correctly rounded; infinity where there is no float."""
+    try:
+        return math.fsum(terms)
+    except OverflowError:
+        return math.inf
+
+
 def sum_above(terms: list[float]) -> float:
     """The sum of terms of at least 0, infinity where there is no float: one alone as it is, several moved up.
 
@@ -77,7 +85,4 @@ def sum_above(terms: list[float]) -> float:
     number. Of several, sum and root are at least the exact ones of what the terms are rounded from.
     """
     several = sum(term > 0 for term in terms) > 1
-    try:
-        return math.fsum(terms) * (_INFLATION if several else 1.0)
-    except OverflowError:
-        return math.inf
+    return nearest_sum(terms) * (_INFLATION if several else 1.0)
