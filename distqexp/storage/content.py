@@ -87,9 +87,10 @@ def _identity(h5: h5py.File, request: Request) -> dict[str, Any]:
             f"{path}: kind {kind[:40]!r}, expected {request.kind or ' or '.join(KINDS)!r}; give the right file"
         )
     plan_id = str(_attribute(path, h5, "plan_id", str))
-    if plan_id != (request.plan_id or plan_id):
+    if plan_id != (request.plan_id or plan_id) or not plan_id.isprintable():
+        shown = plan_id[:64] if plan_id.isprintable() else "of unprintable text"
         raise FileContentError(
-            f"{path}: plan_id {plan_id[:64]}, expected {request.plan_id}; it belongs to another plan"
+            f"{path}: plan_id {shown}, expected {request.plan_id or 'one in hexadecimal digits'}; it belongs to another plan"
         )
     return {"kind": kind, "plan_id": plan_id, "schema_version": int(version)}
 
