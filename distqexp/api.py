@@ -142,7 +142,7 @@ def check(
     """
     if not isinstance(source, Config):
         received = _received_plan(source)
-        spec = _shard_data(received, shard, data, Path(data or "."), labels, blank)
+        spec = _shard_data(received, shard, data, None, labels, blank)
         return check_records(received.config, received.schema, [spec])
     if data is not None or labels is not None or blank is not None:
         raise UsageError(
@@ -437,18 +437,22 @@ def _stored_void(path: Path) -> Void | None:
 
 
 def _shard_data(
-    made: Plan, shard: str | None, data: StrPath | None, out: Path, labels: StrPath | None, blank: StrPath | None
+    made: Plan, shard: str | None, data: StrPath | None, out: Path | None, labels: StrPath | None, blank: StrPath | None
 ) -> DataConfig:
     names = made.config.shards
-    candidates = (
-        [shard] if shard is not None else [*([Path(data).name.split(".")[0]] if data else []), out.name.split(".")[0]]
-    )
+    if data is not None and not Path(data).exists():
+        raise UsageError(f"--data {data}: no such file; correct the path")
+    files = [Path(path) for path in (data, out) if path is not None]
+    candidates = [shard] if shard is not None else [path.name.split(".")[0] for path in files]
     found = next(
         (name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None
     )
+    if found is None and not candidates:
+        raise UsageError(f"--data: not given; expected the file of one of the shards {', '.join(names)}")
     if found is None:
+        where = "--shard" if shard is not None else "the names of " + " and ".join(path.name for path in files)
         raise UsageError(
-            f"shard {shard or ' or '.join(candidates)}: not in the plan; expected one of {', '.join(names)}: give --shard"
+            f"shard {' or '.join(candidates)} (from {where}): not in the plan; expected one of {', '.join(names)}: give --shard"
         )
     spec = made.config.data.private[names.index(found)]
     if data is None and spec.format != "digits":

@@ -131,6 +131,11 @@ def _fill(answer: Any, buffer: memoryview) -> None:
 
 
 def _died(request: Request, code: int, ready: bool) -> Exception:
+    if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+        return EngineError(
+            f"{request.path}: the process that reads it was ended from outside ({signal.Signals(-code).name}); expected it to end by "
+            "itself: run the command again"
+        )
     if not ready:
         return EngineError(
             f"the process that reads files from elsewhere did not start (exit code {code}); "
