@@ -17,8 +17,9 @@ from distqexp import fit as fit_module
 from distqexp.errors import BudgetError, FileContentError
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_expenses import Part
+from distqexp.report.certificate import certificate_bytes
 from distqexp.stages.artefacts import Plan, Quadratic, Release, Sketch
-from distqexp.stages.export import guarantee_of
+from distqexp.stages.export import certificate_of, guarantee_of
 
 NORTH = Patients.some(20, 3, seed=2, first=100)
 SOUTH = Patients.some(16, 3, seed=3, first=300)
@@ -162,6 +163,30 @@ def test_the_worse_of_ledger_and_release_counts(study: Study) -> None:
     unflagged = [replace(release, everybody=False) for release in releases]
     assert guarantee_of(study.plan, unflagged, [Part(0, 2), None]).epsilon(1e-5) == first["epsilon"]
     assert guarantee_of(study.plan, unflagged, both).epsilon(1e-5) < 0.8 * first["epsilon"]
+
+
+def test_a_certificate_without_the_flag_is_refused_where_the_ledger_knows(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Release and certificate are edited together, so that they agree; only a ledger can tell, and without one verify says so."""
+    high_cap(study)
+    releases = [study.round(NORTH, SOUTH), study.round(NORTH.in_order(SWAPPED), SOUTH)]
+    certificate, path = study.certificate(), study.folder / "model" / "certificate.json"
+    files = [study.folder / "plan.h5", *study.releases]
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(study.ledger("curator")))
+    assert any("are this machine's own" in line for line in api.verify(path, *files))
+    unflagged = [replace(release, everybody=False) for release in releases]
+    unflagged[1].write(study.releases[1])
+    forged = certificate_of(
+        study.plan, unflagged, certificate["model_sha256"], certificate["ledger"], [Part(0, 2), Part(1, 2)]
+    )
+    assert forged["epsilon"] < 0.8 * certificate["epsilon"]
+    path.write_bytes(certificate_bytes(forged))
+    with pytest.raises(FileContentError, match=r"round 1: charged to part 1; .* has it charged to everybody"):
+        api.verify(path, *files)
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(study.folder / "none.sqlite"))
+    lines = api.verify(path, *files)
+    assert any("not checked: ledger entry" in line and "whose units each round" in line for line in lines), lines
 
 
 def test_equal_sums_of_another_order_are_a_charge_of_their_own(study: Study, tmp_path: Path) -> None:

@@ -60,15 +60,20 @@ class Dataset:
 
         Raises FileContentError for targets of another width. A schema that was made without a record's shape learns the number of classes.
         """
-        blank = torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.schema.tokens else torch.float32)
         loss, target = self.schema.loss, self._reader.target_shape
-        if loss == "mean-squared-error" and (width := network.outputs(blank).numel()) != math.prod(target):
+        kind = torch.int64 if self.schema.tokens else torch.float32
+        blank = torch.zeros(2, *self.input_shape, dtype=kind, device=network.device)
+
+        def outputs() -> torch.Tensor:  # of one record
+            return network.outputs(blank)[:1]
+
+        if loss == "mean-squared-error" and (width := outputs().numel()) != math.prod(target):
             raise FileContentError(
                 f"{self._where()}: targets of shape {target}; expected {width} numbers a record, as the model gives: "
                 "correct the file or model.args"
             )
         if loss == "cross-entropy" and self.schema.classes is None:
-            self.schema = dataclasses.replace(self.schema, classes=int(network.outputs(blank).shape[1]))
+            self.schema = dataclasses.replace(self.schema, classes=int(outputs().shape[1]))
         return self
 
     def slot_map(self) -> SlotMap:

@@ -42,7 +42,7 @@ def check_built(plan: Plan, network: Network, state: RoundState | None = None) -
 
 def _outputs(plan: Plan, network: Network) -> Any:
     try:
-        return network.outputs(plan.schema.blank_inputs(1).to(network.device))
+        return network.outputs(plan.schema.blank_inputs(2).to(network.device))[:1]
     except (RuntimeError, ValueError, TypeError, IndexError):
         raise FileContentError(
             f"schema.shape: the model refuses a record of shape {plan.schema.input_shape}; the file was changed: get it again"

@@ -16,6 +16,7 @@ import numpy as np
 from distqexp.errors import DistqexpError, FileContentError, UsageError
 from distqexp.privacy import gdp
 from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger_books import LedgerRow
 from distqexp.privacy.ledger_files import default_path
 from distqexp.problem.models import allowed_factory
 from distqexp.report.certificate import statement_of
@@ -269,9 +270,11 @@ def _refuse_other_figures(certificate: Mapping[str, Any], expected: Mapping[str,
 
 
 def _check_ledger(path: Path, certificate: Mapping[str, Any]) -> str:
-    """The certificate's entry against this machine's ledger, where that knows the plan. No ledger is made."""
+    """The certificate's entry, and whose units it charges, against this machine's ledger, where that knows the plan. No ledger is made."""
     where = default_path()
     said = f"ledger entry {certificate['ledger']['entry']}"
+    if any(entry["part"] is not None for entry in certificate["rounds"]):
+        said += " and whose units each round was charged to"
     if not where.exists():
         return f"; not checked: {said}, as there is no ledger here"
     try:
@@ -280,8 +283,12 @@ def _check_ledger(path: Path, certificate: Mapping[str, Any]) -> str:
             universe = Charging(ledger, certificate["insecure_noise_seed"]).universe
     except DistqexpError as error:
         return f"; not checked: {said}, as the ledger here can't be read ({error})"
-    key = f"release/{certificate['plan_id']}/{len(certificate['rounds']) - 1}"
-    own = [row for row in rows if (row.universe, row.key.rpartition("/")[0]) == (universe, key)]
+
+    def charges(round: int) -> list[LedgerRow]:
+        key = f"release/{certificate['plan_id']}/{round}"
+        return [row for row in rows if (row.universe, row.key.rpartition("/")[0]) == (universe, key)]
+
+    own = charges(len(certificate["rounds"]) - 1)
     if not own:
         return f"; not checked: {said}, as the ledger here does not know the plan"
     expected = [{"entry": row.id, "hash": row.hash} for row in own]
@@ -289,7 +296,14 @@ def _check_ledger(path: Path, certificate: Mapping[str, Any]) -> str:
         raise FileContentError(
             f"{path}: ledger: {certificate['ledger']}; {where} has {expected[-1]} for it: the certificate was changed"
         )
-    return f"; {said} is this machine's own"
+    for round, entry in enumerate(certificate["rounds"]):
+        charged = sorted({"everybody" if row.part is None else f"part {row.part.number}" for row in charges(round)})
+        if charged and entry["part"] is not None and charged != [f"part {entry['part']}"]:
+            raise FileContentError(
+                f"{path}: round {round}: charged to part {entry['part']}; {where} has it charged to {' and '.join(charged)}: the "
+                "certificate or its release was changed"
+            )
+    return f"; {said} {'are' if ' and ' in said else 'is'} this machine's own"
 
 
 def _check_tensors(model: Path, plan: Plan, last: Release) -> str:
