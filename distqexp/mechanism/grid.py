@@ -121,6 +121,11 @@ def choose_grid(
     if exponent is not None and exponent > coarsest:
         raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
     chosen = coarsest if exponent is None else exponent
+    if _clip_integer(clip, chosen) > CAPACITY:
+        raise UsageError(
+            f"grid overflow: the clip {clip!r} is more than 2^62 steps of 2^{chosen}; expected at most 2^62; raise privacy.epsilon, or "
+            "leave mechanism.grid out"
+        )
     slack = presence * batches.slack(clip, chosen, SENSITIVITY_FACTORS[adjacency]) if batches else 0
     sigma = _sigma(clip, mu_round, factor, chosen, diagnostics, slack)
     if sigma > LARGEST_SIGMA:
@@ -136,8 +141,16 @@ def choose_grid(
 
 
 def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str, presence: int = 1) -> float:
-    """About the mu of a release on the ball of ``radius`` whose pure epsilon, 2 C R / T, is ``epsilon``."""
-    return math.sqrt(presence * SENSITIVITY_FACTORS[adjacency] * clip * epsilon / radius / 2)
+    """About the mu of a release on the ball of ``radius`` whose pure epsilon, 2 C R / T, is ``epsilon``. Raises UsageError."""
+    square = (
+        Fraction(presence * SENSITIVITY_FACTORS[adjacency]) * Fraction(clip) * Fraction(epsilon) / Fraction(radius) / 2
+    )
+    if not 2.0**-900 <= square <= 2.0**900:
+        raise UsageError(
+            f"mechanism.trust_radius: found {radius!r} with clip {clip!r} and epsilon {epsilon!r} a round; expected sizes that go together "
+            "in float64"
+        )
+    return math.sqrt(square)
 
 
 def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:
