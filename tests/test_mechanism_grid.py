@@ -139,7 +139,7 @@ def test_sizes_that_no_float_can_hold_together_are_refused_in_one_line() -> None
     """A clip of the largest float on a fine grid, and clips and radii whose quotient leaves float64: errors, not tracebacks."""
     with pytest.raises(UsageError, match=r"grid overflow: the clip 1e\+308 is more than 2\^62 steps"):
         choose_grid(1e308, 1e-200, 1, "zero-out", exponent=-100, diagnostics=0.1)
-    with pytest.raises(UsageError, match="mechanism.trust_radius: found 1.79e"):
+    with pytest.raises(UsageError, match=r"mechanism\.trust_radius: found 1.79e"):
         pure_mu(5e-324, 1.79e161, 1e-3, "replace-one")
     with pytest.raises(UsageError, match="sizes that go together"):
         pure_mu(1e308, 1e-200, 1e12, "zero-out")
