@@ -234,7 +234,7 @@ def sketch(
             reservation = charge(received, state, total, books, role, basis=basis_of(sources))
             books.ledger.commit(reservation, None)
             everybody = everybody_pays(received, reservation)
-            whole_sketch(received, state, sources[0], fingerprints[0], total, everybody).write(path)
+            whole_sketch(received, state, sources[0], total, everybody).write(path)
             shutil.rmtree(parts)
 
         running.on_root(finish)

@@ -97,13 +97,13 @@ def test_a_round_sums_the_units_of_its_part_and_no_others(adjacency: str, tmp_pa
 def test_a_rank_opens_the_rows_of_its_round_and_no_others(tmp_path: Path) -> None:
     config = parts_config(tmp_path)
     plan = plan_of(config)
-    (source,), (fingerprint,) = open_shards(plan, config.data.private, SerialEngine())
+    (source,), _ = open_shards(plan, config.data.private, SerialEngine())
     seen: list[int] = []
     for round in range(PARTS):
         context = context_of(config, plan, at_round(plan, round))
         for piece in range(len(context.pieces)):
             list(context.batches(piece))
-        handed_on = whole_sketch(plan, at_round(plan, round), source, fingerprint, np.zeros(plan.k, dtype=np.int64))
+        handed_on = whole_sketch(plan, at_round(plan, round), source, np.zeros(plan.k, dtype=np.int64))
         assert len(handed_on.done) == len(context.pieces) < len(source.pieces(8))
         rows = context.sources[0].slots.rows
         assert context.datasets[0].opened == len(rows)

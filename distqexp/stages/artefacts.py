@@ -201,7 +201,8 @@ class Plan:
 class Sketch:
     """The integer sum of some pieces of one shard. Private: as sensitive as the records.
 
-    sums: int64 (plan.width,). done: (pieces of the shard,) bool. fingerprint: of the data file it came from.
+    sums: int64 (plan.width,). done: (pieces of the shard,) bool. fingerprint: of the data file it came from, in
+    the files that a run keeps for itself; else empty.
     state: identity of the round's state that it was made at (public). basis: what the parts of its units rest on, see
     ``Partition``; private, empty without parts. everybody: whether the site's ledger charged it to everybody, whatever its part (public).
     """

@@ -195,15 +195,18 @@ def basis_of(sources: Sequence[DataSource]) -> bytes:
 
 
 def whole_sketch(
-    plan: Plan, state: RoundState, source: DataSource, fingerprint: str, sums: IntegerArray, everybody: bool = False
+    plan: Plan, state: RoundState, source: DataSource, sums: IntegerArray, everybody: bool = False
 ) -> Sketch:
-    """The finished sketch of one shard, as a site hands it on. everybody: whether it was charged to everybody, whatever its part."""
+    """The finished sketch of one shard, as a site hands it on: without the fingerprint of its file, which is the site's alone.
+
+    everybody: whether it was charged to everybody, whatever its part.
+    """
     mechanism = plan.config.mechanism
     part = source.of_part(mechanism.part_of(state.round), mechanism.parts)
     pieces = len(part.pieces(plan.config.engine.micro_batch))
     done = np.ones(pieces, dtype=np.bool_)
     shard, basis = source.data.shard or "all", basis_of([source])
-    return Sketch(plan.plan_id, state.round, state.identity(), shard, sums, done, fingerprint, basis, everybody)
+    return Sketch(plan.plan_id, state.round, state.identity(), shard, sums, done, "", basis, everybody)
 
 
 def sketch_files(folder: Path, round: int) -> list[Path]:
