@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import mpmath
 import pytest
+from exact_curves import gdp_log_delta, zcdp_log_delta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,39 +18,6 @@ from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release, co
 SIZES = st.floats(-12, 12).map(lambda exponent: float(10**exponent))
 GRID = [10.0**exponent for exponent in range(-12, 13, 2)]
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def scaled_tail(x: mpmath.mpf) -> mpmath.mpf:
-    """Phi(-x) / density(x), by its continued fraction where exp(x^2 / 2) is out of reach."""
-    if x < 40:
-        return mpmath.sqrt(2 * mpmath.pi) * mpmath.exp(x * x / 2) * mpmath.erfc(x / mpmath.sqrt(2)) / 2
-    tail = mpmath.mpf(0)
-    for number in range(200, 0, -1):
-        tail = number / (x + tail)
-    return 1 / (x + tail)
-
-
-def gdp_log_delta(epsilon: float, mu: float) -> mpmath.mpf:
-    """The Gaussian curve by its formula, with digits for all that cancels."""
-    with mpmath.workdps(60 + 4 * max(0, round(math.log10(epsilon / mu + 1) - math.log10(mu)))):
-        lower = mpmath.mpf(epsilon) / mu - mpmath.mpf(mu) / 2
-        if lower < -40:
-            return mpmath.mpf(0) - mpmath.exp(-lower * lower / 2) / 1000 if lower > -1000 else mpmath.mpf(0)
-        difference = scaled_tail(lower) - scaled_tail(lower + mu)
-        return mpmath.log(difference) - lower * lower / 2 - mpmath.log(2 * mpmath.pi) / 2
-
-
-def zcdp_log_delta(epsilon: float, rho: float) -> mpmath.mpf:
-    """The smallest value over a fine choice of orders: above the minimum by little, never below it."""
-    with mpmath.workdps(50):
-        epsilon, rho = mpmath.mpf(epsilon), mpmath.mpf(rho)
-        low, high = mpmath.mpf(-1000), mpmath.mpf(200)
-        for _ in range(200):
-            middle = (low + high) / 2
-            a = mpmath.exp(middle)
-            low, high = (middle, high) if (2 * a + 1) * rho - epsilon <= mpmath.log1p(1 / a) else (low, middle)
-        a = mpmath.exp(low)
-        return min(0, a * ((a + 1) * rho - epsilon) - a * mpmath.log1p(1 / a) - mpmath.log1p(a))
 
 
 @pytest.mark.parametrize("mu", GRID)

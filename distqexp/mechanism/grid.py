@@ -130,7 +130,7 @@ def choose_grid(
     sigma = _sigma(clip, mu_round, factor, chosen, diagnostics, slack)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
-            f"grid overflow: noise of {float(sigma):.3g} steps of 2^{chosen}; expected at most 2^53; "
+            f"grid overflow: noise of 2^{sigma.bit_length() - 1} steps of 2^{chosen} or more; expected at most 2^53; "
             "lower epsilon, k or rounds, raise delta, or leave mechanism.grid out"
         )
     if not -500 <= chosen <= 450:
@@ -159,7 +159,7 @@ def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:
     sigma = max(1, math.isqrt(math.ceil(square) - 1) + 1)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
-            f"grid overflow: noise of {float(sigma):.3g} steps; expected at most 2^53; raise privacy.epsilon"
+            f"grid overflow: noise of 2^{sigma.bit_length() - 1} steps or more; expected at most 2^53; raise privacy.epsilon"
         )
     return replace(grid, sigma=sigma)
 

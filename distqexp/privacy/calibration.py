@@ -23,6 +23,9 @@ RESOLUTION = 1024
 MARGIN = 1e-9
 """Relative margin on delta, above the rounding errors of composition and of the curves."""
 
+SMALLEST_MU = 1e-100
+"""Squares of a round's mu lose no digits from here on."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -62,10 +65,20 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: str) 
         mu_round = math.nextafter(mu_round, 0.0)
     smallest = sigma_minimum(mu_round, k)
     if noise == "discrete":
-        log_variation = math.log(slack) - epsilon - math.log1p(math.exp(-epsilon))
+        log_variation = (math.log(slack) if slack > 0 else -math.inf) - epsilon - math.log1p(math.exp(-epsilon))
         if log_variation < -700:
-            raise UsageError(f"privacy.epsilon: found {epsilon!r}; discrete noise serves epsilon up to about 600")
+            raise UsageError(
+                f"privacy.epsilon: found {epsilon!r}; discrete noise serves epsilon up to about 600, less at a delta of {delta!r}: "
+                'lower epsilon, raise delta, or set mechanism.noise = "gaussian"'
+            )
         smallest = max(smallest, discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation)))
+    if smallest > discrete_slack.LARGEST_SIGMA:
+        remedy = 'raise delta, lower k or rounds, or set mechanism.noise = "gaussian"'
+        raise UsageError(
+            f"privacy.epsilon: found {epsilon!r} with delta {delta!r}, which {rounds} rounds of {k} coordinates reach with noise of "
+            f"{float(smallest):.3g} grid steps; expected at most 2^62: "
+            + (remedy if noise == "discrete" else "raise epsilon, or lower k or rounds")
+        )
     return Calibration(mu_total, mu_round, smallest, slack)
 
 
@@ -84,7 +97,12 @@ def calibrate_pure(*, epsilon: float, rounds: int, k: int) -> Calibration:
 
 
 def sigma_minimum(mu_round: float, k: int) -> int:
-    """The smallest standard deviation, in grid steps, that keeps the grid fine against the clip."""
+    """The smallest standard deviation, in grid steps, that keeps the grid fine against the clip. Raises UsageError."""
+    if not mu_round >= SMALLEST_MU:
+        raise UsageError(
+            f"mu of a round: found {mu_round!r}; expected {SMALLEST_MU} or more: raise privacy.epsilon, or lower mechanism.rounds, or "
+            "mechanism.trust_radius where there is one"
+        )
     return math.ceil(RESOLUTION * math.sqrt(k) / mu_round)
 
 

@@ -20,6 +20,9 @@ from distqexp.privacy.rounding import TINY, sum_above
 SMALLEST_SIGMA = 3.0
 """The bound is proved for sigma at and above this value, in grid steps."""
 
+LARGEST_SIGMA = 2**62
+"""Wider noise does not fit in int64."""
+
 
 def divergence(coordinates: int, sigma: float) -> float:
     """Bound on the divergence of one release, above 0: ``coordinates`` draws of ``sigma`` grid steps each."""

@@ -29,7 +29,7 @@ class GaussianRelease:
     def __post_init__(self) -> None:
         _require_positive("mu", self.mu)
         _require_coordinates(self.coordinates)
-        if self.sigma is not None and not discrete_slack.SMALLEST_SIGMA <= self.sigma <= 2.0**62:
+        if self.sigma is not None and not discrete_slack.SMALLEST_SIGMA <= self.sigma <= discrete_slack.LARGEST_SIGMA:
             raise UsageError(f"sigma of a discrete release: found {self.sigma!r} grid steps; expected 3 to 2^62")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import erfcx
 
 from distqexp.errors import UsageError
-from distqexp.privacy.rounding import BITS, MARGIN, SMALLEST, above, below, exp_above, log_below, raised
+from distqexp.privacy.rounding import BITS, MARGIN, SMALLEST, TINY, above, below, exp_above, log_below, raised
 from distqexp.privacy.search import first_below, last_holding
 
 SAFETY = 1e-10
@@ -104,7 +104,7 @@ def epsilon(delta: float, mu: float) -> float:
 
 
 def mu(epsilon: float, delta: float) -> float:
-    """A mu whose delta at ``epsilon`` is at most ``delta``: the largest one, rounded downwards."""
+    """A mu above 0 whose delta at ``epsilon`` is at most ``delta``: the largest one, rounded downwards. Raises UsageError for none."""
     target = log_target(delta)
 
     def holds(value: float) -> bool:
@@ -112,6 +112,8 @@ def mu(epsilon: float, delta: float) -> float:
 
     low, high = 1.0, 2.0
     while not holds(low):
+        if low <= TINY:
+            raise UsageError(f"delta: found {delta!r} with epsilon {epsilon!r}; no mu is small enough: raise either")
         low, high = low / 2, low
     while holds(high):
         low, high = high, high * 2
