@@ -62,7 +62,7 @@ from distqexp.stages.sketch import (
     whole_sketch,
 )
 from distqexp.stages.verify import verify_paths
-from distqexp.stages.void import Void, accept, void_round
+from distqexp.stages.void import Void, accept, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
 from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
@@ -192,7 +192,9 @@ def sketch(
     parts = path.with_name(path.name + ".parts")
     with engine or make_engine(EngineConfig(), os.environ) as running:
         received = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(received, running, release, lambda found: refuse_test_noise(found, insecure_noise_seed))
+        state = _state_after(
+            received, running, release, ledger, lambda found: refuse_test_noise(found, insecure_noise_seed)
+        )
         spec = _shard_data(received, shard, data, path, labels, blank)
         charging = on_root_only(
             running,
@@ -268,7 +270,9 @@ def release(
     path = _new_file(out)
     with engine or make_engine(EngineConfig(), os.environ) as running:
         made = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(made, running, previous, lambda found: refuse_other_noise(found, insecure_noise_seed))
+        state = _state_after(
+            made, running, previous, ledger, lambda found: refuse_other_noise(found, insecure_noise_seed)
+        )
         public = _public_data(made, state, config)
         charging = on_root_only(
             running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
@@ -302,6 +306,8 @@ def export(
     """
     made = _received_plan(plan_file)
     found = sorted((Release.read(Path(path), made) for path in releases), key=lambda item: item.round)
+    if found:
+        refuse_false_void(made, found[-1], Path(ledger) if ledger else None)
     rounds = made.config.mechanism.rounds
     if [item.round for item in found] != list(range(rounds)):
         raise UsageError(
@@ -358,7 +364,7 @@ def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, le
     """
     path = Path(out)
     made = _received_plan(plan_file)
-    state = _state_after(made, SerialEngine(), release, lambda found: None)
+    state = _state_after(made, SerialEngine(), release, ledger, lambda found: None)
     for folder in {Path(plan_file).absolute().parent, path.absolute().parent}:
         _refuse_released(release_path(folder, state.round), made)
     earlier = _stored_void(path)
@@ -404,14 +410,20 @@ def _received_plan(path: StrPath) -> Plan:
     return received
 
 
-def _state_after(made: Plan, engine: Engine, release: StrPath | None, check: Callable[[Release], None]) -> RoundState:
-    """The state that a release left, which ``check`` lets through; the plan's own without one."""
+def _state_after(
+    made: Plan, engine: Engine, release: StrPath | None, ledger: StrPath | None, check: Callable[[Release], None]
+) -> RoundState:
+    """The state that a release left, which ``check`` lets through; the plan's own without one.
+
+    Whatever is wrong with the release, the ledger is no longer told by a void that its round wasn't released.
+    """
     if release is None:
         return made.state
     path = Path(release)
 
     def read() -> Release:
         found = Release.read(path, made)
+        refuse_false_void(made, found, Path(ledger) if ledger else None)
         check(found)
         if found.round == 0:  # of later ones the state before is not at hand
             restored(path, lambda: check_follows(made, made.state, found))

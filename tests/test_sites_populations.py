@@ -172,6 +172,46 @@ def test_the_rules_of_names(ledger: Ledger) -> None:
     assert ledger.accepted() == {"a": "a", "b": "a"}
 
 
+LOOKALIKES = [
+    "ICU \u00fcber",
+    "Icu \u00fcber",
+    "icu  \u00fcber",
+    " icu \u00fcber",
+    "icu \u00fcber ",
+    "icu u\u0308ber",
+    "\uff49cu \u00fcber",
+]
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_a_name_that_looks_like_a_known_one_opens_no_budget(ledger: Ledger, name: str) -> None:
+    known = "icu \u00fcber"
+    ledger.set_cap(known, 5.0, 1e-5)
+    before = ledger.export()
+    with pytest.raises(UsageError, match="doesn't know it"):
+        ledger.local_population(Accepted(name))
+    with pytest.raises(
+        UsageError, match=r"--population: found .* differs from 'icu .*in case, blanks or Unicode form"
+    ) as caught:
+        ledger.local_population(Accepted("plan", name))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="differs from"):
+        ledger.local_population(Accepted(name, name))
+    with pytest.raises(UsageError, match=r"cap: found .* differs from"):
+        ledger.set_cap(name, 5.0, 1e-5)
+    assert ledger.export() == before
+    assert ledger.local_population(Accepted(name, known)) == known
+    assert ledger.local_population(Accepted("plan", "another")) == "another"
+    for new in (" another", "u\u0308ber"):
+        with pytest.raises(UsageError, match="Unicode form NFC"):
+            ledger.local_population(Accepted("plan", new))
+
+
+@pytest.mark.parametrize("name", [" icu", "icu\t", "u\u0308ber"])
+def test_a_config_names_its_population_in_one_way(run: Commands, name: str) -> None:
+    run.distqexp("plan", config("odd", name), "--out", "odd.h5").refused(2, "data.population", "expected", "NFC")
+
+
 # --- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +288,33 @@ def test_other_records_are_no_reason_to_warn(run: Commands) -> None:
     write_table(Path("south.csv"), 9, 33, records=2)
     assert warnings(sketch(run, plan(run, "second", "b"), "--population", "b", data="south.csv")) == []
     assert warnings(sketch(run, plan(run, "third", "a2"), "--population", "a2", data="south.csv"))
+
+
+def test_contents_that_an_older_copy_of_the_ledger_lacks_are_noted_again(
+    run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder repairs the last entry; what the files held is not in it, and comes with the next attempt."""
+    first = plan(run, "first", "a")
+    ledger, copies = Ledger.open().path, list[bytes]()
+    reserve_as_before = Ledger.reserve
+
+    class Killed(BaseException):
+        pass
+
+    def killed(books: Ledger, **fields: Any) -> None:
+        copies.append(books.path.read_bytes())
+        reserve_as_before(books, **fields)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "reserve", killed)
+        with pytest.raises(Killed):
+            sketch(run, first, out="north-0.h5")
+    ledger.write_bytes(copies[0])
+    assert warnings(sketch(run, first, out="north-0.h5")) == []
+    assert populations() == ["a"]
+    [line] = warnings(sketch(run, plan(run, "second", "b"), "--population", "b"))
+    assert "population 'a'" in line
 
 
 def test_fit_and_count_warn_before_they_charge(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:

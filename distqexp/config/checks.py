@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Any
 
 from distqexp.config.sections import Config, DataConfig
@@ -71,7 +72,10 @@ def check(config: Config) -> None:
         "data.private.unit", [data.unit for data in config.data.private], "a column in every shard or in none: a run protects one kind "
         "of unit",
     )  # fmt: skip
-    need(bool(config.data.population.strip()), "data.population", config.data.population, "a name")
+    population = config.data.population
+    need(bool(population.strip()), "data.population", population, "a name")
+    normal = unicodedata.normalize("NFC", population).strip()
+    need(population == normal, "data.population", population, f"{normal!r}: no blanks around it, Unicode form NFC")
     shape = config.data.record_shape
     need(shape is None or (bool(shape) and min(shape) >= 1), "data.record_shape", shape, "sizes of 1 or more")
 

@@ -28,9 +28,9 @@ from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.privacy.ledger_files import LedgerFiles, default_path
 from distqexp.privacy.ledger_head import Anchor, newest, require_noted
-from distqexp.privacy.ledger_populations import Accepted, local_name
+from distqexp.privacy.ledger_populations import Accepted, local_name, require_spelling
 from distqexp.privacy.ledger_units import Declared, require_countable, require_one_unit
-from distqexp.privacy.ledger_voids import require_not_voided, require_open, to_give_back, to_void
+from distqexp.privacy.ledger_voids import require_not_voided, require_open, to_give_back, to_reinstate, to_void
 from distqexp.privacy.soundness import require_sound
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
@@ -273,6 +273,11 @@ class Ledger:
             entry = self._chain.append(body, books.entries)
             return Anchor(entry.number, entry.hash)
 
+    def has_void(self, release: str) -> bool:
+        """Whether ``release`` was voided here, at the curator."""
+        with self._chain.transaction():
+            return release in Books(self._chain.entries()).voided
+
     def accept_void(self, *, population: str, release: str, roles: Collection[str]) -> list[LedgerRow]:
         """At a site: give back, once, what ``roles`` charged for a release that the curator voided. Returns those charges.
 
@@ -284,6 +289,19 @@ class Ledger:
             rows = to_give_back(books, self.path, release, population, roles)
             body = {"action": "accept-void", "population": population, "release": release}
             self._chain.append(body | {"reservations": [row.id for row in rows]}, books.entries)
+        return rows
+
+    def reinstate(self, *, plan: str, round: int) -> list[LedgerRow]:
+        """A release of ``round`` of a plan is at hand: charges for it and earlier rounds that were given back stand again, for ever.
+
+        Returns those charges; without any nothing is written. They may exceed a cap: what was released is spent.
+        """
+        with self._chain.transaction():
+            books = Books(self._chain.entries())
+            rows = to_reinstate(books, plan, round)
+            if rows:
+                body = {"action": "reinstate", "plan": plan, "round": round}
+                self._chain.append(body | {"reservations": [row.id for row in rows]}, books.entries)
         return rows
 
     # --- caps and rows ---------------------------------------------------------------------------------------
@@ -311,6 +329,7 @@ class Ledger:
             body |= {"unit": cap.units.unit, "records_per_unit": cap.units.records}
         with self._chain.transaction():
             books = Books(self._chain.entries())
+            require_spelling("cap", population, books.known())
             local = books.accepted.get((PRIVATE, population), population)
             if local != population and population not in books.known():
                 raise UsageError(f"cap: {population!r} is what plans call {local!r} here; cap that")

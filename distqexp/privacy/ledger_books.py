@@ -101,6 +101,8 @@ class Books:
     """Releases that the curator will never draw, by "PLAN/ROUND/STATE", and the entries that say so."""
     given_back: dict[str, int] = field(default_factory=dict)
     """Void releases whose charge a site took back, and the entries."""
+    reinstated: set[int] = field(default_factory=set)
+    """Charges that were given back and stand again, as a release proved the void false: never given back a second time."""
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -132,6 +134,10 @@ class Books:
                     self.given_back[body["release"]] = entry.number
                 for number in body["reservations"]:
                     self.rows[number] = replace(self.rows[number], state="voided")
+            elif body["action"] == "reinstate":
+                for number in body["reservations"]:
+                    self.rows[number] = replace(self.rows[number], state="committed")
+                self.reinstated.update(body["reservations"])
             else:
                 state = {"draw": "drawn", "commit": "committed"}[body["action"]]
                 number = body["reservation"]

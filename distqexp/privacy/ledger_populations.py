@@ -6,6 +6,8 @@ silence: it may be the same patients under another name.
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 from distqexp.errors import UsageError
@@ -46,9 +48,34 @@ def local_name(books: Books, universe: str, accepted: Accepted) -> str:
         )
     if not (asked.strip() and asked.isprintable()):
         raise UsageError(f"--population: found {asked!r}; expected a name")
+    if universe == PRIVATE:
+        require_spelling("--population", asked, known)
     elsewhere = books.accepted.get((PRIVATE, asked))
     if elsewhere is not None and asked not in known:
         raise UsageError(
             f"--population: found {asked!r}, which is what another plan calls {elsewhere!r} here; give that, or a new name"
         )
     return asked
+
+
+def require_spelling(where: str, name: str, known: Collection[str]) -> None:
+    """Refuse (UsageError) a new name that people would take for a known one, or that is written in an unusual form."""
+    if name in known:
+        return
+    alike = sorted(other for other in known if _folded(other) == _folded(name))
+    if alike:
+        raise UsageError(
+            f"{where}: found {name!r}, which differs from {alike[0]!r}, known here, in case, blanks or Unicode form alone: give that, or "
+            "for other patients a name that people can tell apart"
+        )
+    if name != normal(name):
+        raise UsageError(f"{where}: found {name!r}; expected {normal(name)!r}: no blanks around it, Unicode form NFC")
+
+
+def normal(name: str) -> str:
+    """A population's name as it is to be written."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())

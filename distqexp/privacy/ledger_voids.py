@@ -1,7 +1,8 @@
 """Voids: a round that was sketched and never released costs nothing, once nobody can release it any more.
 
 The coordinator's ledger writes down that the release will never be drawn, and refuses it for ever; a site's ledger gives its
-charge back, once. What was drawn can't be voided: whoever saw the draw knows. All quantities are public.
+charge back, once. What was drawn can't be voided: whoever saw the draw knows. A site that meets a release of a round that it took
+back for void writes the charge down again. All quantities are public.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def to_void(books: Books, path: Path, release: str, drawn: Callable[[int], bool]
     """
     wanted = _required(release)
     before = {(CURATOR, wanted.round - 1, "committed")}
-    if wanted.round and not before & {(key.role, key.round, row.state) for row, key in _rounds(books, wanted.plan)}:
+    drawn_here = [(row, key) for row, key in _rounds(books, wanted.plan) if row.id not in books.reinstated]
+    if wanted.round and not before & {(key.role, key.round, row.state) for row, key in drawn_here}:
         raise UsageError(
             f"{path}: no release of round {wanted.round - 1} of plan {wanted.plan[:16]}, which round {wanted.round} builds on; "
             "expected the ledger that the plan's releases are charged to"
@@ -109,12 +111,21 @@ def to_give_back(books: Books, path: Path, release: str, population: str, roles:
             )
     for row, key in _rounds(books, wanted.plan):
         later, drawn = key.round > wanted.round, row.state in ("drawn", "committed")
+        later = later or (row.id in books.reinstated and key.round == wanted.round)
         if later or (drawn and (key.role, key.round) == (CURATOR, wanted.round)):
             raise FileContentError(
                 f"{path}: by entry {row.id} (round {key.round}) round {wanted.round} was released; expected one that never was: "
                 "its charge stands, ask the coordinator what the void is about"
             )
     return rows
+
+
+def to_reinstate(books: Books, plan: str, round: int) -> list[LedgerRow]:
+    """The charges for ``round`` of a plan, or an earlier one, that were given back, at whatever state.
+
+    With a release of ``round`` at hand none of these voids was true.
+    """
+    return [row for row, key in _rounds(books, plan) if row.state == "voided" and key.round <= round]
 
 
 def _rounds(books: Books, plan: str) -> list[tuple[LedgerRow, Key]]:

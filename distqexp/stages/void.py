@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from distqexp.errors import FileContentError
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import LedgerRow
+from distqexp.privacy.ledger_files import default_path
 from distqexp.privacy.ledger_head import Anchor
-from distqexp.stages.artefacts import Plan, RoundState
+from distqexp.privacy.ledger_voids import Key
+from distqexp.stages.artefacts import Plan, Release, RoundState
 from distqexp.storage.hdf5 import read_file, write_file
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -73,10 +76,19 @@ class Void:
 def void_round(plan: Plan, state: RoundState, ledger: Ledger) -> Void:
     """At the coordinator: write down that the round is never released. Raises UsageError when it was drawn.
 
-    Again, it is the same void and no second entry.
+    Again, it is the same void and no second entry. Warns on standard error where the ledger knew nothing of the plan: an
+    honest one may not, when no release was tried, and so may one that the releases are not charged to.
     """
     population, release = plan.config.data.population, f"{plan.plan_id}/{state.round}/{state.identity()}"
+    keys = [Key.of(row.key) for row in ledger.rows()]
+    known = any(key is not None and key.plan == plan.plan_id for key in keys) or ledger.has_void(release)
     entry = ledger.void(population=population, release=release)
+    if not known:
+        sys.stderr.write(
+            f"distqexp: warning: {ledger.path}: this ledger knows nothing of plan {plan.plan_id[:16]}: is DISTQEXP_LEDGER the one "
+            "that its releases are charged to? Another one may have a release of this round, and the void is false then\n"
+        )
+        sys.stderr.flush()
     return Void(plan.plan_id, state.round, state.identity(), population, plan.config.shards, entry)
 
 
@@ -84,3 +96,21 @@ def accept(void: Void, ledger: Ledger) -> list[LedgerRow]:
     """At a site: give the charge for a void round back, once. Raises FileContentError when the void does not fit the ledger."""
     roles = {f"site-{shard}" for shard in void.shards}
     return ledger.accept_void(population=void.population, release=void.release, roles=roles)
+
+
+def refuse_false_void(plan: Plan, release: Release, ledger: Path | None) -> None:
+    """Where the ledger gave back charges for a round that ``release`` proves to be released: charge them again and refuse, once.
+
+    ledger: as in Ledger.open; without a file there is nothing to mend. Raises FileContentError.
+    """
+    path = default_path() if ledger is None else ledger
+    if not path.exists():
+        return
+    with Ledger.open(path, create=False) as books:
+        rows = books.reinstate(plan=plan.plan_id, round=release.round)
+    if rows:
+        rounds = sorted({key.round for key in (Key.of(row.key) for row in rows) if key is not None})
+        raise FileContentError(
+            f"{path}: round {' and '.join(map(str, rounds))} of plan {plan.plan_id[:16]} was voided, yet a release of round "
+            f"{release.round} is here: the void was false; the charge stands again; ask the coordinator, then run again"
+        )
