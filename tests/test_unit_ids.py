@@ -80,7 +80,8 @@ def test_numbers_that_may_have_been_rounded_are_refused(value: Any) -> None:
     [
         ("17", "017"), (17, "+17"), ("17", "1.7e1"), ("1000", "1e3"), ("17.5", "17.50"), ("0", "00"), ("5", 17.5),
         ("A1", "a1"), ("Straße", "STRASSE"), ("17", "\uff11\uff17"), ("17", "17\u200b"), ("a  b", "a b"), ("a\u00a0b", "a b"),
-        ("1", "1.0e0"), ("0.1", "1"), (-3, "-03"), (0, "0e9"),
+        ("1", "1.0e0"), ("0.1", "1"), ("17", "17\ufe0f"), ("17", "1\u034f7"), ("17", "17\0"), ("17", "\x7f17"),
+        ("a", "a\U000e0100"), ("\u00e9", "e\u034f\u0301"), (17, b"17\0"), ("a", "a\ufe0f\u200d"), (-3, "-03"), (0, "0e9"),
     ],
 )  # fmt: skip
 def test_ids_that_may_or_may_not_be_one_unit_are_refused(one: Any, other: Any) -> None:

@@ -49,10 +49,10 @@ def _file_digests(path: Path, lines: bool) -> list[bytes]:
         lines = lines and size <= MOST_LINES_BYTES
         if lines:
             *complete, rest = (rest + block).split(b"\n")
-            total += sum(map(_line_number, complete))
+            total += sum(map(line_number, complete))
     if not size:
         return []
-    total += _line_number(rest)
+    total += line_number(rest)
     return [whole.digest(), *([_tagged(b"lines", (total % 2**256).to_bytes(32, "big"))] if lines else [])]
 
 
@@ -63,7 +63,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
         at += len(block)
 
 
-def _line_number(line: bytes) -> int:
+def line_number(line: bytes) -> int:
     """A line as a number; their sum doesn't depend on their order. Blank lines count for nothing."""
     text = line.strip()
     return int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big") if text else 0

@@ -19,9 +19,10 @@ from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels
 from distqexp.problem.images import Turns, Views, rotate_images, viewed
 from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
+from distqexp.problem.readers.base import facts_of
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
-from distqexp.problem.selection import read_blank, select_rows
+from distqexp.problem.selection import open_blank, select_rows
 from distqexp.problem.slots import NO_ROW, SlotMap, slot_map
 from distqexp.problem.unit_ids import canonical_id
 
@@ -43,7 +44,7 @@ class Dataset:
         self.schema = schema
         self.opened = 0
         self._reader = reader
-        self._blank = read_blank(data, reader.count)
+        self._blank, self._blank_found = open_blank(data, reader.count)
 
     @property
     def private(self) -> bool:
@@ -139,6 +140,10 @@ class Dataset:
         if wanted.ndim != 1 or (len(wanted) and not (wanted.min() >= NO_ROW and wanted.max() < self._reader.count)):
             raise UsageError("rows: found rows that the file doesn't have; expected rows of the slot map")
         return wanted
+
+    def opened_files(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """The facts of the files that are open, in the order of ``source_files``: whatever their paths name by now."""
+        return tuple(facts_of(found) for found in (*self._reader.opened(), *self._blank_found))
 
     def fingerprint(self) -> str:
         """A hash of the sizes and times of the files: whether a checkpoint still fits them. Private, local."""

@@ -16,7 +16,8 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader
-from distqexp.problem.selection import read_blank, select_rows
+from distqexp.problem.readers.base import facts_of
+from distqexp.problem.selection import open_blank, select_rows
 
 Digest = Callable[..., bytes]
 """A digest of some byte strings; of private records a keyed one, see Ledger.keyed_digest."""
@@ -26,13 +27,13 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the file system says of the files of a source: (size, time, inode, time of the last change of any kind) each.
+    """What the file system says of the files of a source: see ``facts_of``.
 
-    ``host``: where. Inodes and times of another machine's copies say nothing; sizes do. Private, local.
+    ``host``: where. Inodes, devices and times of another machine's copies say nothing; sizes do. Private, local.
     """
 
     host: str
-    files: tuple[tuple[int, int, int, int], ...]
+    files: tuple[tuple[int, int, int, int, int], ...]
 
     def agree(self, other: FileFacts) -> bool:
         """Whether both can be of the same files."""
@@ -52,20 +53,30 @@ def file_facts(data: DataConfig) -> FileFacts:
     files = []
     for path in source_files(data):
         try:
-            stat = path.stat()
+            files.append(facts_of(path.stat()))
         except OSError:
             raise another_file(data) from None
-        files.append((stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns))
     return FileFacts(socket.gethostname(), tuple(files))
+
+
+def require_opened(data: DataConfig, facts: FileFacts, opened: tuple[tuple[int, int, int, int, int], ...]) -> None:
+    """Raise RecordsChangedError unless the files that this process has open, whose facts are ``opened``, are those of ``facts``."""
+    if not facts.agree(FileFacts(socket.gethostname(), opened)):
+        raise another_file(data)
 
 
 def fingerprint(data: DataConfig, facts: FileFacts, open_reader: Callable[[], Reader], digest: Digest) -> str:
     """A digest of the facts, and of the selected rows with their unit ids, filter columns and blanks. Private, local."""
-    parts = [data.format.encode(), repr(facts.files).encode()]
+    parts = [
+        data.format.encode(),
+        repr(tuple(file[:4] for file in facts.files)).encode(),
+    ]  # a device has another number after a restart
     if data.unit is not None or data.where is not None or data.blank is not None:
         reader = open_reader()
+        blank, found = open_blank(data, reader.count)
+        require_opened(data, facts, tuple(facts_of(stat) for stat in (*reader.opened(), *found)))
         rows = select_rows(data, reader, keep_blank=True)
-        parts += [rows.tobytes(), read_blank(data, reader.count)[rows].tobytes(), *_columns(data, reader, rows)]
+        parts += [rows.tobytes(), blank[rows].tobytes(), *_columns(data, reader, rows)]
     return digest(*parts).hex()
 
 

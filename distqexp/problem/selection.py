@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -39,11 +40,17 @@ def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> N
 
 def read_blank(data: DataConfig, count: int) -> NDArray[np.bool_]:
     """bool (count,): the rows of the file that data.blank marks; none without it."""
+    return open_blank(data, count)[0]
+
+
+def open_blank(data: DataConfig, count: int) -> tuple[NDArray[np.bool_], tuple[os.stat_result, ...]]:
+    """As ``read_blank``, and what the system said of the file that was read, if there is one."""
     if data.blank is None:
-        return np.zeros(count, dtype=np.bool_)
+        return np.zeros(count, dtype=np.bool_), ()
     path = existing_file(data.blank, "data.blank")
     try:
         with path.open("rb") as file:
+            found = os.fstat(file.fileno())
             shape, _, dtype = _npy_header(file)
             entries = np.frombuffer(file.read(count + 1), dtype=np.uint8)
     except Exception:  # noqa: BLE001 - numpy meets a damaged header with exceptions of every class
@@ -51,7 +58,7 @@ def read_blank(data: DataConfig, count: int) -> NDArray[np.bool_]:
     if dtype != np.bool_ or shape != (count,) or len(entries) != count:
         raise FileContentError(f"{path}: not a vector of booleans, one a row of the data file; make it anew")
     blank: NDArray[np.bool_] = entries != 0
-    return blank
+    return blank, (found,)
 
 
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -26,6 +26,7 @@ EXACT = 2**53
 
 _WHOLE = re.compile(r"(-?)(0|[1-9][0-9]*)(\.0*)?", re.ASCII)
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
+_IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 _NUMBER = re.compile(r"([+-]?)([0-9]*)\.?([0-9]*)(?:e([+-]?[0-9]{1,9}))?", re.ASCII)
 
 
@@ -98,8 +99,8 @@ def _loose(name: str) -> tuple[str, int]:
     if name.isascii() and name.isdigit() and name[0] != "0":
         digits = name.rstrip("0")
         return f"\0+{digits}e{len(name) - len(digits)}", 0
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    text = " ".join("".join(sign for sign in text if unicodedata.category(sign) != "Cf").split())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _visible(name)).casefold())
+    text = " ".join(unicodedata.normalize("NFKC", _visible(text)).split())
     found = _NUMBER.fullmatch(text)
     if found is None or not (found[2] or found[3]):
         return text, 0
@@ -109,6 +110,16 @@ def _loose(name: str) -> tuple[str, int]:
         return "\0+0e0", 0
     exponent += len(digits) - len(short)
     return f"\0{found[1].replace('+', '') or '+'}{short}e{exponent}", exponent
+
+
+def _visible(text: str) -> str:
+    return "".join(sign for sign in text if not _is_invisible(sign))
+
+
+def _is_invisible(sign: str) -> bool:
+    """Formats, controls that are no blanks, variation selectors and the other signs that Unicode has ignored when it can't show them."""
+    category = unicodedata.category(sign)
+    return category == "Cf" or (category == "Cc" and not sign.isspace()) or _IGNORED.fullmatch(sign) is not None
 
 
 def _rounded(where: str) -> FileContentError:

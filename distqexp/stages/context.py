@@ -31,7 +31,7 @@ from distqexp.geometry.subspaces.public_pca import stored_basis
 from distqexp.geometry.whitening import combined_whitening
 from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS
 from distqexp.problem.dataset import Dataset, open_dataset
-from distqexp.problem.identity import FileFacts, another_file, file_facts
+from distqexp.problem.identity import FileFacts, another_file, file_facts, require_opened
 from distqexp.problem.images import Turns, Views
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import build_model
@@ -81,8 +81,14 @@ class DataSource:
         return self.slots.pieces(micro_batch)
 
     def open(self, schema: Schema, round: int) -> Dataset:
-        """The reader of the records, the same in every round."""
-        return open_dataset(self.data, schema, self.turned, private=self.private)
+        """The reader of the records, the same in every round. Raises RecordsChangedError where it has opened other files than ``facts``.
+
+        What the paths name before and after doesn't tell: a link or a folder may lead elsewhere for an instant.
+        """
+        found = open_dataset(self.data, schema, self.turned, private=self.private)
+        if self.facts is not None:
+            require_opened(self.data, self.facts, found.opened_files())
+        return found
 
     def require_same_files(self) -> None:
         """Raise RecordsChangedError where this process meets other files than those that the slots were read from."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distqexp.config import AllDataConfig, DataConfig
 from distqexp.errors import UsageError
-from distqexp.problem.identity import same_file
+from distqexp.problem.copies import Likeness, likeness
 from distqexp.problem.readers import open_reader
 from distqexp.problem.selection import select_rows
 from distqexp.problem.unit_ids import canonical_id, refuse_mixture
@@ -19,18 +19,18 @@ from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 def refuse_overlaps(data: AllDataConfig) -> None:
     """Refuse public records, or ones to evaluate on that aren't private, which are private records or of a private unit.
 
-    Only sources of one file, by whatever name or copy, can be compared; filters and unit columns are read, no features. Sources
-    whose files are elsewhere are left out. Raises UsageError; the message names config keys and files alone.
+    Only sources of one file, by whatever name or copy (see ``likeness``), can be compared; filters and unit columns are read, no
+    features. Sources whose files are elsewhere are left out. Raises UsageError; the message names config keys and files alone.
     """
     others = [("data.public", data.public)]
     others += [] if data.eval_private else [("data.eval", data.eval)]
     for where, other in others:
         for private in data.private if other is not None else ():
-            if other is not None and same_file(other, private) and _meet(other, private):
+            if other is not None and _meet(other, private):
                 remedy = ", or set data.eval_private = true" if where == "data.eval" else ""
                 raise UsageError(
                     f"{where}: records of {_place(other)} that are data.private's{_shard(private)} too, or of one of its units; "
-                    f"expected others: give disjoint rows or filters, or another file{remedy}"
+                    f"expected others: give disjoint rows or filters of one file, or another file{remedy}"
                 )
 
 
@@ -65,20 +65,26 @@ def refuse_common_rows(shards: Sequence[DataConfig], presence: int) -> None:
     """Refuse records of one file that stand in more shards than a unit is declared for. Raises UsageError."""
     left = list(shards)
     while left:
-        first, same = left[0], [other for other in left if other is left[0] or same_file(left[0], other)]
+        first = left[0]
+        alike = {i: likeness(first, other) for i, other in enumerate(left) if i}
+        same = [first, *(left[i] for i, found in alike.items() if found is not Likeness.OTHERS)]
         left = [other for other in left if all(other is not one for one in same)]
         if len(same) <= presence:
             continue
-        _, times = np.unique(np.concatenate([_rows(one) for one in same]), return_counts=True)
-        if times.max(initial=0) > presence:
+        if Likeness.SAME_LINES not in alike.values():
+            _, times = np.unique(np.concatenate([_rows(one) for one in same]), return_counts=True)
+        if Likeness.SAME_LINES in alike.values() or times.max(initial=0) > presence:
             raise UsageError(
                 f"data.private: records of {_place(first)} stand in several of the shards {', '.join(one.shard or 'all' for one in same)}; "
-                f"expected each in {presence} at most (privacy.presence): give disjoint rows or filters"
+                f"expected each in {presence} at most (privacy.presence): give disjoint rows or filters of one file"
             )
 
 
 def _meet(other: DataConfig, private: DataConfig) -> bool:
     """Whether a record of ``other`` is a private one, or of a unit that has a private one."""
+    alike = likeness(other, private)
+    if alike is not Likeness.SAME_ROWS:
+        return alike is Likeness.SAME_LINES
     rows, own = _rows(other), _rows(private)
     if np.isin(rows, own).any():
         return True

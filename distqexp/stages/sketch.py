@@ -28,6 +28,7 @@ from distqexp.problem.identity import (
     file_facts,
     fingerprint,
     plain_digest,
+    require_opened,
 )
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.readers import open_reader
@@ -240,7 +241,8 @@ def _scan(
     # All that a file as a whole can be refused for is found now, in every shard: before anything is drawn or charged.
     datasets = [open_dataset(data, plan.schema, private=True) for data in shards]
     _check_model(plan, datasets, state)
-    for dataset in datasets:
+    for data, dataset, known in zip(shards, datasets, facts, strict=True):
+        require_opened(data, known, dataset.opened_files())
         dataset.check_whole()
     for i, (data, dataset) in enumerate(zip(shards, datasets, strict=True)):
         slot_map = dataset.slot_map()

@@ -53,6 +53,10 @@ class Reader(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files behind it."""
 
+    def opened(self) -> tuple[os.stat_result, ...]:
+        """What the system says of the files that are open, in the order of ``files``: whatever their paths name by now."""
+        return ()
+
     @abstractmethod
     def check_whole(self) -> None:
         """Raise FileContentError now for whatever could end a later ``read``: damage anywhere in the file, a column of another type."""
@@ -128,6 +132,11 @@ def some(names: Sequence[str], most: int = 6) -> str:
     """A short list for a message."""
     shown = ", ".join(repr(name) for name in names[:most]) or "none"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def facts_of(found: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Size, time, inode, time of the last change of any kind, device: what tells a file from others, and from what it was."""
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, found.st_dev
 
 
 def changed(path: Path) -> FileContentError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from distqexp.errors import FileContentError
-from distqexp.problem.readers.base import changed
+from distqexp.problem.readers.base import changed, facts_of
 
 CACHED = 64 * 2**20
 BLOCK = 2**20
@@ -36,6 +37,14 @@ class ByteSource:
             self.compressed = file.read(2) == b"\x1f\x8b"
         self._stream: BinaryIO | None = None
         self._kept: bytes | None = None
+        self._found: os.stat_result | None = None
+
+    def opened(self) -> os.stat_result:
+        """What the system says of the file that is read, which its path may not name any more."""
+        self._open()
+        if self._found is None:
+            raise changed(self.path)
+        return self._found
 
     def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
         """All bytes in order, in blocks of at most ``size``."""
@@ -83,29 +92,34 @@ class ByteSource:
         return at == length
 
     def _read(self, offset: int, length: int) -> bytes:
-        if self._stream is None:
-            stream = gzip.open(self.path, "rb") if self.compressed else self.path.open("rb")  # noqa: SIM115
-            self._stream = cast(BinaryIO, stream)
-            if self.compressed:
-                stat = self.path.stat()
-                facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
-                self._kept = _unpacked(self.path, facts, self.cached)
+        self._open()
         if self._kept is not None:
             return self._kept[offset : offset + length]
-        self._stream.seek(offset)
+        stream = cast(BinaryIO, self._stream)
+        stream.seek(offset)
         parts, missing = [], length
-        while missing and (part := self._stream.read(missing)):
+        while missing and (part := stream.read(missing)):
             parts.append(part)
             missing -= len(part)
         return b"".join(parts)
 
+    def _open(self) -> None:
+        if self._stream is None:
+            stream = gzip.open(self.path, "rb") if self.compressed else self.path.open("rb")  # noqa: SIM115
+            self._stream = cast(BinaryIO, stream)
+            self._found = os.fstat(self._stream.fileno())
+            if self.compressed:
+                self._kept = _unpacked(self.path, facts_of(self._found), self.cached)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None, "_kept": None}
+        return {**self.__dict__, "_stream": None, "_kept": None, "_found": None}
 
 
 @lru_cache(maxsize=2)
 def _unpacked(path: Path, facts: tuple[int, ...], most: int) -> bytes | None:
     """The content of a gzip file as it was when the file system gave these facts; None where it is more than ``most`` bytes."""
     with gzip.open(path, "rb") as stream:
+        if facts_of(os.fstat(stream.fileno())) != facts:
+            raise changed(path)
         found = stream.read(most + 1)
     return found if len(found) <= most else None

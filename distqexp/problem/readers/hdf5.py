@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class Hdf5Reader(Reader):
 
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
+
+    def opened(self) -> tuple[os.stat_result, ...]:
+        return (os.fstat(self._opened().id.get_vfd_handle()),)
 
     def check_whole(self) -> None:
         for name in (self.names[0], self._target, *([self._mask] if self._mask is not None else [])):

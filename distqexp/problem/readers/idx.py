@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ class IdxReader(Reader):
 
     def files(self) -> tuple[Path, ...]:
         return (self._images.source.path, self._labels.source.path)
+
+    def opened(self) -> tuple[os.stat_result, ...]:
+        return (self._images.source.opened(), self._labels.source.opened())
 
 
 class _IdxFile:

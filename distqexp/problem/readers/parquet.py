@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,10 @@ class ParquetReader(TableReader):
                 found[:, place] = [number is None for number in numbers]
         return found
 
+    def opened(self) -> tuple[os.stat_result, ...]:
+        self._opened()
+        return (self._found,)
+
     def check_whole(self) -> None:
         wanted = tuple(dict.fromkeys([*self.names, self.target]))
         self._check(wanted)
@@ -119,9 +124,11 @@ class ParquetReader(TableReader):
         import pyarrow.parquet
 
         if self._file is None:
-            self._found = self._path.stat()
             try:
-                self._file = pyarrow.parquet.ParquetFile(self._path)
+                # Opened here, as Arrow's own files don't tell which file they are of.
+                stream = self._path.open("rb")
+                self._found = os.fstat(stream.fileno())
+                self._file = pyarrow.parquet.ParquetFile(stream)
             except (pyarrow.ArrowException, OSError, ValueError):
                 raise FileContentError(
                     f"{self._path}: not a whole Parquet file; expected Parquet; fetch it again or correct data.*.format"

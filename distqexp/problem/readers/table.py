@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ class CsvReader(TableReader):
             [[record is None or number_of(record[at]) is None for at in positions] for record in records],
             dtype=np.bool_,
         ).reshape(len(rows), len(positions))
+
+    def opened(self) -> tuple[os.stat_result, ...]:
+        return (self._source.opened(),)
 
     def check_whole(self) -> None:
         """Nothing is left to look at: every byte was read for the borders of the records, and what is no number is a record's matter."""

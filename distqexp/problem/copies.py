@@ -1,0 +1,80 @@
+"""Whether two sources have their records from one file or from copies of it, and whether their rows have the same numbers.
+
+Unlike ``identity.linked`` this reads the files; see there for what a rehearsal may compare. No field is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+
+from distqexp.config import DataConfig
+from distqexp.problem.contents import MOST_LINES_BYTES, line_number
+from distqexp.problem.identity import linked, same_file
+from distqexp.problem.readers import open_reader
+from distqexp.problem.readers.base import facts_of
+from distqexp.problem.readers.bytes import ByteSource
+
+
+class Likeness(Enum):
+    """How the records of two sources correspond."""
+
+    OTHERS = "others"
+    SAME_ROWS = "same rows"
+    """A row of the one is the row of the same number of the other."""
+    SAME_LINES = "same lines"
+    """The same rows in another order: which is which isn't known."""
+
+
+def likeness(one: DataConfig, other: DataConfig) -> Likeness:
+    """How two sources correspond: by links, equal bytes, packed or not, and of tables equal lines, blank ones aside.
+
+    Of images, the file of the images counts. Arrays of one HDF5 file that both name, and that differ in length, are others. OTHERS where
+    a file isn't here. Raises FileContentError.
+    """
+    packable = one.format == other.format and one.format in ("csv", "idx")
+    if not packable or linked(one, other):
+        return Likeness.OTHERS if not same_file(one, other) or _other_arrays(one, other) else Likeness.SAME_ROWS
+    paths = [Path(data.path or "") for data in (one, other)]
+    if not all(path.is_file() for path in paths):
+        return Likeness.OTHERS
+    (whole, ordered, lines), others = (
+        _digests(path, facts_of(path.stat()), table=one.format == "csv") for path in paths
+    )
+    if whole == others[0] or (ordered is not None and ordered == others[1]):
+        return Likeness.SAME_ROWS
+    return Likeness.SAME_LINES if lines is not None and lines == others[2] else Likeness.OTHERS
+
+
+def _other_arrays(one: DataConfig, other: DataConfig) -> bool:
+    """Whether both name features of one HDF5 file that can't be the same ones, nor their targets and ids: they differ in length."""
+    if not (one.format == other.format == "hdf5" and one.columns.features and other.columns.features):
+        return False
+    return open_reader(one, private=True).count != open_reader(other, private=True).count
+
+
+@lru_cache(maxsize=256)
+def _digests(path: Path, facts: tuple[int, ...], table: bool) -> tuple[bytes, bytes | None, int | None]:
+    """Of the unpacked bytes; of a table's lines, blank ones aside, in their order and in any. Once a file, as long as its facts stay."""
+    whole, ordered, total, rest, size = hashlib.sha256(), hashlib.sha256(), 0, b"", 0
+    for block in ByteSource(path).blocks():
+        whole.update(block)
+        size += len(block)
+        table = table and size <= MOST_LINES_BYTES
+        if table:
+            *complete, rest = (rest + block).split(b"\n")
+            for line in complete:
+                total += _add(line, ordered)
+    if not table:
+        return whole.digest(), None, None
+    total += _add(rest, ordered)
+    return whole.digest(), ordered.digest(), total
+
+
+def _add(line: bytes, ordered: hashlib._Hash) -> int:
+    number = line_number(line)
+    if number:
+        ordered.update(number.to_bytes(32, "big"))
+    return number
