@@ -260,7 +260,7 @@ def test_the_digest_sees_what_the_file_system_hides(column: str, tmp_path: Path,
 def test_copies_on_another_machine_are_compared_by_size(tmp_path: Path) -> None:
     data = task(tmp_path).data.private[0]
     facts = file_facts(data)
-    elsewhere = replace(facts, host="another", files=tuple((file[0], 1, 2, 3) for file in facts.files))
+    elsewhere = replace(facts, host="another", files=tuple((file[0], 1, 2, 3, 4) for file in facts.files))
     longer = replace(elsewhere, files=tuple((file[0] + 1, *file[1:]) for file in facts.files))
     assert facts.agree(elsewhere)
     assert not facts.agree(longer)
