@@ -302,9 +302,10 @@ class RoundContext:
             yield start, records, slots.unit[window]
 
     def at_sampled_targets(self, records: Records, first_slot: int) -> Records:
-        """Public records with targets drawn from the model: those that second moments are taken at."""
+        """Public records with targets drawn from the model, at the first of their views: those that second moments are taken at."""
+        inputs = records.inputs if records.views is None else records.inputs[:, 0]
         with torch.no_grad():
-            outputs = self.network.module(self.network.prepare(records.inputs))
+            outputs = self.network.module(self.network.prepare(inputs))
         seed, width = self.config.subspace.seed, self.loss.noise_width(outputs)
         noise = label_noise(seed, self.round, first_slot, len(records), width)
         return dataclasses.replace(records, targets=self.loss.sample(outputs, noise.to(outputs.device)))
