@@ -452,8 +452,6 @@ def _shard_data(
     made: Plan, shard: str | None, data: StrPath | None, out: Path | None, labels: StrPath | None, blank: StrPath | None
 ) -> DataConfig:
     names = made.config.shards
-    if data is not None and not Path(data).exists():
-        raise UsageError(f"--data {data}: no such file; correct the path")
     files = [Path(path) for path in (data, out) if path is not None]
     candidates = [shard] if shard is not None else [path.name.split(".")[0] for path in files]
     found = next(
@@ -461,6 +459,8 @@ def _shard_data(
     )
     if found is None and not candidates:
         raise UsageError(f"--data: not given; expected the file of one of the shards {', '.join(names)}")
+    if found is None and data is not None and not Path(data).exists():
+        raise UsageError(f"--data {data}: no such file; correct the path")
     if found is None:
         where = "--shard" if shard is not None else "the names of " + " and ".join(path.name for path in files)
         raise UsageError(

@@ -238,9 +238,9 @@ def test_a_site_whose_table_changes_while_it_is_read_hands_nothing_on(
 
 @pytest.mark.parametrize("column", ["ids", "filter"])
 def test_the_digest_sees_what_the_file_system_hides(column: str, tmp_path: Path, own_ledger: Path) -> None:
-    """On a file system that tells no change: other ids, or another filter column, are seen; a ledger's digest is its own."""
+    """Where facts tell no change, as those of another machine: other ids or filter columns are seen; a ledger's digest is its own."""
     config = task(tmp_path, where="ward == 'north'")
-    (data,), facts = config.data.private, file_facts(config.data.private[0])
+    (data,), facts = config.data.private, replace(file_facts(config.data.private[0]), host="another")
 
     def found(ledger: Path) -> str:
         with Ledger.open(ledger) as books:
