@@ -22,7 +22,7 @@ from distqexp.config import Config, DataConfig, EngineConfig, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
 from distqexp.engines.serial import SerialEngine
-from distqexp.errors import FileContentError, RecordsChangedError, UsageError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.fit import FitResult, run
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_books import LedgerRow
@@ -53,14 +53,7 @@ from distqexp.stages.release import (
     make_release,
 )
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import (
-    basis_of,
-    discard_sketches,
-    open_shards,
-    require_same_records,
-    sketch_round,
-    whole_sketch,
-)
+from distqexp.stages.sketch import basis_of, open_shards, sketch_same_records, whole_sketch
 from distqexp.stages.verify import verify_paths
 from distqexp.stages.void import Void, accept, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
@@ -222,13 +215,7 @@ def sketch(
         with Progress(rounds=rounds, counts_public=public, silent=not running.is_root, callback=callback) as progress:
             running.on_progress = progress.advance
             progress.stage("sketch", state.round)
-            try:
-                sums = sketch_round(received, state, sources, fingerprints, parts, running)
-                require_same_records(sources, fingerprints, running, digest)
-            except RecordsChangedError:
-                if running.is_root:
-                    discard_sketches(parts, state.round)
-                raise
+            sums = sketch_same_records(received, state, sources, fingerprints, parts, running, digest)
             progress.advance(1.0)
 
         def finish() -> None:

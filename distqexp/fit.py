@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import numpy.typing as npt
 
 from distqexp.config import Config, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine, exit_code, places, reason
 from distqexp.engines.launcher import may_print
-from distqexp.errors import FileContentError, RecordsChangedError, UsageError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.identity import Digest
 from distqexp.report.progress import Progress
@@ -42,14 +41,7 @@ from distqexp.stages.release import (
     make_release,
 )
 from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import (
-    basis_of,
-    discard_sketches,
-    open_shards,
-    require_same_records,
-    sketch_files,
-    sketch_round,
-)
+from distqexp.stages.sketch import basis_of, open_shards, sketch_files, sketch_same_records
 
 
 @dataclass(frozen=True)
@@ -190,7 +182,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     plan, pooled = work.plan, quadratic_path(work.out, state.round)
     progress.stage("sketch", state.round)
     if not engine.on_root(pooled.exists):
-        sums = _same_sketch(work, state, engine)
+        sums = sketch_same_records(plan, state, work.sources, work.fingerprints, work.out, engine, work.digest)
         progress.advance(1.0)  # the same lines for a shard without records
         progress.stage("pool", state.round)
         basis = basis_of(work.sources)
@@ -214,19 +206,6 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         progress.say(f"round {state.round + 1}: {told.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
-
-
-def _same_sketch(work: _Work, state: RoundState, engine: Engine) -> npt.NDArray[np.int64] | None:
-    """The sums of a round over the records that the run began with; of others, nothing is left and nothing is charged."""
-    require_same_records(work.sources, work.fingerprints, engine, work.digest)
-    try:
-        sums = sketch_round(work.plan, state, work.sources, work.fingerprints, work.out, engine)
-        require_same_records(work.sources, work.fingerprints, engine, work.digest)
-    except RecordsChangedError:
-        if engine.is_root:
-            discard_sketches(work.out, state.round)
-        raise
-    return sums
 
 
 def _forget_private(config: Config, out: Path, round: int) -> None:

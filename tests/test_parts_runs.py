@@ -37,6 +37,7 @@ from distqexp.privacy.events import compose
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_expenses import Part
 from distqexp.problem.slots import partition_by_id
+from distqexp.stages import sketch as sketch_stage
 from distqexp.stages.artefacts import Plan, Quadratic, RoundState
 from distqexp.stages.plan import describe_plan
 from distqexp.stages.release import Charging, check_budget, draw_release
@@ -287,8 +288,8 @@ def test_the_released_law_is_that_of_the_claim_for_the_worst_part(
 def stop_after_the_first_round(config: Config, out: Path, patch: pytest.MonkeyPatch) -> None:
     calls = itertools.count()
     with patch.context() as inner:
-        second = killing(fit_module.sketch_round, lambda *_, **__: next(calls) == 1, True)
-        inner.setattr(fit_module, "sketch_round", second)
+        second = killing(sketch_stage.sketch_round, lambda *_, **__: next(calls) == 1, True)
+        inner.setattr(sketch_stage, "sketch_round", second)
         with pytest.raises(Killed):
             fit(config, out)
 
@@ -336,7 +337,7 @@ def test_corrected_records_of_the_same_units_are_the_same_parts(
 
 
 KILLS: Sequence[tuple[Any, str, bool]] = [
-    (fit_module, "sketch_round", False),
+    (sketch_stage, "sketch_round", False),
     (ReleaseRule, "draw", False),
     (Ledger, "commit", True),
     (Ledger, "commit", False),

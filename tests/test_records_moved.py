@@ -18,6 +18,7 @@ from distqexp.errors import BudgetError, FileContentError
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger_expenses import Part
 from distqexp.report.certificate import certificate_bytes
+from distqexp.stages import sketch as sketch_stage
 from distqexp.stages.artefacts import Plan, Quadratic, Release, Sketch
 from distqexp.stages.export import certificate_of, guarantee_of
 
@@ -238,7 +239,9 @@ def test_a_resume_charges_what_was_sketched_not_what_the_file_is_now(
         ledger.set_cap("patients", 4.0, 1e-5)
     calls = iter([False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "sketch_round", killing(fit_module.sketch_round, lambda *_, **__: next(calls), True))
+        patch.setattr(
+            sketch_stage, "sketch_round", killing(sketch_stage.sketch_round, lambda *_, **__: next(calls), True)
+        )
         with pytest.raises(Killed):
             api.fit(config, out)
 

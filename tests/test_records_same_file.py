@@ -13,7 +13,6 @@ import pytest
 from record_tables import Patients, config_of, parts_charged, source
 
 from distqexp import api
-from distqexp import fit as fit_module
 from distqexp.config import Config
 from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.privacy.ledger import Ledger
@@ -22,6 +21,7 @@ from distqexp.problem.identity import file_facts, fingerprint
 from distqexp.problem.readers import open_reader
 from distqexp.report.progress import ProgressEvent
 from distqexp.sketching.sketcher import Sketcher
+from distqexp.stages import sketch as sketch_stage
 
 RECORDS = 4
 TABLE = Patients.some(30, RECORDS, seed=2, first=100)
@@ -85,7 +85,7 @@ def after_round_zero(change: Callable[[], None]) -> Callable[[ProgressEvent], No
 def amid(patch: pytest.MonkeyPatch, round: int, change: Callable[[], None]) -> None:
     """Make the change after the first batch of a round was sketched."""
     batches, original = [0], Sketcher.unit_integers
-    rounds, sketch_round = [-1], fit_module.sketch_round
+    rounds, sketch_round = [-1], sketch_stage.sketch_round
 
     def next_round(*arguments: Any, **keywords: Any) -> Any:
         rounds[0], batches[0] = rounds[0] + 1, 0
@@ -98,7 +98,7 @@ def amid(patch: pytest.MonkeyPatch, round: int, change: Callable[[], None]) -> N
             change()
         return sums
 
-    patch.setattr(fit_module, "sketch_round", next_round)
+    patch.setattr(sketch_stage, "sketch_round", next_round)
     patch.setattr(Sketcher, "unit_integers", changing)
 
 
@@ -152,14 +152,14 @@ def test_a_link_that_points_elsewhere_for_an_instant_leaves_no_sums_behind(
         path.symlink_to(other)
 
     amid(monkeypatch, 0, elsewhere)
-    original = fit_module.require_same_records
+    original = sketch_stage.require_same_records
 
     def back(*arguments: Any) -> None:
         path.unlink()
         path.symlink_to(kept)
         original(*arguments)
 
-    monkeypatch.setattr(fit_module, "require_same_records", back)
+    monkeypatch.setattr(sketch_stage, "require_same_records", back)
     refused(config, tmp_path / "out")
     assert parts_charged(own_ledger) == []
     assert not [*(tmp_path / "out").glob("sketch-*"), *(tmp_path / "out").glob("quadratic-*")]

@@ -30,6 +30,7 @@ from distqexp.privacy.ledger_chain import Chain
 from distqexp.privacy.ledger_expenses import Charge
 from distqexp.privacy.ledger_files import LedgerFiles
 from distqexp.privacy.ledger_head import HeadFile
+from distqexp.stages import sketch as sketch_stage
 from distqexp.stages.artefacts import Plan, Quadratic, RoundState, Sketch
 from distqexp.stages.pool import pool_files
 from distqexp.stages.release import Charging, check_budget, draw_release, make_release
@@ -352,7 +353,7 @@ def test_a_round_that_is_not_charged_would_be_caught(
 
 
 KILLS_IN_A_RUN = [
-    (fit_module, "sketch_round", False),
+    (sketch_stage, "sketch_round", False),
     (fit_module, "draw_release", True),
     (ReleaseRule, "draw", False),
     (Ledger, "commit", True),

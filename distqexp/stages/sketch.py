@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from distqexp.config import DataConfig
 from distqexp.engines.base import Control, Engine
-from distqexp.errors import FileContentError, StoppedError, UsageError
+from distqexp.errors import FileContentError, RecordsChangedError, StoppedError, UsageError
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.identity import (
@@ -117,10 +117,29 @@ def require_same_records(
     engine.on_root(check)
 
 
-def discard_sketches(folder: Path, round: int) -> None:
-    """Remove the sketch files of a round: their sums may be of other records."""
-    for path in sketch_files(folder, round):
-        path.unlink(missing_ok=True)
+def sketch_same_records(
+    plan: Plan,
+    state: RoundState,
+    sources: tuple[DataSource, ...],
+    fingerprints: tuple[str, ...],
+    folder: Path,
+    engine: Engine,
+    digest: Digest,
+) -> IntegerArray | None:
+    """As sketch_round, over the records that ``open_shards`` found; of others nothing is left. Raises RecordsChangedError.
+
+    digest: as open_shards was given.
+    """
+    require_same_records(sources, fingerprints, engine, digest)
+    try:
+        sums = sketch_round(plan, state, sources, fingerprints, folder, engine)
+        require_same_records(sources, fingerprints, engine, digest)
+    except RecordsChangedError:
+        if engine.is_root:
+            for path in sketch_files(folder, state.round):
+                path.unlink(missing_ok=True)
+        raise
+    return sums
 
 
 def sketch_round(
