@@ -214,3 +214,20 @@ FORMATS: dict[str, tuple[str, Any, Any]] = {
 """Name: the model, and what writes private and public files."""
 
 __all__ = ["CELLS", "FORMATS", "LENGTH", "MODELS", "ROWS", "Spoiled", "csv_table", "good_cells", "public_table"]
+
+
+def bad_task(
+    folder: Path, name: str, defaults: dict[str, dict[str, Any]], sections: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], Spoiled]:
+    """The tree of a config on bad private records and good public ones of a format. sections: changes to it and to ``defaults``."""
+    model, private, public = FORMATS[name]
+    spoiled = private(folder)
+    tree: dict[str, Any] = {
+        "model": MODELS[model],
+        "data": {"population": "somebody", "private": spoiled.source, "public": public(folder)},
+        "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": ROWS},
+        **defaults,
+    }
+    for section, values in sections.items():
+        tree[section] = {**tree.get(section, {}), **values}
+    return tree, spoiled

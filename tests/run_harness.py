@@ -17,6 +17,7 @@ from mpi_harness import run_environ
 from numpy.typing import NDArray
 
 from distqexp import cli, fit
+from distqexp.problem.dataset import Dataset
 
 FEATURES = ("age", "dose", "rate")
 
@@ -163,3 +164,14 @@ def write_task(folder: Path, tree: Mapping[str, Any] | None = None, *, private_u
 def overrides(*assignments: str) -> list[str]:
     """``--set`` before each."""
     return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def forbid_records(patch: pytest.MonkeyPatch) -> None:
+    """Reading a row of private.csv fails."""
+    read = Dataset.read
+
+    def guarded(self: Dataset, rows: Any, views: Any = None) -> Any:
+        assert self.data.path is None or Path(self.data.path).name != "private.csv", "a private record was read"
+        return read(self, rows, views)
+
+    patch.setattr(Dataset, "read", guarded)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_records import CELLS, FORMATS, MODELS, ROWS, Spoiled
+from bad_records import CELLS, FORMATS, ROWS, Spoiled, bad_task
 from small_runs import plan_of, sums_of, unit_integers, with_blank
 
 from distqexp.config import Config, config_from_tree
@@ -25,17 +25,8 @@ from distqexp.stages.sketch import open_shards
 
 def made(folder: Path, name: str, **sections: Any) -> tuple[Config, Spoiled]:
     """A config on bad private records and good public ones."""
-    model, private, public = FORMATS[name]
-    spoiled = private(folder)
-    tree: dict[str, Any] = {
-        "model": MODELS[model],
-        "data": {"population": "somebody", "private": spoiled.source, "public": public(folder)},
-        "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": ROWS},
-        "mechanism": {"clip": 0.05},
-        "engine": {"micro_batch": 8, "kind": "serial"},
-    }
-    for section, values in sections.items():
-        tree[section] = {**tree.get(section, {}), **values}
+    defaults = {"mechanism": {"clip": 0.05}, "engine": {"micro_batch": 8, "kind": "serial"}}
+    tree, spoiled = bad_task(folder, name, defaults, sections)
     return config_from_tree(tree), spoiled
 
 

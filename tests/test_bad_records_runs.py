@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from bad_records import FORMATS, MODELS, ROWS, Spoiled
+from bad_records import FORMATS, MODELS, ROWS, Spoiled, bad_task
 from run_harness import Commands, Outcome, overrides, to_toml
 
 from distqexp.privacy.ledger import Ledger
@@ -30,17 +30,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Commands:
 
 def task(folder: Path, name: str, **sections: Any) -> tuple[Path, Spoiled]:
     """task.toml on bad private records and good public ones."""
-    model, private, public = FORMATS[name]
-    spoiled = private(folder)
-    tree: dict[str, Any] = {
-        "model": MODELS[model],
-        "data": {"population": "somebody", "private": spoiled.source, "public": public(folder)},
-        "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": ROWS},
-        "mechanism": {"clip": 0.05, "rounds": 2},
-        "engine": {"micro_batch": 16},
-    }
-    for section, values in sections.items():
-        tree[section] = {**tree.get(section, {}), **values}
+    defaults = {"mechanism": {"clip": 0.05, "rounds": 2}, "engine": {"micro_batch": 16}}
+    tree, spoiled = bad_task(folder, name, defaults, sections)
     (folder / "task.toml").write_text(to_toml(tree), "utf-8")
     return folder / "task.toml", spoiled
 

@@ -11,11 +11,10 @@ from typing import Any
 import mpmath
 import pytest
 from exact_curves import gdp_log_delta
-from run_harness import Commands, overrides, write_task
+from run_harness import Commands, forbid_records, overrides, write_task
 
 from distqexp.privacy import zcdp
 from distqexp.privacy.ledger import Ledger
-from distqexp.problem.dataset import Dataset
 
 GAUSSIAN = 'mechanism.noise="gaussian"'
 DISCRETE = 'mechanism.noise="discrete"'
@@ -30,17 +29,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Commands:
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
     return write_task(tmp_path)
-
-
-def forbid_records(patch: pytest.MonkeyPatch) -> None:
-    """Reading a row of private.csv fails."""
-    read = Dataset.read
-
-    def guarded(self: Dataset, rows: Any, views: Any = None) -> Any:
-        assert self.data.path is None or Path(self.data.path).name != "private.csv", "a private record was read"
-        return read(self, rows, views)
-
-    patch.setattr(Dataset, "read", guarded)
 
 
 def charged(path: Path) -> int:

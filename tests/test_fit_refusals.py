@@ -10,11 +10,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from run_harness import FEATURES, Commands, overrides, run_process, table_source, table_tree, to_toml, write_task
+from run_harness import (
+    FEATURES,
+    Commands,
+    forbid_records,
+    overrides,
+    run_process,
+    table_source,
+    table_tree,
+    to_toml,
+    write_task,
+)
 
 from distqexp import fit
 from distqexp.privacy.ledger import Ledger
-from distqexp.problem.dataset import Dataset
 from distqexp.storage.hdf5 import read_file, write_file
 
 
@@ -31,13 +40,7 @@ def task(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_records(monkeypatch: pytest.MonkeyPatch, task: Path) -> None:
     """Fails when a row of private.csv is read."""
-    read = Dataset.read
-
-    def guarded(self: Dataset, rows: Any, views: Any = None) -> Any:
-        assert self.data.path is None or Path(self.data.path).name != "private.csv", "a private record was read"
-        return read(self, rows, views)
-
-    monkeypatch.setattr(Dataset, "read", guarded)
+    forbid_records(monkeypatch)
 
 
 def charges(own_ledger: Path) -> int:

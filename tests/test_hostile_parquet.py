@@ -57,10 +57,10 @@ def test_a_text_of_a_dictionary_that_stands_in_many_rows(tmp_path: Path) -> None
 
 
 def test_long_texts_in_every_row(tmp_path: Path) -> None:
-    """64 KB of a file that would be 1.25 GB."""
+    """64 KB of a file that would be 1.25 GB; a slow machine meets the limit of time before that of texts."""
     data = parquet(tmp_path, [["a" * (64 << 20)]] * 20, use_dictionary=False)
     reader, before = open_reader(data), peak()
-    with pytest.raises(FileContentError, match=r"more than a GiB of texts|more memory"):
+    with pytest.raises(FileContentError, match=r"more than a GiB of texts|more memory|more time than a file"):
         reader.identifiers("patient", np.arange(20))
     assert peak() - before < ENOUGH
 

@@ -158,11 +158,17 @@ def test_frontier_shuffles_a_table_into_splits_and_takes_tuned_configs(tmp_path:
     table = generator.standard_normal((160, 3))
     died = (generator.random(160) < 1 / (1 + np.exp(-2 * table[:, 0]))).astype(int)
     rows = [",".join([*(f"{value:.4f}" for value in row), str(label)]) for row, label in zip(table, died, strict=True)]
-    (tmp_path / "stays.csv").write_text("\n".join(["a,b,c,died", *rows]) + "\n", "utf-8")
+    public, rows = rows[:60], rows[60:]
+    for name, lines in (("public", public), ("stays", rows)):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b,c,died", *lines]) + "\n", "utf-8")
     columns = 'columns = { target = "died" }'
     sources = "\n".join(
-        f'[data.{role}]\nformat = "csv"\npath = "stays.csv"\nrows = [[{first}, {last}]]\n{columns}\n'
-        for role, first, last in (("public", 0, 60), ("private", 60, 120), ("eval", 120, 160))
+        f'[data.{role}]\nformat = "csv"\npath = "{name}.csv"\nrows = [[{first}, {last}]]\n{columns}\n'
+        for role, name, first, last in (
+            ("public", "public", 0, 60),
+            ("private", "stays", 0, 60),
+            ("eval", "stays", 60, 100),
+        )
     )
     config = f"""
 [model]
@@ -183,9 +189,7 @@ clip = 0.5
     (tmp_path / "base.toml").write_text(config, "utf-8")
     tuned = tmp_path / "tuned"
     tuned.mkdir()
-    (tuned / "tuned-eps2.toml").write_text(
-        config.replace('path = "stays.csv"', f'path = "{tmp_path}/stays.csv"'), "utf-8"
-    )
+    (tuned / "tuned-eps2.toml").write_text(config.replace('path = "', f'path = "{tmp_path}/'), "utf-8")
     out = tmp_path / "out"
     arguments = ["--smoke", "--config", str(tmp_path / "base.toml"), "--tuned", f"ours={tuned}", "--splits", "2"]
     arguments += ["--epsilons", "1", "2", "--passes", "1", "--batches", "16", "0"]

@@ -124,8 +124,8 @@ def test_the_same_void_again_is_the_same_file_and_no_second_entry(consortium: Co
     assert "every checksum holds" in curator.done("verify", file).out
 
 
-def test_after_a_draw_no_void_exists(consortium: Consortium, own_ledger: Path) -> None:
-    """Not after a release, not after a draw that a kill kept from its release, not where the release only lies there."""
+def killed_release(consortium: Consortium, owner: type, step: str) -> Commands:
+    """Round 0 is planned, sketched and pooled, and its release killed at a step. Returns the coordinator's commands."""
 
     class Killed(BaseException):
         pass
@@ -137,9 +137,15 @@ def test_after_a_draw_no_void_exists(consortium: Consortium, own_ledger: Path) -
     consortium.pool(0, [consortium.sketch(shard, 0) for shard in SHARDS])
     curator = consortium.at(consortium.curator)
     with consortium.patch.context() as patch:
-        patch.setattr(Ledger, "commit", killed)
+        patch.setattr(owner, step, killed)
         with pytest.raises(Killed):
             curator.distqexp(*consortium.release_command(0))
+    return curator
+
+
+def test_after_a_draw_no_void_exists(consortium: Consortium, own_ledger: Path) -> None:
+    """Not after a release, not after a draw that a kill kept from its release, not where the release only lies there."""
+    curator = killed_release(consortium, Ledger, "commit")
     before = history(consortium.curator)
     curator.distqexp("void", "plan.h5", "--out", "void.h5").refused(2, "has a draw", "nothing can be voided")
     assert history(consortium.curator) == before
@@ -153,19 +159,7 @@ def test_after_a_draw_no_void_exists(consortium: Consortium, own_ledger: Path) -
 
 
 def test_a_reservation_that_was_never_drawn_is_given_back_at_the_coordinator(consortium: Consortium) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    consortium.plan()
-    consortium.pool(0, [consortium.sketch(shard, 0) for shard in SHARDS])
-    curator = consortium.at(consortium.curator)
-    with consortium.patch.context() as patch:
-        patch.setattr(ReleaseRule, "draw", killed)
-        with pytest.raises(Killed):
-            curator.distqexp(*consortium.release_command(0))
+    curator = killed_release(consortium, ReleaseRule, "draw")
     assert states(consortium.curator) == ["reserved"]
     curator.done("void", "plan.h5", "--out", "void.h5")
     assert states(consortium.curator) == ["voided"]
