@@ -7,56 +7,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic
 from distqexp.audit.command import Audit, audit_plan, write_audit
 from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
-from distqexp.config import Config, DataConfig, EngineConfig, load_config
+from distqexp.config import Config, EngineConfig, load_config
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
-from distqexp.engines.serial import SerialEngine
-from distqexp.errors import FileContentError, UsageError
-from distqexp.fit import FitResult, run
-from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_books import LedgerRow
-from distqexp.privacy.ledger_head import Anchor
-from distqexp.problem.models import allowed_factory
+from distqexp.privacy.ledger import Ledger, LedgerRow
+from distqexp.privacy.ledger.head import Anchor
 from distqexp.report.progress import Progress, ProgressEvent
-from distqexp.stages.artefacts import Plan, Quadratic, Release, RoundState, restored, same_rules
-from distqexp.stages.built import check_built
-from distqexp.stages.chain import check_chain, check_follows, refuse_other_noise, refuse_test_noise
-from distqexp.stages.check import check_records
-from distqexp.stages.context import build_network
-from distqexp.stages.count import UnitCount, release_count
-from distqexp.stages.export import evaluate, export_model
-from distqexp.stages.folder import open_folder, release_path
-from distqexp.stages.naming import accepted_as, with_contents
-from distqexp.stages.overlaps import refuse_overlaps
-from distqexp.stages.plan import describe_plan, fitted_schema, make_plan
-from distqexp.stages.pool import pool_files
-from distqexp.stages.release import (
-    Charging,
-    charge,
-    charged_parts,
-    charged_to_everybody,
-    check_budget,
-    draw_release,
-    everybody_pays,
-    ledger_entry,
-    make_release,
+from distqexp.stages.by_hand import (
+    check_source,
+    export_run,
+    release_round,
+    sketch_shard,
+    void_next,
 )
-from distqexp.stages.sharing import on_root_only, plan_from_root, release_from_root, required
-from distqexp.stages.sketch import basis_of, open_shards, sketch_same_records, whole_sketch
+from distqexp.stages.charging import Charging
+from distqexp.stages.count import UnitCount, release_count
+from distqexp.stages.folder import new_file, open_folder
+from distqexp.stages.plan import describe_plan, make_plan
+from distqexp.stages.pool import pool_by_hand
+from distqexp.stages.rounds import FitResult, run
 from distqexp.stages.verify import verify_paths
-from distqexp.stages.void import Void, accept, refuse_false_void, void_round
-from distqexp.storage.hdf5 import read_header
+from distqexp.stages.void import Void, accept
 from distqexp.storage.inspect import describe
 from distqexp.tuning import tune
 
@@ -116,7 +97,7 @@ def count(
     config: Config, epsilon: float, *, ledger: StrPath | None = None, insecure_noise_seed: int | None = None
 ) -> UnitCount:
     """A noisy count of the private units, charged to the ledger: for ``privacy.units`` where no public figure is known."""
-    charging = Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
+    charging = Charging(Ledger.open(_path(ledger)), insecure_noise_seed)
     return release_count(config, charging, epsilon)
 
 
@@ -133,23 +114,15 @@ def check(
     PRIVATE, and marked so: for whoever may see the records, on their own terminal. Writes nothing and charges nothing. shard: this one
     alone. Raises FileContentError for a file that can't be used at all.
     """
-    if not isinstance(source, Config):
-        received = _received_plan(source)
-        spec = _shard_data(received, shard, data, None, labels, blank)
-        return check_records(received.config, received.schema, [spec])
-    if data is not None or labels is not None or blank is not None:
-        raise UsageError(
-            "check: data, labels or blank with a config, which names them itself; expected them with a plan"
-        )
-    found = [spec for spec in source.data.private if shard is None or (spec.shard or "all") == shard]
-    if not found:
-        raise UsageError(f"shard {shard}: not in the config; expected one of {', '.join(source.shards)}")
-    return check_records(source, fitted_schema(source), found)
+    return check_source(
+        source if isinstance(source, Config) else Path(source),
+        shard=shard, data=_path(data), labels=_path(labels), blank=_path(blank),
+    )  # fmt: skip
 
 
 def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:
     """Fix every rule before a private record is read and store plan.h5 at ``out``. Reads public data only."""
-    path = _new_file(out)
+    path = new_file(Path(out))
     with engine or make_engine(config.engine, os.environ) as running:
         made = make_plan(config, running)
         running.on_root(lambda: made.write(path))
@@ -181,60 +154,18 @@ def sketch(
     insecure_noise_seed: of a test run, whose releases are NOT PRIVATE: any other release so marked is refused, and the charge is to
     that test run's books.
     """
-    path = _new_file(out)
-    parts = path.with_name(path.name + ".parts")
+    path = new_file(Path(out))
     with engine or make_engine(EngineConfig(), os.environ) as running:
-        received = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(
-            received, running, release, ledger, lambda found: refuse_test_noise(found, insecure_noise_seed)
-        )
-        spec = _shard_data(received, shard, data, path, labels, blank)
-        charging = on_root_only(
-            running,
-            lambda: accepted_as(
-                received,
-                Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed, unit=spec.unit_name),
-                population,
-            ),
-        )
-        role = f"site-{spec.shard or 'all'}"
-        running.on_root(lambda: check_budget(received, required(charging), role, first_round=state.round))
-
-        def digest(*facts: bytes) -> bytes:  # on the root
-            return required(charging).ledger.keyed_digest(*facts)
-
-        running.on_root(lambda: refuse_overlaps(dataclasses.replace(received.config.data, private=(spec,))))
-        sources, fingerprints = open_shards(received, [spec], running, digest, state)
-        named = on_root_only(
-            running,
-            lambda: with_contents(required(charging), required(charging).population_of(received), [spec]),
-        )
-        running.on_root(lambda: open_folder(parts, resume=True, private=True))
-        rounds = received.config.mechanism.rounds
-        public = received.config.privacy.counts_public
-        with Progress(rounds=rounds, counts_public=public, silent=not running.is_root, callback=callback) as progress:
-            running.on_progress = progress.advance
-            progress.stage("sketch", state.round)
-            sums = sketch_same_records(received, state, sources, fingerprints, parts, running, digest)
-            progress.advance(1.0)
-
-        def finish() -> None:
-            books, total = required(named), required(sums)
-            reservation = charge(received, state, total, books, role, basis=basis_of(sources))
-            books.ledger.commit(reservation, None)
-            everybody = everybody_pays(received, reservation)
-            whole_sketch(received, state, sources[0], total, everybody).write(path)
-            shutil.rmtree(parts)
-
-        running.on_root(finish)
+        sketch_shard(
+            Path(plan_file), _path(data), path, running,
+            release=_path(release), shard=shard, labels=_path(labels), blank=_path(blank), population=population,
+            insecure_seed=insecure_noise_seed, ledger=_path(ledger), callback=callback,
+        )  # fmt: skip
 
 
 def pool(plan_file: StrPath, sketches: Sequence[StrPath], out: StrPath) -> Quadratic:
     """Add the sketches of exactly the plan's shards and store the pooled quadratic at ``out`` (private, 0600)."""
-    path = _new_file(out)
-    quadratic = pool_files(Plan.read(Path(plan_file)), [Path(sketch) for sketch in sketches])
-    quadratic.write(path)
-    return quadratic
+    return pool_by_hand(Path(plan_file), [Path(sketch) for sketch in sketches], Path(out))
 
 
 def release(
@@ -254,28 +185,13 @@ def release(
     previous: the release before, from the second round on. config: where the public data are, for the next
     round's precision and clip. The quadratic file is deleted afterwards unless ``keep_quadratic``.
     """
-    path = _new_file(out)
+    path = new_file(Path(out))
     with engine or make_engine(EngineConfig(), os.environ) as running:
-        made = plan_from_root(running, lambda: _received_plan(plan_file))
-        state = _state_after(
-            made, running, previous, ledger, lambda found: refuse_other_noise(found, insecure_noise_seed)
-        )
-        public = _public_data(made, state, config)
-        charging = on_root_only(
-            running, lambda: Charging(Ledger.open(Path(ledger) if ledger else None), insecure_noise_seed)
-        )
-
-        def draw() -> tuple[npt.NDArray[Any], bool]:
-            check_built(made, build_network(made.config), state)
-            pooled, books = Quadratic.read(Path(quadratic), made), required(charging)
-            return draw_release(made, state, pooled, books), charged_to_everybody(made, state, pooled, books)
-
-        noisy_sums, everybody = on_root_only(running, draw) or (None, False)
-        released = make_release(made, state, noisy_sums, insecure_noise_seed, public, running, everybody=everybody)
-        running.on_root(lambda: released.write(path))
-        if not keep_quadratic:
-            running.on_root(lambda: Path(quadratic).unlink(missing_ok=True))
-        return released
+        return release_round(
+            Path(plan_file), Path(quadratic), path, running,
+            previous=_path(previous), config=config, insecure_seed=insecure_noise_seed, ledger=_path(ledger),
+            keep_quadratic=keep_quadratic,
+        )  # fmt: skip
 
 
 def export(
@@ -291,24 +207,8 @@ def export(
     releases: all of the plan's rounds. Returns the certificate and, with a config that has data.eval, the
     metrics before and after.
     """
-    made = _received_plan(plan_file)
-    found = sorted((Release.read(Path(path), made) for path in releases), key=lambda item: item.round)
-    if found:
-        refuse_false_void(made, found[-1], Path(ledger) if ledger else None)
-    rounds = made.config.mechanism.rounds
-    if [item.round for item in found] != list(range(rounds)):
-        raise UsageError(
-            f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release"
-        )
-    check_built(made, build_network(made.config))
-    check_chain(made, found)
-    data = _checked(made, config).data.eval if config is not None else None
-    metrics = {"before": evaluate(made, made.state.theta, data), "after": evaluate(made, found[-1].theta, data)}
-    charging = Charging(Ledger.open(Path(ledger) if ledger else None), found[-1].insecure_seed)
-    entry = ledger_entry(made, charging, rounds - 1)
-    folder = Path(out)
-    open_folder(folder, resume=False)
-    return export_model(made, found, folder, entry, charged_parts(made, charging)), metrics
+    paths = [Path(path) for path in releases]
+    return export_run(Path(plan_file), paths, Path(out), config=config, ledger=_path(ledger))
 
 
 def audit(plan_file: StrPath, out: StrPath, *, draws: int = 100_000) -> Audit:
@@ -349,19 +249,7 @@ def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, le
     For a round whose sketches don't all arrive. The ledger refuses the round's release from then on, whatever the sums; a
     round with a draw can't be voided. Again, it is the same file. Not signed yet: hand it on by a way that the sites trust.
     """
-    path = Path(out)
-    made = _received_plan(plan_file)
-    state = _state_after(made, SerialEngine(), release, ledger, lambda found: None)
-    for folder in {Path(plan_file).absolute().parent, path.absolute().parent}:
-        _refuse_released(release_path(folder, state.round), made)
-    earlier = _stored_void(path)
-    if earlier is None or earlier.release != f"{made.plan_id}/{state.round}/{state.identity()}":
-        _new_file(path)
-    with Ledger.open(Path(ledger) if ledger else None) as books:
-        found = void_round(made, state, books)
-    if found != earlier:
-        found.write(_new_file(path))
-    return found
+    return void_next(Path(plan_file), Path(out), release=_path(release), ledger=_path(ledger))
 
 
 def accept_void(file: StrPath, *, ledger: StrPath | None = None) -> list[LedgerRow]:
@@ -371,7 +259,7 @@ def accept_void(file: StrPath, *, ledger: StrPath | None = None) -> list[LedgerR
     of a release of that round. The same records sketched again are a new charge. Raises FileContentError.
     """
     found = Void.read(Path(file))
-    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+    with Ledger.open(_path(ledger), create=False) as books:
         return accept(found, books)
 
 
@@ -380,115 +268,16 @@ def ledger_head(ledger: StrPath | None = None) -> str:
 
     Ledger and folder put back together look like an earlier time; ``ledger_verify`` with a noted head tells.
     """
-    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+    with Ledger.open(_path(ledger), create=False) as books:
         return str(books.head())
 
 
 def ledger_verify(head: str | None = None, ledger: StrPath | None = None) -> None:
     """Check the ledger's chain, seals and stored arrays, and that it holds ``head`` (``N:HASH``). Raises FileContentError."""
     noted = None if head is None else Anchor.parse(head)
-    with Ledger.open(Path(ledger) if ledger else None, create=False) as books:
+    with Ledger.open(_path(ledger), create=False) as books:
         books.verify(noted)
 
 
-def _received_plan(path: StrPath) -> Plan:
-    received = Plan.read(Path(path))
-    allowed_factory(received.config.model.factory)
-    return received
-
-
-def _state_after(
-    made: Plan, engine: Engine, release: StrPath | None, ledger: StrPath | None, check: Callable[[Release], None]
-) -> RoundState:
-    """The state that a release left, which ``check`` lets through; the plan's own without one.
-
-    Whatever is wrong with the release, the ledger is no longer told by a void that its round wasn't released.
-    """
-    if release is None:
-        return made.state
-    path = Path(release)
-
-    def read() -> Release:
-        found = Release.read(path, made)
-        refuse_false_void(made, found, Path(ledger) if ledger else None)
-        check(found)
-        if found.round == 0:  # of later ones the state before is not at hand
-            restored(path, lambda: check_follows(made, made.state, found))
-        return found
-
-    found = release_from_root(engine, made, read)
-    if found is None or found.next_state is None:
-        raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
-    return found.next_state
-
-
-def _refuse_released(path: Path, made: Plan) -> None:
-    if path.exists() and read_header(path, kind="release").plan_id == made.plan_id:
-        raise UsageError(f"{path}: this round of the plan is released; expected one that never was: it can't be voided")
-
-
-def _stored_void(path: Path) -> Void | None:
-    """What an earlier attempt left there. Raises UsageError where it is another file."""
-    try:
-        return Void.read(path) if path.exists() else None
-    except FileContentError:
-        raise UsageError(f"--out {path}: exists and is no void; expected a new file, nothing is overwritten") from None
-
-
-def _shard_data(
-    made: Plan, shard: str | None, data: StrPath | None, out: Path | None, labels: StrPath | None, blank: StrPath | None
-) -> DataConfig:
-    names = made.config.shards
-    files = [Path(path) for path in (data, out) if path is not None]
-    candidates = [shard] if shard is not None else [path.name.split(".")[0] for path in files]
-    found = next(
-        (name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None
-    )
-    if found is None and not candidates:
-        raise UsageError(f"--data: not given; expected the file of one of the shards {', '.join(names)}")
-    if found is None and data is not None and not Path(data).exists():
-        raise UsageError(f"--data {data}: no such file; correct the path")
-    if found is None:
-        where = "--shard" if shard is not None else "the names of " + " and ".join(path.name for path in files)
-        raise UsageError(
-            f"shard {' or '.join(candidates)} (from {where}): not in the plan; expected one of {', '.join(names)}: give --shard"
-        )
-    spec = made.config.data.private[names.index(found)]
-    if data is None and spec.format != "digits":
-        raise UsageError(f"--data: not given; expected the {spec.format} file of shard {found}")
-    return dataclasses.replace(
-        spec,
-        path=None if data is None else str(Path(data).absolute()),
-        labels=None if labels is None else str(Path(labels).absolute()),
-        blank=None if blank is None else str(Path(blank).absolute()),
-    )
-
-
-def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
-    public = made.config.data.public
-    if made.config.precision.source == "probes":
-        return None
-    if public is None or state.round + 1 >= made.config.mechanism.rounds:
-        return None
-    if config is not None:
-        return _checked(made, config).data.public
-    if public.format != "digits":
-        raise UsageError(
-            "--config: not given; expected the config whose data.public the next round's precision is computed from"
-        )
-    return public
-
-
-def _checked(made: Plan, config: Config) -> Config:
-    if not same_rules(made, config):
-        raise FileContentError(f"config: not the one that plan {made.plan_id[:16]} was made from; give that one")
-    return config
-
-
-def _new_file(path: StrPath) -> Path:
-    found = Path(path)
-    if found.exists():
-        raise UsageError(f"--out {found}: exists; expected a new file, nothing is overwritten")
-    if not found.absolute().parent.is_dir():
-        raise UsageError(f"--out {found}: its folder does not exist; make it first")
-    return found
+def _path(path: StrPath | None) -> Path | None:
+    return Path(path) if path else None

@@ -146,9 +146,9 @@ def pool(
     out: Annotated[Path, typer.Option(help="the pooled quadratic to write; as sensitive as the records")],
 ) -> None:
     """At the curator: add the sites' integer sketches."""
-    from distqexp import api
+    from distqexp.stages.pool import pool_by_hand  # not distqexp.api: this command needs no torch
 
-    api.pool(plan, sketches, out)
+    pool_by_hand(plan, sketches, out)
 
 
 @app.command(epilog="example: distqexp release plan.h5 quadratic-000.h5 --config configs/icu.toml --out release-000.h5")
@@ -164,7 +164,8 @@ def release(
 ) -> None:
     """At the curator: charge the ledger, draw the sample, store the release and the next round's state."""
     from distqexp import api
-    from distqexp.stages.artefacts import Plan, diagnostics_of
+    from distqexp.artefacts.plan import Plan
+    from distqexp.artefacts.release import diagnostics_of
 
     made = api.release(
         plan,

@@ -19,7 +19,7 @@ from pathlib import Path
 from distqexp.audit.sampler import audit_sampler
 from distqexp.mechanism.factor_grid import choose_factor_grid
 from distqexp.mechanism.grid import choose_grid
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy.pure import pure_epsilon
 
 MECHANISMS = ("discrete noise", "continuous noise", "replace-one", "trust region", "private curvature")

@@ -38,10 +38,11 @@ from distqexp.geometry.subspaces import (
     Subspace,
     make_subspace,
 )
-from distqexp.geometry.subspaces.kronecker import BlockFactors, kronecker_sides, random_kronecker
+from distqexp.geometry.subspaces.base import BlockFactors
+from distqexp.geometry.subspaces.kronecker import kronecker_sides, random_kronecker
+from distqexp.gradients.layers import block_layout
 from distqexp.problem.models import cnn, mlp
 from distqexp.problem.network import Network
-from distqexp.sketching.layers import block_layout
 
 COPY_BYTES = 2**28
 KINDS = ("identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca", "public-pca")

@@ -22,10 +22,10 @@ from difference_tables import Shard, replacements
 from numpy.typing import NDArray
 
 from distqexp import api
+from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
 from distqexp.engines.serial import SerialEngine
-from distqexp.fit import FitResult
-from distqexp.stages.artefacts import RoundState
+from distqexp.stages.rounds import FitResult
 from distqexp.stages.sketch import open_shards, sketch_round
 
 NOISE_SEED = 7

@@ -18,9 +18,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from small_runs import make_config, plan_of, random_table
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
-from distqexp.stages.artefacts import Plan, Release
 from distqexp.stages.export import guarantee_of
 from distqexp.stages.release import make_release
 

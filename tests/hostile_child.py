@@ -23,9 +23,9 @@ from numpy.random import Generator
 
 from distqexp.config import ColumnsConfig, DataConfig
 from distqexp.errors import DistqexpError, FileContentError
+from distqexp.storage.confined.child import serve, set_limits
 from distqexp.storage.content import Request
 from distqexp.storage.label import LABEL_BYTES, check_label, make_label
-from distqexp.storage.reader import serve, set_limits
 
 STAGES = ("plan", "sketch", "quadratic", "release")
 RECORDS = ("csv", "csv.gz", "parquet", "idx", "idx.gz", "h5", "npy")
@@ -217,8 +217,8 @@ def outcome_of(folder: Path, kind: str, original: bytes, content: bytes, expecte
 def watch_structure_checks() -> None:
     """Files of records: the child's check in this process, which has its limits; the parent is told who is at work."""
     from distqexp.problem.readers import base
-    from distqexp.storage.foreign_hdf5 import check_structure
-    from distqexp.storage.foreign_parquet import check_texts
+    from distqexp.storage.confined.hdf5 import check_structure
+    from distqexp.storage.confined.parquet import check_texts
 
     def check(file: BinaryIO, request: Request, task: str) -> None:
         print("structure", flush=True)

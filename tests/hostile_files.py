@@ -21,8 +21,10 @@ import pandas as pd
 import pytest
 from small_runs import make_config, plan_of, random_table
 
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
+from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.errors import FileContentError
-from distqexp.stages.artefacts import Quadratic, Release, RoundState, Sketch
 from distqexp.storage.hdf5 import read_file
 
 CHILD = Path(__file__).with_name("hostile_child.py")

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distqexp.geometry import Precision
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import (
     BlockMoments,
     explicit_moments,
 )
-from distqexp.geometry.precisions import make_kronecker_precision
+from distqexp.geometry.precisions import Precision, make_kronecker_precision
 from distqexp.geometry.subspaces.kronecker import (
     KroneckerSubspace,
     leading_factors,

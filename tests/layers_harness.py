@@ -9,12 +9,12 @@ from torch import nn
 
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.whitening import BlockWhitening
+from distqexp.gradients.by_layer import BlockGradients
+from distqexp.gradients.layers import block_layout
 from distqexp.problem.derivatives import per_example_gradients
 from distqexp.problem.losses import CrossEntropy, Loss, MeanSquaredError
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.block_gradients import BlockGradients
-from distqexp.sketching.layers import block_layout
 
 Tensor = torch.Tensor
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.config import Config, config_from_tree
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from distqexp.geometry.precisions import make_precision
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces import make_subspace
 from distqexp.geometry.subspaces.base import Subspace
+from distqexp.gradients.batching import Batch
 from distqexp.problem import models
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.slots import SlotMap
-from distqexp.sketching.unit_gradients import Batch
 
 TIE = 1e-6
 """Grid coordinates nearer than this to where rounding changes may fall either way in another order of sums."""

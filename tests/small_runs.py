@@ -11,11 +11,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
 from distqexp.config import Config, config_from_tree
 from distqexp.engines.serial import SerialEngine
+from distqexp.gradients.context import RoundContext
 from distqexp.sketching.sketcher import Sketcher
-from distqexp.stages.artefacts import Plan, RoundState
-from distqexp.stages.context import RoundContext
 from distqexp.stages.plan import make_plan
 from distqexp.stages.sketch import open_shards, sketch_round
 

@@ -17,12 +17,13 @@ from run_harness import Commands, table_source, table_tree, write_task
 import distqexp
 from distqexp import api
 from distqexp.api import Ledger, fit, load_config
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.config import Config, config_from_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError, DistqexpError, FileContentError, StoppedError, UsageError
 from distqexp.problem.models import build_model
 from distqexp.report.progress import ProgressEvent
-from distqexp.stages.artefacts import Plan, Release
 from distqexp.storage.hdf5 import read_file
 
 

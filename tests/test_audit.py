@@ -19,7 +19,7 @@ from distqexp.audit.sampler import FAILURE, Finding, audit_sampler, draw_points,
 from distqexp.errors import UsageError
 from distqexp.mechanism.factor_grid import choose_factor_grid
 from distqexp.mechanism.grid import Grid, choose_grid
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 
 MECHANISMS = ["discrete", "gaussian", "replace-one", "ball", "private curvature"]
 
@@ -161,7 +161,7 @@ def test_a_plan_that_claims_too_little_exits_1(
     plan = plan_of(make_config(tmp_path, "logistic"))
     weak = ReleaseRule(1, replace(plan.state.grid, sigma=plan.state.grid.sigma // 3), "discrete")
     plan.write(tmp_path / "plan.h5")
-    monkeypatch.setattr("distqexp.stages.artefacts.Plan.rule", lambda self, state: weak)
+    monkeypatch.setattr("distqexp.artefacts.plan.Plan.rule", lambda self, state: weak)
     assert not audit_plan(plan, 20_000, seed=1).holds
     outcome = Commands(capsys).distqexp("audit", tmp_path / "plan.h5", "--out", tmp_path / "out", "--draws", "20000")
     assert outcome.code == 1

@@ -22,11 +22,11 @@ from distqexp.audit.guessing import chance, epsilon_shown, judged, mu_shown
 from distqexp.config import Config, config_from_tree, load_config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
-from distqexp.mechanism import release
+from distqexp.gradients.context import RoundContext
+from distqexp.mechanism import rule as release
 from distqexp.privacy import gdp
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.dataset import Dataset
-from distqexp.stages.context import RoundContext
 from distqexp.stages.plan import make_plan
 from distqexp.stages.sketch import open_shards, sketch_round
 

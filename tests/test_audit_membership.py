@@ -12,6 +12,7 @@ import torch
 from scipy.stats import binom
 from small_runs import make_config, plan_of, random_table
 
+from distqexp.artefacts.plan import Plan
 from distqexp.audit.guessing import judged
 from distqexp.audit.membership import CONFIDENCE, FALSE_POSITIVES, allowed_rate, attack_lines, attacked, loss_scores
 from distqexp.audit.roc import plot_attacks
@@ -19,7 +20,6 @@ from distqexp.errors import UsageError
 from distqexp.privacy import gdp
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.records import Records
-from distqexp.stages.artefacts import Plan
 from distqexp.stages.export import fine_tuned
 
 

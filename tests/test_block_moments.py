@@ -14,6 +14,8 @@ from sketching_oracle import make_problem
 from torch import nn
 
 from distqexp.errors import UsageError
+from distqexp.expansion import moments as block_moments
+from distqexp.expansion.moments import FisherMoments
 from distqexp.geometry.moments import BlockMoments, explicit_moments, unpack
 from distqexp.geometry.subspaces.kronecker import (
     BlockFactors,
@@ -22,14 +24,13 @@ from distqexp.geometry.subspaces.kronecker import (
     random_kronecker,
     unprojected,
 )
+from distqexp.gradients.labels import label_noise
+from distqexp.gradients.layers import block_layout
+from distqexp.gradients.raw import RawGradients
 from distqexp.problem.derivatives import per_example_gradients
 from distqexp.problem.losses import CrossEntropy, Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching import block_moments
-from distqexp.sketching.block_moments import FisherMoments, label_noise
-from distqexp.sketching.layers import block_layout
-from distqexp.sketching.raw_gradients import RawGradients
 
 SEED, ROUND, FIRST = 5, 2, 30
 Factors = list[list[tuple[NDArray[np.float64], NDArray[np.float64]]]]

@@ -17,7 +17,7 @@ from run_harness import Commands, Outcome, overrides, table_source, table_tree, 
 
 from distqexp.privacy.events import BoundedRelease, GaussianRelease
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_books import Cap
+from distqexp.privacy.ledger.books import Cap
 from distqexp.storage.hdf5 import read_file
 
 STEPS = ("plan", "count", "sketch", "pool", "release", "void", "export", "inspect", "verify", "tune", "audit")

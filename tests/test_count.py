@@ -17,7 +17,7 @@ from distqexp import cli
 from distqexp.api import Ledger, count, fit
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.errors import BudgetError, UsageError
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy.calibration import calibrate, spent
 from distqexp.stages.count import _noise
 

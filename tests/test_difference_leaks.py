@@ -18,15 +18,19 @@ import torch
 from difference_cases import COUNT, Case, case
 from difference_oracle import audit
 
+from distqexp.artefacts import derived
+from distqexp.gradients import autodiff as unit_gradients
+from distqexp.gradients import by_layer as block_gradients
+from distqexp.gradients.context import RoundContext
 from distqexp.mechanism import grid as grids
-from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.grid import Grid
+from distqexp.mechanism.rounding_slack import BatchSums
 from distqexp.problem.dataset import Dataset
 from distqexp.problem.slots import partition_by_slot, slot_map
-from distqexp.sketching import block_gradients, curvature_sketcher, sketcher, unit_gradients
+from distqexp.problem.sources import DataSource
+from distqexp.sketching import curvature_sketcher, sketcher
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
-from distqexp.stages import derived, export, sketch
-from distqexp.stages.context import DataSource, RoundContext
+from distqexp.stages import export, sketch
 
 Patch = pytest.MonkeyPatch
 
@@ -60,13 +64,13 @@ def axes(**wanted: str | tuple[str, ...]) -> Callable[[Case], bool]:
 
 def longer_clip(patch: Patch) -> None:
     """The clip, and with it the check on integers, a hundredth too long."""
-    make = RoundContext.sketcher
+    make = sketch.sketcher_of
 
-    def sketcher_of(context: RoundContext, state: Any) -> Any:
+    def longer_sketcher(context: RoundContext, state: Any) -> Any:
         longer = replace(state.grid, clip_integer=int(1.01 * state.grid.clip_integer))
         return make(context, replace(state, clip=1.01 * state.clip, grid=longer))
 
-    patch.setattr(RoundContext, "sketcher", sketcher_of)
+    patch.setattr(sketch, "sketcher_of", longer_sketcher)
 
 
 def understated_sensitivity(patch: Patch) -> None:

@@ -18,8 +18,8 @@ import pytest
 from mpi_harness import REPOSITORY, find_mpirun, run_environ
 
 from distqexp.config import Config
+from distqexp.privacy.expenses import expenses
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import expenses
 from distqexp.stages.verify import verify_path
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("scripts/*.md")])
@@ -206,19 +206,38 @@ def test_config_keys_that_a_page_names_exist(page: Path) -> None:
         assert _known(Config, name.split(".")), name
 
 
+def imports_by_room() -> dict[str, dict[Path, set[str]]]:
+    """Of every file of a room: the other rooms that it imports, anywhere in it."""
+    package, found = REPOSITORY / "distqexp", {}
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room != "__init__":
+            names = re.findall(r"^\s*from distqexp(?:\.| import )(\w+)", path.read_text("utf-8"), flags=re.MULTILINE)
+            found.setdefault(room, {})[path] = set(names) - {room}
+    return found
+
+
 def test_the_rooms_import_what_the_architecture_allows() -> None:
     rows = re.findall(r"^\| ([a-z, ]+) \| ([a-z, ]*)\|$", read("docs/architecture.md"), flags=re.MULTILINE)
     allowed = {
-        room: {name.strip() for name in names.split(",")} | {room, "errors"}
+        room: {name.strip() for name in names.split(",")} | {"errors", "arrays", "kinds"}
         for rooms, names in rows
         for room in rooms.split(", ")
     }
-    for path in sorted((REPOSITORY / "distqexp").rglob("*.py")):
-        room = path.relative_to(REPOSITORY / "distqexp").parts[0].removesuffix(".py")
-        if room in ("__init__", "errors"):
-            continue
-        imported = re.findall(r"^\s*from distqexp(?:\.| import )(\w+)", path.read_text("utf-8"), flags=re.MULTILINE)
-        assert set(imported) <= allowed[room], path
+    for room, files in imports_by_room().items():
+        for path, imported in files.items():
+            assert imported <= allowed.get(room, set()), path
+
+
+def test_imports_go_downstairs_and_public_rooms_know_no_private_ones() -> None:
+    (block,) = re.findall(r"^```floors\n(.*?)```", read("docs/architecture.md"), flags=re.MULTILINE | re.DOTALL)
+    floor = {room: number for number, line in enumerate(block.splitlines()) for room in line.split()}
+    rooms = imports_by_room()
+    assert set(rooms) == set(floor)
+    for room, files in rooms.items():
+        for path, imported in files.items():
+            assert all(floor[other] > floor[room] for other in imported), path
+            assert "sketching" not in imported or room in ("stages", "audit"), path
 
 
 def _known(cls: Any, parts: list[str]) -> bool:

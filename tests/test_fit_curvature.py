@@ -17,17 +17,20 @@ from run_harness import Commands
 from scipy.stats import kstest, norm
 from small_runs import Table, context_of, exact_norm, make_config, plan_of, random_table, sums_of, with_blank
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
 from distqexp.errors import UsageError
+from distqexp.gradients import autodiff as unit_gradients
+from distqexp.gradients.context import RoundContext
+from distqexp.gradients.joint import lipschitz_sizes
 from distqexp.mechanism.factor_grid import FactorGrid, choose_factor_grid, packed_size
 from distqexp.mechanism.grid import Grid
-from distqexp.mechanism.release import ReleaseRule, released_point
+from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.events import BoundedRelease
-from distqexp.sketching import unit_gradients
-from distqexp.sketching.curvature_sketcher import CurvatureSketcher, lipschitz_sizes
+from distqexp.sketching.choice import sketcher_of
+from distqexp.sketching.curvature_sketcher import CurvatureSketcher
 from distqexp.sketching.integers import norms_upwards, truncate_to_grid
-from distqexp.stages.artefacts import Plan, Quadratic
-from distqexp.stages.context import RoundContext
 
 SIZES = [1, 3, 1, 9, 2, 1, 11, 4, 1, 1]
 RADIUS = 0.4
@@ -61,7 +64,7 @@ def run_on(folder: Path, model: str, **mechanism: Any) -> tuple[Config, Plan, Ta
 def integers_of(config: Config, plan: Plan) -> tuple[np.ndarray, list[np.ndarray]]:
     """Every unit's gradient integers (units, k) and factor integers, a (rows, k) each."""
     context = context_of(config, plan)
-    sketcher = context.sketcher(plan.state)
+    sketcher = sketcher_of(context, plan.state)
     assert isinstance(sketcher, CurvatureSketcher)
     linear, factors = [], []
     for piece in range(len(context.pieces)):

@@ -17,11 +17,12 @@ from scipy.stats import chi2
 from small_runs import Table, context_of, exact_norm, make_config, plan_of, random_table, sums_of, with_blank
 
 from distqexp.api import export, fit, load_config, plan, pool, release, sketch
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release, diagnostics_of
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.errors import UsageError
 from distqexp.mechanism.diagnostics import SUMS, counter_of, estimates, unit_length
 from distqexp.mechanism.grid import choose_grid
-from distqexp.stages.artefacts import Plan, Release, diagnostics_of
 
 SIZES = [1, 3, 1, 2, 5, 1, 4]
 LARGEST = 1.5

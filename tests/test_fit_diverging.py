@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from run_harness import Commands, overrides, table_tree, write_task
 
-from distqexp.stages.artefacts import Plan, Release
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 
 ROUNDS = 6
 

@@ -13,8 +13,10 @@ import pytest
 from fit_harness import QUICK, rank_processes, released, start_fit
 from mpi_harness import alive, run_environ
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Plan, Quadratic, Release
 
 pytestmark = pytest.mark.alone  # ranks wait for each other in busy loops
 
@@ -67,7 +69,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from distqexp import fit
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Release
+from distqexp.artefacts.release import Release
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

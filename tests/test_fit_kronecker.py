@@ -18,17 +18,21 @@ from run_harness import Commands
 from sketching_oracle import dense_matrix
 from small_runs import Table, make_config, plan_of, random_table, unit_integers, unit_vectors, with_blank
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
+from distqexp.expansion.source import public_source
+from distqexp.expansion.state import next_state
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
+from distqexp.gradients.labels import label_noise
+from distqexp.gradients.setup import blocks_of, build_network, subspace_of
+from distqexp.gradients.worker import Worker
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
-from distqexp.sketching.block_moments import label_noise
-from distqexp.stages.artefacts import Plan, Release, RoundState
-from distqexp.stages.context import blocks_of, build_network, subspace_of
-from distqexp.stages.curvature import next_state, public_source
 
 SIZES = [1, 3, 1, 2, 11, 1, 4, 1]
 STEP, UNITS, DAMPING = 0.7, 40, 0.2
@@ -62,7 +66,7 @@ def state_at(
 ) -> RoundState:
     source = public_source(config, config.data.public, plan.schema) if config.data.public else None
     return next_state(
-        config=config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights), theta=theta,
+        worker=Worker(config, plan.schema, plan.weights), calibration=plan.calibration, theta=theta,
         round=round, k=plan.k, source=source, engine=SerialEngine(), previous=previous,
     )  # fmt: skip
 

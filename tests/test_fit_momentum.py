@@ -12,10 +12,12 @@ import pytest
 from run_harness import Commands, overrides
 from small_runs import make_config, plan_of, random_table
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
 from distqexp.config import config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
-from distqexp.stages.artefacts import Plan, Release, RoundState
 from distqexp.stages.release import make_release, moved_parameters
 
 MOMENTUM = 0.6

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small_runs import exact_norm, make_config, plan_of, random_table, sums_of
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.errors import UsageError
-from distqexp.stages.artefacts import Plan
 
 SIZES = [1, 3, 1, 2, 5, 1]
 

@@ -22,8 +22,8 @@ from run_harness import (
     write_task,
 )
 
-from distqexp import fit
 from distqexp.privacy.ledger import Ledger
+from distqexp.stages import rounds
 from distqexp.storage.hdf5 import read_file, write_file
 
 
@@ -413,7 +413,7 @@ def test_a_second_config_on_the_same_population(
     def refuse(*_: Any) -> Sequence[Any]:
         raise AssertionError("the private shards were opened")
 
-    monkeypatch.setattr(fit, "open_shards", refuse)
+    monkeypatch.setattr(rounds, "open_shards", refuse)
     second = task.parent / "second"
     outcome = run.fit(task, "--out", second, "--set", "mechanism.step=0.5")
     outcome.refused(4, "'patients'", "budget spent", "1 releases on record", "distqexp ledger cap")

@@ -27,17 +27,24 @@ from kronecker_cases import (
 )
 
 from distqexp.errors import FileContentError, UsageError
-from distqexp.geometry import combined_whitening, make_precision, precision_from_arrays
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import (
     BlockMoments,
     explicit_moments,
     position_moments,
 )
-from distqexp.geometry.precisions import make_kronecker_precision, rescaled_arrays
+from distqexp.geometry.precisions import (
+    Precision,
+    make_kronecker_precision,
+    make_precision,
+    precision_from_arrays,
+    rescaled_arrays,
+)
 from distqexp.geometry.subspaces.kronecker import (
+    KroneckerSubspace,
     unprojected,
 )
+from distqexp.geometry.whitening import BlockWhitening, Whitening
 
 
 def test_projected_moments_are_those_of_the_projected_kronecker_product() -> None:
@@ -101,6 +108,13 @@ def test_a_single_outer_product_a_record_has_its_exact_moment() -> None:
         assert not np.allclose(a_matrix, np.kron(moments.column[0], moments.row[0]), atol=1e-2)
 
 
+def by_blocks(subspace: KroneckerSubspace, precision: Precision) -> list[BlockWhitening]:
+    found = Whitening(subspace, precision).by_blocks()
+    assert found is not None
+    assert found[0] == subspace.blocks
+    return found[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_combined_whitening_is_project_then_whiten(kind: str) -> None:
     subspace = subspaces()[kind]
@@ -108,7 +122,7 @@ def test_combined_whitening_is_project_then_whiten(kind: str) -> None:
     for precision in (precision_of(subspace)[0], make_precision("identity", subspace.k, None, 0, N_BAR, STEP, 0.0)):
         expected = precision.whiten(subspace.project(g)).numpy()
         parts = []
-        for block, whitening in zip(BLOCKS, combined_whitening(subspace, precision), strict=True):
+        for block, whitening in zip(BLOCKS, by_blocks(subspace, precision), strict=True):
             u, v = (torch.diag_embed(m) if m.ndim == 2 else m for m in (whitening.row, whitening.column))
             assert u.dtype == v.dtype == torch.float64
             assert (len(u), len(v), u.shape[2], v.shape[2]) == (block.copies, block.copies, block.rows, block.columns)
@@ -119,11 +133,11 @@ def test_combined_whitening_is_project_then_whiten(kind: str) -> None:
 def test_combined_whitening_keeps_sparse_rows_diagonal_and_refuses_strangers() -> None:
     whole, small = subspaces()["identity"], subspaces()["random"]
     precision, _ = precision_of(whole)
-    assert combined_whitening(whole, precision)[4].row.shape == (1, 9)
+    assert by_blocks(whole, precision)[4].row.shape == (1, 9)
     with pytest.raises(UsageError, match="other blocks"):
-        combined_whitening(small, precision)
-    with pytest.raises(UsageError, match="expected kronecker or identity"):
-        combined_whitening(whole, make_precision("diagonal", D, np.ones(D), 1, 1.0, 1.0, 1.0))
+        Whitening(small, precision).by_blocks()
+    diagonal = make_precision("diagonal", D, np.ones(D), 1, 1.0, 1.0, 1.0)
+    assert Whitening(whole, diagonal).by_blocks() is None
 
 
 def test_arrays_rebuild_the_same_bits_and_scale_with_the_step() -> None:
@@ -133,17 +147,19 @@ def test_arrays_rebuild_the_same_bits_and_scale_with_the_step() -> None:
     g, y = random(3, 4, precision.k), random(4, precision.k).numpy()
     assert torch.equal(again.whiten(g), precision.whiten(g))
     assert np.array_equal(again.unwhiten(y), precision.unwhiten(y))
-    same = rescaled_arrays(arrays, 1.0)
+    same = rescaled_arrays("kronecker", arrays, 1.0)
     assert all(np.array_equal(same[name], arrays[name]) for name in arrays)
     moments = moments_of(subspaces()["pca"], gradients(UNITS))
     longer = make_kronecker_precision(moments, UNITS, N_BAR, 4 * STEP, 0.3)
-    scaled = precision_from_arrays("kronecker", precision.k, rescaled_arrays(arrays, 4.0))
+    scaled = precision_from_arrays("kronecker", precision.k, rescaled_arrays("kronecker", arrays, 4.0))
     np.testing.assert_allclose(scaled.whiten(g).numpy(), longer.whiten(g).numpy(), rtol=1e-12)
     flat = make_precision("diagonal", 3, np.ones(3), 1, 1.0, 1.0, 1.0).to_arrays()
     flat_longer = make_precision("diagonal", 3, np.ones(3), 1, 1.0, 4.0, 1.0).to_arrays()
-    np.testing.assert_allclose(rescaled_arrays(flat, 4.0)["inverse_factor"], flat_longer["inverse_factor"], rtol=1e-14)
+    np.testing.assert_allclose(
+        rescaled_arrays("diagonal", flat, 4.0)["inverse_factor"], flat_longer["inverse_factor"], rtol=1e-14
+    )
     with pytest.raises(UsageError, match="above 0"):
-        rescaled_arrays(flat, 0.0)
+        rescaled_arrays("diagonal", flat, 0.0)
 
 
 def test_arrays_that_are_no_factors_are_refused() -> None:

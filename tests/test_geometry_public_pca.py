@@ -16,9 +16,15 @@ from run_harness import Commands
 from sketching_oracle import dense_matrix
 from small_runs import Table, context_of, make_config, plan_of, random_table, unit_vectors
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
+from distqexp.expansion.range_products import RangeSums
+from distqexp.expansion.source import curvature_source, public_source
+from distqexp.expansion.state import next_state
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.geometry.subspaces.public_pca import (
     OVERSAMPLING,
@@ -30,14 +36,12 @@ from distqexp.geometry.subspaces.public_pca import (
     range_width,
     stored_basis,
 )
+from distqexp.gradients.labels import label_noise
+from distqexp.gradients.setup import build_network, subspace_of
+from distqexp.gradients.worker import Worker
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.block_moments import label_noise
-from distqexp.sketching.range_sums import RangeSums
-from distqexp.stages.artefacts import Plan, Release, RoundState
-from distqexp.stages.context import build_network, subspace_of
-from distqexp.stages.curvature import curvature_source, next_state, public_source
 
 SIZES = [1, 2, 1, 11, 1, 3] * 8
 PUBLIC_PCA = ("subspace.kind=public-pca", "subspace.k=20", "precision.refresh=2")
@@ -85,7 +89,7 @@ def sine(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
 
 def state_at(config: Config, plan: Plan, theta: NDArray[np.float64], round: int, previous: RoundState) -> RoundState:
     return next_state(
-        config=config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights), theta=theta,
+        worker=Worker(config, plan.schema, plan.weights), calibration=plan.calibration, theta=theta,
         round=round, k=plan.k, source=curvature_source(config, config.data.public, plan.schema, round),
         engine=SerialEngine(), previous=previous,
     )  # fmt: skip

@@ -15,9 +15,8 @@ from scipy import stats
 from scipy.linalg import hadamard
 
 from distqexp.errors import UsageError
-from distqexp.geometry import Subspace, make_subspace
 from distqexp.geometry.philox import raw_words, stream_key
-from distqexp.geometry.subspaces import dense, srht
+from distqexp.geometry.subspaces import Subspace, dense, make_subspace, srht
 
 RANDOM_KINDS = ("gaussian", "rademacher", "sjlt", "srht")
 
@@ -31,7 +30,7 @@ class Case:
     seed: int = 3
     round: int = 1
 
-    def make(self, cache_bytes: int = dense.DEFAULT_CACHE_BYTES) -> Subspace:
+    def make(self, cache_bytes: int = dense.CACHE_BYTES) -> Subspace:
         return make_subspace(self.kind, self.d, self.k, self.seed, self.round, self.nonzeros, cache_bytes=cache_bytes)
 
     @property

@@ -18,7 +18,7 @@ import pytest
 from mpi_harness import MpiRun, mpi_command
 
 from distqexp.errors import EngineError, FileContentError, UsageError
-from distqexp.storage import confined
+from distqexp.storage.confined import parent as confined
 from distqexp.storage.content import Request
 from distqexp.storage.hdf5 import read_file, write_file
 from distqexp.storage.label import LABEL_BYTES, make_label
@@ -135,7 +135,7 @@ def test_a_file_that_makes_the_library_loop_is_given_up_in_time(tmp_path: Path) 
 @pytest.mark.parametrize("allocate", ["bytearray(3 << 30)", "[bytes(1 << 20) for _ in range(3000)]"])
 def test_memory_is_bounded(stored: Path, reader: Callable[[str], None], allocate: str) -> None:
     reader(
-        "from distqexp.storage import reader\nfrom distqexp.storage.content import Request\n"
+        "from distqexp.storage.confined import child as reader\nfrom distqexp.storage.content import Request\n"
         f"sys.stdout = os.fdopen(1, 'wb')\nreader.send(sys.stdout, {{'ready': True}})\nreader.set_limits(10000)\n"
         f"reader.read_content = lambda *_: {allocate}\n"
         f"reader.serve('content', Request('F', 10000), None, sys.stdout)"
@@ -150,7 +150,7 @@ def test_no_core_file_and_no_launcher_in_the_child(
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS", "HDF5_PLUGIN_PATH"):
         monkeypatch.setenv(name, "2")
     reader(
-        "from distqexp.storage import reader\nfrom distqexp.storage.content import Request\n"
+        "from distqexp.storage.confined import child as reader\nfrom distqexp.storage.content import Request\n"
         "sys.stdout = os.fdopen(1, 'wb')\nreader.send(sys.stdout, {'ready': True})\nreader.set_limits(10000)\n"
         "seen = [name for name in os.environ if name[:4] in ('OMPI', 'PMI_', 'PMIX', 'SLUR') or name.endswith('_PATH')]\n"
         "core = resource.getrlimit(resource.RLIMIT_CORE)[0]\n"
@@ -204,6 +204,6 @@ def test_files_are_read_in_ranks(tmp_path: Path, stored: Path) -> None:
 
 
 def test_the_child_loads_nothing_heavy() -> None:
-    code = "import sys, distqexp.storage.reader; print([n for n in ('torch', 'scipy', 'mpi4py') if n in sys.modules])"
+    code = "import sys, distqexp.storage.confined.child; print([n for n in ('torch', 'scipy', 'mpi4py') if n in sys.modules])"
     done = subprocess.run([REAL, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

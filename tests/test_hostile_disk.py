@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from run_harness import Commands, table_tree, to_toml, write_task
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Plan, Quadratic, Release
 from distqexp.storage.hdf5 import read_file
 
 SEED = 3

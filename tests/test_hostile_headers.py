@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hostile_files import write_originals
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.errors import FileContentError
-from distqexp.stages.artefacts import Plan, Quadratic, Release, Sketch
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
 
 ABSURD: tuple[Any, ...] = (

@@ -335,7 +335,7 @@ def test_a_clock_that_runs_backwards_changes_no_byte(
             return cls.fromtimestamp(backwards(), UTC)
 
     monkeypatch.setattr(time, "time", backwards)
-    monkeypatch.setattr("distqexp.privacy.ledger_chain.datetime", Backwards)
+    monkeypatch.setattr("distqexp.privacy.ledger.chain.datetime", Backwards)
     monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "another.sqlite"))
     assert run.fit(task, "--out", tmp_path / "two", "--insecure-noise-seed", "1").code == 0
     os.utime(tmp_path / "private.csv", (4e9, 4e9))

@@ -12,10 +12,10 @@ from layers_harness import agree, random_records
 from torch import nn
 
 from distqexp.errors import UsageError
+from distqexp.gradients.layers import block_layout, register_rule
+from distqexp.gradients.layers.forms import Positions, Raw
 from distqexp.problem import models
 from distqexp.problem.network import Network
-from distqexp.sketching.layers import block_layout, register_rule
-from distqexp.sketching.layers.forms import Positions, Raw
 
 
 class Double(nn.Module):

@@ -20,13 +20,13 @@ from torch import nn
 
 from distqexp.errors import UsageError
 from distqexp.geometry.whitening import BlockWhitening
+from distqexp.gradients.by_layer import BlockGradients, clip_weights
+from distqexp.gradients.layers import block_layout
+from distqexp.gradients.layers.forms import Dense, Indexed, Kept, Whole
+from distqexp.gradients.layers.store import BlockStore
 from distqexp.problem import models
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.block_gradients import BlockGradients, clip_weights
-from distqexp.sketching.block_sums import BlockStore
-from distqexp.sketching.layers import block_layout
-from distqexp.sketching.layers.forms import Dense, Indexed, Kept, Whole
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from distqexp.privacy.events import GaussianRelease
-from distqexp.privacy.ledger_expenses import Charge, expenses
+from distqexp.privacy.expenses import Charge, expenses
 
 
 def charge(key: str, mu: float = 0.5, adjacency: str = "zero-out") -> Charge:

@@ -15,8 +15,9 @@ from run_harness import Commands
 
 from distqexp import api
 from distqexp.errors import BudgetError, DistqexpError, FileContentError, StorageError, UsageError
-from distqexp.privacy import ledger_chain, ledger_head
 from distqexp.privacy.ledger import Cap, Ledger
+from distqexp.privacy.ledger import chain as ledger_chain
+from distqexp.privacy.ledger import head as ledger_head
 
 NOISE = np.array([10, -20, 30, -40, 50], dtype=np.int64)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release
-from distqexp.privacy.ledger_books import Cap
-from distqexp.privacy.ledger_expenses import Charge, Part, expenses
-from distqexp.privacy.ledger_units import Declared
+from distqexp.privacy.expenses import Charge, Part, expenses
+from distqexp.privacy.ledger.books import Cap
 from distqexp.privacy.soundness import require_sound
+from distqexp.privacy.units import Declared
 
 HISTORIES = 100
 LENGTH = 8

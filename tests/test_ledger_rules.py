@@ -17,11 +17,11 @@ import pytest
 from ledger_child import CAP, EVENT, SUMS, reserve
 
 from distqexp.errors import BudgetError, FileContentError, StorageError, UsageError
-from distqexp.privacy import ledger_files
 from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.events import GaussianRelease, compose
+from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger import Cap, Ledger
-from distqexp.privacy.ledger_expenses import Charge
+from distqexp.privacy.ledger import files as ledger_files
 
 NOISE = np.array([10, -20, 30, -40, 50], dtype=np.int64)
 SMALL = replace(EVENT, mu=0.01)
@@ -431,7 +431,7 @@ def test_file_systems_without_locks_are_refused(path: Path, monkeypatch: pytest.
 
 
 def test_a_ledger_held_by_another_is_a_storage_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distqexp.privacy.ledger_chain.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("distqexp.privacy.ledger.chain.BUSY_SECONDS", 0.05)
     with Ledger.open(path) as ledger:
         blocker = sqlite3.connect(path, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")

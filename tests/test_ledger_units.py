@@ -21,9 +21,9 @@ from ledger_child import EVENT, reserve
 
 from distqexp.errors import BudgetError, UsageError
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, Release, compose, cost, of_group
+from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger
-from distqexp.privacy.ledger_expenses import Charge, Part, expenses
-from distqexp.privacy.ledger_units import RECORD, Declared
+from distqexp.privacy.units import RECORD, Declared
 
 SMALL = replace(EVENT, mu=0.01)
 

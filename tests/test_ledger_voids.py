@@ -12,8 +12,8 @@ import pytest
 from ledger_child import CAP, EVENT, SUMS, reserve
 
 from distqexp.errors import BudgetError, DistqexpError, FileContentError, UsageError
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 
 NOISE = np.array([10, -20, 30, -40, 50], dtype=np.int64)
 SMALL = replace(EVENT, mu=0.01)
@@ -109,7 +109,7 @@ def test_a_draw_that_a_kill_left_without_its_entry_is_a_draw(
 
     reservation = curator(ledger)
     with monkeypatch.context() as patch:
-        patch.setattr("distqexp.privacy.ledger_chain.Chain.append", killed)
+        patch.setattr("distqexp.privacy.ledger.chain.Chain.append", killed)
         with pytest.raises(Killed):
             ledger.persist_noise(reservation, NOISE)
     assert states(ledger) == ["reserved"]

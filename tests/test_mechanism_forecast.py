@@ -12,7 +12,7 @@ from scipy.stats import binom, chi2
 from distqexp.errors import UsageError
 from distqexp.mechanism import forecast, noise
 from distqexp.mechanism.grid import Grid, choose_grid
-from distqexp.mechanism.release import add_noise, released_point
+from distqexp.mechanism.rule import add_noise, released_point
 from distqexp.privacy.calibration import calibrate
 
 K, UNITS, RELEASES = 20, 50, 1000

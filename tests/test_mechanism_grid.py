@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqexp.errors import UsageError
-from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.grid import CAPACITY, Grid, check_capacity, choose_grid, max_slots, pure_mu, with_pure_noise
+from distqexp.mechanism.rounding_slack import BatchSums
 
 GRIDS = {
     "clip": st.floats(-80, 80).map(math.exp),

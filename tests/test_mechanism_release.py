@@ -8,7 +8,7 @@ import pytest
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.randomness import SeededRandomness
-from distqexp.mechanism.release import ReleaseRule, add_noise, released_point
+from distqexp.mechanism.rule import ReleaseRule, add_noise, released_point
 from distqexp.mechanism.truncated import draw_truncated
 
 GRID = Grid(step=2.0**-8, clip_integer=256, sigma=512)

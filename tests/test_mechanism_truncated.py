@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from scipy.stats import kstest, truncnorm
 
 from distqexp.errors import UsageError
-from distqexp.mechanism import spherical, truncated
+from distqexp.mechanism import truncated
+from distqexp.mechanism import truncated_far as spherical
 from distqexp.mechanism.randomness import SeededRandomness, SystemRandomness
-from distqexp.mechanism.spherical import SphericalEnvelope
 from distqexp.mechanism.truncated import draw_truncated
+from distqexp.mechanism.truncated_far import SphericalEnvelope
 
 ALARM = 1e-9
 TEMPERATURE = 0.7

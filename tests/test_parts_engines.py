@@ -19,8 +19,8 @@ from run_harness import Commands, table_source, table_tree, write_table
 from test_sites import ROUNDS, SEED, SHARDS, Consortium, gather
 
 from distqexp import fit
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 from distqexp.storage.hdf5 import read_file
 
 pytestmark = pytest.mark.alone  # ranks wait for each other in busy loops

@@ -19,8 +19,8 @@ from ledger_child import CAP, reserve
 from distqexp.errors import BudgetError
 from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.events import Cost, GaussianRelease, added, compose, cost, worst
+from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger
-from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 
 EVENT = GaussianRelease(mu=0.1, coordinates=5, sigma=2.0**20)
 

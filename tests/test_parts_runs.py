@@ -25,22 +25,25 @@ from small_runs import (
 from test_release_law import ALARM, NOISES, WIDE, draws, p_values
 from test_release_ledger import Killed, killing, leave_uncharged, noise_files, ran, rows_of
 
-from distqexp import fit as fit_module
 from distqexp.api import fit
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
 from distqexp.config.sections import MechanismConfig
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy import gdp
 from distqexp.privacy.events import compose
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 from distqexp.problem.slots import partition_by_id
+from distqexp.stages import rounds as fit_module
 from distqexp.stages import sketch as sketch_stage
-from distqexp.stages.artefacts import Plan, Quadratic, RoundState
+from distqexp.stages.charging import Charging, check_budget
 from distqexp.stages.plan import describe_plan
-from distqexp.stages.release import Charging, check_budget, draw_release
+from distqexp.stages.release import draw_release
 from distqexp.stages.sketch import open_shards, whole_sketch
 
 SIZES = [1, 2, 1, 9, 1, 3, 1, 1, 4, 1, 12, 2, 1, 1, 5, 1, 2]

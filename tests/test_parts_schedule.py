@@ -13,11 +13,11 @@ from small_runs import (
     random_table,
 )
 
+from distqexp.artefacts.state import RoundState
 from distqexp.config import config_from_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.stages import release as release_module
-from distqexp.stages.artefacts import RoundState
 
 
 def tree(**mechanism: Any) -> dict[str, Any]:

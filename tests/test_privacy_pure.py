@@ -20,8 +20,8 @@ from distqexp.errors import BudgetError, UsageError
 from distqexp.privacy import gdp, pure, zcdp
 from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure, spent, spent_epsilon
 from distqexp.privacy.events import BoundedRelease, GaussianRelease, compose
+from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger
-from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 
 EPSILONS = (1e-9, 1e-4, 9.9e-4, 1.1e-3, 0.1, 1.0, 3.0, 20.0, 300.0)
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True)

@@ -20,10 +20,12 @@ from distqexp import api, fit
 from distqexp.config import DataConfig, config_from_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
+from distqexp.expansion.source import curvature_source
+from distqexp.expansion.state import ProbeSource
+from distqexp.gradients.context import RoundContext
 from distqexp.problem.probes import Probes, synthetic_records
 from distqexp.problem.schema import Schema, schema_from_config
-from distqexp.stages.context import RoundContext
-from distqexp.stages.curvature import ProbeSource, curvature_source
+from distqexp.stages import by_hand
 from distqexp.stages.plan import make_plan
 
 IMAGES = schema_from_config(DataConfig(format="digits"), loss="cross-entropy")
@@ -216,7 +218,7 @@ def test_stages_by_hand_need_no_config_for_the_next_round(tmp_path: Path) -> Non
     config = config_from_tree(digits(engine={"micro_batch": 32, "kind": "serial"}))
     plan = api.plan(config, tmp_path / "plan.h5")
     assert plan.state.round == 0
-    assert api._public_data(plan, plan.state, None) is None
+    assert by_hand._public_data(plan, plan.state, None) is None
 
 
 def test_a_record_shape_that_is_not_the_data_s_is_refused() -> None:

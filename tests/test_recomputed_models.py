@@ -11,15 +11,15 @@ from forgery import make_plan
 from small_runs import make_config, plan_of, random_table
 
 from distqexp import api
+from distqexp.artefacts.plan import Plan
 from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.worker import Worker
 from distqexp.mechanism.factor_grid import choose_factor_grid
-from distqexp.stages.artefacts import Plan
 from distqexp.stages.built import check_built
-from distqexp.stages.context import build_network
 
 
 def check(plan: Plan) -> None:
-    check_built(plan, build_network(plan.config))
+    check_built(plan, Worker.of_plan(plan))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from forgery import (
 )
 from numpy.typing import NDArray
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.restoring import restored
 from distqexp.errors import FileContentError, UsageError
-from distqexp.stages.artefacts import Plan, restored
+from distqexp.stages.built import check_geometry
 from distqexp.storage.canonical import plan_identity
 from distqexp.storage.content import read_content
 from distqexp.storage.hdf5 import write_file
@@ -38,6 +40,7 @@ def outcome(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> st
     """Restore as a reader does: refused in the proper way, or accepted with a guarantee that is checked."""
     try:
         plan = restored(Path("plan.h5"), lambda: Plan.restore(header, arrays))
+        restored(Path("plan.h5"), lambda: check_geometry(plan, plan.state, "state"))
     except FileContentError:
         return "refused"
     check_guarantee(plan, header, [header["state"]])

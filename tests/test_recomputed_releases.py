@@ -14,8 +14,11 @@ import pytest
 from forgery import changed_arrays, changed_trees, check_guarantee, make_plan, releases_of
 from numpy.typing import NDArray
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.restoring import restored
 from distqexp.errors import FileContentError, UsageError
-from distqexp.stages.artefacts import Plan, Release, restored
+from distqexp.stages.built import check_geometry
 from distqexp.stages.chain import check_chain, check_follows
 from distqexp.storage.content import read_content
 from distqexp.storage.hdf5 import write_file
@@ -37,6 +40,9 @@ def outcome(plan: Plan, header: Mapping[str, Any], arrays: Mapping[str, NDArray[
     """Restore as a reader does; what the next round would be charged is checked where the release is accepted."""
     try:
         release = restored(Path("release.h5"), lambda: Release.restore(plan, header, arrays))
+        following = release.next_state
+        if following is not None:
+            restored(Path("release.h5"), lambda: check_geometry(plan, following, "next"))
     except FileContentError:
         return "refused"
     for state in [header["used"]] + ([header["next"]] if release.next_state else []):

@@ -13,13 +13,15 @@ from record_tables import Patients, config_of, parts_charged, source
 from test_release_ledger import Killed, killing
 
 from distqexp import api
-from distqexp import fit as fit_module
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.errors import BudgetError, FileContentError
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 from distqexp.report.certificate import certificate_bytes
+from distqexp.stages import rounds as fit_module
 from distqexp.stages import sketch as sketch_stage
-from distqexp.stages.artefacts import Plan, Quadratic, Release, Sketch
 from distqexp.stages.export import certificate_of, guarantee_of
 
 NORTH = Patients.some(20, 3, seed=2, first=100)

@@ -19,14 +19,14 @@ from record_tables import Patients, config_of, parts_charged, source
 from distqexp import api
 from distqexp.config import ColumnsConfig, Config, DataConfig
 from distqexp.errors import FileContentError, RecordsChangedError
+from distqexp.problem import sources as sources_module
 from distqexp.problem.dataset import Dataset
 from distqexp.problem.identity import file_facts
 from distqexp.problem.readers import open_reader
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import slot_map
-from distqexp.stages import context as context_module
+from distqexp.problem.sources import DataSource
 from distqexp.stages import sketch as sketch_module
-from distqexp.stages.context import DataSource
 
 RECORDS = 4
 TABLE = Patients.some(30, RECORDS, seed=2, first=100)
@@ -97,12 +97,12 @@ def elsewhere_while(patch: pytest.MonkeyPatch, module: Any, name: str, lead: Cal
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(context_module, "open_dataset"), (sketch_module, "open_dataset"), (sketch_module, "open_reader")],
+    [(sources_module, "open_reader"), (sketch_module, "open_reader")],
 )
 def test_a_path_that_leads_elsewhere_for_an_instant_ends_the_run_uncharged(
     way: Way, module: Any, name: str, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the reader of a round, of the slots, of the fingerprint: all checks of the path find the first file."""
+    """For the reader of slots and rounds, and of the fingerprint: all checks of the path find the first file."""
     config, lead = task(tmp_path, way)
     times = elsewhere_while(monkeypatch, module, name, lead)
     with pytest.raises(RecordsChangedError, match=r"private\.csv: changed since the run read it first") as caught:
@@ -163,10 +163,10 @@ def test_every_reader_tells_which_files_it_opened(
     facts = file_facts(data)
     source = DataSource(data, slot_map(np.arange(12), None), facts=facts)
 
-    def unchecked(data: DataConfig, *_: Any, private: bool) -> Dataset:
-        return Dataset(data, SCHEMA, open_reader(data, private))
+    def unchecked(data: DataConfig, *_: Any, private: bool, reader: Any) -> Dataset:
+        return Dataset(data, SCHEMA, reader or open_reader(data, private))
 
-    monkeypatch.setattr(context_module, "open_dataset", unchecked)
+    monkeypatch.setattr(sources_module, "open_dataset", unchecked)
     assert source.open(SCHEMA, 0).opened_files() == facts.files
     lead(True)
     with pytest.raises(RecordsChangedError, match="changed since the run read it first"):

@@ -15,8 +15,8 @@ from record_tables import Patients, config_of, parts_charged, source
 from distqexp import api
 from distqexp.config import Config
 from distqexp.errors import FileContentError, RecordsChangedError
+from distqexp.privacy.expenses import Part
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_expenses import Part
 from distqexp.problem.identity import file_facts, fingerprint
 from distqexp.problem.readers import open_reader
 from distqexp.report.progress import ProgressEvent

@@ -19,15 +19,16 @@ from scipy.stats import binom
 from small_runs import make_config, plan_of, random_table
 
 from distqexp.api import fit
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.errors import FileContentError, UsageError
 from distqexp.mechanism import truncated
 from distqexp.mechanism.grid import Grid, choose_grid
 from distqexp.mechanism.randomness import SystemRandomness
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.mechanism.truncated import draw_truncated
 from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Plan, Release
 from distqexp.storage.hdf5 import read_file, write_file
 
 EPSILON, DELTA, K = 0.05, 1e-9, 400

@@ -18,12 +18,15 @@ from scipy.stats import chi2, kstest
 from sketching_oracle import dense_matrix
 from small_runs import make_config, plan_of, random_table
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.artefacts.sums import Quadratic
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError
+from distqexp.gradients.setup import subspace_of
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Plan, Quadratic, RoundState
-from distqexp.stages.context import subspace_of
-from distqexp.stages.release import Charging, draw_release, make_release
+from distqexp.stages.charging import Charging
+from distqexp.stages.release import draw_release, make_release
 
 ALARM = 1e-9
 NOISES = ("discrete", "gaussian")

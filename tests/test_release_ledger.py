@@ -14,26 +14,29 @@ import pytest
 from numpy.typing import NDArray
 from small_runs import make_config, plan_of, random_table
 
-from distqexp import fit as fit_module
 from distqexp.api import fit
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import BudgetError, FileContentError
-from distqexp.fit import FitResult
-from distqexp.mechanism import release as mechanism_release
+from distqexp.mechanism import rule as mechanism_release
 from distqexp.mechanism.noise import draw_discrete
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy.calibration import spent_epsilon
 from distqexp.privacy.events import compose
+from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
-from distqexp.privacy.ledger_chain import Chain
-from distqexp.privacy.ledger_expenses import Charge
-from distqexp.privacy.ledger_files import LedgerFiles
-from distqexp.privacy.ledger_head import HeadFile
+from distqexp.privacy.ledger.chain import Chain
+from distqexp.privacy.ledger.files import LedgerFiles
+from distqexp.privacy.ledger.head import HeadFile
+from distqexp.stages import rounds as fit_module
 from distqexp.stages import sketch as sketch_stage
-from distqexp.stages.artefacts import Plan, Quadratic, RoundState, Sketch
+from distqexp.stages.charging import Charging, check_budget
 from distqexp.stages.pool import pool_files
-from distqexp.stages.release import Charging, check_budget, draw_release, make_release
+from distqexp.stages.release import draw_release, make_release
+from distqexp.stages.rounds import FitResult
 
 Integers = NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distqexp.mechanism import truncated
 from distqexp.mechanism.factor_grid import FactorGrid
 from distqexp.mechanism.grid import Grid
-from distqexp.mechanism.release import OWN_ROUNDINGS, ReleaseRule
+from distqexp.mechanism.rule import OWN_ROUNDINGS, ReleaseRule
 
 FloatArray = NDArray[np.float64]
 

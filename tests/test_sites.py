@@ -19,9 +19,11 @@ import pytest
 from run_harness import Commands, overrides, run_process, table_source, table_tree, to_toml, write_table
 
 from distqexp import api
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.errors import FileContentError
 from distqexp.privacy.ledger import Ledger
-from distqexp.stages.artefacts import Plan, Release
+from distqexp.stages import by_hand
 from distqexp.stages.export import certificate_of
 from distqexp.storage.hdf5 import read_file
 
@@ -205,7 +207,7 @@ def test_a_sketch_that_was_interrupted_after_its_charge(consortium: Consortium) 
         raise Killed
 
     with consortium.patch.context() as patch:
-        patch.setattr(api, "whole_sketch", killed)
+        patch.setattr(by_hand, "whole_sketch", killed)
         with pytest.raises(Killed):
             consortium.sketch("east", 0)
     assert (folder / "east-0.h5.parts").stat().st_mode & 0o077 == 0

@@ -23,7 +23,7 @@ from distqexp import api
 from distqexp.config import ColumnsConfig, DataConfig
 from distqexp.errors import UsageError
 from distqexp.privacy.ledger import Cap, Ledger
-from distqexp.privacy.ledger_populations import Accepted
+from distqexp.privacy.ledger.populations import Accepted
 from distqexp.problem import contents
 from distqexp.problem.contents import content_digests
 

@@ -14,9 +14,9 @@ from test_sites import SEED, SHARDS, Consortium
 
 from distqexp import api
 from distqexp.errors import FileContentError
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_head import Anchor
+from distqexp.privacy.ledger.head import Anchor
 from distqexp.stages.void import Void
 from distqexp.storage.hdf5 import read_file, write_file
 

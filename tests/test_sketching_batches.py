@@ -14,16 +14,17 @@ from layers_harness import CrossEntropy, fast, random_records, whitening_for
 from small_runs import Table, context_of, exact_norm, make_config, plan_of, random_table, sums_of, unit_vectors
 from torch import nn
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.errors import UsageError
-from distqexp.mechanism.batch_sums import CANCELLATION, LARGEST_TERMS, BatchSums
+from distqexp.gradients.layers import block_layout
 from distqexp.mechanism.grid import check_capacity, choose_grid
+from distqexp.mechanism.rounding_slack import CANCELLATION, LARGEST_TERMS, BatchSums
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
+from distqexp.sketching.choice import sketcher_of
 from distqexp.sketching.integers import round_sum
-from distqexp.sketching.layers import block_layout
 from distqexp.sketching.sketcher import BatchSketcher
-from distqexp.stages.artefacts import Plan
 
 COUNT = 21
 
@@ -60,7 +61,7 @@ def sums_with(config: Config, plan: Plan, folder: Path, blank: np.ndarray | None
         data = replace(data, blank=str(folder / "blank.npy"))
     config = replace(config, data=replace(config.data, private=(data,)))
     context = context_of(config, plan)
-    sketcher = context.sketcher(plan.state)
+    sketcher = sketcher_of(context, plan.state)
     assert isinstance(sketcher, BatchSketcher)
     return sum(sketcher.sketch(context.batches(piece)) for piece in range(len(context.pieces)))
 

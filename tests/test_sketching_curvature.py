@@ -14,15 +14,18 @@ from scipy.linalg import solve_triangular
 from sketching_oracle import dense_matrix
 from small_runs import Table, first_appearance, make_config, plan_of, random_table
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
+from distqexp.expansion.source import public_source
+from distqexp.expansion.state import next_state
+from distqexp.gradients.setup import build_network, subspace_of
+from distqexp.gradients.worker import Worker
 from distqexp.mechanism.grid import choose_grid
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
-from distqexp.stages.artefacts import Plan, RoundState
-from distqexp.stages.context import build_network, subspace_of
-from distqexp.stages.curvature import next_state, public_source
 
 SIZES = [1, 3, 1, 2, 11, 1, 4, 1]
 STEP, UNITS, DAMPING = 0.7, 40, 0.2
@@ -43,7 +46,7 @@ def state_at(config: Config, plan: Plan, theta: NDArray[np.float64], round: int)
     """What the real stage computes at ``theta``."""
     source = public_source(config, config.data.public, plan.schema) if config.data.public else None
     return next_state(
-        config=config, schema=plan.schema, calibration=plan.calibration, weights=dict(plan.weights), theta=theta,
+        worker=Worker(config, plan.schema, plan.weights), calibration=plan.calibration, theta=theta,
         round=round, k=plan.k, source=source, engine=SerialEngine(),
     )  # fmt: skip
 

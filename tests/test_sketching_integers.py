@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distqexp.errors import UsageError
+from distqexp.mechanism.grid import LARGEST_CLIP_INTEGER
 from distqexp.sketching.clip import clip_units
-from distqexp.sketching.integers import LARGEST_CLIP_INTEGER, round_to_grid
+from distqexp.sketching.integers import round_to_grid
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # a warning would tell of the data
 

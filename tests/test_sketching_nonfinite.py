@@ -16,12 +16,13 @@ from small_runs import Table, first_appearance, make_config, plan_of, random_tab
 from torch import nn
 
 from distqexp.errors import FileContentError
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.autodiff import UnitGradients
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.slots import SlotMap
 from distqexp.sketching.sketcher import Sketcher
-from distqexp.sketching.unit_gradients import UnitGradients
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -37,7 +38,7 @@ def vectors_of(
     """Whitened vectors, finite marks and integers of every unit."""
     chosen, whitening, _ = make_geometry(subspace, precision, problem.network.d, k)
     gradients = UnitGradients(
-        network=problem.network, loss=problem.loss, subspace=chosen, precision=whitening, micro_batch=MICRO_BATCH
+        network=problem.network, loss=problem.loss, whitening=Whitening(chosen, whitening), micro_batch=MICRO_BATCH
     )
     sketcher = Sketcher(gradients, clip=0.05, step=2.0**-16, clip_integer=int(0.05 * 2**16))
     pieces = [problem.batches(piece, MICRO_BATCH) for piece in problem.slots.pieces(MICRO_BATCH)]

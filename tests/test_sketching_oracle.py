@@ -16,9 +16,11 @@ from sketching_oracle import (
 )
 
 from distqexp.errors import UsageError
-from distqexp.geometry import Precision, Subspace
+from distqexp.geometry.precisions import Precision
+from distqexp.geometry.subspaces import Subspace
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.autodiff import UnitGradients
 from distqexp.sketching.sketcher import Sketcher
-from distqexp.sketching.unit_gradients import UnitGradients
 
 SUBSPACES = ("identity", "gaussian", "rademacher", "sjlt", "srht")
 PRECISIONS = ("identity", "diagonal", "dense")
@@ -32,7 +34,7 @@ def sketcher_of(
     problem: Problem, subspace: Subspace, precision: Precision, micro_batch: int, clip: float, step: float = STEP
 ) -> Sketcher:
     gradients = UnitGradients(
-        network=problem.network, loss=problem.loss, subspace=subspace, precision=precision, micro_batch=micro_batch
+        network=problem.network, loss=problem.loss, whitening=Whitening(subspace, precision), micro_batch=micro_batch
     )
     return Sketcher(gradients, clip=clip, step=step, clip_integer=int(clip / step))
 

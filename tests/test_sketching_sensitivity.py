@@ -21,8 +21,8 @@ from small_runs import (
     with_blank,
 )
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, load_config
-from distqexp.stages.artefacts import Plan
 
 # Units of one record and of many, larger than the micro-batch of 8, more than one piece.
 SIZES = [1, 1, 3, 2, 1, 11, 1, 4, 8, 1, 1, 17, 2, 1, 1, 1, 5, 1, 1, 2, 1, 1, 1, 1, 3, 1, 1, 1]

@@ -13,19 +13,21 @@ from small_runs import exact_norm
 from torch import nn
 
 from distqexp.api import load_config
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.geometry.subspaces import make_subspace
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.autodiff import UnitGradients
+from distqexp.gradients.context import RoundContext
+from distqexp.gradients.layers import block_layout
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Views, rotate_images, viewed
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.sketching.layers import block_layout
+from distqexp.sketching.choice import sketcher_of
 from distqexp.sketching.sketcher import BatchSketcher
-from distqexp.sketching.unit_gradients import UnitGradients
-from distqexp.stages.artefacts import Plan
-from distqexp.stages.context import RoundContext
 from distqexp.stages.plan import make_plan
 from distqexp.stages.sketch import open_shards
 
@@ -83,7 +85,7 @@ def test_the_general_way_takes_the_mean_of_views_too() -> None:
 
     def gradients(micro_batch: int) -> UnitGradients:
         return UnitGradients(
-            network=network, loss=CrossEntropy(), subspace=subspace, precision=None,
+            network=network, loss=CrossEntropy(), whitening=Whitening(subspace),
             micro_batch=micro_batch,
         )  # fmt: skip
 
@@ -159,7 +161,7 @@ def sums_of(plan: Plan, config: Config) -> np.ndarray:
     with SerialEngine() as engine:
         sources, _ = open_shards(plan, config.data.private, engine)
     context = RoundContext.of_state(plan, plan.state, sources)
-    sketcher = context.sketcher(plan.state)
+    sketcher = sketcher_of(context, plan.state)
     assert isinstance(sketcher, BatchSketcher)
     return sum(sketcher.sketch(context.batches(piece)) for piece in range(len(context.pieces)))
 

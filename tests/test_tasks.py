@@ -11,12 +11,12 @@ import pytest
 from distqexp.api import load_config
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
-from distqexp.fit import FitResult, run
 from distqexp.mechanism.noise import draw_insecure
 from distqexp.report.progress import Progress
 from distqexp.stages.export import evaluate
 from distqexp.stages.plan import make_plan
 from distqexp.stages.release import moved_parameters
+from distqexp.stages.rounds import FitResult, run
 from distqexp.stages.sketch import open_shards, sketch_round
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from run_harness import FEATURES, table_source, table_tree, write_table, write_task
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, DataConfig, TuneConfig, config_from_tree, load_config
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
-from distqexp.fit import run as fit
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.privacy.calibration import calibrate
 from distqexp.problem.dataset import open_dataset
@@ -27,8 +27,8 @@ from distqexp.problem.readers.digits import DigitsReader
 from distqexp.problem.schema import fit_schema
 from distqexp.problem.selection import select_rows
 from distqexp.report.progress import Progress
-from distqexp.stages.artefacts import Plan
 from distqexp.stages.plan import make_plan
+from distqexp.stages.rounds import run as fit
 from distqexp.tuning.rehearsal import Rehearsal, rehearsed_epsilon
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import hold

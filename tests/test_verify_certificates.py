@@ -17,9 +17,11 @@ from forgery import changed_trees
 from run_harness import Commands, table_tree, write_task
 
 from distqexp import api
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.restoring import restored
 from distqexp.errors import FileContentError
 from distqexp.stages import verify
-from distqexp.stages.artefacts import Plan, Release, restored
 from distqexp.storage.hdf5 import read_file, write_file
 
 

@@ -12,13 +12,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
+from distqexp.gradients.batching import Batch
+from distqexp.gradients.context import RoundContext
 from distqexp.problem.records import Records
+from distqexp.problem.sources import DataSource
+from distqexp.sketching.choice import sketcher_of
 from distqexp.sketching.clip import clip_units
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
 from distqexp.sketching.sketcher import BatchSketcher, Sketcher
-from distqexp.sketching.unit_gradients import Batch
-from distqexp.stages.artefacts import Plan, Release, RoundState
-from distqexp.stages.context import DataSource, RoundContext
 from distqexp.stages.export import fine_tuned
 
 FloatArray = NDArray[np.float64]
@@ -65,7 +69,7 @@ def make_canaries(plan: Plan, base: Records, count: int, seed: int) -> Records:
 def _gradients(plan: Plan, records: Records) -> FloatArray:
     """The records' clipped vectors (n, k) at the plan's first round."""
     context = RoundContext.of_state(plan, plan.state, ())
-    sketcher, size = context.sketcher(plan.state), plan.config.engine.micro_batch
+    sketcher, size = sketcher_of(context, plan.state), plan.config.engine.micro_batch
     found = []
     for first in range(0, len(records), size):
         window = slice(first, first + size)
@@ -169,7 +173,7 @@ def _vectors(
     vectors = np.zeros((len(included) - first, context.k))
     known = np.zeros(context.k)
     curvature = np.eye(context.k) if state.factors is not None else None
-    sketcher = context.sketcher(state)
+    sketcher = sketcher_of(context, state)
     for number, (_, start, end) in enumerate(context.pieces):
         units = mine[np.unique(context.sources[0].slots.unit[start:end])]
         linear, rows, owner = _clipped(sketcher, list(context.batches(number)), context.k)

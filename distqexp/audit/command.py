@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distqexp.artefacts.plan import Plan
 from distqexp.audit.bounds import FAILURE
 from distqexp.audit.sampler import CAVEATS, Finding, audit_sampler
 from distqexp.errors import UsageError
-from distqexp.stages.artefacts import Plan
 from distqexp.storage.atomic import write_atomic
 
 COORDINATES = 2

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.artefacts.plan import Plan
 from distqexp.audit.bounds import rate_above
 from distqexp.errors import UsageError
+from distqexp.gradients.setup import build_network
 from distqexp.problem.losses import area_under_roc, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.weights import load_weights
-from distqexp.stages.artefacts import Plan
-from distqexp.stages.context import build_network
 from distqexp.stages.export import EVALUATION_BATCH
 
 FloatArray = NDArray[np.float64]

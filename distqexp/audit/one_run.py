@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp import fit
 from distqexp.audit.bounds import FAILURE
 from distqexp.audit.canaries import coin_estimates
 from distqexp.audit.candidates import Candidates, make_candidates
@@ -26,6 +25,7 @@ from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
 from distqexp.stages.export import guarantee_of
+from distqexp.stages.rounds import FitResult, run
 from distqexp.stages.sketch import open_shards
 from distqexp.storage.atomic import write_atomic
 
@@ -114,7 +114,7 @@ def run_audit(config: Config, canaries: int, seed: int | None = None) -> Audited
         scratch = Path(name)
         candidates = make_candidates(config, canaries, scratch, engine, seed)
         with Progress(rounds=config.mechanism.rounds, counts_public=config.privacy.counts_public) as progress:
-            result = fit.run(
+            result = run(
                 candidates.config, scratch / "run", engine, progress, insecure_seed=seed, ledger=scratch / "ledger.sqlite"
             )  # fmt: skip
         if result is None:
@@ -136,7 +136,7 @@ def write_run_audit(found: Audited, out: Path) -> None:
 
 
 def _judged_run(
-    result: fit.FitResult,
+    result: FitResult,
     candidates: Candidates,
     estimates: FloatArray,
     losses: Mapping[str, FloatArray],

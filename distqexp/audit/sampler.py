@@ -17,7 +17,7 @@ from distqexp.audit.bounds import FAILURE, epsilon_below, mu_below, rate_above
 from distqexp.errors import UsageError
 from distqexp.mechanism.diagnostics import SUMS
 from distqexp.mechanism.randomness import SeededRandomness, SystemRandomness
-from distqexp.mechanism.release import ReleaseRule, released_point
+from distqexp.mechanism.rule import ReleaseRule, released_point
 
 FloatArray = NDArray[np.float64]
 IntegerArray = NDArray[np.int64]

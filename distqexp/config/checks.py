@@ -9,6 +9,7 @@ from typing import Any
 from distqexp.config.sections import Config, DataConfig
 from distqexp.config.tuning import check_tune
 from distqexp.errors import UsageError
+from distqexp.kinds import PRECISIONS, SUBSPACES, Needs, Size
 
 
 def check(config: Config) -> None:
@@ -96,35 +97,40 @@ def check(config: Config) -> None:
     )  # fmt: skip
 
     subspace = config.subspace
+    need(subspace.kind in SUBSPACES, "subspace.kind", subspace.kind, f"one of {', '.join(SUBSPACES)}")
+    need(
+        config.precision.kind in PRECISIONS, "precision.kind", config.precision.kind, f"one of {', '.join(PRECISIONS)}"
+    )
     need(subspace.k is None or subspace.k >= 1, "subspace.k", subspace.k, "1 or more")
     sides = (("subspace.k_in", subspace.k_in), ("subspace.k_out", subspace.k_out))
-    if subspace.kind in ("kronecker", "kronecker-pca"):
+    if subspace.traits.size is Size.SIDES:
         need(subspace.k is None, "subspace.k", subspace.k, f"no k for {subspace.kind}: set k_in and k_out")
         for where, value in sides:
             need(value is not None and value >= 1, where, value, f"1 or more, for {subspace.kind}")
     else:
         for where, value in sides:
             need(value is None, where, value, f"none for {subspace.kind}: set subspace.k, or a kronecker kind")
-        flat = subspace.kind != "identity"
+        flat = subspace.traits.size is Size.FLAT
         need(not flat or subspace.k is not None, "subspace.k", None, f"a dimension for {subspace.kind}")
         need(
-            not flat or config.precision.kind != "kronecker",
-            "precision.kind", "kronecker", f"identity, diagonal or dense for subspace.kind = {subspace.kind}: "
+            not flat or not config.precision.traits.by_blocks,
+            "precision.kind", config.precision.kind, f"identity, diagonal or dense for subspace.kind = {subspace.kind}: "
             "kronecker goes with identity, kronecker and kronecker-pca",
         )  # fmt: skip
     precision = config.precision
     sourced = config.data.public is not None or precision.source == "probes"
+    needs = subspace.traits.needs
     need(
-        subspace.kind != "kronecker-pca" or sourced,
+        needs is not Needs.MOMENTS or sourced,
         "subspace.kind", subspace.kind, "data.public for the second moments, or kind = kronecker, or precision.source = probes",
     )  # fmt: skip
     need(
-        subspace.kind != "public-pca" or sourced,
+        needs is not Needs.GRADIENTS or sourced,
         "subspace.kind", subspace.kind, "data.public for the gradients, or kind = gaussian, or precision.source = probes",
     )  # fmt: skip
     need(
-        subspace.kind != "public-pca" or subspace.k is None or subspace.k <= precision.samples,
-        "subspace.k", subspace.k, f"at most precision.samples = {precision.samples}: public-pca has a direction a gradient at most",
+        needs is not Needs.GRADIENTS or subspace.k is None or subspace.k <= precision.samples,
+        "subspace.k", subspace.k, f"at most precision.samples = {precision.samples}: {subspace.kind} has a direction a gradient at most",
     )  # fmt: skip
     seed("subspace.seed", subspace.seed)
     need(subspace.nonzeros >= 1, "subspace.nonzeros", subspace.nonzeros, "1 or more")
@@ -144,7 +150,7 @@ def check(config: Config) -> None:
     )  # fmt: skip
     need(precision.refresh >= 1, "precision.refresh", precision.refresh, "1 or more")
     need(
-        precision.kind == "identity" or sourced,
+        precision.traits.needs is Needs.NOTHING or sourced,
         "precision.kind", precision.kind, "data.public for the curvature, source = probes, or kind = identity",
     )  # fmt: skip
 

@@ -86,6 +86,9 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         full = f"{where}.{name}" if where else name
         if name in tree:
             values[name] = _convert(hints[name], tree[name], full)
+            names = f.metadata.get("one_of")
+            if names is not None and values[name] not in names:
+                raise UsageError(f"config key {full}: found {values[name]!r}; expected one of {', '.join(names)}")
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UsageError(f"config key {full}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
     return cls(**values)

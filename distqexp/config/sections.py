@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distqexp.kinds import PRECISIONS, SUBSPACES, PrecisionTraits, SubspaceTraits
 
-def key(doc: str, **kwargs: Any) -> Any:
-    """A dataclass field with its one-line meaning, for the generated table."""
-    return field(metadata={"doc": doc}, **kwargs)
+
+def key(doc: str, *, one_of: Mapping[str, object] | None = None, **kwargs: Any) -> Any:
+    """A dataclass field with its one-line meaning, for the generated table. one_of: the names that its text may be."""
+    return field(metadata={"doc": doc, "one_of": one_of}, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -146,23 +148,24 @@ class PrivacyConfig:
 class SubspaceConfig:
     """[subspace]: P."""
 
-    kind: Literal["identity", "gaussian", "rademacher", "sjlt", "srht", "kronecker", "kronecker-pca", "public-pca"] = (
-        key("kind of subspace", default="identity")
-    )
+    kind: str = key("kind of subspace", one_of=SUBSPACES, default="identity")
     k: int | None = key("dimension of a flat subspace; identity takes every trainable parameter", default=None)
     k_in: int | None = key("kronecker kinds: at most so many dimensions of a layer's inputs", default=None)
     k_out: int | None = key("kronecker kinds: at most so many dimensions of a layer's outputs", default=None)
     seed: int = key("seed; round r draws from (seed, r)", default=0)
     nonzeros: int = key("nonzeros a row, for sjlt", default=4)
 
+    @property
+    def traits(self) -> SubspaceTraits:
+        """What is known of the kind."""
+        return SUBSPACES[self.kind]
+
 
 @dataclass(frozen=True)
 class PrecisionConfig:
     """[precision]: A."""
 
-    kind: Literal["identity", "diagonal", "dense", "kronecker"] = key(
-        "form of the public precision", default="identity"
-    )
+    kind: str = key("form of the public precision", one_of=PRECISIONS, default="identity")
     source: Literal["public", "probes"] = key(
         "where the curvature comes from: data.public, or synthetic records (probes), which need no data",
         default="public",
@@ -174,6 +177,11 @@ class PrecisionConfig:
         default=None,
     )
     refresh: int = key("precision, subspace and clip are made anew every so many rounds", default=1)
+
+    @property
+    def traits(self) -> PrecisionTraits:
+        """What is known of the kind."""
+        return PRECISIONS[self.kind]
 
     def made_at(self, round: int) -> int:
         """The round that made the precision, the subspace and the clip that ``round`` uses."""
@@ -342,7 +350,7 @@ class Config:
     @property
     def by_blocks(self) -> bool:
         """Whether the subspace or the precision works on the parameters layer by layer."""
-        return self.precision.kind == "kronecker" or self.subspace.kind in ("kronecker", "kronecker-pca")
+        return self.precision.traits.by_blocks or self.subspace.traits.by_blocks
 
     @property
     def private_curvature(self) -> bool:
@@ -352,8 +360,7 @@ class Config:
     @property
     def fast_layers(self) -> bool:
         """Whether gradients are taken layer by layer, without one for each example."""
-        layers = self.by_blocks and self.precision.kind in ("identity", "kronecker")
-        return layers and not self.private_curvature
+        return self.by_blocks and self.precision.traits.splits and not self.private_curvature
 
     @property
     def by_batch(self) -> bool:

@@ -51,7 +51,7 @@ def config_table() -> str:
         lines.append(f"| **[{prefix}]** | | | |")
         for f in dataclasses.fields(cls):
             meaning = str(f.metadata["doc"]).replace("|", "\\|")
-            lines.append(f"| {f.name} | {type_name(hints[f.name])} | {_default_name(f)} | {meaning} |")
+            lines.append(f"| {f.name} | {_names(f) or type_name(hints[f.name])} | {_default_name(f)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +69,10 @@ def type_name(hint: Any) -> str:
     if dataclasses.is_dataclass(hint) or hint is dict or (origin is not None and issubclass(origin, Mapping)):
         return "table"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _names(f: dataclasses.Field[Any]) -> str:
+    return " / ".join(f.metadata.get("one_of") or ())
 
 
 def _default_name(f: dataclasses.Field[Any]) -> str:

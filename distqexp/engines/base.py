@@ -97,7 +97,9 @@ class Engine(ABC):
         """The exact int64 sum of ``work`` over all items, modulo 2^64; None on all but the first process.
 
         The items are split into contiguous chunks, balanced to one item; ``work(context, chunk, control)``
-        returns an int64 vector (k,). It isn't called for an empty chunk, except on the first process.
+        returns an int64 vector (k,). The context may stay where the work runs, as long as it is the same object from
+        call to call; what is of one call alone is bound to the work (functools.partial). Work isn't called for an
+        empty chunk, except on the first process.
         When a stop is requested, work that sees ``control.stop()`` writes a checkpoint and raises
         StoppedError; then every process raises StoppedError, once all of them are done with theirs.
         Raises EngineError when the vectors differ in length or type.

@@ -42,7 +42,7 @@ _stops: set[str] = set()
 
 
 class _Held:
-    """A context that Dask passes on without looking inside."""
+    """A context or a piece of work that Dask passes on without looking inside."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -51,10 +51,11 @@ class _Held:
 class DaskEngine(SerialEngine):
     """Chunks of items as tasks on a cluster: at ``scheduler``, or a local one of ``workers`` processes.
 
-    The context is the argument of one task, so the scheduler can make it again when the worker that holds
-    it dies: it must be picklable, and files that it names must be readable by every worker. A chunk whose
-    worker dies runs again elsewhere. The sums of the chunks are added in a tree on the workers. The number
-    of chunks depends on the items and on the number of workers above 16, so a restart finds its checkpoints.
+    The context stays on the workers as long as it is the same object from call to call. It and the work are the arguments
+    of one task each, so the scheduler can make them again when the worker that holds them dies: they must be picklable,
+    and files that they name must be readable by every worker. A chunk whose worker dies runs again elsewhere. The sums
+    of the chunks are added in a tree on the workers. The number of chunks depends on the items and on the number of
+    workers above 16, so a restart finds its checkpoints.
 
     ``grace``: seconds that other chunks have for their checkpoints once one has stopped. ``patience``: seconds
     without a scheduler or a single worker before the run is given up.
@@ -80,6 +81,7 @@ class DaskEngine(SerialEngine):
         self._grace, self._patience = grace, patience
         self._cluster: Any = None
         self._client: Any = None
+        self._context: tuple[Any, Any] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ class DaskEngine(SerialEngine):
         self._close()
 
     def _close(self) -> None:
+        self._context = None
         for part in (self._client, self._cluster):
             if part is not None:
                 part.close()
@@ -122,10 +125,10 @@ class DaskEngine(SerialEngine):
     def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> NDArray[np.int64]:
         run = uuid.uuid4().hex
         parts = max(1, min(len(items), max(FEWEST_CHUNKS, 2 * self._count())))
-        held = self._submit(_hold, _Held(context), key=f"context-{run}")
+        held, task = self._kept(context), self._submit(_hold, _Held(work), key=f"work-{run}")
         chunks = [
             self._submit(
-                _sum_chunk, work, held, _pack(split(items, parts, index)), f"c{index:04d}", run, self._threads,
+                _sum_chunk, task, held, _pack(split(items, parts, index)), f"c{index:04d}", run, self._threads,
                 key=f"chunk-{run}-{index}",
             )
             for index in range(parts)
@@ -150,10 +153,10 @@ class DaskEngine(SerialEngine):
 
     def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[NDArray[np.float64]]:
         run = uuid.uuid4().hex
-        held = self._submit(_hold, _Held(context), key=f"context-{run}")
+        held, task = self._kept(context), self._submit(_hold, _Held(work), key=f"work-{run}")
         ahead, waiting = 2 * self._count() + 2, deque[Any]()
         for index, item in enumerate(items):
-            waiting.append(self._submit(_collect_item, work, held, int(item), self._threads, key=f"item-{run}-{index}"))
+            waiting.append(self._submit(_collect_item, task, held, int(item), self._threads, key=f"item-{run}-{index}"))
             if len(waiting) >= ahead:
                 yield self._next(waiting, run)
         while waiting:
@@ -166,6 +169,12 @@ class DaskEngine(SerialEngine):
         result: NDArray[np.float64] = self._result(waiting[0], list(waiting))
         waiting.popleft()
         return result
+
+    def _kept(self, context: Any) -> Any:
+        """The context on the workers: sent once as long as it is the same object from call to call."""
+        if self._context is None or self._context[0] is not context:
+            self._context = (context, self._submit(_hold, _Held(context), key=f"context-{uuid.uuid4().hex}"))
+        return self._context[1]
 
     # --- the cluster -----------------------------------------------------------------------------------------
 
@@ -244,17 +253,17 @@ def _stop_run(run: str) -> None:
 
 
 def _sum_chunk(
-    work: SumWork, held: _Held, chunk: range | NDArray[np.int64], label: str, run: str, threads: int
+    work: _Held, held: _Held, chunk: range | NDArray[np.int64], label: str, run: str, threads: int
 ) -> NDArray[np.int64]:
     pin_threads(threads)
     control = Control(label, lambda: run in _stops)
     items: Sequence[int] = chunk if isinstance(chunk, range) else chunk.tolist()
-    return _guarded(lambda: np.ascontiguousarray(checked_sum(work(held.value, items, control))), f"chunk {label}")
+    return _guarded(lambda: np.ascontiguousarray(checked_sum(work.value(held.value, items, control))), f"chunk {label}")
 
 
-def _collect_item(work: CollectWork, held: _Held, item: int, threads: int) -> NDArray[np.float64]:
+def _collect_item(work: _Held, held: _Held, item: int, threads: int) -> NDArray[np.float64]:
     pin_threads(threads)
-    return _guarded(lambda: checked_item(work(held.value, item)), "a worker")
+    return _guarded(lambda: checked_item(work.value(held.value, item)), "a worker")
 
 
 def _guarded(work: Callable[[], T], who: str) -> T:

@@ -1,4 +1,4 @@
-"""The subspace and the precision in one: per block the two matrices that take a gradient to whitened coordinates."""
+"""The subspace and the precision in one: the map from gradients to whitened coordinates, and back to a move of theta. Public."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from distqexp.errors import UsageError
+from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions.base import Precision
-from distqexp.geometry.precisions.identity import IdentityPrecision
-from distqexp.geometry.precisions.kronecker import KroneckerPrecision
-from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
+from distqexp.geometry.subspaces.base import Subspace
 
 
 @dataclass(frozen=True)
@@ -26,32 +25,49 @@ class BlockWhitening:
     column: torch.Tensor
 
 
-def combined_whitening(subspace: KroneckerSubspace, precision: Precision) -> list[BlockWhitening]:
-    """U_row = L_S^{-1} R_row and U_col = L_A^{-1} R_col of every block: the same map as project, then whiten.
+@dataclass(frozen=True)
+class Whitening:
+    """g~ = L^{-1} P^T g, for both ways to gradients: whole ones (``project``, ``whiten``) and those of layers (``by_blocks``).
 
-    Raises UsageError unless the precision is identity or kronecker and has the subspace's blocks.
+    precision: None while it is unknown; then gradients are projected alone.
     """
-    if isinstance(precision, IdentityPrecision):
-        scale = float(precision.to_arrays()["inverse_factor"][0])
-        inverses = [
-            (torch.full((part.copies, part.rows), scale, dtype=torch.float64), _ones(part.copies, part.columns))
-            for part in subspace.coordinates
-        ]
-    elif isinstance(precision, KroneckerPrecision):
-        inverses = precision.factors
-    else:
-        raise UsageError(f"whitening by blocks: precision {precision.kind}; expected kronecker or identity")
-    found = [(row.shape[:2], column.shape[:2]) for row, column in inverses]
-    wanted = [((part.copies, part.rows), (part.copies, part.columns)) for part in subspace.coordinates]
-    if found != wanted:
-        raise UsageError("whitening by blocks: the precision is of other blocks than the subspace's; plan again")
-    whitening = []
-    for block, factors, (row, column) in zip(subspace.blocks, subspace.factors, inverses, strict=True):
-        r = factors.row
-        if r is not None and r.ndim == 2:
-            r = _unit_vectors(r, block.rows)
-        whitening.append(BlockWhitening(_product(row, r), _product(column, factors.column)))
-    return whitening
+
+    subspace: Subspace
+    precision: Precision | None = None
+
+    @property
+    def k(self) -> int:
+        """Number of coordinates."""
+        return self.subspace.k
+
+    def project(self, gradients: torch.Tensor) -> torch.Tensor:
+        """P^T g for every row: (B, d) of any floating type to (B, k) float64."""
+        return self.subspace.project(gradients)
+
+    def whiten(self, projected: torch.Tensor) -> torch.Tensor:
+        """L^{-1} for every row of (B, k) float64; the rows as they are while the precision is unknown."""
+        return projected if self.precision is None else self.precision.whiten(projected)
+
+    def lift(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """P L^{-T} y: the move of theta (d,) of a point (k,) in whitened coordinates."""
+        return self.subspace.lift(y if self.precision is None else self.precision.unwhiten(y))
+
+    def by_blocks(self) -> tuple[tuple[Block, ...], list[BlockWhitening]] | None:
+        """The blocks of theta and the map of each; None where subspace or precision mixes blocks. The same map as the other way.
+
+        Raises UsageError where the precision is of other blocks than the subspace.
+        """
+        if (blocks := self.subspace.by_blocks()) is None or self.precision is None:
+            return None
+        if (inverses := self.precision.by_blocks(blocks.coordinates)) is None:
+            return None
+        whitening = []
+        for block, factors, (row, column) in zip(blocks.blocks, blocks.factors, inverses, strict=True):
+            r = factors.row
+            if r is not None and r.ndim == 2:
+                r = _unit_vectors(r, block.rows)
+            whitening.append(BlockWhitening(_product(row, r), _product(column, factors.column)))
+        return blocks.blocks, whitening
 
 
 def _product(inverse: torch.Tensor, factor: np.ndarray | None) -> torch.Tensor:
@@ -65,7 +81,3 @@ def _unit_vectors(chosen: np.ndarray, n: int) -> np.ndarray:
     rows = np.zeros((*chosen.shape, n))
     np.put_along_axis(rows, chosen[:, :, None], 1.0, axis=2)
     return rows
-
-
-def _ones(copies: int, n: int) -> torch.Tensor:
-    return torch.ones((copies, n), dtype=torch.float64)

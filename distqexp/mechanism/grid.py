@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from distqexp.errors import UsageError
-from distqexp.mechanism.batch_sums import BatchSums
 from distqexp.mechanism.diagnostics import counter_of, unit_length
+from distqexp.mechanism.rounding_slack import BatchSums
 
 CAPACITY = 2**62
 """Sums stay below this magnitude, so that sums plus noise fit in int64."""
+
+LARGEST_CLIP_INTEGER = 2**30
+"""Its square is safe in int64."""
 
 LARGEST_SIGMA = 2**53
 """A float64 holds every integer up to this one, and noise of this size leaves int64 untouched."""

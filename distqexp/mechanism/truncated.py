@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 
 from distqexp.errors import UsageError
 from distqexp.mechanism.randomness import Randomness
-from distqexp.mechanism.spherical import SphericalEnvelope
+from distqexp.mechanism.truncated_far import SphericalEnvelope
 
 FloatArray = NDArray[np.float64]
 Propose = Callable[[FloatArray], tuple[FloatArray, FloatArray]]

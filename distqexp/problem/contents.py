@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distqexp.config import DataConfig
-from distqexp.problem.readers import open_reader
+from distqexp.problem.identity import source_files
 from distqexp.problem.readers.bytes import BLOCK, ByteSource
 from distqexp.problem.selection import select_rows
 from distqexp.problem.slots import id_bytes
+from distqexp.problem.sources import Readers
 
 MOST_BYTES = 2**30
 """So much of a file, unpacked, is looked at: the beginning of a larger one stands for it."""
@@ -24,16 +25,16 @@ MOST_LINES_BYTES = 2**28
 """The lines of larger tables are not compared one by one."""
 
 
-def content_digests(data: DataConfig) -> tuple[bytes, ...]:
+def content_digests(data: DataConfig, readers: Readers | None = None) -> tuple[bytes, ...]:
     """Digests of the file's bytes, of a table's lines in any order, and of the set of unit ids; any of them tells the file.
 
-    The bytes are those of the unpacked file: a gzip copy is the same. Raises FileContentError.
+    The bytes are those of the unpacked file: a gzip copy is the same. readers: of the process. Raises FileContentError.
     """
-    reader = open_reader(data, private=True)
     found: list[bytes] = []
-    for path in reader.files()[:1]:  # not the labels of images, which say little
+    for path in source_files(data)[: data.format != "digits"]:  # not the labels of images, which say little
         found += _file_digests(path, lines=data.format == "csv")
     if data.unit is not None:
+        reader = (readers or Readers()).of(data, private=True)
         rows = select_rows(data, reader, keep_blank=True)
         names = sorted({id_bytes(name) for name in set(reader.identifiers(data.unit, rows))} - {b""})
         if names:

@@ -198,15 +198,17 @@ class Dataset:
         return ", ".join(str(path) for path in self._reader.files()) or self.data.format
 
 
-def open_dataset(data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False) -> Dataset:
+def open_dataset(
+    data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False, reader: Reader | None = None
+) -> Dataset:
     """Open a source and check it against the schema. No record is parsed yet. ``turns``: of images, besides the config's.
 
-    ``private``: whether the records play a private role, see Dataset.
+    ``private``: whether the records play a private role, see Dataset. ``reader``: of the source, where one is open.
 
     Raises UsageError for a missing file or a config that doesn't fit the format, FileContentError for a damaged
     file or other columns than the schema's.
     """
-    reader = open_reader(data, private)
+    reader = open_reader(data, private) if reader is None else reader
     schema.check(reader)
     if data.rotate and not reader.image:
         raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images: digits or idx")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from distqexp.problem.schema import Schema
+
 
 @dataclass
 class Records:
@@ -38,3 +40,12 @@ def concatenated(parts: Sequence[Records]) -> Records:
         torch.cat([part.targets for part in parts]),
         torch.cat([part.present for part in parts]),
     )
+
+
+def blank_inputs(schema: Schema, count: int) -> torch.Tensor:
+    """(count, *schema.input_shape): inputs of absent records, zeros; of tokens, the mask begins with a 1."""
+    shape = schema.input_shape or ()
+    found = torch.zeros(count, *shape, dtype=torch.int64 if schema.tokens else torch.float32)
+    if schema.tokens:
+        found[:, 1, 0] = 1
+    return found

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from distqexp.config import DataConfig
@@ -64,14 +63,6 @@ class Schema:
         """``shape`` as a config gives it: an idx image without its channel, tokens without their mask."""
         shape = self.shape or ()
         return shape[1:] if self.tokens or (self.image and shape[:1] == (1,)) else shape
-
-    def blank_inputs(self, count: int) -> torch.Tensor:
-        """(count, *input_shape): inputs of absent records, zeros; of tokens, the mask begins with a 1."""
-        shape = self.input_shape or ()
-        found = torch.zeros(count, *shape, dtype=torch.int64 if self.tokens else torch.float32)
-        if self.tokens:
-            found[:, 1, 0] = 1
-        return found
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -164,13 +155,13 @@ class Schema:
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
 
 
-def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None) -> Schema:
+def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reader: Reader | None = None) -> Schema:
     """Fit a schema on the public records that ``data`` selects (rows, where, blank).
 
     Medians ignore missing values and those beyond float32; means and scales (standard deviation, 1 where it is zero) come
-    after imputation. Raises UsageError and FileContentError as the readers do.
+    after imputation. ``reader``: of the source, where one is open. Raises UsageError and FileContentError as the readers do.
     """
-    reader = open_reader(data)
+    reader = open_reader(data) if reader is None else reader
     rows = select_rows(data, reader)
     if len(rows) == 0:
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distqexp.arrays import BoolArray
+from distqexp.gradients.batching import Batch, flattened, pad_records
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
-from distqexp.sketching.unit_gradients import Batch, BoolArray, flattened, pad_records
 
 FloatArray = npt.NDArray[np.float64]
 IntegerArray = npt.NDArray[np.int64]

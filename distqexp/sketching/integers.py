@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.errors import UsageError
+from distqexp.mechanism.grid import LARGEST_CLIP_INTEGER
 
 FloatArray = npt.NDArray[np.float64]
 IntegerArray = npt.NDArray[np.int64]
-
-LARGEST_CLIP_INTEGER = 2**30
 
 
 def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> IntegerArray:

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.errors import UsageError
-from distqexp.sketching.block_gradients import BlockGradients
+from distqexp.gradients.autodiff import UnitGradients
+from distqexp.gradients.batching import Batch
+from distqexp.gradients.by_layer import BlockGradients
 from distqexp.sketching.clip import clip_units
 from distqexp.sketching.counters import COUNTS, UnitCounters
 from distqexp.sketching.integers import round_sum, round_to_grid
-from distqexp.sketching.unit_gradients import Batch, UnitGradients
 
 
 class Sketcher:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distqexp.artefacts.derived import derived_factor_grid
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.recomputed import TOLERANCE, refuse_unlike
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.restoring import restored
+from distqexp.artefacts.state import RoundState
 from distqexp.errors import FileContentError
-from distqexp.geometry.precisions import IdentityPrecision, KroneckerPrecision, precision_from_arrays
-from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
-from distqexp.geometry.whitening import combined_whitening
+from distqexp.expansion.passes import PublicContext
+from distqexp.geometry.precisions import make_precision, precision_from_arrays
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.setup import dimension_of, subspace_of
+from distqexp.gradients.worker import Worker
+from distqexp.kinds import Needs
 from distqexp.problem.independence import vocabulary_of
 from distqexp.problem.network import Network
-from distqexp.stages.artefacts import Plan, RoundState
-from distqexp.stages.context import RoundContext, blocks_of, dimension_of, subspace_of
-from distqexp.stages.derived import derived_factor_grid
-from distqexp.stages.recomputed import refuse_unlike
+from distqexp.problem.records import blank_inputs
 
 
-def check_built(plan: Plan, network: Network, state: RoundState | None = None) -> None:
+def check_built(plan: Plan, worker: Worker, state: RoundState | None = None) -> None:
     """Refuse (FileContentError, UsageError) a plan that is not of this model: d, k, theta, classes, blocks, curvature rows.
 
-    network: built from the plan's config; its parameters are the plan's afterwards. state: a later round's, looked at too.
+    worker: on the plan. state: a later round's, looked at too.
     """
+    network = worker.lend()
     network.load_state(dict(plan.weights))
     refuse_unlike("d", plan.d, network.d)
     refuse_unlike("k", plan.k, dimension_of(plan.config, network))
@@ -36,33 +44,61 @@ def check_built(plan: Plan, network: Network, state: RoundState | None = None) -
     if schema.input_shape is not None and schema.loss == "cross-entropy":
         refuse_unlike("schema.classes", schema.classes, int(_outputs(plan, network).shape[-1]))
     for found in [plan.state] + ([] if state is None else [state]):
-        _check_blocks(plan, network, found)
-        _check_factors(plan, network, found)
+        _check_blocks(plan, worker, found)
+        _check_factors(plan, worker, found)
 
 
 def _outputs(plan: Plan, network: Network) -> Any:
     try:
-        return network.outputs(plan.schema.blank_inputs(2).to(network.device))[:1]
+        return network.outputs(blank_inputs(plan.schema, 2).to(network.device))[:1]
     except (RuntimeError, ValueError, TypeError, IndexError):
         raise FileContentError(
             f"schema.shape: the model refuses a record of shape {plan.schema.input_shape}; the file was changed: get it again"
         ) from None
 
 
-def _check_blocks(plan: Plan, network: Network, state: RoundState) -> None:
+def read_plan(path: Path) -> Plan:
+    """The plan of a file, with its geometry looked at. Raises FileContentError."""
+    plan = Plan.read(path)
+    restored(path, lambda: check_geometry(plan, plan.state, "state"))
+    return plan
+
+
+def read_release(path: Path, plan: Plan) -> Release:
+    """A release of a plan, with the geometry of the next round looked at. Raises FileContentError."""
+    release = Release.read(path, plan)
+    following = release.next_state
+    if following is not None:
+        restored(path, lambda: check_geometry(plan, following, "next"))
+    return release
+
+
+def check_geometry(plan: Plan, state: RoundState, where: str) -> None:
+    """Refuse (FileContentError, UsageError) a state whose precision and flat subspace are not of the plan's kinds and size."""
+    config, k = plan.config, plan.k
+    precision = precision_from_arrays(config.precision.kind, k, dict(state.precision))
+    if config.precision.traits.needs is Needs.NOTHING:  # the config alone gives it
+        mechanism, n_bar = config.mechanism, config.privacy.units / config.mechanism.parts
+        step, damping = mechanism.step_of(state.round), config.precision.damping
+        own = make_precision(config.precision.kind, k, None, 0, n_bar, step, damping).to_arrays()
+        for name, array in precision.to_arrays().items():
+            refuse_unlike(f"{where}.precision.{name}", array.tolist(), own[name].tolist(), TOLERANCE)
+    if config.subspace.traits.stored and not config.by_blocks:
+        subspace_of(config, plan.d, k, state.round, None, state.subspace)
+
+
+def _check_blocks(plan: Plan, worker: Worker, state: RoundState) -> None:
     """Arrays of subspace and precision, where both work layer by layer."""
-    blocks = blocks_of(plan.config, network)
-    if blocks is None:
+    if worker.blocks is None:
         return
-    subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
+    subspace = subspace_of(plan.config, plan.d, plan.k, state.round, worker.blocks, state.subspace)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
-    if isinstance(subspace, KroneckerSubspace) and isinstance(precision, IdentityPrecision | KroneckerPrecision):
-        combined_whitening(subspace, precision)
+    Whitening(subspace, precision).by_blocks()
 
 
-def _check_factors(plan: Plan, network: Network, state: RoundState) -> None:
+def _check_factors(plan: Plan, worker: Worker, state: RoundState) -> None:
     if state.factors is None:
         return
-    context = RoundContext.of_state(plan, state, ())
+    context = PublicContext.of_state(plan, state, (), worker)
     expected = derived_factor_grid(plan.config, state.grid, plan.k, context.curvature_rows)
     refuse_unlike("state.factors", asdict(state.factors), asdict(expected) if expected else None)

@@ -7,26 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.recomputed import refuse_unlike
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.precisions import rescaled_arrays
-from distqexp.stages.artefacts import Plan, Release, RoundState
-from distqexp.stages.recomputed import refuse_unlike
+from distqexp.gradients.worker import Worker
 from distqexp.stages.release import moved_parameters
 
 TOLERANCE = 1e-6
 """Relative to the move: sums of another processor or library differ by far less. The parameters are public either way."""
 
 
-def check_chain(plan: Plan, releases: Sequence[Release], *, built: bool = True) -> None:
+def check_chain(plan: Plan, releases: Sequence[Release], *, built: bool = True, worker: Worker | None = None) -> None:
     """Refuse (FileContentError) the releases of rounds 0, 1, ... unless each builds on the one before it, and all on one noise.
 
     built: whether the plan's model may be built here; without it the parameters are not held against the noisy sums.
     """
+    worker = worker or Worker.of_plan(plan)
     state: RoundState | None = plan.state
     for number, release in enumerate(releases):
         if state is None or release.round != number:
             raise FileContentError(f"release: round {release.round}; expected round {number}: give every release once")
-        check_follows(plan, state, release, built=built)
+        check_follows(plan, state, release, built=built, worker=worker)
         if release.insecure_seed != releases[0].insecure_seed:
             raise FileContentError(
                 f"release of round {number}: noise seed {release.insecure_seed}; round 0 has {releases[0].insecure_seed}: "
@@ -35,12 +39,14 @@ def check_chain(plan: Plan, releases: Sequence[Release], *, built: bool = True) 
         state = release.next_state
 
 
-def check_follows(plan: Plan, before: RoundState, release: Release, *, built: bool = True) -> None:
+def check_follows(
+    plan: Plan, before: RoundState, release: Release, *, built: bool = True, worker: Worker | None = None
+) -> None:
     """Refuse (FileContentError) a release unless it builds on ``before``, and its parameters follow from its noisy sums."""
     where = f"release of round {release.round}"
     refuse_unlike(f"{where}: used", dict(release.used), before.header())
     if built:
-        theta = moved_parameters(plan, before, release.noisy_sums)
+        theta = moved_parameters(plan, before, release.noisy_sums, worker)
         _refuse_far(f"{where}: theta", release.theta, theta, before.theta)
     following = release.next_state
     if following is None:
@@ -51,7 +57,7 @@ def check_follows(plan: Plan, before: RoundState, release: Release, *, built: bo
         return
     mechanism = plan.config.mechanism
     ratio = mechanism.step_of(following.round) / mechanism.step_of(before.round)
-    kept = rescaled_arrays(dict(before.precision), ratio)
+    kept = rescaled_arrays(plan.config.precision.kind, dict(before.precision), ratio)
     for kind, found, expected in (
         ("precision", following.precision, kept),
         ("subspace", following.subspace, before.subspace),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.config import Config, DataConfig
+from distqexp.config import DataConfig
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import WORDS, Fault, label_rule, token_rule
 from distqexp.problem.network import Network
@@ -17,7 +17,6 @@ from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import some
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import NO_ROW, SlotMap
-from distqexp.stages.context import build_network
 
 WARNING = "PRIVATE: what follows tells about single records; read it on this terminal, and don't store, send or log it"
 
@@ -26,12 +25,11 @@ _MOST = 20
 """Columns and classes that are listed one by one."""
 
 
-def check_records(config: Config, schema: Schema, shards: Sequence[DataConfig]) -> list[str]:
+def check_records(schema: Schema, shards: Sequence[DataConfig], network: Network) -> list[str]:
     """Columns, rules and counts of each shard in lines for people, a warning first. Private. Writes nothing and charges nothing.
 
-    schema: of the plan, or fitted as a plan's is. Raises FileContentError for a file that can't be used at all.
+    schema: of the plan, or fitted as a plan's is. network: the plan's model. Raises FileContentError for a file that can't be used at all.
     """
-    network = build_network(config)
     return [WARNING, *(line for data in shards for line in _lines(data, schema, network))]
 
 

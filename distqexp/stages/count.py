@@ -11,17 +11,18 @@ import numpy as np
 from distqexp.config import Config, config_to_tree, without_paths
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import Grid, choose_grid
-from distqexp.mechanism.release import ReleaseRule
+from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy import gdp
 from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.events import GaussianRelease
-from distqexp.privacy.ledger_books import Cap
-from distqexp.privacy.ledger_expenses import Charge
-from distqexp.privacy.ledger_units import group_of
+from distqexp.privacy.expenses import Charge
+from distqexp.privacy.ledger.books import Cap
+from distqexp.privacy.units import group_of
 from distqexp.problem.dataset import count_units
+from distqexp.stages.charging import Charging
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_common_units
-from distqexp.stages.release import Charging, paid_draw
+from distqexp.stages.release import paid_draw
 from distqexp.storage.canonical import plan_identity
 
 REST = 0.99

@@ -12,50 +12,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import distqexp
+from distqexp.arrays import FloatArray
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
+from distqexp.gradients.worker import Worker
 from distqexp.mechanism.grid import Grid
+from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.guarantee import Guarantee
-from distqexp.privacy.ledger_expenses import Charge, Part, expenses
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import build_certificate, write_certificate
-from distqexp.stages.artefacts import Plan, Release, charged_part, diagnostics_of
-from distqexp.stages.context import build_network
 from distqexp.storage.atomic import write_atomic
 
 EVALUATION_BATCH = 1024
 
 
-def fine_tuned(plan: Plan, theta: npt.NDArray[np.float64]) -> Network:
-    """The plan's model with the trainable parameters at ``theta``, (d,)."""
-    network = build_network(plan.config)
-    network.load_state(dict(plan.weights))
-    network.load(theta)
-    return network
+def fine_tuned(plan: Plan, theta: FloatArray, worker: Worker | None = None) -> Network:
+    """The plan's model with the trainable parameters at ``theta``, (d,): the worker's own network, until its next round."""
+    return (worker or Worker.of_plan(plan)).network_at(theta)
 
 
-def evaluate(plan: Plan, theta: npt.NDArray[np.float64], data: DataConfig | None) -> dict[str, float]:
+def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Worker | None = None) -> dict[str, float]:
     """Metrics of the model at ``theta`` on the evaluation records; empty without them. Not covered by epsilon."""
     if data is None:
         return {}
-    dataset = open_dataset(data, plan.schema, private=plan.config.data.eval_private).of_model(fine_tuned(plan, theta))
+    private, worker = plan.config.data.eval_private, worker or Worker.of_plan(plan)
+    reader = worker.readers.of(data, private=private)
+    dataset = open_dataset(data, plan.schema, private=private, reader=reader).of_model(worker.network_at(theta))
     rows = dataset.slot_map().rows
-    return metrics_of(
-        plan, theta,
-        (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in range(0, max(len(rows), 1), EVALUATION_BATCH)),
-    )  # fmt: skip
+    starts = range(0, max(len(rows), 1), EVALUATION_BATCH)
+    return metrics_of(plan, theta, (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts), worker)
 
 
-def metrics_of(plan: Plan, theta: npt.NDArray[np.float64], batches: Iterable[Records]) -> dict[str, float]:
+def metrics_of(
+    plan: Plan, theta: FloatArray, batches: Iterable[Records], worker: Worker | None = None
+) -> dict[str, float]:
     """Metrics of the model at ``theta`` on all of these records; private when they are."""
-    network = fine_tuned(plan, theta)
+    network = fine_tuned(plan, theta, worker)
     outputs, targets, present = [], [], []
     for records in batches:
         outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
@@ -70,13 +70,14 @@ def export_model(
     folder: Path,
     ledger_entry: dict[str, Any],
     charged: Sequence[Part | None],
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """Write model.safetensors, model.pt and certificate.json into ``folder``; return the certificate.
 
     ledger_entry: number and hash of the ledger's last row of this run. charged: whose units each round was charged
     to, None: everybody's. All public.
     """
-    state = fine_tuned(plan, releases[-1].theta).state()
+    state = fine_tuned(plan, releases[-1].theta, worker).state()
     tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The folder of a run: which file stands where."""
+"""The folder of a run: which file stands where, and where new ones may go."""
 
 from __future__ import annotations
 
@@ -39,3 +39,12 @@ def quadratic_path(out: Path, round: int) -> Path:
 def release_path(out: Path, round: int) -> Path:
     """The release of a round. Public."""
     return out / f"release-{round:03d}.h5"
+
+
+def new_file(path: Path) -> Path:
+    """The path, where a new file may go. Raises UsageError."""
+    if path.exists():
+        raise UsageError(f"--out {path}: exists; expected a new file, nothing is overwritten")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--out {path}: its folder does not exist; make it first")
+    return path

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import DataConfig
-from distqexp.privacy.ledger_populations import Accepted
+from distqexp.privacy.ledger.populations import Accepted
 from distqexp.problem.contents import content_digests
-from distqexp.stages.artefacts import Plan
-from distqexp.stages.release import Charging
+from distqexp.problem.sources import Readers
+from distqexp.stages.charging import Charging
 
 
 def accepted_as(plan: Plan, charging: Charging, asked: str | None) -> Charging:
@@ -20,14 +21,16 @@ def accepted_as(plan: Plan, charging: Charging, asked: str | None) -> Charging:
     return replace(charging, population=local, accepted=accepted)
 
 
-def with_contents(charging: Charging, population: str, sources: Sequence[DataConfig]) -> Charging:
+def with_contents(
+    charging: Charging, population: str, sources: Sequence[DataConfig], readers: Readers | None = None
+) -> Charging:
     """Charging that remembers what the sources hold; warns on standard error where it was charged under another name.
 
-    population: where it is charged to now. One process only.
+    population: where it is charged to now. readers: of the process. One process only.
     """
     found: list[bytes] = []
     for data in sources:
-        digests = [charging.ledger.keyed_digest(b"content", digest) for digest in content_digests(data)]
+        digests = [charging.ledger.keyed_digest(b"content", digest) for digest in content_digests(data, readers)]
         names = charging.ledger.charged_elsewhere(population, digests, charging.universe)
         if names:
             shard = f"shard {data.shard!r}" if data.shard else "data.private"

@@ -11,22 +11,24 @@ from numpy.typing import NDArray
 from distqexp.config import AllDataConfig, DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.copies import Likeness, likeness
-from distqexp.problem.readers import open_reader
 from distqexp.problem.selection import select_rows
+from distqexp.problem.sources import Readers
 from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 
 
-def refuse_overlaps(data: AllDataConfig) -> None:
+def refuse_overlaps(data: AllDataConfig, readers: Readers | None = None) -> None:
     """Refuse public records, or ones to evaluate on that aren't private, which are private records or of a private unit.
 
-    Only sources of one file, by whatever name or copy (see ``likeness``), can be compared; filters and unit columns are read, no
-    features. Sources whose files are elsewhere are left out. Raises UsageError; the message names config keys and files alone.
+    Only sources of one file, by whatever name or copy (see ``likeness``), can be compared; filters and unit columns are
+    read, no features. Sources whose files are elsewhere are left out. readers: of the process. Raises UsageError; the
+    message names config keys and files alone.
     """
+    readers = readers or Readers()
     others = [("data.public", data.public)]
     others += [] if data.eval_private else [("data.eval", data.eval)]
     for where, other in others:
         for private in data.private if other is not None else ():
-            if other is not None and _meet(other, private):
+            if other is not None and _meet(other, private, readers):
                 remedy = ", or set data.eval_private = true" if where == "data.eval" else ""
                 raise UsageError(
                     f"{where}: records of {_place(other)} that are data.private's{_shard(private)} too, or of one of its units; "
@@ -34,18 +36,22 @@ def refuse_overlaps(data: AllDataConfig) -> None:
                 )
 
 
-def refuse_common_units(shards: Sequence[DataConfig], presence: int) -> None:
-    """Refuse unit ids, and records of one file, in more shards than are declared; reads filters and unit columns."""
+def refuse_common_units(shards: Sequence[DataConfig], presence: int, readers: Readers | None = None) -> None:
+    """Refuse unit ids, and records of one file, in more shards than are declared; reads filters and unit columns.
+
+    readers: of the process.
+    """
+    readers = readers or Readers()
     if len(shards) == 1:
         return
     present: Counter[str] = Counter()
     for data in shards:
         if data.unit is not None:
-            reader = open_reader(data, private=True)
+            reader = readers.of(data, private=True)
             names = reader.identifiers(data.unit, select_rows(data, reader, keep_blank=True))
             present.update({text for text in (canonical_id(name) for name in names) if text is not None})
     refuse_presence(present, presence)
-    refuse_common_rows(shards, presence)
+    refuse_common_rows(shards, presence, readers)
 
 
 def refuse_presence(present: Counter[str], presence: int) -> None:
@@ -61,8 +67,9 @@ def refuse_presence(present: Counter[str], presence: int) -> None:
         )
 
 
-def refuse_common_rows(shards: Sequence[DataConfig], presence: int) -> None:
-    """Refuse records of one file that stand in more shards than a unit is declared for. Raises UsageError."""
+def refuse_common_rows(shards: Sequence[DataConfig], presence: int, readers: Readers | None = None) -> None:
+    """Refuse records of one file that stand in more shards than a unit is declared for. readers: of the process. Raises UsageError."""
+    readers = readers or Readers()
     left = list(shards)
     while left:
         first = left[0]
@@ -72,7 +79,7 @@ def refuse_common_rows(shards: Sequence[DataConfig], presence: int) -> None:
         if len(same) <= presence:
             continue
         if Likeness.SAME_LINES not in alike.values():
-            _, times = np.unique(np.concatenate([_rows(one) for one in same]), return_counts=True)
+            _, times = np.unique(np.concatenate([_rows(one, readers) for one in same]), return_counts=True)
         if Likeness.SAME_LINES in alike.values() or times.max(initial=0) > presence:
             raise UsageError(
                 f"data.private: records of {_place(first)} stand in several of the shards {', '.join(one.shard or 'all' for one in same)}; "
@@ -80,24 +87,24 @@ def refuse_common_rows(shards: Sequence[DataConfig], presence: int) -> None:
             )
 
 
-def _meet(other: DataConfig, private: DataConfig) -> bool:
+def _meet(other: DataConfig, private: DataConfig, readers: Readers) -> bool:
     """Whether a record of ``other`` is a private one, or of a unit that has a private one."""
     alike = likeness(other, private)
     if alike is not Likeness.SAME_ROWS:
         return alike is Likeness.SAME_LINES
-    rows, own = _rows(other), _rows(private)
+    rows, own = _rows(other, readers), _rows(private, readers)
     if np.isin(rows, own).any():
         return True
     if private.unit is None:
         return False
-    reader = open_reader(private, private=True)
+    reader = readers.of(private, private=True)
     units = [{canonical_id(name) for name in reader.identifiers(private.unit, found)} for found in (rows, own)]
     return bool((units[0] & units[1]) - {None})
 
 
-def _rows(data: DataConfig) -> NDArray[np.int64]:
+def _rows(data: DataConfig, readers: Readers) -> NDArray[np.int64]:
     """The selected rows, blank ones too: which are blank is private."""
-    return select_rows(data, open_reader(data, private=True), keep_blank=True)
+    return select_rows(data, readers.of(data, private=True), keep_blank=True)
 
 
 def _place(data: DataConfig) -> str:

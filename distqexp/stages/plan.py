@@ -5,48 +5,54 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from distqexp.artefacts.derived import derived_calibration, derived_forecast
+from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
+from distqexp.engines.collectives import arrays_from_root
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
+from distqexp.expansion.source import curvature_source
+from distqexp.expansion.state import next_state
+from distqexp.geometry.subspaces import subspace_kind
+from distqexp.gradients.setup import build_network, dimension_of, subspace_of
+from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
+from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
+from distqexp.problem.sources import Readers
 from distqexp.problem.weights import load_weights
-from distqexp.stages.artefacts import Plan
-from distqexp.stages.context import build_network, dimension_of, subspace_of
-from distqexp.stages.curvature import curvature_source, next_state
-from distqexp.stages.derived import derived_calibration, derived_forecast
-from distqexp.stages.sharing import arrays_from_root
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
-    """The plan, the same on every rank, for any number of ranks. Reads public data only.
+    """As ``plan_and_worker``, the plan alone."""
+    return plan_and_worker(config, engine)[0]
+
+
+def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
+    """The plan, the same on every rank, for any number of ranks, and each rank's worker on it. Reads public data only.
 
     Raises UsageError when k > d, the grid would overflow, or public data are missing.
     """
     pin_threads(config.engine.threads)
-    schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config).to_tree()))
-    weights = arrays_from_root(engine, lambda: _pretrained(config, schema).state())
-    network = build_network(config)
+    network, readers = build_network(config), Readers()
+    schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
+    weights = arrays_from_root(engine, lambda: _pretrained(config, schema, network, readers).state())
     network.load_state(weights)
     d, theta = network.d, network.theta()
+    worker = Worker(without_paths(config), schema, weights, network, readers)
     k = dimension_of(config, network)
-    if not (config.by_blocks or config.subspace.kind == "public-pca"):
+    if not (config.by_blocks or config.subspace.traits.stored):
         subspace_of(config, d, k, 0)
     calibration = derived_calibration(config, k)
-    source = curvature_source(config, config.data.public, schema)
-    state = next_state(
-        config=config, schema=schema, calibration=calibration, weights=weights, theta=theta, round=0, k=k,
-        source=source, engine=engine,
-    )  # fmt: skip
-    plan = Plan(
-        config=without_paths(config), d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state
-    )
-    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).identified()
+    source = curvature_source(config, config.data.public, schema, readers=readers)
+    state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, k=k, source=source, engine=engine)
+    plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
+    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).identified(), worker
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -58,8 +64,7 @@ def describe_plan(plan: Plan) -> list[str]:
     # With rounding by micro-batch no gradient of a record is held: factors are about as large as a plain pass' activations.
     each = k if plan.config.by_batch else d + 2 * k
     memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * each + 8 * (plan.width - k)
-    if plan.config.subspace.kind in ("gaussian", "rademacher"):
-        memory += min(4 * d * k, 2**29)
+    memory += subspace_kind(plan.config.subspace.kind).cached_bytes(d, k)
     return [
         f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {mechanism.rounds} round(s){parts}, shards {', '.join(plan.config.shards)}",
         f"privacy: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, {privacy.adjacency}, "
@@ -72,13 +77,16 @@ def describe_plan(plan: Plan) -> list[str]:
     ]
 
 
-def fitted_schema(config: Config) -> Schema:
-    """The schema of a config's plan: fitted on the public records, or what the config says of them."""
+def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
+    """The schema of a config's plan: fitted on the public records, or what the config says of them.
+
+    network: built from the config. readers: of the process. Raises UsageError, FileContentError.
+    """
     loss, given = config.model.loss, config.data.record_shape
     if config.data.public is None:
         schema = schema_from_config(config.data.private[0], loss=loss, record_shape=given)
     else:
-        schema = fit_schema(config.data.public, loss=loss)
+        schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
     shape = schema.input_shape
     if shape is None:
         return schema
@@ -86,11 +94,10 @@ def fitted_schema(config: Config) -> Schema:
         raise UsageError(
             f"data.record_shape: {list(given)}; found {list(schema.record_shape)}; correct it or leave it out"
         )
-    network = build_network(config)
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
     try:
-        outputs = network.outputs(schema.blank_inputs(2))[:1]
+        outputs = network.outputs(blank_inputs(schema, 2))[:1]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
             f"model.args: the model refuses a record of shape {shape} ({' '.join(str(error).split())}); "
@@ -106,12 +113,12 @@ def fitted_schema(config: Config) -> Schema:
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 
 
-def _pretrained(config: Config, schema: Schema) -> Network:
-    network = build_network(config)
+def _pretrained(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
     if config.model.weights is not None:
         load_weights(network, Path(config.model.weights))
     if config.model.pretrain is not None and config.data.public is not None:
-        dataset = open_dataset(config.data.public, schema)
+        reader = readers.of(config.data.public, private=False)
+        dataset = open_dataset(config.data.public, schema, reader=reader)
         records = dataset.read(dataset.slot_map().rows)
         pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
     return network

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.errors import FileContentError, UsageError
-from distqexp.stages.artefacts import Plan, Quadratic, Sketch
+from distqexp.stages.folder import new_file
 
 
 def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
@@ -52,3 +54,11 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
         )
     basis = b"".join(bases[name] for name in plan.config.shards)
     return Quadratic(plan.plan_id, first.round, first.state, sums, basis, everybody)
+
+
+def pool_by_hand(plan_file: Path, sketches: Sequence[Path], out: Path) -> Quadratic:
+    """At the coordinator: see ``api.pool``. Needs no model, and so no torch."""
+    path = new_file(out)
+    quadratic = pool_files(Plan.read(plan_file), sketches)
+    quadratic.write(path)
+    return quadratic

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-import numpy.typing as npt
-
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.engines.base import Engine
-from distqexp.errors import EngineError
-from distqexp.stages.artefacts import Plan, Release
-
-T = TypeVar("T")
-
-
-def on_root_only(engine: Engine, work: Callable[[], T]) -> T | None:
-    """What ``work`` returns on the root, None elsewhere (nothing travels); an error is raised on every rank."""
-    held: list[T] = []
-    engine.on_root(lambda: held.append(work()))
-    return held[0] if held else None
-
-
-def required(value: T | None) -> T:
-    """A value that only the root holds. Raises EngineError elsewhere."""
-    if value is None:
-        raise EngineError("this value is with the first process; expected to be it: report this as a defect")
-    return value
-
-
-def arrays_from_root(engine: Engine, work: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that ``work`` returns on the root, on every rank; an error of ``work`` is raised on every rank."""
-    return engine.broadcast_arrays(on_root_only(engine, work))
+from distqexp.engines.collectives import arrays_from_root
 
 
 def plan_from_root(engine: Engine, read: Callable[[], Plan]) -> Plan:

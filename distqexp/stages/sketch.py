@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.artefacts.sums import Sketch
 from distqexp.config import DataConfig
 from distqexp.engines.base import Control, Engine
+from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError, RecordsChangedError, StoppedError, UsageError
+from distqexp.gradients.context import RoundContext
+from distqexp.gradients.worker import Worker
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.identity import (
@@ -33,13 +39,12 @@ from distqexp.problem.identity import (
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
+from distqexp.problem.sources import DataSource
 from distqexp.problem.unit_ids import canonical_id
-from distqexp.stages.artefacts import Plan, RoundState, Sketch
+from distqexp.sketching.choice import sketcher_of
 from distqexp.stages.built import check_built
-from distqexp.stages.context import DataSource, RoundContext, build_network
 from distqexp.stages.inputs import check_files
 from distqexp.stages.overlaps import refuse_common_rows, refuse_presence
-from distqexp.stages.sharing import arrays_from_root
 
 IntegerArray = npt.NDArray[np.int64]
 
@@ -51,11 +56,12 @@ FILE_NAME = re.compile(r"sketch-(?P<round>\d{3,})-(?P<shard>[A-Za-z0-9_-]+)-a(?P
 class SketchWork:
     """A round's work on the private shards: sent to every rank or worker.
 
-    folder: where this process keeps its private sketch files. attempt: how often the round was started.
+    width: of the plan's sketches. folder: where this process keeps its private sketch files. attempt: how often the round was started.
     state_id: identity of the state. shards, bases: name of each source's shard, and what its parts rest on.
     """
 
-    plan: Plan
+    plan_id: str
+    width: int
     state: RoundState
     state_id: str
     context: RoundContext
@@ -78,13 +84,15 @@ def open_shards(
     engine: Engine,
     digest: Digest = plain_digest,
     state: RoundState | None = None,
+    worker: Worker | None = None,
 ) -> tuple[tuple[DataSource, ...], tuple[str, ...]]:
     """Slot maps and fingerprints of the private shards: the root scans ids and filters, never features.
 
     Where the plan has parts, the sources carry their partition. digest: of the fingerprints, called on the root; of private
     records the ledger's. state: a later round's that came from elsewhere: it is held against the model, as the plan is.
     """
-    scanned = arrays_from_root(engine, lambda: _scan(plan, shards, digest, state))
+    worker = worker or Worker.of_plan(plan)
+    scanned = arrays_from_root(engine, lambda: _scan(plan, shards, digest, state, worker))
 
     def source(i: int, data: DataConfig) -> DataSource:
         slots = SlotMap(rows=scanned[f"rows-{i}"], unit=scanned[f"unit-{i}"])
@@ -125,6 +133,7 @@ def sketch_same_records(
     folder: Path,
     engine: Engine,
     digest: Digest,
+    worker: Worker | None = None,
 ) -> IntegerArray | None:
     """As sketch_round, over the records that ``open_shards`` found; of others nothing is left. Raises RecordsChangedError.
 
@@ -132,7 +141,7 @@ def sketch_same_records(
     """
     require_same_records(sources, fingerprints, engine, digest)
     try:
-        sums = sketch_round(plan, state, sources, fingerprints, folder, engine)
+        sums = sketch_round(plan, state, sources, fingerprints, folder, engine, worker)
         require_same_records(sources, fingerprints, engine, digest)
     except RecordsChangedError:
         if engine.is_root:
@@ -149,6 +158,7 @@ def sketch_round(
     fingerprints: tuple[str, ...],
     folder: Path,
     engine: Engine,
+    worker: Worker | None = None,
 ) -> IntegerArray | None:
     """Sketch what is not sketched yet; the root gets the int64 sum (width,) over every piece, others None.
 
@@ -156,7 +166,7 @@ def sketch_round(
     there every few seconds and at the end, so that a kill at any instant loses little. Raises StoppedError
     after the checkpoint when a stop was asked for.
     """
-    context = RoundContext.of_state(plan, state, sources)
+    context = RoundContext.of_state(plan, state, sources, worker)
     shards = tuple(source.data.shard or "all" for source in sources)
     bases = tuple(basis_of([source]) for source in sources)
 
@@ -168,17 +178,18 @@ def sketch_round(
 
     found = arrays_from_root(engine, earlier)
     attempt = int(found["attempt"][0])
-    work = SketchWork(plan, state, state_id, context, shards, bases, fingerprints, folder, attempt)
-    fresh = engine.sum(sketch_pieces, work, [int(item) for item in found["missing"]])
+    work = SketchWork(plan.plan_id, plan.width, state, state_id, context, shards, bases, fingerprints, folder, attempt)
+    fresh = engine.sum(partial(sketch_pieces, work=work), context.worker, [int(item) for item in found["missing"]])
     if not engine.is_root:
         return None
     return found["sums"] if fresh is None else found["sums"] + fresh
 
 
-def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> IntegerArray:
+def sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, work: SketchWork) -> IntegerArray:
     """The int64 sum (width,) over a chunk of pieces; runs on a rank or a worker and opens only its own slots."""
-    context, sketcher = work.context, work.context.sketcher(work.state)
-    total = np.zeros(work.plan.width, dtype=np.int64)
+    context = work.context.on(worker)
+    sketcher = sketcher_of(context, work.state)
+    total = np.zeros(work.width, dtype=np.int64)
     done = 0
     for source in range(len(context.sources)):
         numbers = [i for i, piece in enumerate(context.pieces) if piece[0] == source]
@@ -189,7 +200,7 @@ def sketch_pieces(work: SketchWork, chunk: Sequence[int], control: Control) -> I
             f"sketch-{work.state.round:03d}-{work.shards[source]}-a{work.attempt:03d}-{control.label}.h5"
         )
         mask = np.zeros(len(numbers), dtype=np.bool_)
-        sums = np.zeros(work.plan.width, dtype=np.int64)
+        sums = np.zeros(work.width, dtype=np.int64)
         save = partial(_save, work, source, path)
         work.require_same_files(source)
         saved = time.monotonic()
@@ -237,7 +248,7 @@ def sketch_files(folder: Path, round: int) -> list[Path]:
 def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: npt.NDArray[np.bool_]) -> None:
     work.require_same_files(source)
     Sketch(
-        plan_id=work.plan.plan_id,
+        plan_id=work.plan_id,
         round=work.state.round,
         state=work.state_id,
         shard=work.shards[source],
@@ -249,7 +260,7 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: n
 
 
 def _scan(
-    plan: Plan, shards: Sequence[DataConfig], digest: Digest, state: RoundState | None
+    plan: Plan, shards: Sequence[DataConfig], digest: Digest, state: RoundState | None, worker: Worker
 ) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
     slots = 0
@@ -258,8 +269,12 @@ def _scan(
         check_files("data.private", data)
     facts = [file_facts(data) for data in shards]
     # All that a file as a whole can be refused for is found now, in every shard: before anything is drawn or charged.
-    datasets = [open_dataset(data, plan.schema, private=True) for data in shards]
-    _check_model(plan, datasets, state)
+    readers = [worker.readers.of(data, private=True) for data in shards]
+    datasets = [
+        open_dataset(data, plan.schema, private=True, reader=reader)
+        for data, reader in zip(shards, readers, strict=True)
+    ]
+    _check_model(plan, datasets, state, worker)
     for data, dataset, known in zip(shards, datasets, facts, strict=True):
         require_opened(data, known, dataset.opened_files())
         dataset.check_whole()
@@ -269,7 +284,7 @@ def _scan(
             names = {canonical_id(name) for name in dataset.identifiers(slot_map.rows) or ()}
             present.update(name for name in names if name is not None)
         slots += len(slot_map.rows)
-        shown = fingerprint(data, facts[i], partial(open_reader, data, private=True), digest).encode()
+        shown = fingerprint(data, facts[i], partial(worker.readers.of, data, private=True), digest).encode()
         found |= {
             f"rows-{i}": slot_map.rows,
             f"unit-{i}": slot_map.unit,
@@ -283,7 +298,7 @@ def _scan(
             raise another_file(data)
     presence = plan.config.privacy.presence
     refuse_presence(present, presence)
-    refuse_common_rows(shards, presence)
+    refuse_common_rows(shards, presence, worker.readers)
     # Under add-remove the number of slots is private: sums wrap modulo 2^64 and nothing is refused on the data.
     limit = max_slots(plan.state.grid, plan.k)
     if plan.config.privacy.adjacency != "add-remove" and slots > limit:
@@ -293,12 +308,11 @@ def _scan(
     return found
 
 
-def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | None) -> None:
+def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | None, worker: Worker) -> None:
     """Refuse the plan where it is not of its model, as this machine builds it, or where records of the shards' shapes would meet in
     that, or have other targets."""
-    network = build_network(plan.config)
-    check_built(plan, network, state)
-    network.load(plan.state.theta)
+    check_built(plan, worker, state)
+    network = worker.network_at(plan.state.theta)
     for shape in sorted({dataset.input_shape for dataset in datasets}):
         refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
     for dataset in datasets:

@@ -13,20 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.recomputed import refuse_unlike
+from distqexp.artefacts.release import Release, charged_part
+from distqexp.artefacts.restoring import restored
 from distqexp.errors import DistqexpError, FileContentError, UsageError
+from distqexp.gradients.worker import Worker
 from distqexp.privacy import gdp
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_books import LedgerRow
-from distqexp.privacy.ledger_files import default_path
+from distqexp.privacy.ledger.books import LedgerRow
+from distqexp.privacy.ledger.files import default_path
 from distqexp.problem.models import allowed_factory
 from distqexp.report.certificate import statement_of
-from distqexp.stages.artefacts import Plan, Release, charged_part, restored
-from distqexp.stages.built import check_built
+from distqexp.stages.built import check_built, read_plan, read_release
 from distqexp.stages.chain import check_chain
-from distqexp.stages.context import build_network
+from distqexp.stages.charging import Charging
 from distqexp.stages.export import certificate_of, fine_tuned
-from distqexp.stages.recomputed import refuse_unlike
-from distqexp.stages.release import Charging
 from distqexp.stages.void import Void
 from distqexp.storage.hdf5 import read_header
 
@@ -81,7 +83,7 @@ def _beside(files: Sequence[Path]) -> list[Path]:
 def _verify_together(files: Sequence[Path], support: Sequence[Path] = ()) -> list[str]:
     """Check files that belong together, the certificates last: they rest on the others. support: looked at, with no line of their own."""
     stored = {file: read_header(file) for file in [*files, *support] if file.suffix != ".json"}
-    plans = {found.plan_id: Plan.read(file) for file, found in stored.items() if found.kind == "plan"}
+    plans = {found.plan_id: read_plan(file) for file, found in stored.items() if found.kind == "plan"}
     releases: dict[str, dict[int, Release]] = {}
     lines: dict[Path, str] = {}
     for file, found in stored.items():
@@ -92,7 +94,7 @@ def _verify_together(files: Sequence[Path], support: Sequence[Path] = ()) -> lis
             )
         missing = ""
         if found.kind == "release" and plan is not None:
-            release = Release.read(file, plan)
+            release = read_release(file, plan)
             if releases.setdefault(plan.plan_id, {}).setdefault(release.round, release) is not release:
                 raise FileContentError(f"{file}: round {release.round} again; give every release once")
         elif found.kind == "void":
@@ -115,7 +117,7 @@ def _check_run(plan: Plan, releases: Mapping[int, Release], stored: Mapping[Path
     built = _may_be_built(plan)
     if built:
         here = _on_this_machine(plan)
-        restored(_named(stored, "plan", plan), lambda: check_built(here, build_network(here.config)))
+        restored(_named(stored, "plan", plan), lambda: check_built(here, Worker.of_plan(here)))
         check_chain(here, chain)
     else:
         check_chain(plan, chain, built=False)

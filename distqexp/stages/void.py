@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.state import RoundState
 from distqexp.errors import FileContentError
 from distqexp.privacy.ledger import Ledger
-from distqexp.privacy.ledger_books import LedgerRow
-from distqexp.privacy.ledger_files import default_path
-from distqexp.privacy.ledger_head import Anchor
-from distqexp.privacy.ledger_voids import Key
-from distqexp.stages.artefacts import Plan, Release, RoundState
+from distqexp.privacy.ledger.books import LedgerRow
+from distqexp.privacy.ledger.files import default_path
+from distqexp.privacy.ledger.head import Anchor
+from distqexp.privacy.ledger.voids import Key
 from distqexp.storage.hdf5 import read_file, write_file
 
 DIGEST = re.compile(r"[0-9a-f]{64}")

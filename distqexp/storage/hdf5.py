@@ -24,7 +24,7 @@ import numpy.typing as npt
 from distqexp.errors import StorageError, UsageError
 from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
-from distqexp.storage.confined import read_confined
+from distqexp.storage.confined.parent import read_confined
 from distqexp.storage.content import KINDS, SCHEMA_VERSION, Request, content_digest, read_content
 from distqexp.storage.label import LABEL_BYTES, check_label, write_label
 

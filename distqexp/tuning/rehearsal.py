@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
 from distqexp.config import (
     AllDataConfig,
     Config,
@@ -29,18 +31,17 @@ from distqexp.config import (
 from distqexp.config.checks import check
 from distqexp.config.tuning import LISTS
 from distqexp.engines.base import Engine
+from distqexp.engines.collectives import required
 from distqexp.errors import UsageError
 from distqexp.privacy import gdp
 from distqexp.privacy.calibration import MARGIN, SLACK_SHARE
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.records import Records, concatenated
+from distqexp.problem.sources import DataSource
 from distqexp.problem.weights import write_weights
-from distqexp.stages.artefacts import Plan, RoundState
-from distqexp.stages.context import DataSource
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
 from distqexp.stages.plan import make_plan
 from distqexp.stages.release import make_release
-from distqexp.stages.sharing import required
 from distqexp.stages.sketch import open_shards, sketch_round
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import StandIns, hold

@@ -18,7 +18,7 @@ from distqexp.problem.images import Turns, Views, viewed
 from distqexp.problem.readers import open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
-from distqexp.stages.context import DataSource
+from distqexp.problem.sources import DataSource, Readers
 
 
 class HeldDataset(Dataset):
@@ -49,9 +49,9 @@ class StandIns(DataSource):
         part = super().of_part(number, parts)
         return StandIns(part.data, part.slots, part.partition, held=self.held, private=self.private)
 
-    def open(self, schema: Schema, round: int) -> Dataset:
+    def open(self, schema: Schema, round: int, readers: Readers | None = None) -> Dataset:
         """The records that are held."""
-        return self.held or super().open(schema, round)
+        return self.held or super().open(schema, round, readers)
 
 
 def hold(data: DataConfig, schema: Schema, tune: TuneConfig, *, private: bool = False) -> HeldDataset:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from distqexp.api import plan as make_plan
+from distqexp.artefacts.plan import Plan
 from distqexp.config import config_from_tree
+from distqexp.gradients.context import RoundContext
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.stages.artefacts import Plan
-from distqexp.stages.context import DataSource, RoundContext
+from distqexp.problem.sources import DataSource
+from distqexp.sketching.choice import sketcher_of
 
 PLAIN = "plain"
 PCA, FULL = "distqexp, kronecker-pca", "distqexp, full kronecker"
@@ -126,7 +128,7 @@ def _distqexp(way: str, prepared: Prepared) -> Pass:
     """Whiten, clip, sum, round to integers: what a rank does with a piece, as a run does it."""
     context, plan = prepared.context(way)
     batches = list(context.batches(0))
-    sketcher = context.sketcher(plan.state)
+    sketcher = sketcher_of(context, plan.state)
     return lambda: sketcher.sketch(batches)
 
 

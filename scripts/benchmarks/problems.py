@@ -21,12 +21,12 @@ import torch
 
 from distqexp.config import Config, config_to_tree, load_config, without_paths
 from distqexp.engines import make_engine
+from distqexp.gradients.setup import build_network
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.schema import fit_schema
-from distqexp.stages.context import build_network
 from distqexp.stages.plan import make_plan
 from distqexp.storage.atomic import write_atomic
 

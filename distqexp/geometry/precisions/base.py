@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from distqexp.errors import UsageError
+from distqexp.geometry.blocks import Block
+
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 class Precision(ABC):
@@ -54,6 +57,12 @@ class Precision(ABC):
         For kronecker, of each block NNNN, ``row/NNNN`` and ``column/NNNN``.
         """
         return {name: array.cpu().numpy().copy() for name, array in self._arrays.items()}
+
+    def by_blocks(self, coordinates: Sequence[Block]) -> list[Factors] | None:
+        """L^{-1} as a pair of factors for each block of the coordinates: of row and column, matrices (copies, n, n) or diagonals
+        (copies, n). None for a kind that mixes blocks.
+        """
+        return None
 
     @abstractmethod
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.flat import FlatPrecisionKind
+from distqexp.kinds import PRECISIONS
 
 LARGEST_DENSE = 8192
 
@@ -43,3 +47,24 @@ class DensePrecision(Precision):
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
         mapped: np.ndarray = self._arrays["inverse_factor"].cpu().numpy().T @ y
         return mapped
+
+
+class DenseKind(FlatPrecisionKind):
+    """The whole curvature, k^2 numbers."""
+
+    traits = PRECISIONS["dense"]
+    operator = DensePrecision
+
+    def shape(self, k: int) -> tuple[int, ...]:
+        if k > LARGEST_DENSE:
+            raise UsageError(f"precision dense: k = {k}; expected at most {LARGEST_DENSE}; choose diagonal, or lower k")
+        return (k, k)
+
+    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
+        return DensePrecision.from_curvature(k, self.mean_curvature(k, public, units), n_bar / step, damping)
+
+    def _summed(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.T @ rows
+
+    def _is_inverse_factor(self, array: np.ndarray) -> bool:
+        return bool((np.diagonal(array) > 0).all() and not np.triu(array, 1).any())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.flat import FlatPrecisionKind
+from distqexp.kinds import PRECISIONS
 
 
 class DiagonalPrecision(Precision):
@@ -33,3 +37,13 @@ class DiagonalPrecision(Precision):
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
         mapped: np.ndarray = y * self._arrays["inverse_factor"].cpu().numpy()
         return mapped
+
+
+class DiagonalKind(FlatPrecisionKind):
+    """One curvature a coordinate, k numbers."""
+
+    traits = PRECISIONS["diagonal"]
+    operator = DiagonalPrecision
+
+    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
+        return DiagonalPrecision.from_curvature(k, self.mean_curvature(k, public, units), n_bar / step, damping)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.blocks import Block
+from distqexp.geometry.precisions.base import Factors, Precision
+from distqexp.geometry.precisions.flat import FlatPrecisionKind
+from distqexp.kinds import PRECISIONS
 
 
 class IdentityPrecision(Precision):
@@ -25,3 +30,29 @@ class IdentityPrecision(Precision):
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
         return y * self._arrays["inverse_factor"].item()
+
+    def by_blocks(self, coordinates: Sequence[Block]) -> list[Factors]:
+        scale = self._arrays["inverse_factor"].item()
+        return [
+            (
+                torch.full((part.copies, part.rows), scale, dtype=torch.float64),
+                torch.ones((part.copies, part.columns), dtype=torch.float64),
+            )
+            for part in coordinates
+        ]
+
+
+class IdentityKind(FlatPrecisionKind):
+    """No curvature at all: one number, the scale."""
+
+    traits = PRECISIONS["identity"]
+    operator = IdentityPrecision
+
+    def shape(self, k: int) -> tuple[int, ...]:
+        return (1,)
+
+    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
+        return IdentityPrecision.from_scale(k, n_bar / step)
+
+    def _summed(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.new_zeros(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import BlockMoments, traces
-from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.base import Factors, Precision
+from distqexp.geometry.precisions.kind import PrecisionKind
+from distqexp.kinds import PRECISIONS
 
 FloatArray = NDArray[np.float64]
 
@@ -35,6 +39,13 @@ class KroneckerPrecision(Precision):
         """L_S^{-1} and L_A^{-1} of every block, in order."""
         count = len(self._arrays) // 2
         return [(self._arrays[f"row/{i:04d}"], self._arrays[f"column/{i:04d}"]) for i in range(count)]
+
+    def by_blocks(self, coordinates: Sequence[Block]) -> list[Factors]:
+        """As in Precision. Raises UsageError where the precision is of other blocks."""
+        found = [(row.shape[:2], column.shape[:2]) for row, column in self.factors]
+        if found != [((part.copies, part.rows), (part.copies, part.columns)) for part in coordinates]:
+            raise UsageError("whitening by blocks: the precision is of other blocks than the subspace's; plan again")
+        return self.factors
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
         parts, at = [], 0
@@ -101,8 +112,23 @@ def _made(moments: Sequence[BlockMoments], units: int, scale: float, damping: fl
     return KroneckerPrecision(k, arrays)
 
 
-def kronecker_from_arrays(k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision:
-    """The precision that ``to_arrays`` wrote, bit for bit. Raises FileContentError."""
+class KroneckerKind(PrecisionKind):
+    """Curvature block by block, from second moments."""
+
+    traits = PRECISIONS["kronecker"]
+
+    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
+        return make_kronecker_precision(public, units, n_bar, step, damping)
+
+    def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
+        return _restored(k, arrays)
+
+    def rescaled(self, arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+        root = math.sqrt(ratio)  # the row factors carry all scales
+        return {name: array if name.startswith("column/") else array * root for name, array in arrays.items()}
+
+
+def _restored(k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision:
     count = len(arrays) // 2
     names = {f"{side}/{i:04d}" for side in ("row", "column") for i in range(count)}
     if set(arrays) != names or not names:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from distqexp.errors import UsageError
-from distqexp.geometry.philox import stream_key
 from distqexp.geometry.subspaces.base import Subspace
-from distqexp.geometry.subspaces.dense import DEFAULT_CACHE_BYTES, GaussianSubspace, RademacherSubspace
-from distqexp.geometry.subspaces.identity import IdentitySubspace
-from distqexp.geometry.subspaces.kronecker import KroneckerSubspace
-from distqexp.geometry.subspaces.public_pca import PublicPcaSubspace
-from distqexp.geometry.subspaces.sjlt import SparseSubspace
-from distqexp.geometry.subspaces.srht import HadamardSubspace
+from distqexp.geometry.subspaces.dense import GaussianKind, GaussianSubspace, RademacherKind, RademacherSubspace
+from distqexp.geometry.subspaces.identity import IdentityKind, IdentitySubspace
+from distqexp.geometry.subspaces.kind import CACHE_BYTES, Frame, SubspaceKind, register_subspace, subspace_kind
+from distqexp.geometry.subspaces.kronecker import KroneckerPcaKind, KroneckerSubspace, RandomKroneckerKind
+from distqexp.geometry.subspaces.public_pca import PublicPcaKind, PublicPcaSubspace
+from distqexp.geometry.subspaces.sjlt import SparseKind, SparseSubspace
+from distqexp.geometry.subspaces.srht import HadamardKind, HadamardSubspace
+from distqexp.kinds import Size
 
 __all__ = [
+    "Frame",
     "GaussianSubspace",
     "HadamardSubspace",
     "IdentitySubspace",
@@ -21,8 +23,17 @@ __all__ = [
     "RademacherSubspace",
     "SparseSubspace",
     "Subspace",
+    "SubspaceKind",
     "make_subspace",
+    "register_subspace",
+    "subspace_kind",
 ]
+
+for _kind in (
+    IdentityKind(), GaussianKind(), RademacherKind(), SparseKind(), HadamardKind(), RandomKroneckerKind(), KroneckerPcaKind(),
+    PublicPcaKind(),
+):  # fmt: skip
+    register_subspace(_kind)
 
 
 def make_subspace(
@@ -33,7 +44,7 @@ def make_subspace(
     round: int,
     nonzeros: int = 4,
     *,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Subspace:
     """The flat subspace of one round (public): P of shape (d, k), regenerated from (kind, d, k, seed, round) alone.
 
@@ -41,21 +52,9 @@ def make_subspace(
     memory that gaussian and rademacher keep their entries in; above it they are made anew for every product,
     with the same bits. Raises UsageError for an unknown kind, k > d, or nonzeros > k.
     """
-    if kind == "identity":
-        if k is not None and k != d:
-            raise UsageError(
-                f"subspace identity: k = {k}, with d = {d} trainable parameters; leave k out, or choose another kind"
-            )
-        return IdentitySubspace(d)
+    found = subspace_kind(kind)
+    if found.traits.size is Size.WHOLE:
+        k = found.dimension(Frame(d, k or 0))
     if k is None or not 1 <= k <= d:
         raise UsageError(f"subspace {kind}: k = {k}, with d = {d} trainable parameters; expected 1 <= k <= d; lower k")
-    key = stream_key("subspace", kind, d, k, seed, round)
-    if kind == "gaussian":
-        return GaussianSubspace(d, k, key, cache_bytes)
-    if kind == "rademacher":
-        return RademacherSubspace(d, k, key, cache_bytes)
-    if kind == "sjlt":
-        return SparseSubspace(d, k, key, nonzeros)
-    if kind == "srht":
-        return HadamardSubspace(d, k, key)
-    raise UsageError(f"subspace: unknown kind {kind!r}; expected identity, gaussian, rademacher, sjlt or srht")
+    return found.restore(Frame(d, k, seed, round, nonzeros=nonzeros, cache_bytes=cache_bytes), {})

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
+from distqexp.geometry.blocks import Block
+from distqexp.geometry.moments import BlockMoments
+
+
+@dataclass(frozen=True)
+class BlockFactors:
+    """R_row and R_col of one block: float64 (copies or 1, k, n), or None for the identity.
+
+    ``row`` may be int64 (copies, k_row) instead: the rows that are kept, R_row made of unit vectors.
+    """
+
+    row: NDArray[Any] | None = None
+    column: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class BlockSubspace:
+    """The blocks of theta, the factors of each, and the blocks of the coordinates: R_row G R_col^T for each block."""
+
+    blocks: tuple[Block, ...]
+    factors: tuple[BlockFactors, ...]
+    coordinates: tuple[Block, ...]
+
+    def projected(self, moments: Sequence[BlockMoments]) -> list[BlockMoments]:
+        """Second moments of the blocks, in the coordinates."""
+        return [part.projected(factor.row, factor.column) for part, factor in zip(moments, self.factors, strict=True)]
 
 
 class Subspace(ABC):
@@ -42,6 +72,10 @@ class Subspace(ABC):
         if w.shape != (self.k,):
             raise UsageError(f"subspace {self.kind}: lift got shape {w.shape}; expected ({self.k},)")
         return self._lift(w)
+
+    def by_blocks(self) -> BlockSubspace | None:
+        """The subspace as a pair of factors for each block of parameters, None for one that mixes blocks."""
+        return None
 
     @abstractmethod
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:

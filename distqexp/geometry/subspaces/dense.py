@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distqexp.geometry.philox import random_signs, standard_normal_entries
 from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.subspaces.kind import CACHE_BYTES, Frame, SubspaceKind
+from distqexp.kinds import SUBSPACES
 
-DEFAULT_CACHE_BYTES = 512 * 2**20
 BLOCK_ENTRIES = 2**18
 LEAST_ROWS = 32  # so that a wide P is still a matrix product
 
@@ -28,7 +32,7 @@ class _DenseSubspace(Subspace):
     memory allowed changes no bit of any result.
     """
 
-    def __init__(self, d: int, k: int, key: bytes, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(self, d: int, k: int, key: bytes, cache_bytes: int = CACHE_BYTES) -> None:
         super().__init__(d, k)
         self._key = key
         self._rows = max(LEAST_ROWS, BLOCK_ENTRIES // k)
@@ -92,3 +96,26 @@ class RademacherSubspace(_DenseSubspace):
 
     def _entries(self, first: int, count: int) -> np.ndarray:
         return random_signs(self._key, first, count)
+
+
+class _DenseKind(SubspaceKind):
+    def cached_bytes(self, d: int, k: int) -> int:
+        return min(4 * d * k, CACHE_BYTES)
+
+
+class GaussianKind(_DenseKind):
+    """Normal entries."""
+
+    traits = SUBSPACES["gaussian"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return GaussianSubspace(frame.d, frame.k, frame.key("gaussian"), frame.cache_bytes)
+
+
+class RademacherKind(_DenseKind):
+    """Signs."""
+
+    traits = SUBSPACES["rademacher"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return RademacherSubspace(frame.d, frame.k, frame.key("rademacher"), frame.cache_bytes)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
+from distqexp.geometry.subspaces.kronecker import unprojected
+from distqexp.kinds import SUBSPACES
 
 
 class IdentitySubspace(Subspace):
@@ -21,3 +28,12 @@ class IdentitySubspace(Subspace):
 
     def _lift(self, w: np.ndarray) -> np.ndarray:
         return w.copy()
+
+
+class IdentityKind(SubspaceKind):
+    """All of it, in the order of the blocks where the run works by blocks."""
+
+    traits = SUBSPACES["identity"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return IdentitySubspace(frame.d) if frame.blocks is None else unprojected(frame.blocks)

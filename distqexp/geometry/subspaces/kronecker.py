@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,12 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
 from distqexp.geometry.moments import BlockMoments, coordinate_block
 from distqexp.geometry.philox import standard_normal_entries, stream_key
-from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspace
+from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
+from distqexp.kinds import SUBSPACES
 
 FloatArray = NDArray[np.float64]
 Factor = NDArray[Any] | None
-
-
-@dataclass(frozen=True)
-class BlockFactors:
-    """R_row and R_col of one block: float64 (copies or 1, k, n), or None for the identity.
-
-    ``row`` may be int64 (copies, k_row) instead: the rows that are kept, R_row made of unit vectors.
-    """
-
-    row: Factor = None
-    column: FloatArray | None = None
 
 
 class KroneckerSubspace(Subspace):
@@ -66,6 +56,9 @@ class KroneckerSubspace(Subspace):
         self.factors = tuple(factors)
         self.coordinates = tuple(found)
         self._tensors = [(_tensor(factor.row), _tensor(factor.column)) for factor in factors]
+
+    def by_blocks(self) -> BlockSubspace:
+        return BlockSubspace(self.blocks, self.factors, self.coordinates)
 
     def project_blocks(self, gradients: torch.Tensor) -> Iterator[torch.Tensor]:
         """R_row G R_col^T of every block in turn: (B, d) of any floating type -> (B, copies, k_row, k_col) float64."""
@@ -255,3 +248,27 @@ def _shape(factor: Factor) -> tuple[int, ...] | None:
 
 def _tensor(factor: Factor) -> torch.Tensor | None:
     return None if factor is None else torch.from_numpy(np.ascontiguousarray(factor))
+
+
+class RandomKroneckerKind(SubspaceKind):
+    """Factors of normal entries."""
+
+    traits = SUBSPACES["kronecker"]
+
+    def dimension(self, frame: Frame) -> int:
+        return kronecker_dimension(frame.required_blocks(), frame.k_in, frame.k_out)
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return random_kronecker(frame.required_blocks(), frame.k_in, frame.k_out, frame.seed, frame.round)
+
+
+class KroneckerPcaKind(RandomKroneckerKind):
+    """Factors of leading eigenvectors of public second moments."""
+
+    traits = SUBSPACES["kronecker-pca"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return stored_kronecker(frame.required_blocks(), arrays, frame.k_in, frame.k_out)
+
+    def make(self, frame: Frame, public: Any) -> dict[str, NDArray[Any]]:
+        return factors_to_arrays(leading_factors(frame.required_blocks(), public, frame.k_in, frame.k_out))

@@ -9,6 +9,7 @@ only G W for W (n, width) and Q^T G for Q (d, width) are asked for, sums over th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from scipy.linalg import LinAlgError, qr, svd
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
+from distqexp.kinds import SUBSPACES
 
 FloatArray = NDArray[np.float64]
 
@@ -132,3 +135,16 @@ def leading_basis(basis: FloatArray, coefficients: FloatArray, k: int) -> FloatA
     found: FloatArray = basis @ rows[:k].T
     largest = np.take_along_axis(found, np.abs(found).argmax(axis=0)[None, :], axis=0)
     return np.ascontiguousarray(np.where(largest < 0, -found, found))
+
+
+class PublicPcaKind(SubspaceKind):
+    """The leading directions of public gradients."""
+
+    traits = SUBSPACES["public-pca"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return stored_basis(frame.d, frame.k, arrays)
+
+    def make(self, frame: Frame, public: Any) -> dict[str, NDArray[Any]]:
+        basis, coefficients = public
+        return {"basis": leading_basis(basis, coefficients, frame.k)}

@@ -6,14 +6,19 @@ Source: Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", J. ACM 2014
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 
 from distqexp.errors import UsageError
 from distqexp.geometry.philox import raw_words
 from distqexp.geometry.subspaces.base import Subspace, as_float64_array
+from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
+from distqexp.kinds import SUBSPACES
 
 
 class SparseSubspace(Subspace):
@@ -49,3 +54,12 @@ class SparseSubspace(Subspace):
         lifted: np.ndarray = self._signs @ w
         lifted /= math.sqrt(self.nonzeros)
         return lifted
+
+
+class SparseKind(SubspaceKind):
+    """A few signs in every row."""
+
+    traits = SUBSPACES["sjlt"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return SparseSubspace(frame.d, frame.k, frame.key("sjlt"), frame.nonzeros)

@@ -7,13 +7,18 @@ subsampled randomized Hadamard transform", 2011 (sampling without replacement).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
 from distqexp.geometry.philox import random_signs, raw_words, stream_key
 from distqexp.geometry.subspaces.base import Subspace, as_float64_array
+from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
+from distqexp.kinds import SUBSPACES
 
 
 class HadamardSubspace(Subspace):
@@ -96,3 +101,12 @@ def _butterflies(matrix: np.ndarray) -> np.ndarray:
         source, target = target, source
         half *= 2
     return source
+
+
+class HadamardKind(SubspaceKind):
+    """Sampled coordinates of a fast orthogonal transform."""
+
+    traits = SUBSPACES["srht"]
+
+    def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
+        return HadamardSubspace(frame.d, frame.k, frame.key("srht"))

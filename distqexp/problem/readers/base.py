@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers.entries import is_missing
-from distqexp.storage.confined import check_confined
+from distqexp.storage.confined.parent import check_confined
 from distqexp.storage.content import Request
 
 

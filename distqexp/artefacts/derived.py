@@ -1,0 +1,110 @@
+"""What follows from a config and a clip. Planning computes it; reading a plan or a release computes it again.
+
+Nothing here depends on data: config, number of coordinates and clip give noise, grid and forecast to the last integer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from fractions import Fraction
+
+from distqexp.config import Config
+from distqexp.errors import UsageError
+from distqexp.mechanism.diagnostics import SUMS
+from distqexp.mechanism.factor_grid import RESOLUTION, FactorGrid, choose_factor_grid
+from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball
+from distqexp.mechanism.grid import (
+    LARGEST_CLIP_INTEGER,
+    Grid,
+    check_capacity,
+    check_radius,
+    choose_grid,
+    pure_mu,
+    with_pure_noise,
+)
+from distqexp.mechanism.rounding_slack import BatchSums
+from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure, sigma_minimum
+
+
+def coordinates_of(config: Config, k: int) -> int:
+    """How many numbers a round of ``k`` coordinates releases."""
+    return k + SUMS if config.diagnostics.share else k
+
+
+def derived_calibration(config: Config, k: int) -> Calibration:
+    """The noise of a config's rounds of ``k`` coordinates."""
+    privacy, mechanism = config.privacy, config.mechanism
+    return _calibrated(privacy.epsilon, privacy.delta, mechanism.passes, coordinates_of(config, k), mechanism.noise)
+
+
+@functools.lru_cache(64)  # a chain of files asks for the same one again and again
+def _calibrated(epsilon: float, delta: float, rounds: int, coordinates: int, noise: str) -> Calibration:
+    if delta == 0:
+        return calibrate_pure(epsilon=epsilon, rounds=rounds, k=coordinates)
+    return calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise)
+
+
+def derived_grid(config: Config, calibration: Calibration, clip: float, k: int) -> Grid:
+    """The grid of a round with this clip: integer clip, sensitivity (factor, slack, counter) and sigma.
+
+    Raises UsageError when sums would overflow.
+    """
+    batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
+    grid = _grid(config, calibration, clip, k, batches)
+    check_capacity(grid, k, config.privacy.units, batches)
+    if config.mechanism.trust_radius is not None:
+        check_radius(grid, config.mechanism.trust_radius)
+    if grid.clip_integer > LARGEST_CLIP_INTEGER:
+        raise UsageError(
+            f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
+            "raise delta, or leave mechanism.grid out"
+        )
+    return grid
+
+
+def derived_factor_grid(config: Config, grid: Grid, k: int, curvature_rows: int) -> FactorGrid | None:
+    """The grid of the units' factors, one row an output and view of a record; None where the curvature is public.
+
+    ``curvature_rows``: factors of the loss's curvature for one record.
+    """
+    radius = config.mechanism.trust_radius
+    if not config.private_curvature or radius is None:
+        return None
+    rows = curvature_rows * config.augment.views
+    return choose_factor_grid(grid, radius, k, rows, config.privacy.units, config.engine.micro_batch)
+
+
+def most_curvature_rows(config: Config, grid: Grid, k: int, step: float) -> int:
+    """The largest number of curvature rows that a factor grid of this step is for; 0 where it is for none."""
+    radius = config.mechanism.trust_radius
+    if radius is None or not (step > 0 and math.isfinite(step)):
+        return 0
+    clip = Fraction(grid.clip_integer) * Fraction(grid.step)
+    return math.floor(clip / (Fraction(radius) * RESOLUTION * k * Fraction(step) ** 2)) // config.augment.views
+
+
+def derived_forecast(config: Config, grid: Grid, k: int) -> dict[str, float]:
+    """How far above the minimum of its quadratic a release on ``grid`` is expected."""
+    temperature = grid.temperature
+    if config.mechanism.trust_radius is not None:
+        return {"expected": expected_excess_in_ball(temperature, k)}
+    failure = 1e-3
+    return {
+        "expected": expected_excess(temperature, k),
+        "bound": excess_bound(temperature, k, failure),
+        "failure_probability": failure,
+    }
+
+
+def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:
+    adjacency, presence, exponent = config.privacy.adjacency, config.privacy.presence, config.mechanism.grid
+    radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
+    if epsilon is None or radius is None:
+        return choose_grid(
+            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence,
+            config.diagnostics.share,
+        )  # fmt: skip
+    mu = pure_mu(clip, radius, epsilon, adjacency, presence)
+    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches, presence)
+    return with_pure_noise(grid, radius, epsilon)

@@ -1,0 +1,193 @@
+"""One round's work: where the quadratic is expanded, on which records, in which coordinates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+
+from distqexp.arrays import Arrays, FloatArray, IntegerArray
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.config import Config
+from distqexp.engines.threads import pin_threads
+from distqexp.geometry.precisions import Precision, precision_from_arrays
+from distqexp.geometry.subspaces.base import Subspace
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.autodiff import UnitGradients
+from distqexp.gradients.batching import Batch
+from distqexp.gradients.by_layer import BlockGradients
+from distqexp.gradients.labels import label_noise
+from distqexp.gradients.setup import subspace_of
+from distqexp.gradients.worker import Worker
+from distqexp.problem.dataset import Dataset
+from distqexp.problem.images import Views
+from distqexp.problem.losses import Loss
+from distqexp.problem.network import Network
+from distqexp.problem.probes import Probes
+from distqexp.problem.records import Records
+from distqexp.problem.sources import DataSource, ProbeSource
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """The work of one round on some sources. Sent to Dask workers without its worker; what is built from it is not sent.
+
+    worker: of this process. theta: where the quadratic is expanded. The arrays of the precision and of a subspace made from
+    public data are absent while they are being computed.
+    """
+
+    worker: Worker
+    theta: FloatArray
+    round: int
+    k: int
+    sources: tuple[DataSource | ProbeSource, ...]
+    precision_arrays: Arrays | None = None
+    subspace_arrays: Arrays | None = None
+
+    @classmethod
+    def of_state(
+        cls, plan: Plan, state: RoundState, sources: tuple[DataSource, ...], worker: Worker | None = None
+    ) -> Self:
+        """The context of sketching ``state`` of ``plan``: of each source the part of the state's round alone."""
+        mechanism = plan.config.mechanism
+        return cls(
+            worker=worker or Worker.of_plan(plan),
+            theta=state.theta,
+            round=state.round,
+            k=plan.k,
+            sources=tuple(source.of_part(mechanism.part_of(state.round), mechanism.parts) for source in sources),
+            precision_arrays=dict(state.precision),
+            subspace_arrays=dict(state.subspace),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "worker"}
+
+    def on(self, worker: Worker) -> Self:
+        """This context with the worker of the process that it arrived in. What was built from it stays: one context, one worker."""
+        if self.__dict__.get("worker") is not worker:
+            object.__setattr__(self, "worker", worker)
+        return self
+
+    @property
+    def config(self) -> Config:
+        """The plan's config."""
+        return self.worker.config
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """(source, first slot, last slot) of every piece, in the order of the slots."""
+        size = self.config.engine.micro_batch
+        return [(i, *piece) for i, source in enumerate(self.sources) for piece in source.pieces(size)]
+
+    @property
+    def network(self) -> Network:
+        """The model at theta, frozen parts included."""
+        return self.worker.network_at(self.theta)
+
+    @property
+    def loss(self) -> Loss:
+        """The training loss."""
+        return self.worker.loss
+
+    @cached_property
+    def subspace(self) -> Subspace:
+        """P of this round, regenerated from (seed, round) or from its arrays."""
+        return subspace_of(self.config, self.network.d, self.k, self.round, self.worker.blocks, self.subspace_arrays)
+
+    @cached_property
+    def precision(self) -> Precision | None:
+        """A of this round, when it is known."""
+        if self.precision_arrays is None:
+            return None
+        return precision_from_arrays(self.config.precision.kind, self.k, dict(self.precision_arrays))
+
+    @cached_property
+    def datasets(self) -> list[Dataset | Probes]:
+        """The records of the sources; each counts the rows that this process read in the round."""
+        opened = [source.open(self.worker.schema, self.round, self.worker.readers) for source in self.sources]
+        return [dataset.of_model(self.network) if isinstance(dataset, Dataset) else dataset for dataset in opened]
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """From gradients to whitened coordinates (only projected ones while the precision is unknown)."""
+        return Whitening(self.subspace, self.precision)
+
+    @cached_property
+    def gradients(self) -> UnitGradients | BlockGradients:
+        """Whitened unit gradients: layer by layer, where subspace and precision are pairs of factors for each block."""
+        pin_threads(self.config.engine.threads)
+        layers = self.whitening.by_blocks()
+        if layers is None:
+            return self.whole_gradients
+        return BlockGradients(
+            network=self.network,
+            loss=self.loss,
+            whitening=layers[1],
+            blocks=layers[0],
+            micro_batch=self.config.engine.micro_batch,
+        )
+
+    @cached_property
+    def whole_gradients(self) -> UnitGradients:
+        """The general way, by torch.func: for every subspace and precision, and for curvature."""
+        return UnitGradients(
+            network=self.network,
+            loss=self.loss,
+            whitening=self.whitening,
+            micro_batch=self.config.engine.micro_batch,
+        )
+
+    @property
+    def views(self) -> Views | None:
+        """The views of images that gradients are the mean of, where the config has any."""
+        augment = self.config.augment
+        if not augment.active:
+            return None
+        return Views(augment.views, augment.rotate, augment.shift, self.config.subspace.seed, self.round)
+
+    def batches(self, piece: int) -> Iterator[Batch]:
+        """The records of a piece, in their views, at most a micro-batch at a time, with the unit of each."""
+        for _, records, unit in self.numbered_batches(piece, self.views):
+            yield records, unit
+
+    def numbered_batches(self, piece: int, views: Views | None = None) -> Iterator[tuple[int, Records, IntegerArray]]:
+        """As batches, as they are without ``views``, each with the number of its first slot before it.
+
+        The worker's model is at theta from the first batch on, whatever it was at before.
+        """
+        number, first, last = self.pieces[piece]
+        source, size = self.sources[number], self.config.engine.micro_batch
+        slots = source.slots
+        for start in range(first, last, size):
+            window = slice(start, min(start + size, last))
+            records = self.on_device(self.datasets[number].read(slots.rows[window], views))
+            if isinstance(source, ProbeSource):
+                records = self.at_sampled_targets(records, start)
+            yield start, records, slots.unit[window]
+
+    def at_sampled_targets(self, records: Records, first_slot: int) -> Records:
+        """Public records with targets drawn from the model, at the first of their views: those that second moments are taken at."""
+        inputs = records.inputs if records.views is None else records.inputs[:, 0]
+        with torch.no_grad():
+            outputs = self.network.module(self.network.prepare(inputs))
+        seed, width = self.config.subspace.seed, self.loss.noise_width(outputs)
+        noise = label_noise(seed, self.round, first_slot, len(records), width)
+        return dataclasses.replace(records, targets=self.loss.sample(outputs, noise.to(outputs.device)))
+
+    def on_device(self, records: Records) -> Records:
+        """The records on the device of the network."""
+        device = self.network.device
+        if device.type == "cpu":
+            return records
+        return dataclasses.replace(
+            records,
+            inputs=records.inputs.to(device),
+            targets=records.targets.to(device),
+            present=records.present.to(device),
+        )

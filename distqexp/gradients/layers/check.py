@@ -1,0 +1,157 @@
+"""A plan is tried on noise against plain automatic differentiation before it is trusted. Public."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+
+from distqexp.errors import UsageError
+from distqexp.geometry.blocks import Block
+from distqexp.gradients.layers.forms import Indexed, Raw, Tensor, Whole
+from distqexp.gradients.layers.routing import make_plan
+from distqexp.gradients.layers.taps import Taps
+from distqexp.problem.network import Network
+
+RECORDS = 2
+
+
+def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
+    """The taps for records of the shape and type of ``record`` (1, ...), whose values don't enter.
+
+    On two records of noise, every parameter's gradient must be what one record at a time gives. A parameter used in a way
+    that no layer shows (a weight read by another module) is differentiated through the whole network instead.
+    Raises UsageError, naming the layer, when that doesn't help either: the model then couples the records of a batch.
+
+    A model that overflows on the noise, in a run that diverged, can't be compared: all of it is left to torch.func, which
+    takes each record alone by construction, so that the run can be finished.
+    """
+    if not _overflow_free(network, record):
+        return _left_to_torch(network, blocks, record)
+    wrong: frozenset[str] = frozenset()
+    for _ in range(2):
+        plan = make_plan(network, blocks, record, wrong)
+        taps = Taps(network, blocks, plan)
+        found = _disagreeing(taps, record)
+        if found is None:
+            return _left_to_torch(network, blocks, record)
+        if not found:
+            return taps
+        wrong = wrong | found
+    raise UsageError(
+        f"model: the gradient of {min(wrong)} differs between a batch and its records alone; expected a model whose records "
+        "don't affect one another, the same at every call; remove what couples them, or freeze this parameter"
+    )
+
+
+def _left_to_torch(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
+    taps = Taps(network, blocks, make_plan(network, blocks, record, frozenset(dict(network.names_shapes))))
+    _batched(taps, _noise(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
+    return taps
+
+
+def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
+    """Names of the parameters whose gradients differ; None where the gradients overflow."""
+    network = taps.network
+    inputs = _noise(record)
+    bound = 10 * torch.finfo(network.dtype).eps ** 0.5
+    outputs = _outputs(network, inputs, bound)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+
+    def value(found: Tensor) -> Tensor:
+        return (found * weights[: len(found)]).reshape(len(found), -1).sum(dim=1)
+
+    found = _batched(taps, inputs, value)
+    expected = _one_at_a_time(network, inputs, weights)
+    if not bool(torch.isfinite(expected).all()):
+        return None
+    size = torch.linalg.vector_norm(expected, dim=1).max()
+    wrong = set()
+    at = 0
+    for name, shape in network.names_shapes:
+        count = torch.Size(shape).numel()
+        part = slice(at, at + count)
+        own = torch.linalg.vector_norm(expected[:, part], dim=1)
+        error = torch.linalg.vector_norm(found[:, part] - expected[:, part], dim=1)
+        if not bool((error <= bound * torch.maximum(own, 1e-3 * size)).all()):
+            wrong.add(name)
+        at += count
+    return frozenset(wrong)
+
+
+def _noise(record: Tensor) -> Tensor:
+    shape = (RECORDS, *record.shape[1:])
+    generator = torch.Generator().manual_seed(0)
+    if record.is_floating_point():
+        return torch.randn(shape, generator=generator).to(record.dtype)
+    noise = torch.randint(2, shape, generator=generator).to(record.dtype)  # 0 and 1 are in every vocabulary
+    if noise.ndim == 3:
+        noise[:, -1, 0] = 1  # tokens and their mask: a mask that hides everything has no gradient to compare
+    return noise
+
+
+def _overflow_free(network: Network, record: Tensor) -> bool:
+    """Whether the outputs of the noise, a record at a time, are finite, with room for their squares."""
+    with torch.no_grad():
+        outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(_noise(record), 1)])
+    return bool((outputs.abs() < torch.finfo(network.dtype).max ** 0.25).all())
+
+
+def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
+    with torch.no_grad():
+        together = network.module(network.prepare(inputs))
+        alone = torch.cat([network.module(network.prepare(one)) for one in torch.split(inputs, 1)])
+    if together.shape != alone.shape or not bool(
+        ((together - alone).abs() <= bound * alone.abs().max().clamp(min=1.0)).all()
+    ):
+        raise UsageError(
+            "model: its outputs for a batch differ from those for each record alone; expected records that don't affect one "
+            "another, the same at every call; remove the layer that couples them (a normalisation over the batch, for one)"
+        )
+    return together
+
+
+def _one_at_a_time(network: Network, inputs: Tensor, weights: Tensor) -> Tensor:
+    parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
+    rows = []
+    for j in range(RECORDS):
+        with torch.enable_grad():
+            total = (network.module(network.prepare(inputs[j : j + 1])) * weights[j : j + 1]).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return torch.stack(rows)
+
+
+def _batched(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """(2, d): the taps' gradients, as vectors."""
+    for fallback in taps.plan.fallbacks.values():
+        fallback.looped = False
+    with suppress(RuntimeError, ValueError, NotImplementedError):  # torch.func can't vectorise everything
+        return _vectors(taps, inputs, value)
+    for fallback in taps.plan.fallbacks.values():
+        fallback.looped = True
+    return _vectors(taps, inputs, value)
+
+
+def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    network = taps.network
+    found = torch.zeros((RECORDS, network.d), dtype=network.dtype, device=network.device)
+
+    def receive(number: int, raw: Raw) -> None:
+        block = taps.blocks[number]
+        kept = raw.plain(block)
+        if isinstance(kept, Indexed):
+            kept = kept.dense()
+        matrix = kept.matrix if isinstance(kept, Whole) else kept.row.transpose(2, 3) @ kept.column
+        if block.weight is not None:
+            weight = matrix[..., : block.weight_columns]
+            weight = (weight.transpose(2, 3) if block.transposed else weight).reshape(RECORDS, -1)
+            found[:, block.weight : block.weight + weight.shape[1]] += weight
+        if block.bias is not None:
+            bias = matrix[..., -1].reshape(RECORDS, -1)
+            found[:, block.bias : block.bias + bias.shape[1]] += bias
+
+    taps.run(inputs, value, receive)
+    return found

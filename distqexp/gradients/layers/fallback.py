@@ -1,0 +1,102 @@
+"""Parameters without a rule: torch.func on the layer that uses them, from its inputs and its output's gradient. Private."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vjp, vmap
+from torch.utils import _pytree as pytree
+
+from distqexp.gradients.layers.forms import Tensor
+
+Dims = Sequence[int | None]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors among the leaves of a tree of arguments or outputs."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def floating(tree: Any) -> list[Tensor]:
+    """Those of them that gradients pass through."""
+    return [leaf for leaf in tensors(tree) if leaf.is_floating_point()]
+
+
+def per_example(
+    module: nn.Module,
+    names: Sequence[str],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    gradients: Sequence[Tensor],
+    dims: tuple[Dims, Dims],
+    looped: bool,
+) -> dict[str, Tensor]:
+    """(B, *shape) for each named parameter of ``module``: example j's gradient, from example j's inputs alone.
+
+    ``gradients``: of the outputs' floating-point tensors. ``dims``: where the batch is in every tensor of the arguments (None:
+    shared) and of ``gradients``. ``looped``: an example at a time by plain automatic differentiation, for modules
+    that torch.func can't vectorise.
+    """
+    leaves, tree = pytree.tree_flatten(arguments)
+    slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    values = [leaves[number].detach() for number in slots]
+    parameters = {name: module.get_parameter(name).detach() for name in names}
+
+    def outputs(chosen: dict[str, Tensor], examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        filled = list(leaves)
+        for number, value, dim in zip(slots, examples, dims[0], strict=True):
+            filled[number] = value if dim is None else value.unsqueeze(dim)
+        args, kwargs = pytree.tree_unflatten(filled, tree)
+        return tuple(floating(functional_call(module, chosen, args, kwargs)))
+
+    def pulled(chosen: dict[str, Tensor], examples: Sequence[Tensor], grown: Sequence[Tensor]) -> dict[str, Tensor]:
+        _, pull = vjp(lambda current: outputs(current, examples), chosen)[:2]
+        return pull(tuple(_unsqueeze(grown, dims[1])))[0]
+
+    if not looped:
+        return vmap(pulled, in_dims=(None, list(dims[0]), list(dims[1])))(parameters, values, list(gradients))
+    return _one_by_one(outputs, parameters, values, gradients, dims)
+
+
+def _one_by_one(
+    outputs: Callable[[dict[str, Tensor], Sequence[Tensor]], tuple[Tensor, ...]],
+    parameters: dict[str, Tensor],
+    values: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    dims: tuple[Dims, Dims],
+) -> dict[str, Tensor]:
+    first = next(dim for dim in dims[1] if dim is not None)
+    count = gradients[0].shape[first]
+    rows: list[list[Tensor]] = []
+    leaves = {name: value.clone().requires_grad_(True) for name, value in parameters.items()}
+    for j in range(count):
+        examples = [value if dim is None else value.select(dim, j) for value, dim in zip(values, dims[0], strict=True)]
+        grown = [value.select(dim or 0, j) for value, dim in zip(gradients, dims[1], strict=True)]
+        with torch.enable_grad():
+            found = outputs(leaves, examples)
+        pairs = [
+            (output, gradient)
+            for output, gradient in zip(found, _unsqueeze(grown, dims[1]), strict=True)
+            if output.requires_grad
+        ]
+        if not pairs:
+            rows.append([torch.zeros_like(leaf) for leaf in leaves.values()])
+            continue
+        rows.append(
+            list(
+                torch.autograd.grad(
+                    [output for output, _ in pairs],
+                    list(leaves.values()),
+                    [gradient for _, gradient in pairs],
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        )
+    return {name: torch.stack([row[at] for row in rows]) for at, name in enumerate(leaves)}
+
+
+def _unsqueeze(gradients: Sequence[Tensor], dims: Dims) -> list[Tensor]:
+    return [gradient.unsqueeze(dim or 0) for gradient, dim in zip(gradients, dims, strict=True)]

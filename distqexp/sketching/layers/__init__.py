@@ -1,8 +1,0 @@
-"""Per-example gradients of layers as small factors: hooks, rules a layer family, and the whole pass. Private results."""
-
-from __future__ import annotations
-
-from distqexp.sketching.layers.layout import block_layout
-from distqexp.sketching.layers.rules import register_rule
-
-__all__ = ["block_layout", "register_rule"]

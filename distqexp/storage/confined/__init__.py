@@ -1,0 +1,1 @@
+"""Files that came from elsewhere are read in a process of its own, with limits: the parent, the child, and what the child does."""

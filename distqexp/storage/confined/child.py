@@ -1,0 +1,89 @@
+"""The process that meets files from elsewhere: ``python -m distqexp.storage.confined.child REQUEST``.
+
+Standard input is the open file, standard output the answer, frame by frame: eight bytes of length, a JSON object, and the
+bytes of an array where the object names one. The first says that the process is there, the last how it went. Nothing but numpy
+and the libraries of the formats is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from distqexp.errors import FileContentError
+from distqexp.storage.confined.hdf5 import check_structure
+from distqexp.storage.content import Request, read_content
+
+MEMORY = 5 << 28
+"""Bytes beyond what the interpreter has and three times the file: 1.25 GiB."""
+CPU_SECONDS = 3
+BYTES_A_SECOND = 20 << 20
+"""Much slower than reading and hashing are."""
+
+
+def main() -> None:
+    """Serve one request and exit."""
+    task, request = sys.argv[1], Request(**json.loads(sys.argv[2]))
+    with os.fdopen(0, "rb", closefd=False) as file, os.fdopen(1, "wb", closefd=False) as answer:
+        if task == "texts":
+            import distqexp.storage.confined.parquet  # noqa: F401 - with its library, while there is no limit yet
+        send(answer, {"ready": True})
+        set_limits(request.length)
+        serve(task, request, file, answer)
+
+
+def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None:
+    """One request: "content" (see read_content), "structure" (see check_structure) or "texts" (see check_texts)."""
+    end: dict[str, Any] = {"end": True}
+    try:
+        if task == "content":
+            for frame, array in read_content(file, request):
+                send(answer, frame, array)
+        elif task == "structure":
+            check_structure(file, request)
+        else:
+            from distqexp.storage.confined.parquet import check_texts  # of a library that HDF5 files don't need
+
+            check_texts(file, request)
+    except FileContentError as error:
+        end = {"refused": str(error)}
+    except MemoryError:
+        end = {"refused": f"{request.path}: takes more memory than a file of its size may; it is no honest file"}
+    send(answer, end)
+
+
+def send(answer: BinaryIO, frame: dict[str, Any], array: npt.NDArray[Any] | None = None) -> None:
+    """Write one frame."""
+    text = json.dumps(frame).encode()
+    answer.write(struct.pack("<Q", len(text)) + text)
+    if array is not None:
+        answer.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    answer.flush()
+
+
+def set_limits(length: int) -> None:
+    """Bound this process by what an honest file of ``length`` bytes can need. No core file: it would hold the content."""
+    seconds = CPU_SECONDS + length // BYTES_A_SECOND
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, seconds)
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY + 3 * length)
+
+
+def _limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, hard))
+
+
+if __name__ == "__main__":
+    main()
