@@ -1,4 +1,4 @@
-"""Names of the array types that run through all rooms."""
+"""Names of the array types that all packages use."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ IntegerArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by name, as files and messages carry them."""
+NewArrays = dict[str, npt.NDArray[Any]]
+"""Arrays by name to which further arrays may be added."""

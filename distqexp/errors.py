@@ -1,13 +1,13 @@
-"""Errors for people: one line each, with the exit code that a launcher or a script can act on."""
+"""Errors for people: each has a message of one line, and an exit code that a launcher or a script can act on."""
 
 from __future__ import annotations
 
 
 class DistqexpError(Exception):
-    """Base of every expected failure.
+    """The base class of every expected failure.
 
-    The message is one line: what was wrong, the value found, the value expected, what to do. It never
-    carries a value that derives from private records.
+    The message is one line that says what was wrong, the value found, the value expected, and what to do. It never contains
+    a value that derives from private records.
     """
 
     exit_code = 5
@@ -20,47 +20,47 @@ class UsageError(DistqexpError):
 
 
 class NotAvailableYet(UsageError):
-    """A stage or an option that a later version brings (exit code 2)."""
+    """A stage or an option that is planned for a later version (exit code 2)."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}: not available yet")
 
 
 class FileContentError(DistqexpError):
-    """A file whose content is refused: corrupt, mismatched, of another plan (exit code 3)."""
+    """A file whose content is refused because it is corrupt, mismatched or of another plan (exit code 3)."""
 
     exit_code = 3
 
 
 class RecordsChangedError(FileContentError):
-    """A file of private records is not the one that the run, or the round, began with (exit code 3)."""
+    """A file of private records that is not the one with which the run or the round began (exit code 3)."""
 
 
 class BudgetError(DistqexpError):
-    """The privacy budget of a population does not allow the release (exit code 4)."""
+    """A release that the privacy budget of a population does not allow (exit code 4)."""
 
     exit_code = 4
 
 
 class EngineError(DistqexpError):
-    """A rank, worker or site failed, or the launcher and the engine disagree (exit code 5)."""
+    """A rank, worker or site that failed, or a launcher and an engine that disagree (exit code 5)."""
 
     exit_code = 5
 
 
 class StorageError(DistqexpError):
-    """The disk is full or a folder can't be written (exit code 6)."""
+    """A disk that is full or a folder that can't be written (exit code 6)."""
 
     exit_code = 6
 
 
 class StoppedError(DistqexpError):
-    """Stopped on request after a checkpoint: queue the job again with ``--resume`` (exit code 75)."""
+    """A run that stopped on request after a checkpoint: queue the job again with ``--resume`` (exit code 75)."""
 
     exit_code = 75
 
 
 class InternalError(DistqexpError):
-    """A figure that cannot be right, by a defect of distqexp itself; nothing was drawn or certified by it (exit code 70)."""
+    """A figure that cannot be right, by a defect of distqexp; nothing was drawn or certified from it (exit code 70)."""
 
     exit_code = 70

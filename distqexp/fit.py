@@ -20,18 +20,16 @@ from distqexp.stages.rounds import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m distqexp.fit``; returns the exit code."""
+    """Run the main job with these arguments, those of the process when None, and return the exit code."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)
         config = load_config(options.config, options.overrides)
         out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
         engine = make_engine(config.engine, os.environ, debug=debug)
-        rounds, public = config.mechanism.rounds, config.privacy.counts_public
+        rounds, public = config.mechanism.rounds, config.privacy.adjacency.counts_public
         with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
-            result = run(
-                config, out, engine, progress, resume=options.resume, insecure_seed=options.insecure_noise_seed
-            )
+            result = run(config, out, engine, progress, resume=options.resume, noise_seed=options.insecure_noise_seed)
     except KeyboardInterrupt:
         sys.stderr.write("distqexp: interrupted from the keyboard; run the same command with --resume\n")
         return 130

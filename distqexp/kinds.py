@@ -1,7 +1,7 @@
-"""The kinds of subspaces and precisions by name, with what a config and a plan must know of each. Public.
+"""The choices that all rooms know by name: neighbouring datasets, noise, subspaces, precisions. Public.
 
-What a kind does is in ``geometry``; this table is all that is needed to read a config or a plan. A new kind is a file in
-``geometry/subspaces`` or ``geometry/precisions`` and its registration there.
+What a kind of subspace or precision does is in ``geometry``; its row here is all that is needed to read a config or a plan. To add a
+kind, add a file to ``geometry/subspaces`` or ``geometry/precisions`` and register the kind there.
 """
 
 from __future__ import annotations
@@ -10,8 +10,38 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+class Adjacency(StrEnum):
+    """Which datasets are neighbours.
+
+    The value is the text that stands in configs, files and ledgers; ``Adjacency(text)`` reads it.
+    """
+
+    ZERO_OUT = "zero-out"
+    ADD_REMOVE = "add-remove"
+    REPLACE_ONE = "replace-one"
+
+    @property
+    def sensitivity_factor(self) -> int:
+        """The largest distance between the sums of two neighbouring datasets, in clips."""
+        return 2 if self is Adjacency.REPLACE_ONE else 1
+
+    @property
+    def counts_public(self) -> bool:
+        """Whether the number of slots is public, and with it the share of the work that is finished."""
+        return self is not Adjacency.ADD_REMOVE
+
+
+class Noise(StrEnum):
+    """The noise of a release. The value is the text that stands in configs and files; ``Noise(text)`` reads it."""
+
+    DISCRETE = "discrete"
+    """Integers, drawn exactly."""
+    GAUSSIAN = "gaussian"
+    """Continuous noise, rounded to the grid."""
+
+
 class Needs(StrEnum):
-    """What a kind is made from besides a seed."""
+    """What a kind of subspace or precision is made from besides a seed."""
 
     NOTHING = "nothing"
     CURVATURE = "the curvature of public records in the subspace"
@@ -20,7 +50,7 @@ class Needs(StrEnum):
 
 
 class Size(StrEnum):
-    """Which keys of [subspace] say how large a subspace is."""
+    """Which keys of [subspace] give the size of a subspace."""
 
     WHOLE = "every trainable parameter"
     FLAT = "k"
@@ -29,7 +59,13 @@ class Size(StrEnum):
 
 @dataclass(frozen=True)
 class SubspaceTraits:
-    """name: in configs and files. by_blocks: whether it works on the parameters layer by layer (it may without, for WHOLE)."""
+    """What configs and plans must know of a kind of subspace.
+
+    Attributes:
+        name: The name of the kind in configs and files.
+        size: Which keys of [subspace] give its size.
+        needs: What it is made from besides a seed.
+    """
 
     name: str
     size: Size = Size.FLAT
@@ -37,19 +73,26 @@ class SubspaceTraits:
 
     @property
     def by_blocks(self) -> bool:
-        """Whether it is a pair of factors for each block of parameters."""
+        """Whether the subspace is a pair of factors for each block of parameters. One of size WHOLE can work by blocks without."""
         return self.size is Size.SIDES
 
     @property
     def stored(self) -> bool:
-        """Whether its arrays are part of a round's state: a seed alone doesn't give it."""
+        """Whether its arrays are stored in a round's state, because a seed alone doesn't give them."""
         return self.needs is not Needs.NOTHING
 
 
 @dataclass(frozen=True)
 class PrecisionTraits:
-    """name: in configs and files. by_blocks: whether it is a pair of factors for each block of parameters. splits: whether what it
-    does to a gradient is done block by block, so that layers give whitened gradients without forming any."""
+    """What configs and plans must know of a kind of precision.
+
+    Attributes:
+        name: The name of the kind in configs and files.
+        needs: What it is made from besides a seed.
+        by_blocks: Whether it is a pair of factors for each block of parameters.
+        splits: Whether it acts on a gradient block by block, so that layers give whitened gradients without a whole gradient
+            being formed.
+    """
 
     name: str
     needs: Needs = Needs.CURVATURE
@@ -70,7 +113,7 @@ SUBSPACES: dict[str, SubspaceTraits] = {
         SubspaceTraits("public-pca", Size.FLAT, Needs.GRADIENTS),
     )
 }
-"""By name, in the order in which people are told of them."""
+"""The kinds by name, in the order in which messages list them."""
 
 PRECISIONS: dict[str, PrecisionTraits] = {
     traits.name: traits
@@ -81,4 +124,4 @@ PRECISIONS: dict[str, PrecisionTraits] = {
         PrecisionTraits("kronecker", Needs.MOMENTS, by_blocks=True, splits=True),
     )
 }
-"""By name, in the order in which people are told of them."""
+"""The kinds by name, in the order in which messages list them."""

@@ -1,8 +1,8 @@
-# Sourced by the job scripts in this folder, from the folder that the job was submitted in. Bash.
+# The job scripts in this folder source this file, from the folder that the job was submitted in. It is for Bash.
 #
-# Settings, from the environment of the submission:
+# The settings come from the environment of the submission (the last column has the defaults):
 #   CONFIG   the task                            configs/digits.toml
-#   OUT      folder of the run                   runs/NAME of the config
+#   OUT      the folder of the run               runs/NAME of the config
 #   PYTHON   a Python that has distqexp          .venv/bin/python
 #   DISTQEXP_DATA, DISTQEXP_LEDGER               as everywhere; a ledger needs a file system with file locks
 
@@ -10,7 +10,7 @@ export CONFIG=${CONFIG:-configs/digits.toml}
 export OUT=${OUT:-runs/$(basename "$CONFIG" .toml)}
 export PYTHON=${PYTHON:-.venv/bin/python}
 
-# The plan's thread count, for libraries that read it when they are loaded.
+# The plan's thread count goes to the libraries that read it when they are loaded.
 threads=$("$PYTHON" -c '
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ except DistqexpError as error:
 ' "$CONFIG")
 export OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads
 
-# What a second submission has to pass on, by name, and what Open MPI has to pass on to other nodes.
+# These are what a second submission has to pass on, by name, and what Open MPI has to pass on to other nodes.
 settings=CONFIG,OUT,PYTHON
 exports=(-x OMP_NUM_THREADS -x MKL_NUM_THREADS -x OPENBLAS_NUM_THREADS)
 for name in DISTQEXP_DATA DISTQEXP_LEDGER DISTQEXP_ALLOW_FACTORIES; do
@@ -37,8 +37,8 @@ done
 # --resume begins a new run in a new folder, and goes on with the one that is there.
 fit=("$PYTHON" -m distqexp.fit "$CONFIG" --out "$OUT" --resume --json)
 
-# Run a command, pass SIGUSR1 and SIGTERM on to it as SIGUSR1, and return its exit code: distqexp writes a
-# checkpoint and exits 75.
+# Run a command, pass SIGUSR1 and SIGTERM on to it as SIGUSR1, and return its exit code: distqexp writes a checkpoint and
+# exits with code 75.
 run_until_stopped() {
     local child code interrupted
     "$@" &
@@ -47,7 +47,7 @@ run_until_stopped() {
     while :; do
         interrupted= code=0
         wait "$child" || code=$?
-        # A signal ends `wait` early, and not the command.
+        # A signal ends `wait` early, but not the command.
         [[ -n $interrupted ]] || break
     done
     trap - USR1 TERM

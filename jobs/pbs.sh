@@ -12,7 +12,7 @@ set -euo pipefail
 cd "${PBS_O_WORKDIR:-.}"
 source jobs/common.sh
 
-# PBS has no directive for a signal before the wall time: stop 3 minutes before the 4 hours above are over.
+# PBS has no directive for a signal before the wall time, so stop 3 minutes before the 4 hours above are over.
 stop_after=${STOP_AFTER:-$((4 * 3600 - 180))}
 ranks=$(wc -l <"$PBS_NODEFILE")
 

@@ -1,9 +1,9 @@
-"""Audits of every mechanism's draw at mu 0.25, 1 and 3, with real entropy: what was found beside what is claimed.
+"""Audit every mechanism's draw at mu 0.25, 1 and 3, with real entropy, and set what was found beside what is claimed.
 
     python scripts/audits.py --out runs/audits
 
-A million releases on either of two neighbouring datasets where mu is 0.25, a hundred thousand elsewhere; bounds at a confidence of
-1 - 1e-6 (docs/audit.md). Half an hour. Exit 1 where a claim is wrong.
+Each audit takes a million releases on either of two neighbouring datasets where mu is 0.25, and a hundred thousand elsewhere. The bounds
+hold at a confidence of 1 - 1e-6 (docs/audit.md). All of it takes half an hour. The exit code is 1 where a claim is wrong.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def main() -> None:
                     continue  # the same law again: pure privacy is looked at where there is more to find
                 for found in audit_sampler([rule], rule.grid.mu, delta, draws):
                     row = {"mechanism": mechanism, "delta": delta, **asdict(found), "holds": found.holds}
-                    if delta == 0.0 and rule.radius is not None:
+                    if delta == 0.0 and rule.trust_radius is not None:
                         claimed = pure_epsilon(
-                            rule.grid.sensitivity * rule.grid.step, rule.radius, rule.grid.temperature
+                            rule.grid.sensitivity * rule.grid.step, rule.trust_radius, rule.grid.temperature
                         )
                         row |= {"claimed_epsilon": claimed, "holds": found.holds and found.epsilon <= claimed}
                     rows.append(row | {"seconds": round(time.monotonic() - started, 1)})

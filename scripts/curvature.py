@@ -2,10 +2,10 @@
 
     DISTQEXP_DATA=/data python scripts/curvature.py --task icu --out runs/curvature-icu
 
-For each way and epsilon a small grid is rehearsed on public records alone; the setting of the best mean is then run on the private
-records with 5 noise seeds. ICU mortality: all 186 coordinates, rehearsed on the units of set a other than the medical ICU, in 4 folds
-(see rehearse_icu.py). MNIST, turned by 45 degrees: the last layer, 330 coordinates, rehearsed on images of the pretraining, turned
-by 40. Every run is a line of ``runs.jsonl``, and the same command goes on where it stopped.
+For each way and epsilon a small grid is rehearsed on public records alone. The setting with the best mean is then run on the private
+records with 5 noise seeds. The ICU mortality task has all 186 coordinates, and is rehearsed on the units of set a other than the medical
+ICU, in 4 folds (see rehearse_icu.py). The MNIST task, turned by 45 degrees, has the 330 coordinates of the last layer, and is rehearsed on
+images of the pretraining, turned by 40. Every run is a line of ``runs.jsonl``, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations

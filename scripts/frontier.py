@@ -4,11 +4,11 @@
     python scripts/frontier.py --task icu --tuned runs/tuned-icu --out runs/icu    # ICU mortality
     python scripts/frontier.py --out runs/frontier --budget-minutes 0              # summary of what is there
 
-All methods start at the same weights, those of the base config's plan, and see the same records. Opacus has each of
-DP-SGD and DP-Adam at the best of a grid over batch, momentum and learning rate (extended until the best isn't at an
-edge of the learning rates), chosen at every epsilon by the first seed's metric on the evaluation records: a choice
-that costs privacy and isn't charged for. distqexp's configs come from public data alone (``distqexp tune`` writes
-``tuned-eps1.toml`` and so on). Every run is a line of ``runs.jsonl``; the same command goes on where it stopped.
+All methods start at the same weights, those of the base config's plan, and see the same records. Opacus runs DP-SGD and
+DP-Adam, each at the best of a grid over batch, momentum and learning rate (extended until the best isn't at an edge of the
+learning rates). The best is chosen at every epsilon by the first seed's metric on the evaluation records, a choice that
+costs privacy and isn't charged for. distqexp's configs come from public data alone (``distqexp tune`` writes
+``tuned-eps1.toml`` and so on). Every run is a line of ``runs.jsonl``, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""How fast every subspace projects gradients, beside a plain dense matrix product of the same size.
+"""Measure how fast every subspace projects gradients, beside a plain dense matrix product of the same size.
 
     python scripts/projection.py --out runs/projection           # a JSON file and a plot
     python scripts/projection.py --out runs/projection --rows 4 --repeats 3 --models cnn
 
-Rows of noise (rows, d), float32 as gradients come, are projected to (rows, k) float64 on one thread. The plain product
-is torch's, in float64, with a matrix (d, k) in memory, k that of the kind (of identity, k = d: that of the flat kinds).
-Kind and product take turns; ratios are medians over rounds. Making P is timed apart. For sjlt and srht also the bytes
-that have to be moved at least, each once: gradients in, what P stores, sums out; and the bytes of a copy of a large
-array a second, for comparison. srht's passes through the transform are counted apart.
+Rows of noise (rows, d), in float32 as gradients are, are projected to (rows, k) float64 on one thread. The plain product
+is torch's, in float64, with a matrix (d, k) in memory. Its k is that of the kind (for identity, whose k is d, it is that of
+the flat kinds). Kind and product take turns, and ratios are medians over rounds. The time to make P is measured separately.
+For sjlt and srht the figures also hold the bytes that have to be moved at least, each once: gradients in, what P stores,
+sums out. The bytes that a copy of a large array moves in a second stand beside them, for comparison. srht's passes through
+the transform are counted separately.
 """
 
 from __future__ import annotations

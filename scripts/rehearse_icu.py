@@ -1,10 +1,10 @@
-"""The rehearsal behind configs/icu.toml: its hyperparameters, tried on public records alone.
+"""Repeat the rehearsal behind configs/icu.toml: try its hyperparameters on public records alone.
 
     DISTQEXP_DATA=/data python scripts/rehearse_icu.py --step 0.7 --damping 3 --clip-quantile 0.9 --weight-decay 0.01
 
-Public role: the medical ICU of set a. Private role: the other units of set a, in 8 folds: seven are fine-tuned on, one
-is tested on. Prints the mean AUROC and log loss over the folds at epsilon 1. Set b is not opened. The noise is
-seeded and charged to ledgers in a temporary folder.
+The medical ICU of set a plays the public role. The other units of set a play the private one, in 8 folds: seven are
+fine-tuned on, one is tested on. The script prints the mean AUROC and log loss over the folds at epsilon 1. Set b is not
+opened. The noise is seeded, and is charged to ledgers in a temporary folder.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What a draw from the truncated Gaussian costs, beside one symmetric eigendecomposition of the same size.
+"""Measure what a draw from the truncated Gaussian costs, beside one symmetric eigendecomposition of the same size.
 
     python scripts/sampler.py --out runs/sampler                      # sampler.json
     python scripts/sampler.py --out runs/sampler --sizes 1000 --repeats 5
 
-B = I + V^T V with random factors V; the mean of the Gaussian is far inside the ball, at its boundary, and far outside.
-Draw and decomposition (LAPACK's divide and conquer, eigenvectors included) take turns on one thread; ratios are medians over rounds.
+The matrix is B = I + V^T V with random factors V. The mean of the Gaussian is far inside the ball, at its boundary, and far
+outside. Draw and decomposition (LAPACK's divide and conquer, eigenvectors included) take turns on one thread, and ratios are
+medians over rounds.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How a run scales: 1, 2 and 64 ranks at fixed and at growing work, k up to 10^6.
+"""Measure how a run scales: 1, 2 and 64 ranks at fixed and at growing work, and k up to 10^6.
 
     python scripts/scaling.py --out runs/scaling            # a JSON file and a plot
     python scripts/scaling.py --out runs/scaling --quick    # a minute, to see that it works
 
-Every case is a real run of ``python -m distqexp.fit`` under the launcher. Beside it, on as many ranks, one sum of
-ready vectors (k,) and the files of a round are timed; ``compute`` is what they leave of the sketch stage. With
-DISTQEXP_DATA set, the speed-up of two ranks over one on the MNIST task is measured too, the two alternating within
-this one run. Ranks beyond the machine's cores share them: then look at the sums only.
+Every case is a real run of ``python -m distqexp.fit`` under the launcher. Beside it, on as many ranks, one sum of ready
+vectors (k,) and the files of a round are timed; ``compute`` is what they leave of the sketch stage. With DISTQEXP_DATA set,
+the speed-up of two ranks over one on the MNIST task is measured too, with the two alternating within this one run. Ranks
+beyond the machine's cores share them; in that case look only at the sums.
 """
 
 from __future__ import annotations

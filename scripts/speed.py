@@ -1,13 +1,13 @@
-"""One private pass against a plain forward and backward pass, Opacus and torch.func: seconds and memory.
+"""Compare one private pass with a plain forward and backward pass, Opacus and torch.func, in seconds and memory.
 
     python scripts/speed.py --out runs/speed                # CNN, MLP and transformer encoder: a JSON file and a plot
     python scripts/speed.py --out runs/speed --models cnn --repeats 5
 
-Every way runs the same module on the same batch of noise, on one thread. A distqexp pass whitens, clips, sums and
-rounds to integers, as ``RoundContext.sketcher`` does in a run; Opacus clips, sums and steps. Reading of records and
-drawing of noise are left out of all. Seconds: all ways in one process, in turn, after a warm-up; ratios are medians
-over the rounds of the ratio within a round. Memory: each way in a process of its own, after a warm-up, the peak of
-the resident set during a pass less what was resident before it.
+Every way runs the same module on the same batch of noise, on one thread. A distqexp pass whitens, clips, sums and rounds
+to integers, as the round's sketcher (``distqexp.sketching.choice``) does in a run; Opacus clips, sums and steps. No pass
+reads records or draws noise. Seconds are measured with all ways in one process, in turn, after a warm-up; ratios are
+medians over the rounds of the ratio within a round. Memory is measured with each way in a process of its own, after a
+warm-up: it is the peak of the resident set during a pass less what was resident before it.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: more threads than cores would only get in each other's way.
@@ -15,16 +17,33 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 import safetensors.numpy
+from processes import Processes
+from run_harness import Commands
 
 from distqexp.config import load_config
 from distqexp.engines.serial import SerialEngine
+from distqexp.privacy.ledger import Ledger
 from distqexp.stages.plan import make_plan
 from distqexp.tuning.rehearsal import only_pretrained
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of tests that run alone come first: the others then share the workers to the end."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    """Files of tests that run alone come first, then those that start processes: the others share the workers to the end."""
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("alone", "process")])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture of the test, those of its module too."""
+    Processes.allowed = item.get_closest_marker("process") is not None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes() -> Iterator[None]:
+    """Tests without the mark ``process`` start none."""
+    with pytest.MonkeyPatch.context() as patch:
+        Processes(patch)
+        yield
 
 
 @contextmanager
@@ -35,23 +54,22 @@ def locked(path: Path, kind: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def turns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A test marked ``alone`` waits until the tests of other workers are done, and they wait for it."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A test marked ``alone``, with all its fixtures, waits until the tests of other workers are done, and they wait for it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    shared = tmp_path_factory.getbasetemp().parent
+        return (yield)
+    shared = Path(tempfile.gettempdir()) / f"turns-{os.environ['PYTEST_XDIST_TESTRUNUID']}"
+    shared.mkdir(exist_ok=True)
     door, room = shared / "door", shared / "room"
-    if request.node.get_closest_marker("alone"):
+    if item.get_closest_marker("alone"):
         # Holding the door, so that the others can't go on entering while this one waits.
         with locked(door, fcntl.LOCK_EX), locked(room, fcntl.LOCK_EX):
-            yield
-        return
+            return (yield)
     with ExitStack() as inside:
         with locked(door, fcntl.LOCK_EX):
             inside.enter_context(locked(room, fcntl.LOCK_SH))
-        yield
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +112,22 @@ def own_launcher_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("launchers")))
         yield
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Commands:
+    """The commands, in this process."""
+    return Commands(capsys)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The file of a ledger that isn't there yet."""
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    """An open ledger."""
+    with Ledger.open(path) as opened:
+        yield opened

@@ -1,1 +1,1 @@
-"""What the files between the stages hold: plan, round state, sums, release. Nothing here needs torch."""
+"""What the files between the stages hold: the plan, the round's state, the sums and the release. Nothing here needs torch."""

@@ -1,6 +1,7 @@
-"""What follows from a config and a clip. Planning computes it; reading a plan or a release computes it again.
+"""What follows from a config and a clip: planning computes it, and reading a plan or a release computes it again.
 
-Nothing here depends on data: config, number of coordinates and clip give noise, grid and forecast to the last integer.
+Nothing here depends on data: the config, the number of coordinates and the clip fix the noise, the grid and the forecast
+to the last integer.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from fractions import Fraction
 
 from distqexp.config import Config
 from distqexp.errors import UsageError
+from distqexp.kinds import Noise
 from distqexp.mechanism.diagnostics import SUMS
 from distqexp.mechanism.factor_grid import RESOLUTION, FactorGrid, choose_factor_grid
 from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball
 from distqexp.mechanism.grid import (
     LARGEST_CLIP_INTEGER,
     Grid,
+    GridOptions,
     check_capacity,
-    check_radius,
+    check_trust_radius,
     choose_grid,
     pure_mu,
     with_pure_noise,
@@ -28,33 +31,33 @@ from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure,
 
 
 def coordinates_of(config: Config, k: int) -> int:
-    """How many numbers a round of ``k`` coordinates releases."""
+    """Return how many numbers a round of ``k`` coordinates releases: the diagnostics, where shared, add theirs."""
     return k + SUMS if config.diagnostics.share else k
 
 
 def derived_calibration(config: Config, k: int) -> Calibration:
-    """The noise of a config's rounds of ``k`` coordinates."""
+    """Calibrate the noise of the config's rounds, each of ``k`` coordinates."""
     privacy, mechanism = config.privacy, config.mechanism
-    return _calibrated(privacy.epsilon, privacy.delta, mechanism.passes, coordinates_of(config, k), mechanism.noise)
+    return _calibration(privacy.epsilon, privacy.delta, mechanism.passes, coordinates_of(config, k), mechanism.noise)
 
 
-@functools.lru_cache(64)  # a chain of files asks for the same one again and again
-def _calibrated(epsilon: float, delta: float, rounds: int, coordinates: int, noise: str) -> Calibration:
+@functools.lru_cache(64)  # Checking a chain of files asks for the same calibration again and again.
+def _calibration(epsilon: float, delta: float, rounds: int, coordinates: int, noise: Noise) -> Calibration:
     if delta == 0:
         return calibrate_pure(epsilon=epsilon, rounds=rounds, k=coordinates)
     return calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise)
 
 
 def derived_grid(config: Config, calibration: Calibration, clip: float, k: int) -> Grid:
-    """The grid of a round with this clip: integer clip, sensitivity (factor, slack, counter) and sigma.
+    """Return the grid of a round with this clip: its integer clip, its sensitivity (factor, slack, counter) and sigma.
 
-    Raises UsageError when sums would overflow.
+    Raises UsageError when the sums would overflow.
     """
     batches = BatchSums(config.engine.micro_batch, k) if config.by_batch else None
     grid = _grid(config, calibration, clip, k, batches)
     check_capacity(grid, k, config.privacy.units, batches)
     if config.mechanism.trust_radius is not None:
-        check_radius(grid, config.mechanism.trust_radius)
+        check_trust_radius(grid, config.mechanism.trust_radius)
     if grid.clip_integer > LARGEST_CLIP_INTEGER:
         raise UsageError(
             f"grid overflow: the clip is {grid.clip_integer} grid steps; expected at most 2^30; lower epsilon or rounds, "
@@ -64,28 +67,28 @@ def derived_grid(config: Config, calibration: Calibration, clip: float, k: int) 
 
 
 def derived_factor_grid(config: Config, grid: Grid, k: int, curvature_rows: int) -> FactorGrid | None:
-    """The grid of the units' factors, one row an output and view of a record; None where the curvature is public.
+    """Return the grid of the units' curvature factors, or None where the curvature is public.
 
-    ``curvature_rows``: factors of the loss's curvature for one record.
+    A record has one factor for each of the ``curvature_rows`` of the loss's curvature and each of its views.
     """
-    radius = config.mechanism.trust_radius
-    if not config.private_curvature or radius is None:
+    trust_radius = config.mechanism.trust_radius
+    if not config.private_curvature or trust_radius is None:
         return None
     rows = curvature_rows * config.augment.views
-    return choose_factor_grid(grid, radius, k, rows, config.privacy.units, config.engine.micro_batch)
+    return choose_factor_grid(grid, trust_radius, k, rows, config.privacy.units, config.engine.micro_batch)
 
 
 def most_curvature_rows(config: Config, grid: Grid, k: int, step: float) -> int:
-    """The largest number of curvature rows that a factor grid of this step is for; 0 where it is for none."""
-    radius = config.mechanism.trust_radius
-    if radius is None or not (step > 0 and math.isfinite(step)):
+    """Return the largest number of curvature rows that a factor grid of this step can be for, or 0 where it fits none."""
+    trust_radius = config.mechanism.trust_radius
+    if trust_radius is None or not (step > 0 and math.isfinite(step)):
         return 0
     clip = Fraction(grid.clip_integer) * Fraction(grid.step)
-    return math.floor(clip / (Fraction(radius) * RESOLUTION * k * Fraction(step) ** 2)) // config.augment.views
+    return math.floor(clip / (Fraction(trust_radius) * RESOLUTION * k * Fraction(step) ** 2)) // config.augment.views
 
 
 def derived_forecast(config: Config, grid: Grid, k: int) -> dict[str, float]:
-    """How far above the minimum of its quadratic a release on ``grid`` is expected."""
+    """Forecast how far above the minimum of its quadratic a release on ``grid`` will be."""
     temperature = grid.temperature
     if config.mechanism.trust_radius is not None:
         return {"expected": expected_excess_in_ball(temperature, k)}
@@ -99,12 +102,10 @@ def derived_forecast(config: Config, grid: Grid, k: int) -> dict[str, float]:
 
 def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:
     adjacency, presence, exponent = config.privacy.adjacency, config.privacy.presence, config.mechanism.grid
-    radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
-    if epsilon is None or radius is None:
-        return choose_grid(
-            clip, calibration.mu_round, calibration.sigma_minimum, adjacency, exponent, batches, presence,
-            config.diagnostics.share,
-        )  # fmt: skip
-    mu = pure_mu(clip, radius, epsilon, adjacency, presence)
-    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, exponent, batches, presence)
-    return with_pure_noise(grid, radius, epsilon)
+    trust_radius, epsilon = config.mechanism.trust_radius, calibration.epsilon_round
+    if epsilon is None or trust_radius is None:
+        options = GridOptions(exponent, batches, presence, config.diagnostics.share)
+        return choose_grid(clip, calibration.mu_round, calibration.sigma_minimum, adjacency, options)
+    mu = pure_mu(clip, trust_radius, epsilon, adjacency, presence)
+    grid = choose_grid(clip, mu, sigma_minimum(mu, k), adjacency, GridOptions(exponent, batches, presence))
+    return with_pure_noise(grid, trust_radius, epsilon)

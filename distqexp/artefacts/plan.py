@@ -1,4 +1,4 @@
-"""The plan: every rule of a run, fixed before a private record is read. Public."""
+"""The plan: every rule of a run, fixed before any private record is read. The whole plan is public."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy.typing as npt
 from distqexp.arrays import Arrays
 from distqexp.artefacts.derived import coordinates_of
 from distqexp.artefacts.recomputed import check_plan
-from distqexp.artefacts.restoring import restored
+from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState, under
 from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
 from distqexp.errors import FileContentError
+from distqexp.kinds import Noise
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy.calibration import Calibration
-from distqexp.privacy.events import BoundedRelease, GaussianRelease
-from distqexp.privacy.events import Release as Event
+from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Part
 from distqexp.privacy.pure import pure_epsilon
 from distqexp.problem.schema import Schema
@@ -32,9 +32,18 @@ from distqexp.storage.hdf5 import read_file, write_file
 
 @dataclass(frozen=True)
 class Plan:
-    """Every rule, fixed before a private record is read. All of it is public.
+    """Every rule of a run, fixed before any private record is read. All of it is public.
 
-    config: without paths. weights: every parameter and buffer of the pretrained model. state: round 0.
+    Attributes:
+        config: The run's config, without the paths of files.
+        d: The number of trainable parameters.
+        k: The number of coordinates of the subspace.
+        schema: What a record looks like.
+        calibration: The noise that the config's epsilon and delta pay for.
+        weights: Every parameter and buffer of the pretrained model.
+        state: The state of round 0.
+        plan_id: The SHA-256 of the plan's canonical form; empty until ``with_identity`` sets it.
+        forecast: How far above the minimum of its quadratic the release of round 0 is expected to be.
     """
 
     config: Config
@@ -48,7 +57,7 @@ class Plan:
     forecast: Mapping[str, float] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
-        """The scalars, as JSON types."""
+        """Return everything but the arrays, as JSON types."""
         return {
             "config": config_to_tree(self.config),
             "d": self.d,
@@ -61,54 +70,54 @@ class Plan:
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays, under names that a file can carry."""
+        """Return the arrays, under their names in a plan file."""
         weights = {f"weights/{name}": array for name, array in self.weights.items()}
         return weights | {f"state/{name}": array for name, array in self.state.arrays().items()}
 
-    def identified(self) -> Plan:
-        """The same plan with its identity, the SHA-256 of its canonical form."""
+    def with_identity(self) -> Plan:
+        """Return the same plan with its identity, the SHA-256 of its canonical form."""
         return replace(self, plan_id=plan_identity(self.header(), self.arrays()))
 
     def event(self, grid: Grid) -> Event:
-        """The privacy event of one round on ``grid``."""
-        radius, discrete = self.config.mechanism.trust_radius, self.config.mechanism.noise == "discrete"
-        if radius is None:
+        """Return the privacy event of one round on ``grid``."""
+        trust_radius, discrete = self.config.mechanism.trust_radius, self.config.mechanism.noise == Noise.DISCRETE
+        if trust_radius is None:
             return GaussianRelease(
                 mu=grid.mu, coordinates=self.coordinates, sigma=float(grid.sigma) if discrete else None
             )
         step = Fraction(grid.step)
-        epsilon = pure_epsilon(grid.sensitivity * step, radius, (grid.sigma * step) ** 2)
+        epsilon = pure_epsilon(grid.sensitivity * step, trust_radius, (grid.sigma * step) ** 2)
         return BoundedRelease(mu=grid.mu, epsilon=epsilon, coordinates=self.k)
 
     @property
     def coordinates(self) -> int:
-        """How many numbers a round releases: the gradient's k, and three diagnostics where the config has them."""
+        """How many numbers a round releases: the k of the gradient, and three more where the config shares diagnostics."""
         return coordinates_of(self.config, self.k)
 
     @property
     def width(self) -> int:
-        """How many integers a sketch is: those released, and with private curvature the packed Gram matrix."""
+        """How many integers a sketch has: those that are released and, with private curvature, the packed Gram matrix."""
         return self.rule(self.state).width
 
     def rule(self, state: RoundState) -> ReleaseRule:
-        """The law of the release of ``state``."""
+        """Return the rule by which the round of ``state`` is released."""
         mechanism = self.config.mechanism
         return ReleaseRule(self.coordinates, state.grid, mechanism.noise, mechanism.trust_radius, state.factors)
 
     def part(self, round: int) -> Part | None:
-        """Whose units a round is about; None: everybody's."""
+        """Return the part whose units the round uses, or None where it uses everybody's."""
         mechanism = self.config.mechanism
         return Part(mechanism.part_of(round), mechanism.parts) if mechanism.parts > 1 else None
 
     def write(self, path: Path) -> None:
-        """Store as plan.h5."""
+        """Write the plan file."""
         write_file(path, kind="plan", plan_id=self.plan_id, header=self.header(), arrays=self.arrays(), private=False)
 
     @staticmethod
     def restore(header: Mapping[str, Any], arrays: Arrays) -> Plan:
-        """Inverse of header() and arrays(); the identity is computed afresh, and so is every figure that the config gives.
+        """Rebuild a plan from its header() and arrays(), and compute anew its identity and every figure that the config gives.
 
-        Raises FileContentError or UsageError where one differs.
+        Raises FileContentError or UsageError where a figure differs.
         """
         plan = Plan(
             config=config_from_tree(header["config"]),
@@ -119,24 +128,27 @@ class Plan:
             weights=under(arrays, "weights/"),
             state=RoundState.restore(header["state"], under(arrays, "state/")),
             forecast={name: float(value) for name, value in header["forecast"].items()},
-        ).identified()
+        ).with_identity()
         check_plan(plan, header, arrays)
         return plan
 
     @staticmethod
     def read(path: Path) -> Plan:
-        """Read plan.h5. Raises FileContentError when its content is not what its identity says, or not what its config gives."""
+        """Read a plan file.
+
+        Raises FileContentError when the content does not match the identity on the label, or is not what the config gives.
+        """
         stored = read_file(path, kind="plan")
-        found = plan_identity(stored.header, stored.arrays)
-        if found != stored.plan_id:
+        identity = plan_identity(stored.header, stored.arrays)
+        if identity != stored.plan_id:
             raise FileContentError(
-                f"{path}: its content has plan_id {found[:16]}, its label says {stored.plan_id[:16]}; copy the plan again"
+                f"{path}: its content has plan_id {identity[:16]}, its label says {stored.plan_id[:16]}; copy the plan again"
             )
-        return restored(path, lambda: Plan.restore(stored.header, stored.arrays))
+        return with_file_errors(path, lambda: Plan.restore(stored.header, stored.arrays))
 
 
 def same_rules(plan: Plan, config: Config) -> bool:
-    """Whether a config, without its paths, is the one that the plan was made from."""
+    """Return whether ``config``, its paths aside, is the one that the plan was made from."""
     return json.dumps(config_to_tree(without_paths(config)), sort_keys=True) == json.dumps(
         config_to_tree(plan.config), sort_keys=True
     )

@@ -1,4 +1,4 @@
-"""A release: the noisy sums of a round, the new parameters, and what the next round needs. Public."""
+"""A release: the noisy sums of a round, the new parameters, and what the next round needs. All of it is public."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from distqexp.arrays import Arrays, FloatArray, IntegerArray
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import check_release
-from distqexp.artefacts.restoring import charged_to_everybody, restored
+from distqexp.artefacts.restoring import everybody_flag, with_file_errors
 from distqexp.artefacts.state import RoundState, under
 from distqexp.errors import FileContentError
 from distqexp.mechanism.diagnostics import Diagnostics, estimates
@@ -24,37 +24,41 @@ from distqexp.storage.hdf5 import read_file, write_file
 
 @dataclass(frozen=True)
 class Release:
-    """A released round: the noisy sums, the new parameters, and what the next round needs. Public.
+    """A released round: the noisy sums, the new parameters, and what the next round needs. All of it is public.
 
-    noisy_sums: int64 (plan.coordinates,), in grid units; minus the point itself, rounded to the grid, with a trust region.
-    theta: (d,) float64, theta_{r+1}.
-    used: the state that the round was sketched at, without its arrays. next_state: None after the last round.
-    insecure_seed: set when the noise came from a seed: then nothing about the release is private.
-    everybody: whether it is charged to everybody, though its round is about one part: units may have changed their parts.
+    Attributes:
+        plan_id: The identity of the plan.
+        round: The number of the round, from 0.
+        noisy_sums: int64 (plan.coordinates,), in grid units; with a trust region minus the point itself, rounded to the grid.
+        theta: float64 (d,), the parameters after the round, theta_{r+1}.
+        state_header: The header of the state that the round was sketched at; ``used`` in a file.
+        next_state: The state of the next round, or None after the last one.
+        noise_seed: The seed of the noise, or None for real noise. With a seed nothing about the release is private.
+        everybody: Whether it is charged to everybody although its round uses one part: units may have changed their parts.
     """
 
     plan_id: str
     round: int
     noisy_sums: IntegerArray
     theta: FloatArray
-    used: Mapping[str, Any]
+    state_header: Mapping[str, Any]
     next_state: RoundState | None
-    insecure_seed: int | None
+    noise_seed: int | None
     everybody: bool = False
 
     def header(self) -> dict[str, Any]:
-        """The scalars, as JSON types."""
+        """Return everything but the arrays, as JSON types."""
         return {
             "round": self.round,
-            "used": dict(self.used),
+            "used": dict(self.state_header),
             "next": self.next_state.header() if self.next_state else None,
-            "insecure_seed": self.insecure_seed,
+            "noise_seed": self.noise_seed,
             "everybody": self.everybody,
-            "privacy": "NOT PRIVATE: noise from a seed" if self.insecure_seed is not None else "as the plan says",
+            "privacy": "NOT PRIVATE: noise from a seed" if self.noise_seed is not None else "as the plan says",
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays, under names that a file can carry."""
+        """Return the arrays, under their names in a release file."""
         arrays: dict[str, npt.NDArray[Any]] = {"noisy_sums": self.noisy_sums, "theta": self.theta}
         if self.next_state:
             arrays |= {f"next/{name}": array for name, array in self.next_state.arrays().items() if name != "theta"}
@@ -62,49 +66,55 @@ class Release:
 
     @staticmethod
     def restore(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> Release:
-        """Inverse of header() and arrays(). Raises FileContentError or UsageError when anything is not as the plan gives it."""
+        """Rebuild a release from its header() and arrays().
+
+        Raises FileContentError or UsageError when anything is not as the plan gives it.
+        """
         theta = np.asarray(arrays["theta"], dtype=np.float64)
         noisy_sums = np.asarray(arrays["noisy_sums"])
         if theta.shape != (plan.d,) or noisy_sums.shape != (plan.coordinates,):
             raise FileContentError(
                 f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.coordinates},)"
             )
-        following = header["next"]
-        state = None if following is None else RoundState.restore(following, under(arrays, "next/") | {"theta": theta})
+        tree = header["next"]
+        state = None if tree is None else RoundState.restore(tree, under(arrays, "next/") | {"theta": theta})
         release = Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),
             noisy_sums=noisy_sums,
             theta=theta,
-            used=header["used"],
+            state_header=header["used"],
             next_state=state,
-            insecure_seed=header["insecure_seed"],
-            everybody=charged_to_everybody(header, plan.config.mechanism.parts),
+            noise_seed=header["noise_seed"],
+            everybody=everybody_flag(header, plan.config.mechanism.parts),
         )
         check_release(plan, release, header, arrays)
         return release
 
     def write(self, path: Path) -> None:
-        """Store as release-r.h5."""
+        """Write the release file."""
         write_file(
             path, kind="release", plan_id=self.plan_id, header=self.header(), arrays=self.arrays(), private=False
         )
 
     @staticmethod
     def read(path: Path, plan: Plan) -> Release:
-        """Read and check against the plan. Raises FileContentError."""
+        """Read a release file and check it against the plan. Raises FileContentError."""
         stored = read_file(path, kind="release", plan_id=plan.plan_id)
-        return restored(path, lambda: Release.restore(plan, stored.header, stored.arrays))
+        return with_file_errors(path, lambda: Release.restore(plan, stored.header, stored.arrays))
 
 
 def charged_part(plan: Plan, release: Release) -> Part | None:
-    """Whose units a release says it is charged to; None: everybody's."""
+    """Return the part whose units the release says it is charged to, or None for everybody's."""
     return None if release.everybody else plan.part(release.round)
 
 
 def diagnostics_of(plan: Plan, release: Release) -> Diagnostics | None:
-    """What the released sums tell about the units, where the config asks for it. Public: paid for with the round."""
+    """Return what the released sums tell about the units, or None where the config shares no diagnostics.
+
+    The diagnostics are public: the round paid for them.
+    """
     if not plan.config.diagnostics.share:
         return None
-    grid = Grid(**release.used["grid"])
+    grid = Grid(**release.state_header["grid"])
     return estimates(release.noisy_sums[plan.k :], grid.counter, grid.sigma, plan.config.diagnostics.largest_loss)

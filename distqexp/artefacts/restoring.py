@@ -1,4 +1,4 @@
-"""From the content of a file to what it holds: whatever is wrong with it is one line."""
+"""From the content of a file to the object that it holds: whatever is wrong with it becomes one line of error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from distqexp.errors import FileContentError, UsageError
 T = TypeVar("T")
 
 
-def restored(path: Path, build: Callable[[], T]) -> T:
-    """What ``build`` makes of the content of ``path``. Raises FileContentError, in one line, for whatever is wrong with it."""
+def with_file_errors(path: Path, build: Callable[[], T]) -> T:
+    """Return what ``build`` makes of the content of ``path``, and blame the file for whatever goes wrong.
+
+    Raises FileContentError, in one line that begins with the path.
+    """
     try:
         return build()
-    except (UsageError, FileContentError) as error:  # of a config, a grid or a schema inside the file
+    except (UsageError, FileContentError) as error:  # from a config, a grid or a schema inside the file
         text = str(error).removeprefix(f"{path}: ")
         text = text if text.isprintable() else "unprintable text"
         raise FileContentError(f"{path}: {text if len(text) <= 600 else text[:600] + '...'}") from None
@@ -26,10 +29,13 @@ def restored(path: Path, build: Callable[[], T]) -> T:
         ) from None
 
 
-def charged_to_everybody(header: Mapping[str, Any], parts: int) -> bool:
-    """The flag of a file. Without parts every charge is everybody's, and no file says so. Raises FileContentError."""
-    found = header["everybody"]
-    if not isinstance(found, bool) or (found and parts == 1):
+def everybody_flag(header: Mapping[str, Any], parts: int) -> bool:
+    """Return a file's flag ``everybody``: whether its round was charged to everybody although it uses one part's units.
+
+    In a plan without parts every charge is everybody's, and the flag has to be false. Raises FileContentError.
+    """
+    flag = header["everybody"]
+    if not isinstance(flag, bool) or (flag and parts == 1):
         expected = "true or false" if parts > 1 else "false, as the plan has no parts"
-        raise FileContentError(f"everybody is {str(found)[:20]}; expected {expected}: get the file again")
-    return found
+        raise FileContentError(f"everybody is {str(flag)[:20]}; expected {expected}: get the file again")
+    return flag

@@ -1,4 +1,4 @@
-"""The public state of a round: all that a shard needs to sketch it."""
+"""The public state of a round: everything that a shard needs to sketch it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from distqexp.storage.canonical import state_identity
 
 @dataclass(frozen=True)
 class RoundState:
-    """Everything public that a shard needs to sketch one round.
+    """Everything that a shard needs to sketch one round. All of it is public.
 
-    theta: (d,) float64, the parameters that the quadratic is expanded at. precision: the arrays of the
-    public precision. clip: C, whitened units. grid: step, integer clip, noise scale and mu of the round.
-    subspace: the arrays of a subspace made from public data; none of one that a seed gives. velocity: (d,) the last
-    move of the released parameters, where the config has momentum and the round isn't the first. factors: the grid of
-    private curvature's factors, None where the curvature is public.
+    Attributes:
+        round: The number of the round, from 0.
+        theta: float64 (d,), the parameters that the quadratic is expanded at.
+        clip: The clip C, in whitened units.
+        grid: The round's grid: step, integer clip, noise scale and mu.
+        precision: The arrays of the public precision.
+        subspace: The arrays of a subspace made from public data; empty for one that a seed gives.
+        velocity: float64 (d,), the last move of the released parameters; None without momentum and in the first round.
+        factors: The grid of the private curvature's factors, or None where the curvature is public.
     """
 
     round: int
@@ -37,19 +41,19 @@ class RoundState:
     factors: FactorGrid | None = None
 
     def header(self) -> dict[str, Any]:
-        """The scalars, as JSON types."""
+        """Return everything but the arrays, as JSON types."""
         header = {"round": self.round, "clip": self.clip, "grid": asdict(self.grid)}
         return header | ({"factors": asdict(self.factors)} if self.factors else {})
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays, under names that a file can carry."""
+        """Return the arrays, under their names in a file."""
         arrays = {f"precision/{name}": array for name, array in self.precision.items()}
         if self.velocity is not None:
             arrays["velocity"] = self.velocity
         return {"theta": self.theta} | arrays | {f"subspace/{name}": array for name, array in self.subspace.items()}
 
     def identity(self) -> str:
-        """SHA-256 of the whole state. A site that worked from another release than the others shows by it."""
+        """Return the SHA-256 of the whole state. It gives away a site that worked from another release than the others."""
         return self._identity
 
     @cached_property
@@ -58,7 +62,7 @@ class RoundState:
 
     @staticmethod
     def restore(header: Mapping[str, Any], arrays: Arrays) -> RoundState:
-        """Inverse of header() and arrays()."""
+        """Rebuild a state from its header() and arrays()."""
         return RoundState(
             round=int(header["round"]),
             theta=np.asarray(arrays["theta"], dtype=np.float64),
@@ -72,5 +76,5 @@ class RoundState:
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays whose names begin with ``prefix``, without it."""
+    """Return the arrays whose names begin with ``prefix``, under their names without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Integer sums on their way: the sketch of a shard, the pooled quadratic of a round. Private until noise is added."""
+"""Integer sums on their way to a release: a shard's sketch and a round's pooled quadratic. Private until noise is added."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from distqexp.arrays import IntegerArray
+from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.artefacts.plan import Plan
-from distqexp.artefacts.restoring import charged_to_everybody, restored
+from distqexp.artefacts.restoring import everybody_flag, with_file_errors
 from distqexp.errors import FileContentError
 from distqexp.problem.slots import BASIS_BYTES
 from distqexp.storage.hdf5 import StoredFile, read_file, write_file
@@ -18,12 +17,18 @@ from distqexp.storage.hdf5 import StoredFile, read_file, write_file
 
 @dataclass(frozen=True)
 class Sketch:
-    """The integer sum of some pieces of one shard. Private: as sensitive as the records.
+    """The integer sum of some pieces of one shard. Private: it is as sensitive as the records.
 
-    sums: int64 (plan.width,). done: (pieces of the shard,) bool. fingerprint: of the data file it came from, in
-    the files that a run keeps for itself; else empty.
-    state: identity of the round's state that it was made at (public). basis: what the parts of its units rest on, see
-    ``Partition``; private, empty without parts. everybody: whether the site's ledger charged it to everybody, whatever its part (public).
+    Attributes:
+        plan_id: The identity of the plan (public).
+        round: The number of the round (public).
+        state: The identity of the round's state that the sketch was made at (public).
+        shard: The name of the shard (public).
+        sums: int64 (plan.width,), the sums.
+        done: bool (pieces of the shard,), which pieces are in the sums.
+        fingerprint: The fingerprint of the data file, in the files that a run keeps for itself; otherwise empty.
+        basis: A digest of what the units' parts depend on outside the plan, see ``Partition``; empty where there is nothing.
+        everybody: Whether the site's ledger charged the sketch to everybody, although its round uses one part (public).
     """
 
     plan_id: str
@@ -31,13 +36,13 @@ class Sketch:
     state: str
     shard: str
     sums: IntegerArray
-    done: npt.NDArray[np.bool_]
+    done: BoolArray
     fingerprint: str
     basis: bytes = b""
     everybody: bool = False
 
     def write(self, path: Path) -> None:
-        """Store with mode 0600. Counts of pieces are arrays, not header: under add-remove they are private."""
+        """Write the file with mode 0600. The counts of pieces stay out of the header: under add-remove they are private."""
         write_file(
             path,
             kind="sketch",
@@ -54,9 +59,9 @@ class Sketch:
 
     @staticmethod
     def read(path: Path, plan: Plan, *, own: bool = False) -> Sketch:
-        """Read and check against the plan. own: as read_file. Raises FileContentError."""
+        """Read a sketch file and check it against the plan; ``own`` is that of ``read_file``. Raises FileContentError."""
         stored = read_file(path, kind="sketch", plan_id=plan.plan_id, own=own)
-        sketch = restored(
+        sketch = with_file_errors(
             path,
             lambda: Sketch(
                 plan_id=stored.plan_id,
@@ -67,7 +72,7 @@ class Sketch:
                 done=np.asarray(stored.arrays["done"], dtype=np.bool_),
                 fingerprint=bytes(stored.arrays["fingerprint"]).decode(),
                 basis=_basis(stored, plan, shards=1),
-                everybody=charged_to_everybody(stored.header, plan.config.mechanism.parts),
+                everybody=everybody_flag(stored.header, plan.config.mechanism.parts),
             ),
         )
         if sketch.shard not in plan.config.shards:
@@ -79,10 +84,15 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """The pooled integer sum of a round. Private until noise is added. sums: int64 (plan.width,).
+    """The pooled integer sum of a round. Private until noise is added.
 
-    state: identity of the round's state that the sketches were made at (public). basis: the shards' bases, in the plan's
-    order; private. everybody: whether any shard was charged to everybody, so that the release is (public).
+    Attributes:
+        plan_id: The identity of the plan (public).
+        round: The number of the round (public).
+        state: The identity of the round's state that the sketches were made at (public).
+        sums: int64 (plan.width,), the sums over all shards.
+        basis: The bases of the shards, joined in the plan's order.
+        everybody: Whether any shard was charged to everybody, in which case the release is too (public).
     """
 
     plan_id: str
@@ -93,7 +103,7 @@ class Quadratic:
     everybody: bool = False
 
     def write(self, path: Path) -> None:
-        """Store with mode 0600."""
+        """Write the file with mode 0600."""
         write_file(
             path,
             kind="quadratic",
@@ -105,9 +115,9 @@ class Quadratic:
 
     @staticmethod
     def read(path: Path, plan: Plan, *, own: bool = False) -> Quadratic:
-        """Read and check against the plan. own: as read_file. Raises FileContentError."""
+        """Read a quadratic file and check it against the plan; ``own`` is that of ``read_file``. Raises FileContentError."""
         stored = read_file(path, kind="quadratic", plan_id=plan.plan_id, own=own)
-        return restored(
+        return with_file_errors(
             path,
             lambda: Quadratic(
                 plan_id=stored.plan_id,
@@ -115,7 +125,7 @@ class Quadratic:
                 state=str(stored.header["state"]),
                 sums=_integers(path, stored, plan.width),
                 basis=_basis(stored, plan, shards=len(plan.config.shards)),
-                everybody=charged_to_everybody(stored.header, plan.config.mechanism.parts),
+                everybody=everybody_flag(stored.header, plan.config.mechanism.parts),
             ),
         )
 
@@ -128,12 +138,12 @@ def _integers(path: Path, stored: StoredFile, width: int) -> IntegerArray:
 
 
 def _basis(stored: StoredFile, plan: Plan, *, shards: int) -> bytes:
-    """What the parts of so many shards rest on. Under add-remove a unit's part is a function of its id alone."""
-    found = stored.arrays["basis"]
-    rests = plan.config.mechanism.parts > 1 and plan.config.privacy.adjacency != "add-remove"
-    length = BASIS_BYTES * shards if rests else 0
-    if found.dtype != np.uint8 or found.shape != (length,):
+    """Read the bases of ``shards`` shards: empty under add-remove, where a unit's part is a function of its id alone."""
+    array = stored.arrays["basis"]
+    present = plan.config.mechanism.parts > 1 and plan.config.privacy.adjacency.counts_public
+    length = BASIS_BYTES * shards if present else 0
+    if array.dtype != np.uint8 or array.shape != (length,):
         raise FileContentError(
-            f"{stored.path}: what its parts rest on is {found.dtype} {found.shape}; the plan expects uint8 ({length},)"
+            f"{stored.path}: what its parts rest on is {array.dtype} {array.shape}; the plan expects uint8 ({length},)"
         )
-    return found.tobytes()
+    return array.tobytes()

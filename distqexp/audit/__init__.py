@@ -1,1 +1,1 @@
-"""Audits: statistical tests that would catch a mechanism that gives away more than it claims."""
+"""Audits: statistical tests that may catch a mechanism that gives away more than it claims."""

@@ -1,7 +1,7 @@
-"""Who may be in an audited run: public units and made-up canaries, a fair coin for each, in HDF5 files that play the private ones.
+"""Who may be in an audited run: public units and made-up canaries, with a fair coin for each, in HDF5 files that play the private ones.
 
-No file of data.private is opened: an audited run is not charged, so it may not touch a private record. A candidate that is out has a
-blank slot, the neighbour that zero-out adjacency speaks of.
+No file of data.private is opened: an audited run is not charged, so it may not touch a private record. A candidate whose coin leaves it
+out has a blank slot, as in a neighbouring dataset under zero-out adjacency.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.audit.canaries import make_canaries
 from distqexp.config import (
     AllDataConfig,
@@ -27,17 +27,15 @@ from distqexp.config import (
 from distqexp.config.checks import check
 from distqexp.engines.base import Engine
 from distqexp.errors import UsageError
+from distqexp.kinds import Adjacency
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.images import Turns
-from distqexp.problem.records import Records, concatenated
+from distqexp.problem.records import Records, concatenate
 from distqexp.problem.schema import Schema
 from distqexp.problem.weights import write_weights
 from distqexp.stages.plan import make_plan
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import hold
-
-IntegerArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 FEWEST_CANARIES = 20
 
@@ -46,13 +44,18 @@ FEWEST_CANARIES = 20
 class Candidates:
     """The records of an audited run, in the order of the rows of its file: public units first, then the canaries. All public.
 
-    config: of the run, with the coins in data.private.blank. everybody: its private source without the coins. unit: (records,),
-    ascending. included: (units,), the coins. canaries: how many of the units, the last ones, are canaries. differences: what the run
-    has otherwise than the user's config.
+    Attributes:
+        config: The config of the run, with the coins in data.private.blank.
+        full_source: The private source of that config, without the coins.
+        records: The records of all candidates.
+        unit: The unit of each record, (records,), ascending.
+        included: The coin of each unit, (units,).
+        canaries: The number of canaries; they are the last units.
+        differences: In which ways the run differs from the user's config, in words.
     """
 
     config: Config
-    everybody: DataConfig
+    full_source: DataConfig
     records: Records
     unit: IntegerArray
     included: BoolArray
@@ -60,57 +63,69 @@ class Candidates:
     differences: tuple[str, ...]
 
 
-def make_candidates(config: Config, canaries: int, folder: Path, engine: Engine, seed: int | None = None) -> Candidates:
+def make_candidates(
+    config: Config, canaries: int, folder: Path, engine: Engine, coin_seed: int | None = None
+) -> Candidates:
     """Split the public records as [tune] says, pretrain, make canaries, toss the coins, and write it all into ``folder``.
 
-    The units that [tune] would let play private ones, and those that it would test on, are the public candidates. Coins come from the
-    operating system's entropy; from ``seed`` in tests. Raises UsageError: replace-one, too few canaries, no public data.
+    The units that [tune] would let play private ones, and those that it would test on, are the public candidates.
+
+    Args:
+        config: The user's config.
+        canaries: How many canaries to make.
+        folder: An empty folder.
+        engine: Where the work runs.
+        coin_seed: The seed of the coins, for tests; they come from the operating system's entropy when None.
+
+    Raises:
+        UsageError: The adjacency is replace-one, there are too few canaries, or there are no public data.
     """
     _refuse(config, canaries)
     tune = config.tune or TuneConfig()
     roles = assign_roles(config)
     start = make_plan(_on_reference(config, roles), engine)
-    held = [
+    datasets = [
         *(hold(data, start.schema, tune, private=True) for data in roles.stand_ins),
         *(hold(data, start.schema, tune, private=False) for data in roles.test),
     ]
-    maps = [dataset.slot_map() for dataset in held]
-    base = concatenated([dataset.read(slots.rows) for dataset, slots in zip(held, maps, strict=True)])
-    records = concatenated([base, make_canaries(start, base, canaries, tune.seed)])
+    maps = [dataset.slot_map() for dataset in datasets]
+    base = concatenate([dataset.read(slots.rows) for dataset, slots in zip(datasets, maps, strict=True)])
+    records = concatenate([base, make_canaries(start, base, canaries, tune.seed)])
     unit = np.arange(len(records))
     grouped = any(data.unit is not None for data in config.data.private)
     if grouped:
         firsts = np.cumsum([0, *(slots.units for slots in maps)])
-        known = [slots.unit + first for slots, first in zip(maps, firsts[:-1], strict=True)]
-        unit = np.concatenate([*known, np.arange(firsts[-1], firsts[-1] + canaries)])
-    coins = np.random.default_rng(seed).random(int(unit[-1]) + 1) < 0.5
+        public_units = [slots.unit + first for slots, first in zip(maps, firsts[:-1], strict=True)]
+        unit = np.concatenate([*public_units, np.arange(firsts[-1], firsts[-1] + canaries)])
+    coins = np.random.default_rng(coin_seed).random(int(unit[-1]) + 1) < 0.5
     weights = folder / "pretrained.safetensors"
     write_weights(weights, start.weights)
-    source = _written(folder / "candidates.h5", records, start.schema, unit if grouped else None)
+    source = _write_source(folder / "candidates.h5", records, start.schema, unit if grouped else None)
     present = records.present.numpy()
-    private, everybody = (
-        dataclasses.replace(source, blank=_blanks(folder / name, blank))
+    private, full_source = (
+        dataclasses.replace(source, blank=_write_blank(folder / name, blank))
         for name, blank in (("coins.npy", ~(coins[unit] & present)), ("absent.npy", ~present))
     )
-    found = dataclasses.replace(
+    run_config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, pretrain=None, weights=str(weights)),
         data=AllDataConfig(
             private=(private,),
             population="audit",
-            public=_reference(config, roles, start.schema, folder / "reference.h5"),
+            public=_write_reference(config, roles, start.schema, folder / "reference.h5"),
         ),
         precision=dataclasses.replace(config.precision, rotate=None),
         augment=AugmentConfig(),
         engine=dataclasses.replace(config.engine, kind="serial", scheduler=None, workers=None),
         tune=None,
     )
-    check(found)
-    return Candidates(found, everybody, records, unit, coins, canaries, tuple(_differences(config)))
+    check(run_config)
+    return Candidates(run_config, full_source, records, unit, coins, canaries, tuple(_differences(config)))
 
 
 def _refuse(config: Config, canaries: int) -> None:
-    if config.privacy.adjacency == "replace-one":
+    """Raise UsageError where canaries can't audit the config."""
+    if config.privacy.adjacency == Adjacency.REPLACE_ONE:
         raise UsageError(
             "privacy.adjacency: replace-one; expected zero-out or add-remove: an audit by canaries leaves units out, one by one"
         )
@@ -119,7 +134,7 @@ def _refuse(config: Config, canaries: int) -> None:
 
 
 def _on_reference(config: Config, roles: Roles) -> Config:
-    """The config whose plan has the pretrained weights and the schema."""
+    """Return the config whose plan has the pretrained weights and the schema."""
     data = AllDataConfig(
         private=roles.stand_ins, population="audit", public=roles.reference, record_shape=config.data.record_shape
     )
@@ -127,25 +142,25 @@ def _on_reference(config: Config, roles: Roles) -> Config:
     return dataclasses.replace(config, data=data, engine=engine, tune=None)
 
 
-def _reference(config: Config, roles: Roles, schema: Schema, path: Path) -> DataConfig:
-    """The records that curvature and clip come from; where each round would turn them anew, they are turned once."""
-    turn = config.precision.rotate
-    turns = Turns(*turn, config.subspace.seed, 0) if turn else None
+def _write_reference(config: Config, roles: Roles, schema: Schema, path: Path) -> DataConfig:
+    """Write the records that curvature and clip come from; where each round would turn them anew, they are turned once."""
+    angles = config.precision.rotate
+    turns = Turns(*angles, config.subspace.seed, 0) if angles else None
     dataset = open_dataset(roles.reference, schema, turns)
     slots = dataset.slot_map()
     records = dataset.read(slots.rows)
     keep = records.present
     records = Records(records.inputs[keep], records.targets[keep], records.present[keep])
-    return _written(path, records, schema, slots.unit[keep.numpy()] if roles.reference.unit is not None else None)
+    return _write_source(path, records, schema, slots.unit[keep.numpy()] if roles.reference.unit is not None else None)
 
 
-def _blanks(path: Path, blank: BoolArray) -> str:
+def _write_blank(path: Path, blank: BoolArray) -> str:
     np.save(path, blank)
     return str(path)
 
 
-def _written(path: Path, records: Records, schema: Schema, unit: IntegerArray | None) -> DataConfig:
-    """Model inputs as an HDF5 file, in the order of the records, and the source that reads them back to the last bit."""
+def _write_source(path: Path, records: Records, schema: Schema, unit: IntegerArray | None) -> DataConfig:
+    """Write model inputs as an HDF5 file, in the order of the records, and return the source that reads them back bit for bit."""
     inputs = records.inputs.numpy()
     with h5py.File(path, "w") as file:
         file["inputs"] = inputs[:, 0] if schema.tokens else inputs
@@ -162,7 +177,7 @@ def _written(path: Path, records: Records, schema: Schema, unit: IntegerArray | 
 
 
 def _differences(config: Config) -> Iterator[str]:
-    """In words."""
+    """Yield, in words, the ways in which the run differs from the user's config."""
     yield "public records play the private ones, in one shard; the pretrained weights come from the public records left over"
     if config.augment.active:
         yield "images are sketched without views (augment)"

@@ -1,4 +1,4 @@
-"""``distqexp audit``: a plan's own mechanism, audited by draws; what is written about it."""
+"""``distqexp audit``: the audit of a plan's own mechanism by many draws, and the files that report it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from distqexp.errors import UsageError
 from distqexp.storage.atomic import write_atomic
 
 COORDINATES = 2
-"""Of the ball that a truncated draw is audited on; noise without a trust region is audited one coordinate at a time."""
+"""The dimension of the ball that a truncated draw is audited on; noise without a trust region is audited on one coordinate."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings on a plan. Public: no record enters."""
+    """The findings on a plan. Public, because no record enters.
+
+    Attributes:
+        plan_id: The plan's identity, in hexadecimal.
+        mechanism: The mechanism, in words.
+        delta: The claim's delta.
+        findings: What the draws on each pair of datasets show.
+    """
 
     plan_id: str
     mechanism: str
@@ -35,16 +42,16 @@ class Audit:
         return all(finding.holds for finding in self.findings)
 
     def lines(self) -> list[str]:
-        """For people."""
-        found = [
+        """Return the findings as lines for people."""
+        pairs = [
             f"{one.pair}: at least mu {one.mu:.4g} and epsilon {one.epsilon:.4g} were found; mu {one.claimed_mu:.4g} is claimed: "
             + ("no contradiction" if one.holds else "THE CLAIM IS WRONG")
             for one in self.findings
         ]
-        return [f"audit of plan {self.plan_id[:16]}: {self.mechanism}", *found, *CAVEATS]
+        return [f"audit of plan {self.plan_id[:16]}: {self.mechanism}", *pairs, *CAVEATS]
 
     def tree(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the findings as a tree for JSON."""
         return {
             "plan_id": self.plan_id,
             "mechanism": self.mechanism,
@@ -56,16 +63,21 @@ class Audit:
         }
 
 
-def audit_plan(plan: Plan, draws: int, seed: int | None = None) -> Audit:
-    """Draw ``draws`` releases a round on either of two datasets for each worst unit; rounds as many as a unit takes part in.
+def audit_plan(plan: Plan, draws: int, noise_seed: int | None = None) -> Audit:
+    """Audit a plan's mechanism over as many rounds as a unit takes part in.
 
-    All rounds have the grid of the first: later ones have another clip, and noise in proportion. Nothing is charged.
+    All rounds have the grid of the first: later rounds have another clip, and noise in proportion. Nothing is charged.
+
+    Args:
+        plan: The plan.
+        draws: How many releases of each round to draw on either of two datasets, for each worst unit.
+        noise_seed: The seed of the noise, for tests; it comes from the operating system's entropy when None.
     """
     mechanism = plan.config.mechanism
     rule = plan.rule(plan.state)
     rule = replace(rule, k=1 if rule.independent else min(COORDINATES, plan.k))
-    claimed = math.sqrt(mechanism.passes) * plan.state.grid.mu
-    findings = audit_sampler([rule] * mechanism.passes, claimed, plan.config.privacy.delta, draws, seed)
+    claimed_mu = math.sqrt(mechanism.passes) * plan.state.grid.mu
+    findings = audit_sampler([rule] * mechanism.passes, claimed_mu, plan.config.privacy.delta, draws, noise_seed)
     beta = "private curvature" if plan.config.private_curvature else "public curvature"
     ball = f"trust radius {mechanism.trust_radius:g}" if mechanism.trust_radius else "no trust region"
     words = f"{beta}, {ball}, {mechanism.noise} noise, {mechanism.passes} round(s) a unit"
@@ -73,7 +85,7 @@ def audit_plan(plan: Plan, draws: int, seed: int | None = None) -> Audit:
 
 
 def write_audit(audit: Audit, out: Path) -> None:
-    """audit.json and audit.png into the folder ``out``, which is made."""
+    """Write audit.json and audit.png into the folder ``out``, which is made where it doesn't exist."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: {out} is a file; expected a folder: choose another")
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +94,7 @@ def write_audit(audit: Audit, out: Path) -> None:
 
 
 def _plot(findings: Sequence[Finding]) -> bytes:
-    """Error rates that were found beside those that the claim allows."""
+    """Plot the error rates that were found beside those that the claim allows, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,8 +104,8 @@ def _plot(findings: Sequence[Finding]) -> bytes:
 
     figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
     rates = np.linspace(1e-6, 1 - 1e-6, 500)
-    claimed = findings[0].claimed_mu
-    axis.plot(rates, ndtr(ndtri(1 - rates) - claimed), color="black", label=f"claimed: mu = {claimed:.3g}")
+    claimed_mu = findings[0].claimed_mu
+    axis.plot(rates, ndtr(ndtri(1 - rates) - claimed_mu), color="black", label=f"claimed: mu = {claimed_mu:.3g}")
     for finding in findings:
         label = f"{finding.pair}: mu at least {finding.mu:.3g}"
         axis.plot([finding.false_positive], [finding.false_negative], "o", label=label)

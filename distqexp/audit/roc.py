@@ -1,4 +1,4 @@
-"""The plot of an audited run: what its scores tell, beside what the claim leaves to be told."""
+"""The plot of an audited run: what its scores tell, beside what the claim allows them to tell."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray
 from distqexp.audit.membership import allowed_rate
-
-FloatArray = NDArray[np.float64]
 
 
 def plot_attacks(scores: Mapping[str, tuple[FloatArray, FloatArray]], epsilon: float, delta: float) -> bytes:
-    """A PNG of the ROC curve of each score, given as those of members and those of others, and of the claim's bound."""
+    """Plot the ROC curve of each score beside the bound of the claim.
+
+    Args:
+        scores: By the name of a score, the scores of members and those of others.
+        epsilon: The claimed epsilon.
+        delta: Its delta.
+
+    Returns:
+        The bytes of a PNG file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The configuration: TOML to frozen dataclasses."""
+"""The configuration of a run: TOML files read into frozen dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From TOML to a checked config. Errors name the key, the value found and the remedy."""
+"""Reading TOML into a checked config. Errors name the key, the value that was found, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +24,28 @@ from distqexp.errors import UsageError
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file (the embedded digits task when None), apply ``section.key=value`` overrides, check.
+    """Read a TOML file, apply overrides, and check the result.
 
-    Relative paths in the file are taken from its folder and become absolute. Raises UsageError.
+    Args:
+        path: The file; None for the embedded digits task. Relative paths in it are taken from its folder and become absolute.
+        overrides: Texts of the form ``section.key=value``, whose values are TOML.
+
+    Raises:
+        UsageError: The file can't be read, or a key or a value is not allowed.
     """
     return config_from_tree(*read_tree(path, overrides))
 
 
 def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
-    """The tables of a TOML file (None: the embedded digits task) with overrides, and the folder its paths start from."""
+    """Return the tables of a TOML file with overrides applied, and the folder from which its paths start.
+
+    Args:
+        path: The file; None for the embedded digits task, whose paths start from the current folder.
+        overrides: Texts of the form ``section.key=value``, whose values are TOML.
+
+    Raises:
+        UsageError: The file can't be read, is not TOML, or an override does not fit it.
+    """
     if path is None:
         text, base = resources.files("distqexp").joinpath("tasks", "digits.toml").read_text("utf-8"), Path.cwd()
     else:
@@ -53,7 +67,15 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[st
 
 
 def config_from_tree(tree: Mapping[str, Any], base: Path | None = None) -> Config:
-    """Build and check a Config from nested mappings. Paths are resolved against ``base`` when it is given."""
+    """Build a Config from nested mappings and check it.
+
+    Args:
+        tree: The sections by name, as in a TOML file.
+        base: The folder from which relative paths are resolved; None leaves paths as they are.
+
+    Raises:
+        UsageError: A key is unknown or missing, or a value is not allowed.
+    """
     tree = json.loads(json.dumps(tree, default=_refuse_type))
     for section in (tree.get("data"), tree.get("tune")):
         if isinstance(section, dict) and isinstance(section.get("private"), dict):
@@ -70,27 +92,22 @@ def _refuse_type(value: Any) -> Any:
 
 
 def _build(cls: type, tree: Any, where: str) -> Any:
+    """Return the section ``cls`` from the table ``tree``, which is at ``where`` in the config."""
     if not isinstance(tree, dict):
-        raise UsageError(f"config key {where}: {tree!r} is a {_found(tree)}; expected a table [{where}]")
-    hints = _hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
+        raise UsageError(f"config key {where}: {tree!r} is a {_type_of(tree)}; expected a table [{where}]")
+    hints, prefix = _hints(cls), f"{where}." if where else ""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in tree:
-        if name not in known:
-            full = f"{where}.{name}" if where else name
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise UsageError(
-                f"config key {full}: unknown; the nearest known key is {where + '.' if where else ''}{near[0]}"
-            )
+        if name not in fields:
+            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
+            raise UsageError(f"config key {prefix}{name}: unknown; the nearest known key is {prefix}{nearest}")
     values = {}
-    for name, f in known.items():
-        full = f"{where}.{name}" if where else name
+    for name, f in fields.items():
+        key_path = prefix + name
         if name in tree:
-            values[name] = _convert(hints[name], tree[name], full)
-            names = f.metadata.get("one_of")
-            if names is not None and values[name] not in names:
-                raise UsageError(f"config key {full}: found {values[name]!r}; expected one of {', '.join(names)}")
+            values[name] = _convert(hints[name], tree[name], key_path)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UsageError(f"config key {full}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
+            raise UsageError(f"config key {key_path}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
     return cls(**values)
 
 
@@ -100,38 +117,51 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return the value in the form that a key of this type has. Raises UsageError for a value of another type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         kinds = [a for a in arguments if a is not type(None)]  # at most a scalar and a list
-        listed = isinstance(value, list)
-        return _convert(next((a for a in kinds if (typing.get_origin(a) is tuple) == listed), kinds[0]), value, where)
+        is_list = isinstance(value, list)
+        return _convert(next((a for a in kinds if (typing.get_origin(a) is tuple) == is_list), kinds[0]), value, where)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     if origin is Literal:
-        if value in arguments:
-            return value
-        raise UsageError(f"config key {where}: found {value!r}; expected one of {', '.join(arguments)}")
+        return _one_of(arguments, value, where)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(_one_of(tuple(hint), value, where))
     if origin is tuple:
-        inner = arguments[0]
-        if isinstance(value, str) and inner is str:
-            value = [value]
-        if not isinstance(value, list):
-            raise UsageError(f"config key {where}: {value!r} is a {_found(value)}; expected {type_name(hint)}")
-        if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
-            raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
-        return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+        return _list(hint, arguments, value, where)
+    return _scalar(dict if origin is not None and issubclass(origin, Mapping) else hint, value, where)
+
+
+def _one_of(names: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value in names:
+        return value
+    raise UsageError(f"config key {where}: found {value!r}; expected one of {', '.join(names)}")
+
+
+def _list(hint: Any, arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    inner = arguments[0]
+    if isinstance(value, str) and inner is str:
+        value = [value]
+    if not isinstance(value, list):
+        raise UsageError(f"config key {where}: {value!r} is a {_type_of(value)}; expected {type_name(hint)}")
+    if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+        raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
+    return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > 2**1023:
             raise UsageError(
                 f"config key {where}: found a whole number of {value.bit_length()} bits; expected a number"
             )
         return float(value)
-    if origin is not None and issubclass(origin, Mapping):
-        hint = dict
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UsageError(f"config key {where}: {value!r} is a {_found(value)}; expected {type_name(hint)}")
+        raise UsageError(f"config key {where}: {value!r} is a {_type_of(value)}; expected {type_name(hint)}")
     return value
 
 
@@ -154,19 +184,29 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             node[part] = value
         else:
             raise UsageError(
-                f"--set {override}: {'.'.join(path[:depth])} is a {_found(node)}; expected a table, or in a list of "
+                f"--set {override}: {'.'.join(path[:depth])} is a {_type_of(node)}; expected a table, or in a list of "
                 "tables the number of one, such as data.private.0.rows"
             )
 
 
-def _found(value: Any) -> str:
+def _type_of(value: Any) -> str:
+    """Return the type of a value, in the words of a TOML file."""
     return {bool: "boolean", int: "whole number", float: "number", str: "text", list: "list", dict: "table"}.get(
         type(value), type(value).__name__
     )
 
 
 def resolved_path(text: str, where: str, base: Path) -> str:
-    """A path of a config as an absolute one: variables filled in, relative ones from ``base``. Raises UsageError."""
+    """Return a path of a config as an absolute path, with environment variables filled in.
+
+    Args:
+        text: The path as the config has it.
+        where: The key, for error messages.
+        base: The folder from which relative paths start.
+
+    Raises:
+        UsageError: A variable or a user is unknown.
+    """
     try:
         text = string.Template(text).substitute(os.environ)
     except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Types and values of a config in words, and the generated table of every key."""
+"""The generated table of every key of a config, with types and values in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Literal
 
 from distqexp.config.sections import (
@@ -29,7 +30,7 @@ from distqexp.config.trees import config_to_tree
 
 
 def config_table() -> str:
-    """The Markdown table of every key: generated into docs/config.md."""
+    """Return the Markdown table of every key, which is part of docs/config.md."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for prefix, cls in (
         ("model", ModelConfig),
@@ -56,10 +57,12 @@ def config_table() -> str:
 
 
 def type_name(hint: Any) -> str:
-    """A type, in the words of a TOML file."""
+    """Return the name of a type, in the words of a TOML file."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(a) for a in arguments if a is not type(None))
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return " / ".join(hint)
     if origin is Literal:
         return " / ".join(str(a) for a in arguments)
     if origin is tuple:

@@ -1,27 +1,28 @@
-"""A config as a nested mapping, and as a plan carries it."""
+"""A config as a nested mapping, and in the form that a plan carries."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from distqexp.config.sections import Config, DataConfig, OutputConfig
 
 
 def config_to_tree(config: Any) -> Any:
-    """The nested mapping of a config (or of any part of it): JSON types only, inverse of config_from_tree."""
+    """Return a config, or any part of it, as nested mappings of JSON types. ``config_from_tree`` is the inverse."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: config_to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {name: config_to_tree(value) for name, value in config.items()}
     if isinstance(config, list | tuple):
         return [config_to_tree(value) for value in config]
-    return config
+    return str(config) if isinstance(config, StrEnum) else config
 
 
 def without_paths(config: Config) -> Config:
-    """The config as a plan carries it: no paths, no engine placement, no output choices, no rehearsals."""
+    """Return the config as a plan carries it: without paths, placement of the engine, [output] and [tune]."""
 
     def strip(data: DataConfig) -> DataConfig:
         return dataclasses.replace(data, path=None, labels=None, blank=None)

@@ -1,4 +1,4 @@
-"""Where the work runs: in one process, over MPI ranks, or on a Dask cluster, behind the same few verbs."""
+"""Engines run the work in one process, over MPI ranks, or on a Dask cluster, behind the same few verbs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ __all__ = ["Control", "Engine", "SerialEngine", "make_engine"]
 
 
 def make_engine(config: EngineConfig, environ: Mapping[str, str], *, debug: bool = False) -> Engine:
-    """The engine that the config asks for: use it as a context manager.
+    """Make the engine that the config asks for. Use it as a context manager.
 
-    ``auto`` is MPI under a launcher and serial otherwise. Raises EngineError when the launcher started
-    another number of processes than the engine sees, before anything is read; under a launcher only its
-    first process is to print that error (``reported`` is set on the others).
+    ``auto`` is MPI under a launcher and serial otherwise.
+
+    Args:
+        config: The section of the config.
+        environ: The environment, in which launchers say how many processes they started.
+        debug: Whether to print the frames of a traceback when aborting.
+
+    Raises:
+        EngineError: The launcher started another number of processes than the engine sees, or a library is missing. It comes before
+            anything is read. Under a launcher only the first process is to print it (``reported`` is set on the others).
     """
     try:
         engine = _choose(config, environ)
@@ -33,23 +40,23 @@ def make_engine(config: EngineConfig, environ: Mapping[str, str], *, debug: bool
 
 
 def _choose(config: EngineConfig, environ: Mapping[str, str]) -> Engine:
-    launched = launched_size(environ)
+    launch = launched_size(environ)
     if config.kind == "dask":
         from distqexp.engines.dask import DaskEngine
 
         return DaskEngine(config.scheduler, config.workers, threads=config.threads)
-    if config.kind == "mpi" or (config.kind == "auto" and launched is not None):
+    if config.kind == "mpi" or (config.kind == "auto" and launch is not None):
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
-            if config.kind == "auto" and launched is not None and launched[0] == 1:
+            if config.kind == "auto" and launch is not None and launch[0] == 1:
                 return SerialEngine()
-            found = f"the launcher says {launched[0]} processes ({launched[1]})" if launched else "engine.kind is mpi"
+            cause = f"the launcher says {launch[0]} processes ({launch[1]})" if launch else "engine.kind is mpi"
             raise EngineError(
-                f"{found}, but MPI can't be loaded ({' '.join(str(error).split())}); install distqexp[mpi] for the "
+                f"{cause}, but MPI can't be loaded ({' '.join(str(error).split())}); install distqexp[mpi] for the "
                 "site's own MPI, or distqexp[mpi-bundled] where there is none"
             ) from None
         from distqexp.engines.mpi import MpiEngine
 
-        return MpiEngine(MPI.COMM_WORLD, watch_launcher=launched is not None)
+        return MpiEngine(MPI.COMM_WORLD, watch_launcher=launch is not None)
     return SerialEngine()

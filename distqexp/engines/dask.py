@@ -1,4 +1,4 @@
-"""The engine over a Dask cluster: chunks as tasks, run again elsewhere when a worker dies."""
+"""The engine over a Dask cluster: chunks are tasks, which run again elsewhere when a worker dies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.engines.base import (
     CollectWork,
     Control,
@@ -26,7 +26,7 @@ from distqexp.engines.base import (
     reason,
     rebuild,
     split,
-    stopped,
+    stop_error,
 )
 from distqexp.engines.serial import SerialEngine
 from distqexp.engines.threads import pin_threads
@@ -35,13 +35,16 @@ from distqexp.errors import DistqexpError, EngineError, StoppedError
 T = TypeVar("T")
 
 FEWEST_CHUNKS = 32
+"""How many chunks a sum has at least, if there are as many items."""
+
 FAN_IN = 8
+"""How many parts of a sum one task adds."""
 
 _stops: set[str] = set()
-"""In a worker's process: the runs that were asked to stop."""
+"""The sums that were asked to stop, by their run's name, in the process of a worker."""
 
 
-class _Held:
+class _Parcel:
     """A context or a piece of work that Dask passes on without looking inside."""
 
     def __init__(self, value: Any) -> None:
@@ -49,16 +52,23 @@ class _Held:
 
 
 class DaskEngine(SerialEngine):
-    """Chunks of items as tasks on a cluster: at ``scheduler``, or a local one of ``workers`` processes.
+    """Runs chunks of items as tasks on a cluster.
 
     The context stays on the workers as long as it is the same object from call to call. It and the work are the arguments
-    of one task each, so the scheduler can make them again when the worker that holds them dies: they must be picklable,
+    of one task each, so that the scheduler can make them again when the worker that has them dies: they must be picklable,
     and files that they name must be readable by every worker. A chunk whose worker dies runs again elsewhere. The sums
-    of the chunks are added in a tree on the workers. The number of chunks depends on the items and on the number of
-    workers above 16, so a restart finds its checkpoints.
+    of the chunks are added in a tree on the workers. The number of chunks depends on the items and, above 16 workers, on
+    the number of workers, so that a restart finds its checkpoints.
 
-    ``grace``: seconds that other chunks have for their checkpoints once one has stopped. ``patience``: seconds
-    without a scheduler or a single worker before the run is given up.
+    Args:
+        scheduler: The address of the cluster's scheduler; None for a local cluster.
+        workers: The number of processes of a local cluster; None for one on each core.
+        threads: The number of threads that a task computes with.
+        grace: The seconds that other chunks have for their checkpoints once one has stopped.
+        patience: The seconds without a scheduler or a single worker before the run is given up.
+
+    Raises:
+        EngineError: Dask can't be loaded.
     """
 
     kind = "dask"
@@ -122,13 +132,13 @@ class DaskEngine(SerialEngine):
 
     # --- verbs -----------------------------------------------------------------------------------------------
 
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> NDArray[np.int64]:
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
         run = uuid.uuid4().hex
         parts = max(1, min(len(items), max(FEWEST_CHUNKS, 2 * self._count())))
-        held, task = self._kept(context), self._submit(_hold, _Held(work), key=f"work-{run}")
+        remote_context, remote_work = self._remote(context), self._submit(_pass_on, _Parcel(work), key=f"work-{run}")
         chunks = [
             self._submit(
-                _sum_chunk, task, held, _pack(split(items, parts, index)), f"c{index:04d}", run, self._threads,
+                _sum_chunk, remote_work, remote_context, _pack(split(items, parts, index)), f"c{index:04d}", run, self._threads,
                 key=f"chunk-{run}-{index}",
             )
             for index in range(parts)
@@ -141,39 +151,41 @@ class DaskEngine(SerialEngine):
                 for first in range(0, len(level), FAN_IN)
             ]
         total = level[0]
-        self._watch(total, run, lambda: self._report(sum(chunk.done() for chunk in chunks) / parts))
+        self._wait_for(total, run, lambda: self._report(sum(chunk.done() for chunk in chunks) / parts))
         if total.status != "finished" and isinstance(total.exception(), StoppedError):
-            # One chunk has stopped: give the others the time to write their checkpoints too.
+            # One chunk has stopped: the others get time to write their checkpoints too.
             until = time.monotonic() + self._grace
             while not all(chunk.done() for chunk in chunks) and time.monotonic() < until:
                 self._tell(run)
                 time.sleep(0.2)
-        result: NDArray[np.int64] = self._result(total, chunks)
+        result: IntegerArray = self._result(total, chunks)
         return result
 
-    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[FloatArray]:
         run = uuid.uuid4().hex
-        held, task = self._kept(context), self._submit(_hold, _Held(work), key=f"work-{run}")
+        remote_context, remote_work = self._remote(context), self._submit(_pass_on, _Parcel(work), key=f"work-{run}")
         ahead, waiting = 2 * self._count() + 2, deque[Any]()
         for index, item in enumerate(items):
-            waiting.append(self._submit(_collect_item, task, held, int(item), self._threads, key=f"item-{run}-{index}"))
+            key = f"item-{run}-{index}"
+            waiting.append(self._submit(_collect_item, remote_work, remote_context, int(item), self._threads, key=key))
             if len(waiting) >= ahead:
                 yield self._next(waiting, run)
         while waiting:
             yield self._next(waiting, run)
 
-    def _next(self, waiting: deque[Any], run: str) -> NDArray[np.float64]:
-        if not self._watch(waiting[0], run, lambda: None, leave=True):
+    def _next(self, waiting: deque[Any], run: str) -> FloatArray:
+        """Return the first result of those that are waited for. Raises StoppedError on a request to stop."""
+        if not self._wait_for(waiting[0], run, lambda: None, leave=True):
             _release(waiting)
-            raise stopped()
-        result: NDArray[np.float64] = self._result(waiting[0], list(waiting))
+            raise stop_error()
+        result: FloatArray = self._result(waiting[0], list(waiting))
         waiting.popleft()
         return result
 
-    def _kept(self, context: Any) -> Any:
-        """The context on the workers: sent once as long as it is the same object from call to call."""
+    def _remote(self, context: Any) -> Any:
+        """Return the future of the context, which is sent once as long as it is the same object from call to call."""
         if self._context is None or self._context[0] is not context:
-            self._context = (context, self._submit(_hold, _Held(context), key=f"context-{uuid.uuid4().hex}"))
+            self._context = (context, self._submit(_pass_on, _Parcel(context), key=f"context-{uuid.uuid4().hex}"))
         return self._context[1]
 
     # --- the cluster -----------------------------------------------------------------------------------------
@@ -186,18 +198,18 @@ class DaskEngine(SerialEngine):
             warnings.filterwarnings("ignore", message="Sending large graph")
             return self._client.submit(function, *arguments, key=key, pure=False)
 
-    def _watch(self, future: Any, run: str, progress: Callable[[], None], leave: bool = False) -> bool:
-        """Wait for a future; pass on a request to stop (or ``leave`` at once: False)."""
-        pause, seen, looked = 0.005, time.monotonic(), time.monotonic()
+    def _wait_for(self, future: Any, run: str, progress: Callable[[], None], leave: bool = False) -> bool:
+        """Wait for a future, and pass a request to stop on to the workers, or with ``leave`` return False at once."""
+        pause, last_alive, last_check = 0.005, time.monotonic(), time.monotonic()
         while not future.done():
             if self.stop_requested() and leave:
                 return False
             now = time.monotonic()
-            if now - looked > 1.0:
-                looked = now
+            if now - last_check > 1.0:
+                last_check = now
                 if self._client.nthreads():
-                    seen = now
-                elif now - seen > self._patience:
+                    last_alive = now
+                elif now - last_alive > self._patience:
                     raise EngineError(
                         f"Dask: no worker for {self._patience:.0f} s; start some and run again with --resume"
                     )
@@ -213,12 +225,13 @@ class DaskEngine(SerialEngine):
         self._client.run(_stop_run, run, on_error="ignore")
 
     def _result(self, future: Any, group: list[Any]) -> Any:
+        """Return the result of a finished future. On an error release its group and raise what every engine would raise."""
         if future.status == "finished":
             return future.result()
         error = None if future.status in ("cancelled", "lost") else future.exception()
         _release(group)
         if isinstance(error, StoppedError):
-            raise stopped() from None
+            raise stop_error() from None
         if isinstance(error, DistqexpError):
             raise rebuild(type(error), str(error))
         if error is None:
@@ -227,18 +240,18 @@ class DaskEngine(SerialEngine):
 
 
 def _release(futures: Iterable[Any]) -> None:
-    for future in futures:  # what nobody wants is forgotten by the scheduler
+    for future in futures:  # the scheduler forgets results that nobody wants
         future.release()
 
 
 # --- in the workers ------------------------------------------------------------------------------------------
 
 
-def _hold(held: _Held) -> _Held:
-    return held
+def _pass_on(parcel: _Parcel) -> _Parcel:
+    return parcel
 
 
-def _add(*parts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _add(*parts: IntegerArray) -> IntegerArray:
     if len({part.size for part in parts}) > 1:
         sizes = sorted({part.size for part in parts})
         raise different_lengths(sizes[0], sizes[-1])
@@ -253,21 +266,23 @@ def _stop_run(run: str) -> None:
 
 
 def _sum_chunk(
-    work: _Held, held: _Held, chunk: range | NDArray[np.int64], label: str, run: str, threads: int
-) -> NDArray[np.int64]:
+    work: _Parcel, context: _Parcel, chunk: range | IntegerArray, label: str, run: str, threads: int
+) -> IntegerArray:
     pin_threads(threads)
     control = Control(label, lambda: run in _stops)
     items: Sequence[int] = chunk if isinstance(chunk, range) else chunk.tolist()
-    return _guarded(lambda: np.ascontiguousarray(checked_sum(work.value(held.value, items, control))), f"chunk {label}")
+    return _run_guarded(
+        lambda: np.ascontiguousarray(checked_sum(work.value(context.value, items, control))), f"chunk {label}"
+    )
 
 
-def _collect_item(work: _Held, held: _Held, item: int, threads: int) -> NDArray[np.float64]:
+def _collect_item(work: _Parcel, context: _Parcel, item: int, threads: int) -> FloatArray:
     pin_threads(threads)
-    return _guarded(lambda: checked_item(work.value(held.value, item)), "a worker")
+    return _run_guarded(lambda: checked_item(work.value(context.value, item)), "a worker")
 
 
-def _guarded(work: Callable[[], T], who: str) -> T:
-    """Run; errors leave the worker as one line that names the host and carries nothing private."""
+def _run_guarded(work: Callable[[], T], who: str) -> T:
+    """Run work, so that its errors leave the worker as one line that names the host and has nothing private in it."""
     try:
         return work()
     except StoppedError:
@@ -278,5 +293,5 @@ def _guarded(work: Callable[[], T], who: str) -> T:
         raise EngineError(f"{who} on {socket.gethostname()}: {reason(error)}") from None
 
 
-def _pack(chunk: Sequence[int]) -> range | NDArray[np.int64]:
+def _pack(chunk: Sequence[int]) -> range | IntegerArray:
     return chunk if isinstance(chunk, range) else np.asarray(chunk, np.int64)

@@ -1,4 +1,4 @@
-"""What the launcher says about this run: how many ranks, which one on this host, and whether MPI agrees."""
+"""The launcher's account of this run: how many ranks there are, which one this is, and whether MPI agrees."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ ALLOCATION_VARIABLES = ("SLURM_NTASKS", "PBS_NP", "LSB_DJOB_NUMPROC")
 
 
 def launched_size(environ: Mapping[str, str]) -> tuple[int, str] | None:
-    """Number of processes that the launcher started, and the variable that says so; None without a launcher."""
+    """Return the number of processes that the launcher started, and the variable that says so; None without a launcher."""
     return _first_number(SIZE_VARIABLES, environ)
 
 
 def launched_rank(environ: Mapping[str, str]) -> int:
-    """This process's number by the launcher's account; 0 without a launcher."""
-    found = _first_number(RANK_VARIABLES, environ)
-    return found[0] if found else 0
+    """Return this process's number by the launcher's account; 0 without a launcher."""
+    rank = _first_number(RANK_VARIABLES, environ)
+    return rank[0] if rank else 0
 
 
 def local_rank(environ: Mapping[str, str]) -> int:
-    """This process's number on its host, for the choice of a GPU; 0 without a launcher."""
-    found = _first_number(LOCAL_RANK_VARIABLES, environ)
-    return found[0] if found else 0
+    """Return this process's number on its host, for the choice of a GPU; 0 without a launcher."""
+    rank = _first_number(LOCAL_RANK_VARIABLES, environ)
+    return rank[0] if rank else 0
 
 
 def may_print(environ: Mapping[str, str], patience: float = 10.0) -> bool:
-    """Whether this process is the one to print an error that every process meets before there is an engine.
+    """Return whether this process is the one to print an error that every process meets before there is an engine.
 
-    Launchers end all processes at the first failure, so the others wait here (to be ended, normally) while
-    the first one prints and exits.
+    Launchers end all processes at the first failure. So the others wait here for ``patience`` seconds, while the first one prints
+    and exits; normally they are ended as they wait.
     """
     if launched_rank(environ) == 0:
         return True
@@ -46,10 +46,10 @@ def may_print(environ: Mapping[str, str], patience: float = 10.0) -> bool:
 
 def check_size(engine_size: int, environ: Mapping[str, str]) -> None:
     """Raise EngineError when the launcher started another number of processes than the engine sees."""
-    launched = launched_size(environ)
-    if launched is None or launched[0] == engine_size:
+    launch = launched_size(environ)
+    if launch is None or launch[0] == engine_size:
         return
-    size, variable = launched
+    size, variable = launch
     if engine_size == 1:
         cause = (
             "every process would run the whole job alone: mpi4py is bound to another MPI than the launcher's; "
@@ -64,18 +64,21 @@ def check_size(engine_size: int, environ: Mapping[str, str]) -> None:
 
 
 def allocation_warning(engine_size: int, environ: Mapping[str, str]) -> str | None:
-    """A remark when the allocation has room for another number of processes than run. Never an error:
-    an allocation may be shared by several steps."""
-    found = _first_number(ALLOCATION_VARIABLES, environ)
-    if found is None or found[0] == engine_size:
+    """Return a remark when the allocation has room for another number of processes than run, else None.
+
+    It is never an error, as an allocation may be shared by several steps.
+    """
+    allocation = _first_number(ALLOCATION_VARIABLES, environ)
+    if allocation is None or allocation[0] == engine_size:
         return None
     return (
-        f"the allocation has {found[0]} tasks ({found[1]}), this run uses {engine_size}; "
+        f"the allocation has {allocation[0]} tasks ({allocation[1]}), this run uses {engine_size}; "
         "if that is not meant, start it with srun or mpirun -n"
     )
 
 
 def _first_number(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str] | None:
+    """Return the value of the first variable that is a whole number, and the variable's name."""
     for name in names:
         text = environ.get(name, "").strip()
         if text.isdigit():

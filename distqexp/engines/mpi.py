@@ -1,9 +1,9 @@
-"""The engine over MPI ranks: buffers, non-blocking calls, and waits that sleep.
+"""The engine over MPI ranks, with buffers, non-blocking calls, and waits that sleep.
 
 Every wait for other ranks polls its requests with short, growing sleeps, so that waiting ranks leave the cores to
 working ones even when many share a core, and so that signals are served while waiting. Bulk data moves only once
-all ranks concerned have met in such a wait, and then without sleeps: a sleep for every fragment would take
-seconds for megabytes.
+all ranks concerned have met in such a wait, and then without sleeps: with a sleep for every fragment, megabytes would take
+seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray, NewArrays
 from distqexp.engines.base import (
-    Arrays,
     CollectWork,
     Control,
     Engine,
@@ -38,7 +38,7 @@ from distqexp.engines.base import (
     reason,
     rebuild,
     split,
-    stopped,
+    stop_error,
 )
 from distqexp.engines.watchdog import StopRequest, die_with_launcher
 from distqexp.errors import DistqexpError, StoppedError
@@ -56,11 +56,14 @@ NO_VECTOR = -(2**62)
 
 
 class MpiEngine(Engine):
-    """One process a rank of ``comm`` (the world when None; a duplicate is used).
+    """Runs the work on the ranks of an MPI communicator, of which this process is one.
 
-    ``limit``: no message has more elements than this. ``grace``: seconds that a rank with a finished
-    checkpoint waits for the others after a requested stop, before it leaves alone with exit code 75.
-    ``watch_launcher``: end with the launcher, see die_with_launcher.
+    Args:
+        comm: The communicator, of which a duplicate is used; None for the world.
+        limit: The largest number of elements in a message.
+        grace: The seconds that a rank with a finished checkpoint waits for the others after a requested stop, before it leaves
+            alone with exit code 75.
+        watch_launcher: Whether to end with the launcher, see die_with_launcher.
     """
 
     kind = "mpi"
@@ -74,16 +77,16 @@ class MpiEngine(Engine):
         self._limit = limit
         self._grace = grace
         self._signal = StopRequest()
-        self._told = False
+        self._stop_arrived = False
         self._announced = False
-        self._notices: list[tuple[MPI.Request, NDArray[np.float64]]] = []
+        self._notices: list[tuple[MPI.Request, FloatArray]] = []
         self._shares = np.zeros(1)
         self._sums = 0
         self._last_tick = 0.0
         if watch_launcher:
             die_with_launcher()
         self._comm, request = (comm or MPI.COMM_WORLD).Idup()
-        self._wait_at_most(request, math.inf)  # the duplicate exists, and can be asked, only after this
+        self._wait_at_most(request, math.inf)  # the duplicate exists only after this
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -108,8 +111,8 @@ class MpiEngine(Engine):
         self._signal.restore()
 
     def abort(self, error: BaseException) -> None:
-        # When many ranks fail alike the lowest one speaks: the others hold back for a moment, and its abort
-        # reaches them as a signal.
+        # When many ranks fail alike the lowest one prints. The others hold back for a moment, in which its abort reaches
+        # them as a signal.
         patience = 0.0 if self.is_root else min(1.5 + 0.1 * self.rank, 4.0)
         signals, until = self._signal.count, time.monotonic() + patience
         while time.monotonic() < until:
@@ -117,7 +120,7 @@ class MpiEngine(Engine):
                 os._exit(exit_code(error))
             time.sleep(0.005)
         self._print(f"distqexp: rank {self.rank} on {socket.gethostname()}: {reason(error)}", error)
-        time.sleep(0.2)  # the launcher carries the line before it adds its own account of the abort
+        time.sleep(0.2)  # so that the launcher prints the line before its own account of the abort
         self._comm.Abort(exit_code(error))
 
     def _print(self, line: str, error: BaseException | None = None) -> None:
@@ -129,26 +132,27 @@ class MpiEngine(Engine):
 
     def stop_requested(self) -> bool:
         self._serve()
-        return self._told or self._signal.requested
+        return self._stop_arrived or self._signal.requested
 
     def raise_if_stopped(self) -> None:
         if self._largest([int(self.stop_requested())])[0]:
-            raise stopped()
+            raise stop_error()
 
     def _serve(self) -> None:
-        """Pass on a request to stop (ranks tell the first one, it tells all) and take in progress."""
+        """Pass on a request to stop (ranks tell the first one, which tells all) and take in messages about progress."""
         while self._comm.Iprobe(source=self._mpi.ANY_SOURCE, tag=TAG_STOP):
             self._comm.Recv(np.empty(1), source=self._mpi.ANY_SOURCE, tag=TAG_STOP)
-            self._told = True
-        if (self._told or self._signal.requested) and not self._announced:
+            self._stop_arrived = True
+        if (self._stop_arrived or self._signal.requested) and not self._announced:
             self._announced = True
-            others = range(1, self.size) if self.is_root else ([] if self._told else [0])
+            others = range(1, self.size) if self.is_root else ([] if self._stop_arrived else [0])
             for other in others:
                 self._notify([1.0], other, TAG_STOP)
         if self.is_root and self._take_progress():
             self._report(float(self._shares.sum()))
 
     def _notify(self, values: list[float], rank: int, tag: int) -> None:
+        """Send a short message without waiting; its buffer stays alive until it has left."""
         self._notices = [(request, buffer) for request, buffer in self._notices if not request.Test()]
         buffer = np.array(values)
         self._notices.append((self._comm.Isend(buffer, dest=rank, tag=tag), buffer))
@@ -156,7 +160,7 @@ class MpiEngine(Engine):
     # --- waiting ---------------------------------------------------------------------------------------------
 
     def _wait(self, request: MPI.Request, stopping: bool = False) -> None:
-        """Wait for other ranks. ``stopping``: leave alone when a stop was requested and ``grace`` is over."""
+        """Wait for other ranks. With ``stopping``, leave alone when a stop was requested and ``grace`` seconds are over."""
         pause, since = SHORTEST_SLEEP, None
         while not request.Test():
             self._serve()
@@ -179,15 +183,16 @@ class MpiEngine(Engine):
             pause = min(1.5 * pause, LONGEST_SLEEP)
 
     def _leave_alone(self) -> None:
+        """End this process with the exit code of a requested stop."""
         if self.is_root:
-            self._print(f"distqexp: {reason(stopped())}")
+            self._print(f"distqexp: {reason(stop_error())}")
         os._exit(StoppedError.exit_code)
 
-    def _largest(self, values: list[int], stopping: bool = False) -> NDArray[np.int64]:
-        """Element-wise maximum over the ranks."""
-        mine, all_ = np.array(values, np.int64), np.empty(len(values), np.int64)
-        self._wait(self._comm.Iallreduce(mine, all_, op=self._mpi.MAX), stopping=stopping)
-        return all_
+    def _largest(self, values: list[int], stopping: bool = False) -> IntegerArray:
+        """Return the element-wise maximum over the ranks."""
+        own, largest = np.array(values, np.int64), np.empty(len(values), np.int64)
+        self._wait(self._comm.Iallreduce(own, largest, op=self._mpi.MAX), stopping=stopping)
+        return largest
 
     # --- broadcasts ------------------------------------------------------------------------------------------
 
@@ -210,18 +215,18 @@ class MpiEngine(Engine):
             return result
         raise collective(rebuild(message[1], message[2]))
 
-    def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> Arrays:
-        sent: Arrays = {}
+    def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> NewArrays:
+        copies: NewArrays = {}
 
         def describe() -> list[tuple[str, str, tuple[int, ...]]]:
-            sent.update({name: np.asarray(array, order="C") for name, array in checked_arrays(arrays).items()})
-            return [(name, array.dtype.str, array.shape) for name, array in sent.items()]
+            copies.update({name: np.asarray(array, order="C") for name, array in checked_arrays(arrays).items()})
+            return [(name, array.dtype.str, array.shape) for name, array in copies.items()]
 
         for name, dtype, shape in self.on_root(describe):
             if not self.is_root:
-                sent[name] = np.empty(shape, dtype)
-            self._broadcast(sent[name].reshape(-1).view(np.uint8))
-        return sent
+                copies[name] = np.empty(shape, dtype)
+            self._broadcast(copies[name].reshape(-1).view(np.uint8))
+        return copies
 
     def _broadcast(self, buffer: NDArray[Any]) -> None:
         for first in range(0, buffer.size, self._limit):
@@ -229,16 +234,16 @@ class MpiEngine(Engine):
 
     # --- sums ------------------------------------------------------------------------------------------------
 
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> NDArray[np.int64] | None:
-        mine = split(items, self.size, self.rank)
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray | None:
+        chunk = split(items, self.size, self.rank)
         self._sums += 1
         self._shares = np.zeros(self.size)
-        part: NDArray[np.int64] | None = None
+        part: IntegerArray | None = None
         early = False
-        if len(mine) or self.is_root:
-            control = Control(f"r{self.rank:04d}", self.stop_requested, self._ticker(len(mine) / max(len(items), 1)))
+        if len(chunk) or self.is_root:
+            control = Control(f"r{self.rank:04d}", self.stop_requested, self._ticker(len(chunk) / max(len(items), 1)))
             try:
-                part = checked_sum(work(context, mine, control))
+                part = checked_sum(work(context, chunk, control))
             except StoppedError:
                 early = True
         length = NO_VECTOR if part is None else part.size
@@ -246,28 +251,31 @@ class MpiEngine(Engine):
             [int(early), length, NO_VECTOR if part is None else -length], stopping=True
         )
         if any_early:
-            raise stopped()
+            raise stop_error()
         self._report(1.0)
         if longest != -shortest:
             raise collective(different_lengths(-shortest, longest))
         return self._reduce(np.zeros(longest, np.int64) if part is None else part)
 
-    def _reduce(self, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        mine = np.ascontiguousarray(part).view(np.uint64)  # unsigned: wraps modulo 2^64 by definition
-        total = np.empty_like(mine) if self.is_root else None
-        for first in range(0, mine.size, self._limit):
+    def _reduce(self, part: IntegerArray) -> IntegerArray | None:
+        """Return the sum of the ranks' parts on the root, None elsewhere."""
+        own = np.ascontiguousarray(part).view(np.uint64)  # unsigned: wraps modulo 2^64 by definition
+        total = np.empty_like(own) if self.is_root else None
+        for first in range(0, own.size, self._limit):
             window = slice(first, first + self._limit)
             target = None if total is None else total[window]
-            self._transfer(self._comm.Ireduce(mine[window], target, op=self._mpi.SUM, root=0))
+            self._transfer(self._comm.Ireduce(own[window], target, op=self._mpi.SUM, root=0))
         return None if total is None else total.view(np.int64)
 
     def _ticker(self, weight: float) -> Callable[[int, int], None]:
-        def tick(done: int, total: int) -> None:
+        """Return a function that takes this rank's finished and total steps, and tells the root now and then."""
+
+        def tick(steps: int, total: int) -> None:
             now = time.monotonic()
-            if done < total and now - self._last_tick < PROGRESS_INTERVAL:
+            if steps < total and now - self._last_tick < PROGRESS_INTERVAL:
                 return
             self._last_tick = now
-            share = weight * done / max(total, 1)
+            share = weight * steps / max(total, 1)
             if self.is_root:
                 self._shares[0] = share
                 self._take_progress()
@@ -278,6 +286,7 @@ class MpiEngine(Engine):
         return tick
 
     def _take_progress(self) -> bool:
+        """Take in messages about progress, and return whether there was one about the sum that runs now."""
         status, message, news = self._mpi.Status(), np.empty(2), False
         while self._comm.Iprobe(source=self._mpi.ANY_SOURCE, tag=TAG_PROGRESS, status=status):
             self._comm.Recv(message, source=status.Get_source(), tag=TAG_PROGRESS)
@@ -288,7 +297,7 @@ class MpiEngine(Engine):
 
     # --- collections -----------------------------------------------------------------------------------------
 
-    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[FloatArray]:
         early = False
         if self.is_root:
             for index, item in enumerate(items):
@@ -306,15 +315,15 @@ class MpiEngine(Engine):
         else:
             early = not self._send_all(work, context, items[self.rank :: self.size])
         if self._largest([int(early)], stopping=True)[0]:
-            raise stopped()
+            raise stop_error()
 
     def _send_all(self, work: CollectWork, context: Any, items: Sequence[int]) -> bool:
-        """Compute one item after the other and send each when asked; False when stopped before the end."""
+        """Compute one item after the other, and send each when the root asks. Return False when stopped before the end."""
         for item in items:
             result = None if self.stop_requested() else np.asarray(checked_item(work(context, item)), order="C")
-            asked, header = np.empty(1), np.full(MAX_DIMENSIONS + 1, -1, np.int64)
-            self._wait(self._comm.Irecv(asked, source=0, tag=TAG_ASK))
-            if not asked[0]:
+            question, header = np.empty(1), np.full(MAX_DIMENSIONS + 1, -1, np.int64)
+            self._wait(self._comm.Irecv(question, source=0, tag=TAG_ASK))
+            if not question[0]:
                 return False
             if result is not None:
                 header[0], header[1 : 1 + result.ndim] = result.ndim, result.shape
@@ -326,8 +335,8 @@ class MpiEngine(Engine):
                 self._transfer(self._comm.Isend(flat[first : first + self._limit], dest=0, tag=TAG_DATA))
         return True
 
-    def _receive(self, rank: int) -> NDArray[np.float64] | None:
-        """The result that a rank was asked for; None when it has stopped."""
+    def _receive(self, rank: int) -> FloatArray | None:
+        """Return the result that a rank was asked for, or None when it has stopped."""
         header = np.empty(MAX_DIMENSIONS + 1, np.int64)
         self._wait(self._comm.Irecv(header, source=rank, tag=TAG_HEADER))
         if header[0] < 0:
@@ -339,6 +348,6 @@ class MpiEngine(Engine):
         return result
 
     def _dismiss(self, ranks: Iterable[int]) -> None:
-        """Tell ranks that still hold results that nobody will ask for them."""
+        """Tell ranks with results to send that nobody will ask for them."""
         for rank in ranks:
             self._notify([0.0], rank, TAG_ASK)

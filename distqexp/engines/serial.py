@@ -1,4 +1,4 @@
-"""One process, no launcher: the engine that needs nothing."""
+"""The engine of one process, which needs no launcher and no other library."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray, NewArrays
 from distqexp.engines.base import (
-    Arrays,
     CollectWork,
     Control,
     Engine,
@@ -24,7 +23,7 @@ from distqexp.engines.base import (
     exit_code,
     places,
     reason,
-    stopped,
+    stop_error,
 )
 from distqexp.engines.watchdog import StopRequest
 from distqexp.errors import StoppedError
@@ -52,17 +51,17 @@ class SerialEngine(Engine):
     def on_root(self, work: Callable[[], T]) -> T:
         return work()
 
-    def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> Arrays:
+    def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> NewArrays:
         return dict(checked_arrays(arrays))
 
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> NDArray[np.int64]:
-        control = Control("r0000", self.stop_requested, lambda done, total: self._report(done / max(total, 1)))
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
+        control = Control("r0000", self.stop_requested, lambda steps, total: self._report(steps / max(total, 1)))
         try:
             return checked_sum(work(context, items, control))
         except StoppedError:
-            raise stopped() from None
+            raise stop_error() from None
 
-    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[FloatArray]:
         for item in items:
             self.raise_if_stopped()
             yield checked_item(work(context, item))
@@ -72,7 +71,7 @@ class SerialEngine(Engine):
 
     def raise_if_stopped(self) -> None:
         if self.stop_requested():
-            raise stopped()
+            raise stop_error()
 
     def abort(self, error: BaseException) -> None:
         sys.stdout.flush()

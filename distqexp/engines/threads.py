@@ -1,4 +1,4 @@
-"""Pinned threads and deterministic kernels: sums differ in their last bits with the number of threads."""
+"""Pinned threads and deterministic kernels, as sums differ in their last bits with the number of threads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 
 
 def pin_threads(count: int) -> None:
-    """Use ``count`` threads a process in torch and in the BLAS and OpenMP libraries, deterministic kernels,
-    and full float32 products (no TF32). Call it in the thread that computes."""
-    # cuBLAS reads this when it is first used; without it its products may depend on the stream.
+    """Make this process compute with ``count`` threads, deterministic kernels and full float32 products (no TF32).
+
+    The threads are those of torch and of the BLAS and OpenMP libraries. Call it in the thread that computes.
+    """
+    # cuBLAS reads this variable when it is first used. Without it its products may depend on the stream.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -16,7 +18,7 @@ def pin_threads(count: int) -> None:
     threadpool_limits(limits=count)
     torch.set_num_threads(count)
     if torch.cuda.is_available():
-        # On a CPU nothing used here is nondeterministic, and the call would load torch's compiler: 70 MB a rank.
+        # On a CPU nothing used here is nondeterministic, and the call would load torch's compiler, 70 MB on each rank.
         torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

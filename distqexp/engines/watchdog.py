@@ -1,8 +1,8 @@
-"""Signals that ask for a stop, and ranks that must not outlive their launcher.
+"""Signals that ask for a stop, and the watch that ends ranks with their launcher.
 
-What launchers pass on, measured with Open MPI 5.0.11: SIGUSR1 to mpirun reaches every rank, and mpirun ends
+What launchers pass on was measured with Open MPI 5.0.11. SIGUSR1 to mpirun reaches every rank, and mpirun ends
 with the ranks' exit code (75). SIGTERM, SIGINT or SIGHUP to mpirun reach the ranks as SIGCONT and SIGTERM, but
-SIGKILL follows half a second later and mpirun's own exit code is 1: long enough for a quick checkpoint only,
+SIGKILL follows half a second later, and mpirun's own exit code is 1. That is long enough for a quick checkpoint only,
 so batch scripts should turn the scheduler's warning into SIGUSR1. SIGKILL of mpirun reaches nobody.
 """
 
@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAUNCHERS = frozenset(
@@ -29,15 +29,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGUSR1 in a flag. A context manager; the old handlers come back at the end.
+    """Counts the signals SIGTERM and SIGUSR1 between ``install`` and ``restore``, which brings the old handlers back.
 
     Handlers can be set in the main thread only: elsewhere (a notebook's worker thread) nothing is installed
-    and the flag stays False.
+    and the count stays 0.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        """Signals seen so far."""
+        """How many signals have come so far."""
         self._old: dict[signal.Signals, Any] = {}
 
     @property
@@ -46,7 +46,7 @@ class StopRequest:
         return self.count > 0
 
     def install(self) -> None:
-        """Set the handlers."""
+        """Set the handlers of the signals."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
@@ -58,13 +58,6 @@ class StopRequest:
             signal.signal(number, old if old is not None else signal.SIG_DFL)
         self._old.clear()
 
-    def __enter__(self) -> Self:
-        self.install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 
@@ -72,9 +65,9 @@ class StopRequest:
 def die_with_launcher(interval: float = 1.0) -> None:
     """End this process (SIGKILL) soon after the launcher that started it is gone.
 
-    On Linux the kernel is asked for a signal at the parent's death; besides, a daemon thread looks every
+    On Linux the kernel is asked for a signal at the parent's death. Besides, a daemon thread checks every
     ``interval`` seconds whether the parent, or the launcher above a wrapper script, is still the same
-    process. Nothing is lost by SIGKILL: files appear under their names only when complete.
+    process. Nothing is lost by SIGKILL, as files appear under their names only when complete.
     """
     parent = os.getppid()
     if sys.platform == "linux":
@@ -92,7 +85,7 @@ def die_with_launcher(interval: float = 1.0) -> None:
 
 
 def _launcher_above(pid: int) -> tuple[int, str] | None:
-    """The nearest ancestor that is a known launcher, as (pid, start time), where /proc tells it."""
+    """Return the pid and start time of the nearest ancestor that is a known launcher, where /proc tells it."""
     while pid > 1:
         fields = _stat(pid)
         if fields is None:
@@ -105,12 +98,13 @@ def _launcher_above(pid: int) -> tuple[int, str] | None:
 
 
 def _identity(pid: int) -> tuple[int, str] | None:
+    """Return the pid and start time of a process, or None when it is gone."""
     fields = _stat(pid)
     return None if fields is None else (pid, fields[2])
 
 
 def _stat(pid: int) -> tuple[str, int, str] | None:
-    """Name, parent and start time of a process; None when it is gone, a zombie, or there is no /proc."""
+    """Return name, parent and start time of a process, or None when it is gone, a zombie, or there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:

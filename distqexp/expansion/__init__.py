@@ -1,1 +1,1 @@
-"""Public: where a round's quadratic is expanded. Subspace, precision and clip from public records, over all ranks."""
+"""The public state at which a round expands: subspace, precision and clip, made from public records by all ranks."""

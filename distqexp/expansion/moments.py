@@ -1,32 +1,39 @@
-"""Second moments of public records' gradients, block by block, with labels sampled from the model."""
+"""Second moments of the gradients of public records, block by block, with labels sampled from the model."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import explicit_moments, moments_size, pack, position_moments
 from distqexp.geometry.subspaces.base import BlockSubspace
 from distqexp.gradients.labels import label_noise
-from distqexp.gradients.layers.forms import Dense, Indexed, Kept, Tensor, Whole, apply, apply_left
-from distqexp.gradients.layers.store import CHUNK
+from distqexp.gradients.layers import CHUNK, Dense, Form, Indexed, Tensor, Whole, apply, apply_left
 from distqexp.gradients.raw import RawGradients
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 
-FloatArray = npt.NDArray[np.float64]
-
 
 class FisherMoments:
-    """Moments in the coordinates of a subspace of blocks, by one forward and one backward pass a micro-batch.
+    """Computes moments in the coordinates of a subspace of blocks, in one forward and one backward pass for each micro-batch.
 
-    A layer's are taken by positions: no per-example gradient is formed, and output gradients and activations are projected
-    before their outer products. Those of parameters without factors (scales, shifts, position embeddings) are of the
-    gradients themselves. The network's own type up to the projection, float64 from there. Public records only.
+    The moments of a layer are taken position by position: no per-example gradient is formed, and output gradients and activations
+    are projected before their outer products. Parameters without factors (scales, shifts, position embeddings) have the moments of
+    their gradients themselves. Numbers are of the network's own type up to the projection, float64 from there. For public records
+    only.
+
+    Args:
+        network: The model at the parameters of the round.
+        loss: The training loss.
+        subspace: The coordinates.
+        micro_batch: The number of records in a batch, padding included.
+
+    Raises:
+        UsageError: The rows of a block of the subspace are picked, not projected.
     """
 
     def __init__(self, *, network: Network, loss: Loss, subspace: BlockSubspace, micro_batch: int) -> None:
@@ -43,36 +50,42 @@ class FisherMoments:
             self._factors.append((row, column))
 
     def of_records(self, records: Records, *, seed: int, round: int, first_slot: int) -> FloatArray:
-        """Packed sums over the present records, at most a micro-batch, of the moments of ``subspace.coordinates``.
+        """Sum the moments of the blocks ``subspace.coordinates`` over the present records, and return them packed.
 
-        The labels are drawn from the model (Fisher matrix), not the records' own: the noise of a record is a function of
-        (seed, round, slot). A record with an activation or a gradient that is not finite is left out of every block.
+        The labels are not the records' own but drawn from the model, which gives the Fisher matrix; their noise is a function of
+        seed, round and slot. A record with an activation or a gradient that is not finite is left out of every block.
+
+        Args:
+            records: At most a micro-batch of records.
+            seed: The seed of the labels' noise.
+            round: The round.
+            first_slot: The slot of the first record.
         """
         network, loss = self.gradients.network, self.gradients.loss
         with torch.no_grad():
             outputs = network.module(network.prepare(records.inputs))
         noise = label_noise(seed, round, first_slot, len(records), loss.noise_width(outputs)).to(outputs.device)
         coordinates = self.subspace.coordinates
-        found = [np.zeros(moments_size([block])) for block in coordinates]
-        for number, *sides in self.gradients.raw_factors(records, loss.sample(outputs, noise), self._projected):
-            found[number] = _packed(coordinates[number], sides)
-        return np.concatenate(found)
+        sums = [np.zeros(moments_size([block])) for block in coordinates]
+        for number, *sides in self.gradients.raw_factors(records, loss.sample(outputs, noise), self._project):
+            sums[number] = _block_sums(coordinates[number], sides)
+        return np.concatenate(sums)
 
-    def _projected(self, number: int, kept: Kept) -> Kept:
+    def _project(self, number: int, form: Form) -> Form:
         row, column = self._factors[number]
-        if isinstance(kept, Whole):
-            matrix = kept.matrix if row is None else apply_left(kept.matrix, row)
+        if isinstance(form, Whole):
+            matrix = form.matrix if row is None else apply_left(form.matrix, row)
             return Whole(matrix if column is None else apply(matrix, column))
-        right = kept.column if column is None else apply(kept.column, column)
-        if isinstance(kept, Dense):
-            return Dense(kept.row if row is None else apply(kept.row, row), right)
+        right = form.column if column is None else apply(form.column, column)
+        if isinstance(form, Dense):
+            return Dense(form.row if row is None else apply(form.row, row), right)
         if row is None:
-            return Indexed(kept.token, kept.scale, right, kept.rows)
-        return Dense(row[0].T[kept.token].unsqueeze(1), right)
+            return Indexed(form.token, form.scale, right, form.rows)
+        return Dense(row[0].T[form.token].unsqueeze(1), right)
 
 
-def _packed(block: Block, sides: list[Tensor]) -> FloatArray:
-    """The packed moments of one block, some records at a time: float64 copies stay small."""
+def _block_sums(block: Block, sides: list[Tensor]) -> FloatArray:
+    """Return the packed moments of one block, taken some records at a time, so that float64 copies stay small."""
     copies, steps, width = sides[-1].shape[1:]
     step = max(1, CHUNK // (copies * steps * (width + (block.rows if len(sides) == 2 else 0) + steps)))
     total = np.zeros(moments_size([block]))

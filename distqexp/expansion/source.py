@@ -1,4 +1,4 @@
-"""Which public records, or probes, a round's curvature and clip are taken from."""
+"""The choice of the public records, or probes, for a round's curvature and clip."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from distqexp.problem.slots import SlotMap
 from distqexp.problem.sources import DataSource, ProbeSource, Readers
 
 READ_AT_ONCE = 1024
+"""How many records are read at a time."""
 
 
 def curvature_source(
     config: Config, public: DataConfig | None, schema: Schema, round: int = 0, readers: Readers | None = None
 ) -> DataSource | ProbeSource | None:
-    """The records that a round's public curvature is taken from: probes, where the config says so, else some of ``public``."""
+    """Return the source for a round's public curvature: probes where the config says so, else some records of ``public``."""
     if config.precision.source == "probes":
         return ProbeSource(config.precision.samples, config.subspace.seed)
     return public_source(config, public, schema, round, readers) if public else None
@@ -27,23 +28,23 @@ def curvature_source(
 def public_source(
     config: Config, data: DataConfig, schema: Schema, round: int = 0, readers: Readers | None = None
 ) -> DataSource:
-    """At most ``precision.samples`` public records, whole units spread evenly over the file, others in every round.
+    """Return at most ``precision.samples`` public records: whole units spread evenly over the file, others in every round.
 
-    Absent records (blank, not finite, without a label) are left out, and units that hold no other: they count
-    neither in the curvature's mean per unit nor in the quantile of the norms.
+    Absent records (blank, not finite, without a label) are left out, and so are units without any other: they count
+    neither in the curvature's mean over units nor in the quantile of the norms. Raises UsageError where no record is left.
     """
     dataset = open_dataset(data, schema, reader=readers.of(data, private=False) if readers else None)
     slots = dataset.slot_map()
     if slots.units == 0:
         raise UsageError("data.public: 0 records pass its rows and filter; expected at least one: widen them")
-    wanted = max(1, min(slots.units, config.precision.samples * slots.units // len(slots.unit)))
-    chosen = np.arange(wanted) * slots.units // wanted + round % max(1, slots.units // wanted)
-    keep = np.isin(slots.unit, chosen)
+    count = max(1, min(slots.units, config.precision.samples * slots.units // len(slots.unit)))
+    units = np.arange(count) * slots.units // count + round % max(1, slots.units // count)
+    keep = np.isin(slots.unit, units)
     rows, unit = slots.rows[keep], slots.unit[keep]
     starts = range(0, len(rows), READ_AT_ONCE)
     present = np.concatenate([dataset.read(rows[start : start + READ_AT_ONCE]).present.numpy() for start in starts])
     if not present.any():
         raise UsageError("data.public: none of the records chosen for the curvature is usable; expected at least one")
-    turned = Turns(*config.precision.rotate, config.subspace.seed, round) if config.precision.rotate else None
-    kept = SlotMap(rows=rows[present], unit=np.unique(unit[present], return_inverse=True)[1])
-    return DataSource(data, kept, turned=turned, private=False)
+    turns = Turns(*config.precision.rotate, config.subspace.seed, round) if config.precision.rotate else None
+    present_slots = SlotMap(rows=rows[present], unit=np.unique(unit[present], return_inverse=True)[1])
+    return DataSource(data, present_slots, turns=turns, private=False)

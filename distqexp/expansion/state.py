@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqexp.arrays import FloatArray
+from distqexp.arrays import FloatArray, NewArrays
 from distqexp.artefacts.derived import derived_factor_grid, derived_grid
 from distqexp.artefacts.state import RoundState, under
 from distqexp.config import Config
 from distqexp.engines.base import Engine
-from distqexp.engines.collectives import arrays_from_root, required
+from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import UsageError
 from distqexp.expansion.passes import (
     MOMENT_GROUPS,
     PublicContext,
     curvature_of_piece,
-    folded,
     moments_of_group,
     norms_of_piece,
+    sum_in_order,
 )
 from distqexp.expansion.range_finder import public_range
 from distqexp.geometry.moments import BlockMoments, unpack
 from distqexp.geometry.precisions import Precision, make_precision, rescaled_arrays
-from distqexp.gradients.setup import made_subspace
+from distqexp.gradients.setup import make_subspace_arrays
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import Needs
 from distqexp.mechanism.factor_grid import FactorGrid
@@ -37,8 +37,8 @@ from distqexp.mechanism.grid import Grid
 from distqexp.privacy.calibration import Calibration
 from distqexp.problem.sources import DataSource, ProbeSource
 
-Arrays = dict[str, npt.NDArray[Any]]
-Kept = tuple[Arrays, Arrays, float]  # subspace, precision and clip of an earlier round
+Earlier = tuple[NewArrays, NewArrays, float]
+"""The subspace, precision and clip of an earlier round."""
 
 
 def next_state(
@@ -47,29 +47,40 @@ def next_state(
     calibration: Calibration,
     theta: FloatArray,
     round: int,
-    k: int,
     source: DataSource | ProbeSource | None,
     engine: Engine,
     previous: RoundState | None = None,
 ) -> RoundState:
-    """Subspace, precision, clip and grid of ``round`` at ``theta``; every rank takes part and gets the same state.
+    """Make the state of a round: subspace, precision, clip and grid. Collective: every rank gets the same state.
 
-    All but the grid are made anew every ``precision.refresh`` rounds and kept from ``previous`` in between. Where
-    the public curvature or the public norms at ``theta`` are of no use (a run that diverged), those of
-    ``previous`` are kept too, so that a run whose budget is spent can be finished and exported.
+    All but the grid are made anew every ``precision.refresh`` rounds and kept in between. Where the public curvature or the public
+    norms at ``theta`` are of no use (a run that diverged), those of ``previous`` are kept too, so that a run whose budget is spent
+    can be finished and exported.
 
-    Sums over public records run over all ranks and are folded on the root in the order of the micro-batches,
-    so that the state does not depend on the number of ranks.
+    Sums over public records run over all ranks, and the root adds them up in the order of the micro-batches, so that the state
+    does not depend on the number of ranks.
+
+    Args:
+        worker: The rank's worker.
+        calibration: The noise that the budget allows.
+        theta: The parameters at which the round expands, (d,).
+        round: The round.
+        source: The public records or probes, if any.
+        engine: Where the work runs.
+        previous: The state of the round before, if there is one.
+
+    Raises:
+        UsageError: What is made from public records is of no use, and there is no earlier state to fall back to.
     """
-    config = worker.config
+    config, k = worker.config, worker.k
     context = PublicContext(worker=worker, theta=theta, round=round, k=k, sources=(source,) if source else ())
-    given = config.mechanism.clip_of(round, config.privacy.units)
-    kept = None if previous is None else _kept(config, previous, round)
-    if kept is not None and config.precision.made_at(round) != round:
-        subspace, precision, clip = kept
+    fixed_clip = config.mechanism.clip_of(round, config.privacy.units)
+    earlier = None if previous is None else _earlier(config, previous, round)
+    if earlier is not None and config.precision.refresh_round(round) != round:
+        subspace, precision, clip = earlier
     else:
-        subspace, precision = _made_anew(context, engine, kept)
-        clip = given or _public_clip(context, engine, subspace, precision, kept)
+        subspace, precision = _new_arrays(context, engine, earlier)
+        clip = fixed_clip or _public_clip(context, engine, subspace, precision, earlier)
     grid = derived_grid(config, calibration, clip, k)
     return RoundState(
         round=round, theta=theta, clip=clip, grid=grid, precision=precision, subspace=subspace,
@@ -78,21 +89,21 @@ def next_state(
 
 
 def _factor_grid(context: PublicContext, grid: Grid) -> FactorGrid | None:
-    """The grid of the units' factors, where the curvature is private."""
+    """Return the grid of the units' factors, or None where the curvature is public."""
     if not context.config.private_curvature:
         return None
     return derived_factor_grid(context.config, grid, context.k, context.curvature_rows)
 
 
 def _velocity(config: Config, theta: FloatArray, previous: RoundState | None) -> FloatArray | None:
-    """The last move, between released points, where the next one takes a share of it."""
+    """Return the last move between released points, or None where the next move takes no share of it."""
     if config.mechanism.momentum == 0 or previous is None:
         return None
     return theta - previous.theta
 
 
-def _kept(config: Config, previous: RoundState, round: int) -> Kept:
-    """Subspace, precision and clip of an earlier round, scaled to this round's step; a clip of the config is its own."""
+def _earlier(config: Config, previous: RoundState, round: int) -> Earlier:
+    """Return the previous subspace, precision and clip, scaled to this round's step; a clip of the config is this round's."""
     ratio = config.mechanism.step_of(round) / config.mechanism.step_of(previous.round)
     clip = config.mechanism.clip_of(round, config.privacy.units)
     return (
@@ -102,99 +113,103 @@ def _kept(config: Config, previous: RoundState, round: int) -> Kept:
     )
 
 
-def _made_anew(context: PublicContext, engine: Engine, kept: Kept | None) -> tuple[Arrays, Arrays]:
-    """The arrays of subspace and precision, made on the root; those kept where the public sums are of no use."""
+def _new_arrays(context: PublicContext, engine: Engine, earlier: Earlier | None) -> tuple[NewArrays, NewArrays]:
+    """Make the arrays of subspace and precision on the root; where the public sums are of no use, return the earlier ones."""
     config, pieces = context.config, range(len(context.pieces))
     subspace_needs, precision_needs = config.subspace.traits.needs, config.precision.traits.needs
     sums: FloatArray | None = None
     if Needs.MOMENTS in (subspace_needs, precision_needs):
         groups = range(min(MOMENT_GROUPS, len(pieces)))
-        sums = folded(engine.collect(partial(moments_of_group, context=context), context.worker, groups))
+        sums = sum_in_order(engine.collect(partial(moments_of_group, context=context), context.worker, groups))
 
     def moments() -> list[BlockMoments]:  # on the root
-        return unpack(context.moment_subspace.coordinates, required(sums))
+        return unpack(context.moment_subspace.coordinates, require(sums))
 
-    subspace: Arrays = {}
+    subspace: NewArrays = {}
     if subspace_needs is Needs.MOMENTS:
-        subspace = _subspace_arrays(context, engine, moments, kept)
+        subspace = _subspace_arrays(context, engine, moments, earlier)
     elif subspace_needs is Needs.GRADIENTS:
-        subspace = _leading_arrays(context, engine, kept)
+        subspace = _leading_arrays(context, engine, earlier)
     if subspace:
         context = dataclasses.replace(context, subspace_arrays=subspace)
     curvature: FloatArray | None = None
     if precision_needs is Needs.CURVATURE:
-        curvature = folded(engine.collect(partial(curvature_of_piece, context=context), context.worker, pieces))
+        curvature = sum_in_order(engine.collect(partial(curvature_of_piece, context=context), context.worker, pieces))
 
-    def both_arrays() -> Arrays:
+    def both_arrays() -> NewArrays:
         public: Any = curvature
         if precision_needs is Needs.MOMENTS:
             public = moments()
-            if subspace_needs is Needs.MOMENTS:  # made of them, so that they were taken before it was known
-                public = context.block_subspace.projected(public)
-        return _together(subspace, _precision(context, public).to_arrays())
+            if subspace_needs is Needs.MOMENTS:  # which is made from moments of all parameters, as these are
+                public = context.block_subspace.project_moments(public)
+        return _with_prefixes(subspace, _precision(context, public).to_arrays())
 
-    both = _together(*kept[:2]) if kept else None
-    found = arrays_from_root(engine, lambda: _unless_useless(both_arrays, both))
-    return under(found, "subspace/"), under(found, "precision/")
+    fallback = _with_prefixes(*earlier[:2]) if earlier else None
+    arrays = arrays_from_root(engine, lambda: _make_or_keep(both_arrays, fallback))
+    return under(arrays, "subspace/"), under(arrays, "precision/")
 
 
 def _subspace_arrays(
-    context: PublicContext, engine: Engine, public: Callable[[], Any], kept: Kept | None
+    context: PublicContext, engine: Engine, public: Callable[[], Any], earlier: Earlier | None
 ) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a subspace made of ``public``, which the root brings, on every rank."""
+    """Return the arrays of a subspace on every rank. The root makes them of what ``public`` returns there."""
 
-    def make() -> Arrays:
+    def make() -> NewArrays:
         blocks = context.worker.blocks
-        return dict(made_subspace(context.config, context.network.d, context.k, context.round, blocks, public()))
+        return dict(make_subspace_arrays(context.config, context.network.d, context.k, context.round, blocks, public()))
 
-    return arrays_from_root(engine, lambda: _unless_useless(make, kept and kept[0]))
+    return arrays_from_root(engine, lambda: _make_or_keep(make, earlier and earlier[0]))
 
 
-def _leading_arrays(context: PublicContext, engine: Engine, kept: Kept | None) -> Arrays:
-    """Those of leading directions of public gradients; those kept where fewer records of the round than k are usable."""
-    if kept is not None and context.sources[0].slots.slots < context.k:
-        return dict(kept[0])
-    found = public_range(context, engine)
-    return _subspace_arrays(context, engine, lambda: required(found), kept)
+def _leading_arrays(context: PublicContext, engine: Engine, earlier: Earlier | None) -> NewArrays:
+    """Return the arrays of leading directions of public gradients; the earlier ones where the round has fewer records than k."""
+    if earlier is not None and context.sources[0].slots.slots < context.k:
+        return dict(earlier[0])
+    factors = public_range(context, engine)
+    return _subspace_arrays(context, engine, lambda: require(factors), earlier)
 
 
 def _precision(context: PublicContext, public: Any) -> Precision:
-    config, units = context.config, context.sources[0].slots.units if context.sources else 0
-    # The sum of a round is over the units of its part.
-    n_bar = config.privacy.units / config.mechanism.parts
+    config, public_units = context.config, context.sources[0].slots.units if context.sources else 0
     step, damping = config.mechanism.step_of(context.round), config.precision.damping
-    return make_precision(config.precision.kind, context.k, public, units, n_bar, step, damping)
+    return make_precision(
+        config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping
+    )
 
 
-def _unless_useless(make: Callable[[], Arrays], kept: Arrays | None) -> Arrays:
+def _make_or_keep(make: Callable[[], NewArrays], earlier: NewArrays | None) -> NewArrays:
+    """Return what ``make`` returns, or the earlier arrays, if any, where public records are of no use."""
     try:
         return make()
     except UsageError:
-        if kept is None:
+        if earlier is None:
             raise
-        return dict(kept)
+        return dict(earlier)
 
 
-def _together(subspace: Arrays, precision: Arrays) -> Arrays:
+def _with_prefixes(subspace: NewArrays, precision: NewArrays) -> NewArrays:
     arrays = {f"subspace/{name}": array for name, array in subspace.items()}
     return arrays | {f"precision/{name}": array for name, array in precision.items()}
 
 
 def _public_clip(
-    context: PublicContext, engine: Engine, subspace: Arrays, precision: Arrays, kept: Kept | None
+    context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays, earlier: Earlier | None
 ) -> float:
-    whitened = dataclasses.replace(context, precision_arrays=precision, subspace_arrays=subspace)
-    norms = list(engine.collect(partial(norms_of_piece, context=whitened), context.worker, range(len(context.pieces))))
+    """Return the quantile of public norms in whitened coordinates; the earlier clip, if any, where it is of no use."""
+    whitened_context = dataclasses.replace(context, precision_arrays=precision, subspace_arrays=subspace)
+    norms = list(
+        engine.collect(partial(norms_of_piece, context=whitened_context), context.worker, range(len(context.pieces)))
+    )
     quantile = context.config.mechanism.clip_quantile
-    return engine.on_root(lambda: _quantile(np.concatenate(norms), quantile, kept[2] if kept else None))
+    return engine.on_root(lambda: _quantile(np.concatenate(norms), quantile, earlier[2] if earlier else None))
 
 
-def _quantile(norms: FloatArray, quantile: float | None, kept: float | None) -> float:
+def _quantile(norms: FloatArray, quantile: float | None, earlier_clip: float | None) -> float:
     clip = float(np.quantile(norms, quantile if quantile is not None else 1.0, method="higher")) if norms.size else 0.0
     if np.isfinite(clip) and clip > 0:
         return clip
-    if kept is not None:
-        return kept
+    if earlier_clip is not None:
+        return earlier_clip
     raise UsageError(
         f"mechanism.clip_quantile: the quantile of public norms is {clip}; expected above 0: raise it, or set mechanism.clip"
     )

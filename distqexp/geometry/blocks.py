@@ -1,4 +1,4 @@
-"""Blocks: the trainable parameters as matrices, the shape that Kronecker subspaces and precisions work on. Public."""
+"""Blocks: the trainable parameters as matrices, which is how Kronecker subspaces and precisions see them. Public."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import UsageError
 
 
@@ -17,11 +16,20 @@ from distqexp.errors import UsageError
 class Block:
     """One weight, and the bias that goes with it, as ``copies`` matrices of shape (rows, columns).
 
-    Rows are the side of the output gradients, columns that of the activations; a bias is the last column, whose
-    activation is one. A grouped convolution has a copy a group. In theta the weight starts at ``weight`` (None: the
-    block is a bias alone) as (copies, rows, columns without bias), or, when ``transposed``, as (copies, columns
-    without bias, rows); the bias starts at ``bias`` (None: no bias) as (copies, rows). ``sparse_rows``: the rows are
-    entries of a vocabulary, too many for a dense second moment, which is kept as its diagonal.
+    The rows are the side of the output gradients, the columns that of the activations. A bias is the last column, whose
+    activation is one. A grouped convolution has one copy for each group.
+
+    Attributes:
+        name: The name that error messages show.
+        copies: The number of matrices.
+        rows: The number of rows of each matrix.
+        columns: The number of columns of each matrix, including that of the bias.
+        weight: The position in theta where the weight starts, as (copies, rows, columns without the bias); None for a
+            block that is a bias alone.
+        bias: The position in theta where the bias starts, as (copies, rows); None for a block without a bias.
+        transposed: Whether theta holds the weight as (copies, columns without the bias, rows) instead.
+        sparse_rows: Whether the rows are the entries of a vocabulary. These are too many for a dense second moment, so
+            only its diagonal is kept.
     """
 
     name: str
@@ -39,21 +47,21 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(copies, rows, columns)."""
+        """The shape (copies, rows, columns) of the block."""
         return (self.copies, self.rows, self.columns)
 
     @property
     def size(self) -> int:
-        """Number of parameters."""
+        """The number of parameters in the block."""
         return self.copies * self.rows * self.columns
 
     @property
     def weight_columns(self) -> int:
-        """Columns without that of the bias."""
+        """The number of columns without that of the bias."""
         return self.columns - (self.bias is not None)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, d) vectors in the order of theta -> (B, copies, rows, columns)."""
+        """Return the block's matrices (B, copies, rows, columns) from vectors (B, d) in the order of theta."""
         parts = []
         if self.weight is not None:
             flat = rows[:, self.weight : self.weight + self.copies * self.rows * self.weight_columns]
@@ -65,8 +73,8 @@ class Block:
             parts.append(bias.reshape(len(rows), self.copies, self.rows, 1))
         return torch.cat(parts, dim=3)
 
-    def scatter(self, matrices: NDArray[np.float64], theta: NDArray[np.float64]) -> None:
-        """Write (copies, rows, columns) to its places in a vector (d,)."""
+    def scatter(self, matrices: FloatArray, theta: FloatArray) -> None:
+        """Write matrices (copies, rows, columns) to the block's places in the vector ``theta`` (d,)."""
         if self.weight is not None:
             weight = matrices[:, :, : self.weight_columns]
             weight = weight.transpose(0, 2, 1) if self.transposed else weight
@@ -83,10 +91,12 @@ def check_cover(blocks: Sequence[Block], d: int) -> None:
             spans.append((block.weight, block.copies * block.rows * block.weight_columns))
         if block.bias is not None:
             spans.append((block.bias, block.copies * block.rows))
-    at = 0
+    offset = 0
     for start, length in sorted(spans):
-        if start != at:
-            raise UsageError(f"blocks: parameter {at} of theta is in no block or in two; expected each in exactly one")
-        at = start + length
-    if at != d or math.fsum(block.size for block in blocks) != d:
-        raise UsageError(f"blocks: they hold {at} parameters; expected d = {d}")
+        if start != offset:
+            raise UsageError(
+                f"blocks: parameter {offset} of theta is in no block or in two; expected each in exactly one"
+            )
+        offset = start + length
+    if offset != d or math.fsum(block.size for block in blocks) != d:
+        raise UsageError(f"blocks: they hold {offset} parameters; expected d = {d}")

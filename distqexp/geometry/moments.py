@@ -1,4 +1,4 @@
-"""Second moments of a block's gradients, from which Kronecker curvatures and pca subspaces are made. Public.
+"""Second moments of a block's gradients, from which Kronecker precisions and kronecker-pca subspaces are made. Public.
 
 Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015: the curvature
 of a block is modelled as the Kronecker product of a row moment (output gradients) and a column moment (activations).
@@ -16,73 +16,90 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 
-FloatArray = NDArray[np.float64]
-
 LARGEST_SIDE = 8192
+"""The largest number of rows or columns of a block whose second moment is kept as a dense matrix."""
 
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """Sums over public records, float64, of one block of shape (copies, rows, columns).
+    """The second moments of one block of shape (copies, rows, columns), summed over public records, in float64.
 
-    row: (copies, rows, rows), or its diagonal (copies, rows) when the block has sparse rows. column: (copies, columns,
-    columns). energy: (copies,), the sum of ||G||_F^2, G a record's gradient. Row and column matter up to a factor:
-    the energy alone says how large the curvature is.
+    The row and column moments matter only up to a factor: the energy alone says how large the curvature is.
+
+    Attributes:
+        row: The row moment (copies, rows, rows), or its diagonal (copies, rows) when the block has sparse rows.
+        column: The column moment (copies, columns, columns).
+        energy: The sum (copies,) of ||G||_F^2, where G is the gradient of one record.
     """
 
     row: FloatArray
     column: FloatArray
     energy: FloatArray
 
-    def projected(self, row: NDArray[Any] | None, column: FloatArray | None) -> BlockMoments:
-        """In the coordinates of R_row G R_col^T, R_row ``row`` (copies or 1, k_row, rows) or None: all of them.
+    def project(self, row: NDArray[Any] | None, column: FloatArray | None) -> BlockMoments:
+        """Return the moments of the projected gradient R_row G R_col^T.
 
-        ``row`` may be int64 (copies, k_row): rows that are picked. The product of the factors keeps its scale, as if
-        the curvature were the Kronecker product: energy times tr(R S R^T) / tr(S) on both sides.
+        The energy is that of the projection if the curvature is exactly the Kronecker product of the row and column
+        moments: it is multiplied by tr(R S R^T) / tr(S) on both sides.
+
+        Args:
+            row: R_row as (copies or 1, k_row, rows), or as int64 (copies, k_row) when it selects rows by their numbers;
+                None for the identity.
+            column: R_col as (copies or 1, k_col, columns); None for the identity.
         """
         if row is None:
-            left = self.row
+            row_moment = self.row
         elif np.issubdtype(row.dtype, np.integer):
-            left = _picked(self.row, row)
+            row_moment = _selection(self.row, row)
         else:
-            left = _congruence(row, self.row)
-        right = self.column if column is None else _congruence(column, self.column)
+            row_moment = _congruence(row, self.row)
+        column_moment = self.column if column is None else _congruence(column, self.column)
         shares = []
-        for small, whole in ((left, self.row), (right, self.column)):
+        for small, whole in ((row_moment, self.row), (column_moment, self.column)):
             total = traces(whole)
             shares.append(np.divide(traces(small), total, out=np.zeros_like(total), where=total > 0))
-        return BlockMoments(left, right, self.energy * shares[0] * shares[1])
+        return BlockMoments(row_moment, column_moment, self.energy * shares[0] * shares[1])
 
 
 def explicit_moments(block: Block, matrices: torch.Tensor) -> BlockMoments:
-    """Moments of per-record gradients G given as (B, copies, rows, columns): sums of G G^T and of G^T G."""
-    g = _checked(block, matrices)
+    """Return the moments of per-record gradients G (B, copies, rows, columns): the sums of G G^T and of G^T G."""
+    g = _float64_gradients(block, matrices)
     row = (g * g).sum(dim=(0, 3)) if block.sparse_rows else torch.matmul(g, g.transpose(2, 3)).sum(dim=0)
     column = torch.matmul(g.transpose(2, 3), g).sum(dim=0)
     return BlockMoments(_array(row), _array(column), _array((g * g).sum(dim=(0, 2, 3))))
 
 
 def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> BlockMoments:
-    """Moments of G = sum over L positions of row_t column_t^T: row (B, copies, L, rows), column (B, copies, L, columns).
+    """Return the moments of gradients of the form G = sum over L positions t of row_t column_t^T.
 
-    Sums over records and positions of row_t row_t^T and of column_t column_t^T, and over records of ||G||_F^2. ``row`` may
-    be numbers of rows, int64 (B, 1, L), for unit vectors in a block with sparse rows. A position whose row or column is
-    exactly zero, such as padding, adds nothing to G and counts in neither moment.
+    They are the sums over records and positions of row_t row_t^T and of column_t column_t^T, and the sum over records of
+    ||G||_F^2. A position whose row or column is exactly zero, such as padding, adds nothing to G and counts in neither
+    moment.
+
+    Args:
+        block: The block that the gradients belong to.
+        row: The vectors row_t as (B, copies, L, rows). In a block with sparse rows they may be unit vectors, given by the
+            numbers of their rows as int64 (B, 1, L).
+        column: The vectors column_t as (B, copies, L, columns).
+
+    Raises:
+        UsageError: The shapes do not fit the block.
     """
-    numbered = row.dtype == torch.int64 and block.sparse_rows
-    ends = ((), (block.columns,)) if numbered else ((block.rows,), (block.columns,))
-    wanted = tuple((*column.shape[:1], block.copies, *column.shape[2:3], *end) for end in ends)
-    if (tuple(row.shape), tuple(column.shape)) != wanted:
+    has_row_numbers = row.dtype == torch.int64 and block.sparse_rows
+    ends = ((), (block.columns,)) if has_row_numbers else ((block.rows,), (block.columns,))
+    expected = tuple((*column.shape[:1], block.copies, *column.shape[2:3], *end) for end in ends)
+    if (tuple(row.shape), tuple(column.shape)) != expected:
         raise UsageError(
             f"block {block.name}: factors of shapes {tuple(row.shape)} and {tuple(column.shape)}; expected "
             f"(B, copies, L, rows) and (B, copies, L, columns) of {block.shape}"
         )
     a = column.detach().to(torch.float64)
     live = (a != 0).any(dim=3)
-    if numbered:
+    if has_row_numbers:
         a = torch.where(live.unsqueeze(3), a, 0.0)
         same = row.unsqueeze(3) == row.unsqueeze(2)
         energy = torch.where(same, torch.matmul(a, a.transpose(2, 3)), 0.0).sum(dim=(0, 2, 3))
@@ -95,12 +112,12 @@ def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> B
         energy = (torch.matmul(e, e.transpose(2, 3)) * torch.matmul(a, a.transpose(2, 3))).sum(dim=(0, 2, 3))
     else:
         energy = torch.matmul(e.transpose(2, 3), a).square().sum(dim=(0, 2, 3))
-    left = (e * e).sum(dim=(0, 2)) if block.sparse_rows else _gram(e)
-    return BlockMoments(_array(left), _array(_gram(a)), _array(energy))
+    row_moment = (e * e).sum(dim=(0, 2)) if block.sparse_rows else _gram(e)
+    return BlockMoments(_array(row_moment), _array(_gram(a)), _array(energy))
 
 
 def moments_size(blocks: Sequence[Block]) -> int:
-    """How many float64 numbers the packed moments of ``blocks`` have. Raises UsageError above a side of 8192."""
+    """Return how many float64 numbers the packed moments of ``blocks`` have. Raises UsageError above a side of 8192."""
     total = 0
     for block in blocks:
         for side, dense in ((block.rows, not block.sparse_rows), (block.columns, True)):
@@ -114,37 +131,38 @@ def moments_size(blocks: Sequence[Block]) -> int:
 
 
 def pack(moments: Sequence[BlockMoments]) -> FloatArray:
-    """The moments as one flat vector, so that sums over records are sums of vectors."""
+    """Return the moments as one flat vector, so that sums over records are sums of vectors."""
     parts = [array.reshape(-1) for part in moments for array in (part.row, part.column, part.energy)]
     return np.concatenate(parts)
 
 
 def unpack(blocks: Sequence[Block], flat: FloatArray) -> list[BlockMoments]:
-    """Inverse of pack. Raises UsageError when the length is another, or an entry is not finite."""
-    if flat.shape != (moments_size(blocks),):
-        raise UsageError(f"moments: found shape {flat.shape}; expected ({moments_size(blocks)},)")
+    """Invert ``pack``. Raises UsageError when the vector has another length or an entry that is not finite."""
+    expected = (moments_size(blocks),)
+    if flat.shape != expected:
+        raise UsageError(f"moments: found shape {flat.shape}; expected {expected}")
     if not np.isfinite(flat).all():
         raise UsageError("moments: the public second moments have entries that are not finite; check data.public")
-    found, at = [], 0
+    moments, offset = [], 0
     for block in blocks:
         arrays = []
         for shape in _shapes(block):
             size = math.prod(shape)
-            arrays.append(flat[at : at + size].reshape(shape))
-            at += size
-        found.append(BlockMoments(*arrays))
-    return found
+            arrays.append(flat[offset : offset + size].reshape(shape))
+            offset += size
+        moments.append(BlockMoments(*arrays))
+    return moments
 
 
 def traces(moment: FloatArray) -> FloatArray:
-    """(copies,): the trace of each copy's moment, given whole or as its diagonal."""
+    """Return the trace (copies,) of each copy's moment, which is given whole or as its diagonal."""
     diagonal = moment if moment.ndim == 2 else np.diagonal(moment, axis1=1, axis2=2)
     total: FloatArray = diagonal.sum(axis=1)
     return total
 
 
 def coordinate_block(block: Block, k_row: int, k_col: int, start: int, sparse_rows: bool) -> Block:
-    """The block of a projected gradient: (copies, k_row, k_col) at ``start`` in the coordinates, row-major."""
+    """Return the block (copies, k_row, k_col) of a projected gradient, row-major from ``start`` on in the coordinates."""
     return dataclasses.replace(
         block, rows=k_row, columns=k_col, weight=start, bias=None, transposed=False, sparse_rows=sparse_rows
     )
@@ -155,7 +173,7 @@ def _shapes(block: Block) -> tuple[tuple[int, ...], ...]:
     return (row, (block.copies, block.columns, block.columns), (block.copies,))
 
 
-def _checked(block: Block, matrices: torch.Tensor) -> torch.Tensor:
+def _float64_gradients(block: Block, matrices: torch.Tensor) -> torch.Tensor:
     if matrices.ndim != 4 or tuple(matrices.shape[1:]) != block.shape:
         raise UsageError(
             f"block {block.name}: gradients of shape {tuple(matrices.shape)}; expected (B, *{block.shape})"
@@ -164,24 +182,26 @@ def _checked(block: Block, matrices: torch.Tensor) -> torch.Tensor:
 
 
 def _gram(factors: torch.Tensor) -> torch.Tensor:
-    """(B, copies, L, n) -> (copies, n, n): the sum over records and positions of the outer products."""
+    """Return the sum (copies, n, n) over records and positions of the outer products of vectors (B, copies, L, n)."""
     flat = factors.transpose(0, 1).flatten(1, 2)
     return torch.matmul(flat.transpose(1, 2), flat)
 
 
 def _congruence(factor: FloatArray, moment: FloatArray) -> FloatArray:
+    """Return R S R^T of each copy, where the moment S is given whole or as its diagonal."""
     if moment.ndim == 2:
         return np.matmul(factor * moment[:, None, :], factor.transpose(0, 2, 1))
     return np.matmul(np.matmul(factor, moment), factor.transpose(0, 2, 1))
 
 
-def _picked(moment: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
-    picked: FloatArray
+def _selection(moment: FloatArray, rows: IntegerArray) -> FloatArray:
+    """Return the part of the moment that belongs to the given rows (copies, k_row)."""
+    part: FloatArray
     if moment.ndim == 2:
-        picked = np.take_along_axis(moment, rows, axis=1)
+        part = np.take_along_axis(moment, rows, axis=1)
     else:
-        picked = np.stack([part[np.ix_(chosen, chosen)] for part, chosen in zip(moment, rows, strict=True)])
-    return picked
+        part = np.stack([matrix[np.ix_(numbers, numbers)] for matrix, numbers in zip(moment, rows, strict=True)])
+    return part
 
 
 def _array(tensor: torch.Tensor) -> FloatArray:

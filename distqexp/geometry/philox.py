@@ -1,7 +1,7 @@
-"""Counter-based public randomness: every word has an address, so any window of a stream can be made alone.
+"""Counter-based public randomness: every word has an address, so any window of a stream can be generated on its own.
 
-Philox-4x64-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) through
-numpy's bit generator. Only its raw words are used: their stream is fixed across numpy versions, unlike the
+The generator is Philox-4x64-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
+through numpy's bit generator. Only its raw words are used: their stream is the same in all numpy versions, unlike the
 distributions built on them. Nothing here is secret, and nothing here may be used as privacy noise.
 """
 
@@ -19,14 +19,14 @@ Int8Array = np.ndarray[tuple[int], np.dtype[np.int8]]
 Float64Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 WORDS_A_COUNTER = 8  # one Philox counter value gives four 64-bit outputs, read as eight 32-bit words
-NORMAL_GRID_BITS = 16
+NORMAL_GRID_BITS = 16  # normal entries are multiples of 2^-16
 
 
 def stream_key(*parts: str | int) -> bytes:
-    """The 16-byte key of the stream named by ``parts`` (public).
+    """Return the 16-byte key of the public stream that ``parts`` name.
 
-    SHA-256 of an unambiguous encoding: each part carries its type and its length, so ("ab", "c"), ("a", "bc")
-    and ("1",), (1,) are four different streams. Seeds are never added or multiplied.
+    The key is the start of the SHA-256 of an unambiguous encoding: each part carries its type and its length, so
+    ("ab", "c"), ("a", "bc"), ("1",) and (1,) name four different streams. Seeds are never added or multiplied.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -36,9 +36,10 @@ def stream_key(*parts: str | int) -> bytes:
 
 
 def raw_words(key: bytes, first: int, count: int) -> UInt32Array:
-    """Words ``first`` .. ``first + count - 1`` of the stream of ``key``, uint32 (count,); the window changes no word.
+    """Return the words ``first`` to ``first + count - 1`` of the stream of ``key``, uint32 (count,).
 
-    Raises UsageError for a key that is not 16 bytes or a negative window.
+    A word does not depend on the window in which it is asked for. Raises UsageError for a key that is not 16 bytes long
+    or for a negative window.
     """
     if len(key) != 16 or first < 0 or count < 0:
         raise UsageError(
@@ -52,12 +53,12 @@ def raw_words(key: bytes, first: int, count: int) -> UInt32Array:
 
 
 def standard_normal_entries(key: bytes, first: int, count: int) -> Float64Array:
-    """Entries ``first`` .. ``first + count - 1`` of a standard normal stream, one word each: float64 (count,)."""
+    """Return the entries ``first`` to ``first + count - 1`` of a standard normal stream: float64 (count,), one word each."""
     return normal_quantiles(raw_words(key, first, count))
 
 
 def normal_quantiles(words: UInt32Array) -> Float64Array:
-    """The normal quantile of (word + 1/2) / 2^32, rounded to a multiple of 2^-16: float64, at most 6.34 in size.
+    """Return the normal quantiles of (word + 1/2) / 2^32, rounded to multiples of 2^-16: float64, at most 6.34 in size.
 
     Rounding makes the entries exact in float32 and portable: over all 2^32 words no quantile lies nearer to a
     rounding boundary than 5e-15 of its size, so every library that is accurate to 20 units in the last place
@@ -73,7 +74,7 @@ def normal_quantiles(words: UInt32Array) -> Float64Array:
 
 
 def random_signs(key: bytes, first: int, count: int) -> Int8Array:
-    """Entries of a stream of fair signs: int8 (count,) of -1 and +1, one bit of the stream each."""
+    """Return the entries ``first`` to ``first + count - 1`` of a stream of fair signs: int8 (count,), one bit each."""
     word, skip = divmod(first, 32)
     words = raw_words(key, word, (skip + count + 31) // 32).astype("<u4", copy=False)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[skip : skip + count]

@@ -1,4 +1,4 @@
-"""The subspace and the precision in one: the map from gradients to whitened coordinates, and back to a move of theta. Public."""
+"""The subspace and the precision together: they map gradients to whitened coordinates, and points to moves of theta. Public."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces.base import Subspace
@@ -15,10 +15,11 @@ from distqexp.geometry.subspaces.base import Subspace
 
 @dataclass(frozen=True)
 class BlockWhitening:
-    """The whitened, projected gradient of a block is U_row G U_col^T, (copies, k_row, k_col). float64, public.
+    """The map of one block: its projected and whitened gradient is U_row G U_col^T (copies, k_row, k_col). float64, public.
 
-    row: U_row (copies, k_row, rows), or its diagonal (copies, rows). column: U_col (copies, k_col, columns), or its
-    diagonal (copies, columns).
+    Attributes:
+        row: U_row (copies, k_row, rows), or its diagonal (copies, rows).
+        column: U_col (copies, k_col, columns), or its diagonal (copies, columns).
     """
 
     row: torch.Tensor
@@ -27,9 +28,11 @@ class BlockWhitening:
 
 @dataclass(frozen=True)
 class Whitening:
-    """g~ = L^{-1} P^T g, for both ways to gradients: whole ones (``project``, ``whiten``) and those of layers (``by_blocks``).
+    """The map g~ = L^{-1} P^T g, for whole gradients (``project``, ``whiten``) and for those of layers (``by_blocks``).
 
-    precision: None while it is unknown; then gradients are projected alone.
+    Attributes:
+        subspace: The subspace, with its map P.
+        precision: The precision A = L L^T; None while it is not yet made, when gradients are projected and not whitened.
     """
 
     subspace: Subspace
@@ -37,47 +40,50 @@ class Whitening:
 
     @property
     def k(self) -> int:
-        """Number of coordinates."""
+        """The number of coordinates."""
         return self.subspace.k
 
     def project(self, gradients: torch.Tensor) -> torch.Tensor:
-        """P^T g for every row: (B, d) of any floating type to (B, k) float64."""
+        """Return P^T g for every row g: (B, d) of any floating type becomes (B, k) float64."""
         return self.subspace.project(gradients)
 
-    def whiten(self, projected: torch.Tensor) -> torch.Tensor:
-        """L^{-1} for every row of (B, k) float64; the rows as they are while the precision is unknown."""
-        return projected if self.precision is None else self.precision.whiten(projected)
+    def whiten(self, gradients: torch.Tensor) -> torch.Tensor:
+        """Return L^{-1} g for every projected gradient g, a row of (B, k) float64; the rows unchanged while there is no precision."""
+        return gradients if self.precision is None else self.precision.whiten(gradients)
 
-    def lift(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """P L^{-T} y: the move of theta (d,) of a point (k,) in whitened coordinates."""
+    def lift(self, y: FloatArray) -> FloatArray:
+        """Return P L^{-T} y, the move of theta (d,) that a point y (k,) in whitened coordinates stands for."""
         return self.subspace.lift(y if self.precision is None else self.precision.unwhiten(y))
 
     def by_blocks(self) -> tuple[tuple[Block, ...], list[BlockWhitening]] | None:
-        """The blocks of theta and the map of each; None where subspace or precision mixes blocks. The same map as the other way.
+        """Return the blocks of theta and the map of each, or None when the subspace or the precision mixes blocks.
 
-        Raises UsageError where the precision is of other blocks than the subspace.
+        The maps of the blocks together are the map of whole gradients. Raises UsageError when the precision was made for
+        other blocks than the subspace.
         """
         if (blocks := self.subspace.by_blocks()) is None or self.precision is None:
             return None
         if (inverses := self.precision.by_blocks(blocks.coordinates)) is None:
             return None
-        whitening = []
+        maps = []
         for block, factors, (row, column) in zip(blocks.blocks, blocks.factors, inverses, strict=True):
             r = factors.row
             if r is not None and r.ndim == 2:
                 r = _unit_vectors(r, block.rows)
-            whitening.append(BlockWhitening(_product(row, r), _product(column, factors.column)))
-        return blocks.blocks, whitening
+            maps.append(BlockWhitening(_product(row, r), _product(column, factors.column)))
+        return blocks.blocks, maps
 
 
 def _product(inverse: torch.Tensor, factor: np.ndarray | None) -> torch.Tensor:
+    """Return L^{-1} R, where L^{-1} is given whole or as its diagonal and R = None is the identity."""
     if factor is None:
         return inverse
     r = torch.from_numpy(factor).to(inverse.device)
     return inverse[:, :, None] * r if inverse.ndim == 2 else torch.matmul(inverse, r)
 
 
-def _unit_vectors(chosen: np.ndarray, n: int) -> np.ndarray:
-    rows = np.zeros((*chosen.shape, n))
-    np.put_along_axis(rows, chosen[:, :, None], 1.0, axis=2)
+def _unit_vectors(numbers: np.ndarray, n: int) -> np.ndarray:
+    """Return the unit vectors (copies, k, n) that have their ones at ``numbers`` (copies, k)."""
+    rows = np.zeros((*numbers.shape, n))
+    np.put_along_axis(rows, numbers[:, :, None], 1.0, axis=2)
     return rows

@@ -12,18 +12,29 @@ from distqexp.errors import UsageError
 from distqexp.problem.records import Records
 
 Batch = tuple[Records, IntegerArray]
-"""Records, and the unit of each."""
+"""Records, and the number of each record's unit, (records,)."""
 
 
 def sum_by_unit(
-    batches: Iterable[Batch], of_records: Callable[[Records], tuple[FloatArray, BoolArray]]
+    batches: Iterable[Batch], vectors_of: Callable[[Records], tuple[FloatArray, BoolArray]]
 ) -> tuple[FloatArray, BoolArray]:
-    """Sums of a piece's record vectors by unit, (units, n), and which units are finite throughout, (units,). Private."""
+    """Sum the vectors of a piece's records by unit. Private.
+
+    Args:
+        batches: The batches of the piece. Where there are several, all of them must hold the same single unit.
+        vectors_of: Gives the vector of each record, (records, n), and which of them are finite, (records,).
+
+    Returns:
+        The sums, (units, n), and which units have finite records alone, (units,).
+
+    Raises:
+        UsageError: The piece has no records, or several batches and several units.
+    """
     sums: FloatArray | None = None
     finite: BoolArray | None = None
     last_unit = None
     for records, unit in batches:
-        vectors, good = of_records(records)
+        vectors, good = vectors_of(records)
         starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]])
         batch_sums = vectors if len(starts) == len(unit) else np.add.reduceat(vectors, starts, axis=0)
         batch_finite = good if len(starts) == len(unit) else np.logical_and.reduceat(good, starts)
@@ -39,7 +50,7 @@ def sum_by_unit(
 
 
 def pad_records(records: Records, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs, targets and presence of exactly ``micro_batch`` records, absent ones of zeros at the end."""
+    """Return inputs, targets and presence of exactly ``micro_batch`` records, with absent records of zeros added at the end."""
     count = len(records.present)
     if count > micro_batch:
         raise UsageError(f"micro-batch: {count} records; expected at most {micro_batch}")
@@ -51,8 +62,8 @@ def pad_records(records: Records, micro_batch: int) -> tuple[torch.Tensor, torch
     return grow(records.inputs), grow(records.targets), grow(records.present)
 
 
-def flattened(inputs: torch.Tensor, targets: torch.Tensor, views: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every view a record of its own, (B views, ...), the views of a record one after another; as they are without views."""
+def flatten_views(inputs: torch.Tensor, targets: torch.Tensor, views: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make every view a record of its own, (B views, ...), the views of a record side by side. None for ``views``: no change."""
     if views is None:
         return inputs, targets
     return inputs.flatten(0, 1), targets.repeat_interleave(views, dim=0)

@@ -1,4 +1,4 @@
-"""Whitened gradients and clipped sums by layers: one forward, one backward, no per-example gradient. Private results."""
+"""Whitened gradients and clipped sums, layer by layer, without a per-example gradient of any layer in memory. Private."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.whitening import BlockWhitening
 from distqexp.gradients.batching import Batch, pad_records, sum_by_unit
-from distqexp.gradients.layers.forms import Raw, Tensor, merged
+from distqexp.gradients.layers.forms import Raw, Tensor, merge_views
 from distqexp.gradients.layers.store import BlockStore
 from distqexp.gradients.raw import RawGradients
 from distqexp.problem.losses import Loss
@@ -21,11 +21,20 @@ from distqexp.problem.records import Records
 
 
 class BlockGradients(RawGradients):
-    """The fast way to what ``UnitGradients`` computes, for whitenings that are a Kronecker product a block.
+    """Computes quickly what ``UnitGradients`` computes, for whitenings that are a Kronecker product on each block.
 
-    A record's numbers depend on that record alone, to the last bit, as there: micro-batches have one padded shape,
-    absent records are fed as zeros and masked, and no operation mixes records before they are clipped. ``blocks`` must be
-    ``block_layout(network)``; ``whitening`` has the factors of each. Both public.
+    As there, a record's numbers depend on that record alone, to the last bit: micro-batches have one padded shape,
+    absent records are fed as zeros and masked, and no operation mixes records before they are clipped.
+
+    Args:
+        network: The model at the parameters of the round.
+        loss: The training loss.
+        whitening: The factors of each block. Public.
+        blocks: What ``block_layout(network)`` gives. Public.
+        micro_batch: The number of records in a batch, padding included.
+
+    Raises:
+        UsageError: The factors don't fit the blocks.
     """
 
     def __init__(
@@ -42,7 +51,7 @@ class BlockGradients(RawGradients):
             raise UsageError(
                 f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"
             )
-        # Whitening runs in the network's own type; sums and norms of what it gives in float64.
+        # Whitening runs in the network's own type; sums and norms of its results are in float64.
         self.whitening = [
             BlockWhitening(*(side.to(network.device, network.dtype) for side in (factors.row, factors.column)))
             for factors in whitening
@@ -61,39 +70,43 @@ class BlockGradients(RawGradients):
 
     @property
     def k(self) -> int:
-        """Number of whitened coordinates."""
+        """The number of whitened coordinates."""
         return sum(copies * rows * columns for copies, rows, columns in self.shapes)
 
     def of_piece(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
-        """Whitened vectors (units, k) of one piece, and which are finite, (units,): as ``UnitGradients.of_piece``."""
+        """Return a piece's whitened vectors, (units, k), and which are finite, (units,), as ``UnitGradients.of_piece`` does."""
         with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
             sums, finite = sum_by_unit(batches, self._vectors)
             finite = finite & np.isfinite(sums).all(axis=1)
             return np.where(finite[:, None], sums, 0.0), finite
 
-    def clipped_sum(
-        self, records: Records, clip: float, cancellation: float, largest_terms: int | None = None
-    ) -> FloatArray:
-        """sum_j c_j g~_j over one micro-batch, each record a unit, (k,) float64.
+    def clipped_sum_and_weights(
+        self, records: Records, clip: float, cancellation: float, largest_terms: int
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Sum c_j g~_j over the records j of one micro-batch, each a unit of its own. Private.
 
         c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
-        and spread_j sums ||row|| ||column|| over blocks and positions (the norm, where a block's product is kept): two
-        huge terms of a unit that cancel would otherwise erase its neighbours' digits in the sum. Absent and
-        non-finite records contribute exactly zero. Raises UsageError unless both bounds are finite and above zero, and
-        when a coordinate has more than ``largest_terms`` terms, a matter of shapes alone.
-        """
-        return self.clipped_sum_and_weights(records, clip, cancellation, largest_terms)[0]
+        and spread_j sums ||row|| ||column|| over blocks and positions (it is the norm, where a block keeps the product). Without
+        it two huge terms of a unit that cancel would erase the digits of its neighbours in the sum.
 
-    def clipped_sum_and_weights(
-        self, records: Records, clip: float, cancellation: float, largest_terms: int | None = None
-    ) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """As ``clipped_sum``, with each record's c_j and whether it counts, (records,). Private."""
+        Args:
+            records: At most a micro-batch of records. Absent and non-finite ones contribute exactly zero.
+            clip: C, in whitened units.
+            cancellation: How many times the clip the spread of a record may be.
+            largest_terms: How many terms a coordinate of the sum may have, a matter of shapes alone.
+
+        Returns:
+            The sum, (k,) float64; the c_j, (records,); which records count, (records,).
+
+        Raises:
+            UsageError: A bound is not finite and above zero, or a coordinate has more than ``largest_terms`` terms.
+        """
         for name, bound in (("clip", clip), ("cancellation", cancellation)):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
         stores, present = self._stores(records)
         terms = max(store.terms for store in stores)
-        if largest_terms is not None and terms > largest_terms:
+        if terms > largest_terms:
             raise UsageError(
                 f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
                 "lower it"
@@ -109,10 +122,10 @@ class BlockGradients(RawGradients):
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         stores, present = self._stores(records)
-        found = torch.cat([store.vectors().cpu() for store in stores], dim=1)
-        finite = torch.isfinite(found).all(dim=1)
+        rows = torch.cat([store.vectors().cpu() for store in stores], dim=1)
+        finite = torch.isfinite(rows).all(dim=1)
         keep = finite & present.cpu()
-        vectors = torch.where(keep[:, None], found, 0.0).numpy()
+        vectors = torch.where(keep[:, None], rows, 0.0).numpy()
         return vectors[: len(records)], (finite | ~present.cpu()).numpy()[: len(records)]
 
     def _stores(self, records: Records) -> tuple[list[BlockStore], Tensor]:
@@ -120,8 +133,8 @@ class BlockGradients(RawGradients):
         stores = [BlockStore(self.micro_batch, shape, self.network.device) for shape in self.shapes]
 
         def receive(number: int, raw: Raw) -> None:
-            kept = raw.whiten(self.blocks[number], self.whitening[number])
-            stores[number].add(merged(kept, records.views) if records.views else kept)
+            form = raw.whiten(self.blocks[number], self.whitening[number])
+            stores[number].add(merge_views(form, records.views) if records.views else form)
 
         self._run(inputs, targets, receive, records.views)
         return stores, present.to(self.network.device)
@@ -130,13 +143,13 @@ class BlockGradients(RawGradients):
 def clip_weights(
     stores: Sequence[BlockStore], present: Tensor, clip: float, cancellation: float
 ) -> tuple[Tensor, Tensor]:
-    """c_j, (B,) float64, and which records count, (B,). Private."""
-    squared = torch.zeros(len(present), dtype=torch.float64, device=present.device)
-    spread = torch.zeros_like(squared)
+    """Return the weight c_j of each record, (B,) float64, and which records count, (B,). Private."""
+    squares = torch.zeros(len(present), dtype=torch.float64, device=present.device)
+    spread = torch.zeros_like(squares)
     for store in stores:
         part, terms = store.norms()
-        squared, spread = squared + part, spread + terms
-    norm = squared.sqrt() * (1 + (len(stores) + 8) * 2.0**-53)
+        squares, spread = squares + part, spread + terms
+    norm = squares.sqrt() * (1 + (len(stores) + 8) * 2.0**-53)
     spread = spread * (1 + (len(stores) + 8) * 2.0**-53)
     good = present & torch.isfinite(norm) & torch.isfinite(spread)
     # Replaced before any quotient: min(1, NaN) may be 1.

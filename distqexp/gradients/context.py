@@ -1,4 +1,4 @@
-"""One round's work: where the quadratic is expanded, on which records, in which coordinates."""
+"""The context of one round's work: where the quadratic is expanded, on which records, in which coordinates."""
 
 from __future__ import annotations
 
@@ -35,10 +35,18 @@ from distqexp.problem.sources import DataSource, ProbeSource
 
 @dataclass(frozen=True)
 class RoundContext:
-    """The work of one round on some sources. Sent to Dask workers without its worker; what is built from it is not sent.
+    """Everything that the work of one round on some sources needs.
 
-    worker: of this process. theta: where the quadratic is expanded. The arrays of the precision and of a subspace made from
-    public data are absent while they are being computed.
+    It is sent to Dask workers without its worker and without what was built from it.
+
+    Attributes:
+        worker: The worker of this process.
+        theta: The parameters at which the quadratic is expanded, (d,).
+        round: The round.
+        k: The number of coordinates of the subspace.
+        sources: Where the records come from.
+        precision_arrays: The arrays of the precision; None while it is being computed.
+        subspace_arrays: The arrays of a subspace made from public data; None while it is being computed.
     """
 
     worker: Worker
@@ -53,7 +61,7 @@ class RoundContext:
     def of_state(
         cls, plan: Plan, state: RoundState, sources: tuple[DataSource, ...], worker: Worker | None = None
     ) -> Self:
-        """The context of sketching ``state`` of ``plan``: of each source the part of the state's round alone."""
+        """Return the context for sketching ``state`` of ``plan``, with only that part of each source that the round may see."""
         mechanism = plan.config.mechanism
         return cls(
             worker=worker or Worker.of_plan(plan),
@@ -69,7 +77,10 @@ class RoundContext:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "worker"}
 
     def on(self, worker: Worker) -> Self:
-        """This context with the worker of the process that it arrived in. What was built from it stays: one context, one worker."""
+        """Give this context the worker of the process that it arrived in, and return it.
+
+        What was built from it before stays, as a context only ever meets one worker.
+        """
         if self.__dict__.get("worker") is not worker:
             object.__setattr__(self, "worker", worker)
         return self
@@ -81,7 +92,7 @@ class RoundContext:
 
     @cached_property
     def pieces(self) -> list[tuple[int, int, int]]:
-        """(source, first slot, last slot) of every piece, in the order of the slots."""
+        """The source's number, first slot and end slot (exclusive) of every piece, in the order of the slots."""
         size = self.config.engine.micro_batch
         return [(i, *piece) for i, source in enumerate(self.sources) for piece in source.pieces(size)]
 
@@ -97,30 +108,30 @@ class RoundContext:
 
     @cached_property
     def subspace(self) -> Subspace:
-        """P of this round, regenerated from (seed, round) or from its arrays."""
+        """The subspace P of this round, regenerated from seed and round or from its arrays."""
         return subspace_of(self.config, self.network.d, self.k, self.round, self.worker.blocks, self.subspace_arrays)
 
     @cached_property
     def precision(self) -> Precision | None:
-        """A of this round, when it is known."""
+        """The precision A of this round; None while it is being computed."""
         if self.precision_arrays is None:
             return None
         return precision_from_arrays(self.config.precision.kind, self.k, dict(self.precision_arrays))
 
     @cached_property
     def datasets(self) -> list[Dataset | Probes]:
-        """The records of the sources; each counts the rows that this process read in the round."""
-        opened = [source.open(self.worker.schema, self.round, self.worker.readers) for source in self.sources]
-        return [dataset.of_model(self.network) if isinstance(dataset, Dataset) else dataset for dataset in opened]
+        """The records of the sources. Each dataset counts the rows that this process read in the round."""
+        datasets = [source.open(self.worker.schema, self.round, self.worker.readers) for source in self.sources]
+        return [dataset.of_model(self.network) if isinstance(dataset, Dataset) else dataset for dataset in datasets]
 
     @cached_property
     def whitening(self) -> Whitening:
-        """From gradients to whitened coordinates (only projected ones while the precision is unknown)."""
+        """The map from gradients to whitened coordinates; it only projects while the precision is unknown."""
         return Whitening(self.subspace, self.precision)
 
     @cached_property
     def gradients(self) -> UnitGradients | BlockGradients:
-        """Whitened unit gradients: layer by layer, where subspace and precision are pairs of factors for each block."""
+        """The whitened gradients of units, layer by layer where subspace and precision are pairs of factors for each block."""
         pin_threads(self.config.engine.threads)
         layers = self.whitening.by_blocks()
         if layers is None:
@@ -135,7 +146,7 @@ class RoundContext:
 
     @cached_property
     def whole_gradients(self) -> UnitGradients:
-        """The general way, by torch.func: for every subspace and precision, and for curvature."""
+        """The whitened gradients of units by torch.func, which serve every subspace and precision, and curvature."""
         return UnitGradients(
             network=self.network,
             loss=self.loss,
@@ -145,21 +156,21 @@ class RoundContext:
 
     @property
     def views(self) -> Views | None:
-        """The views of images that gradients are the mean of, where the config has any."""
+        """The views of an image over which its gradient is averaged; None where the config has none."""
         augment = self.config.augment
         if not augment.active:
             return None
         return Views(augment.views, augment.rotate, augment.shift, self.config.subspace.seed, self.round)
 
     def batches(self, piece: int) -> Iterator[Batch]:
-        """The records of a piece, in their views, at most a micro-batch at a time, with the unit of each."""
+        """Yield the records of a piece, in their views, at most a micro-batch at a time, with the unit of each."""
         for _, records, unit in self.numbered_batches(piece, self.views):
             yield records, unit
 
     def numbered_batches(self, piece: int, views: Views | None = None) -> Iterator[tuple[int, Records, IntegerArray]]:
-        """As batches, as they are without ``views``, each with the number of its first slot before it.
+        """Yield the batches of a piece: the number of the first slot, the records in ``views`` (None: as stored), their units.
 
-        The worker's model is at theta from the first batch on, whatever it was at before.
+        From the first batch on the worker's model is at theta, wherever it was before.
         """
         number, first, last = self.pieces[piece]
         source, size = self.sources[number], self.config.engine.micro_batch
@@ -172,7 +183,10 @@ class RoundContext:
             yield start, records, slots.unit[window]
 
     def at_sampled_targets(self, records: Records, first_slot: int) -> Records:
-        """Public records with targets drawn from the model, at the first of their views: those that second moments are taken at."""
+        """Return public records with targets drawn from the model at their first view, as second moments need them.
+
+        ``first_slot`` is the slot of the first record.
+        """
         inputs = records.inputs if records.views is None else records.inputs[:, 0]
         with torch.no_grad():
             outputs = self.network.module(self.network.prepare(inputs))
@@ -181,7 +195,7 @@ class RoundContext:
         return dataclasses.replace(records, targets=self.loss.sample(outputs, noise.to(outputs.device)))
 
     def on_device(self, records: Records) -> Records:
-        """The records on the device of the network."""
+        """Return the records on the device of the network."""
         device = self.network.device
         if device.type == "cpu":
             return records

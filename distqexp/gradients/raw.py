@@ -1,4 +1,4 @@
-"""Each layer's per-example gradient, unwhitened, from one forward and one backward pass. Private unless the records are public."""
+"""Per-example gradients of each layer, unwhitened, from one forward and backward pass. As private as the records."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from distqexp.geometry.blocks import Block
-from distqexp.gradients.batching import flattened, pad_records
+from distqexp.gradients.batching import flatten_views, pad_records
 from distqexp.gradients.layers.check import checked_taps
-from distqexp.gradients.layers.forms import Indexed, Kept, Raw, Tensor, Whole, joined
+from distqexp.gradients.layers.forms import Form, Indexed, Raw, Tensor, Whole, join_uses
 from distqexp.gradients.layers.taps import Receive, Taps
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 
 RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
-Shrink = Callable[[int, Kept], Kept]
+"""The number of a block, and its gradients: (number, matrix) or (number, row, column)."""
+
+Shrink = Callable[[int, Form], Form]
+"""Maps the number of a block and the gradients of one use of it to smaller ones."""
 
 
 class RawGradients:
     """Runs micro-batches of one padded shape and hands over each block's gradient in the form that its layer gives.
 
-    ``blocks`` must be ``block_layout(network)``. Public.
+    ``blocks`` must be what ``block_layout(network)`` gives. Public.
     """
 
     def __init__(self, *, network: Network, loss: Loss, blocks: Sequence[Block], micro_batch: int) -> None:
@@ -33,42 +36,45 @@ class RawGradients:
         self._taps: tuple[tuple[object, ...], Taps] | None = None
 
     def raw_factors(self, records: Records, targets: Tensor, shrink: Shrink | None = None) -> Iterator[RawFactors]:
-        """Each block's unwhitened gradients of the loss at ``targets``: (number, row, column) or (number, matrix).
+        """Yield each block's unwhitened gradients of the loss: (number, row, column) or (number, matrix).
 
-        row (B, copies, L, rows), column (B, copies, L, columns), float, as many positions as the block's uses have in all;
-        for a block with ``sparse_rows`` row may be the token numbers, int64 (B, 1, L), instead of one-hot rows. matrix (B, copies,
-        rows, columns). B = len(records). A block without a gradient is left out. Absent records are zero, and so is in all
-        blocks a record with an entry that is not finite in any. For public records, without views.
+        With B = len(records), row is (B, copies, L, rows) and column (B, copies, L, columns), both floating point, where L
+        counts the positions of all uses of the block; matrix is (B, copies, rows, columns). For a block with ``sparse_rows``
+        row may be the token numbers, int64 (B, 1, L), instead of one-hot rows. A block without a gradient is left out. Absent
+        records are zero. A record with an entry that is not finite in any block is zero in all of them.
 
-        ``shrink``: changes what a use of a block gives, record by record, before it is kept for the end of the pass.
+        Args:
+            records: At most a micro-batch of public records, without views.
+            targets: The targets at which the loss is differentiated, one for each record.
+            shrink: Changes the gradients of one use of a block, record by record, before they are stored until the pass ends.
         """
         count = len(records)
         inputs, _, present = pad_records(records, self.micro_batch)
-        padded = torch.cat([targets, targets.new_zeros((self.micro_batch - count, *targets.shape[1:]))])
-        found: dict[int, Kept] = {}
+        padded_targets = torch.cat([targets, targets.new_zeros((self.micro_batch - count, *targets.shape[1:]))])
+        gradients: dict[int, Form] = {}
 
         def receive(number: int, raw: Raw) -> None:
-            new = raw.plain(self.blocks[number])
-            new = new if shrink is None else shrink(number, new)
-            found[number] = joined(found[number], new) if number in found else new
+            form = raw.plain(self.blocks[number])
+            form = form if shrink is None else shrink(number, form)
+            gradients[number] = join_uses(gradients[number], form) if number in gradients else form
 
-        self._run(inputs, padded, receive)
+        self._run(inputs, padded_targets, receive)
         keep = present.to(self.network.device)
-        for kept in found.values():
-            for side in _floating(kept):
+        for form in gradients.values():
+            for side in _floating_sides(form):
                 keep = keep & torch.isfinite(side).flatten(1).all(dim=1)
         keep = keep[:count, None, None, None]
-        for number in sorted(found):
+        for number in sorted(gradients):
             # Replaced before any product: 0 x NaN is NaN.
-            kept = found.pop(number)
-            sides = [torch.where(keep, side[:count], 0.0) for side in _floating(kept)]
-            if isinstance(kept, Indexed):
-                sides = [kept.token[:count].unsqueeze(1), *sides]
+            form = gradients.pop(number)
+            sides = [torch.where(keep, side[:count], 0.0) for side in _floating_sides(form)]
+            if isinstance(form, Indexed):
+                sides = [form.token[:count].unsqueeze(1), *sides]
             yield (number, sides[0]) if len(sides) == 1 else (number, sides[0], sides[1])
 
     def _run(self, inputs: Tensor, targets: Tensor, receive: Receive, views: int | None = None) -> None:
-        """``views``: inputs are (B, views, ...), and what ``receive`` gets are gradients of each view's share of the mean loss."""
-        inputs, targets = flattened(inputs, targets, views)
+        """Run one pass. With ``views``, inputs are (B, views, ...), and gradients are those of each view's share of the mean loss."""
+        inputs, targets = flatten_views(inputs, targets, views)
         key = (tuple(inputs.shape[1:]), inputs.dtype)
         if self._taps is None or self._taps[0] != key:
             self._taps = (key, checked_taps(self.network, self.blocks, torch.zeros_like(inputs[:1])))
@@ -76,10 +82,10 @@ class RawGradients:
         self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive)
 
 
-def _floating(kept: Kept) -> list[Tensor]:
-    if isinstance(kept, Whole):
-        return [kept.matrix]
-    return [kept.column] if isinstance(kept, Indexed) else [kept.row, kept.column]
+def _floating_sides(form: Form) -> list[Tensor]:
+    if isinstance(form, Whole):
+        return [form.matrix]
+    return [form.column] if isinstance(form, Indexed) else [form.row, form.column]
 
 
 __all__ = ["RawFactors", "RawGradients"]

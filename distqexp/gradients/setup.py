@@ -1,7 +1,8 @@
-"""From a config to the model, its parameters as matrices, and the subspace of a round. Public."""
+"""Building what a config describes: the model, its parameters as matrices, and the subspace of a round. Public."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from distqexp.arrays import Arrays
 from distqexp.config import Config
+from distqexp.engines.launcher import local_rank
+from distqexp.engines.placement import device_of
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.subspaces import Frame, Subspace, subspace_kind
@@ -18,21 +21,23 @@ from distqexp.problem.network import Network
 
 
 def build_network(config: Config) -> Network:
-    """The module of the config, in evaluation mode, on its device, with the trainable parameters selected."""
+    """Build the config's module in evaluation mode, on its device, with the trainable parameters selected."""
     seed = config.model.pretrain.seed if config.model.pretrain else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build_model(config.model.factory, config.model.args)
-    return Network(module, config.model.trainable, device=config.engine.device)
+    visible = torch.cuda.device_count() if config.engine.device != "cpu" else 0
+    device = device_of(config.engine.device, local_rank(os.environ), visible)
+    return Network(module, config.model.trainable, device=device)
 
 
 def blocks_of(config: Config, network: Network) -> list[Block] | None:
-    """The parameters as matrices, where the subspace or the precision works layer by layer."""
+    """Return the parameters as matrices, where the subspace or the precision works layer by layer; else None."""
     return block_layout(network) if config.by_blocks else None
 
 
 def dimension_of(config: Config, network: Network) -> int:
-    """k: what the config says, or what the parameters give."""
+    """Return k, the dimension of the subspace: the config's own, or what follows from the parameters."""
     blocks = block_layout(network) if config.subspace.traits.by_blocks else None
     return subspace_kind(config.subspace.kind).dimension(_frame(config, network.d, config.subspace.k or 0, 0, blocks))
 
@@ -45,9 +50,19 @@ def subspace_of(
     blocks: Sequence[Block] | None = None,
     arrays: Arrays | None = None,
 ) -> Subspace:
-    """P of one round. ``blocks``: of ``blocks_of``. ``arrays``: the state's, for a subspace made from public data.
+    """Return the subspace P of one round.
 
-    Raises UsageError when k > d, FileContentError for other arrays than the kind's.
+    Args:
+        config: The run's config.
+        d: The number of trainable parameters.
+        k: The number of coordinates.
+        round: The round.
+        blocks: What ``blocks_of`` gives.
+        arrays: The subspace's arrays in the round's state, where it is made from public data.
+
+    Raises:
+        UsageError: k is above d.
+        FileContentError: The arrays are not those of the kind of subspace.
     """
     if not 1 <= k <= d:
         raise UsageError(
@@ -56,8 +71,10 @@ def subspace_of(
     return subspace_kind(config.subspace.kind).restore(_frame(config, d, k, round, blocks), arrays or {})
 
 
-def made_subspace(config: Config, d: int, k: int, round: int, blocks: Sequence[Block] | None, public: Any) -> Arrays:
-    """The arrays of a subspace that is made from public data; see ``SubspaceKind.make``."""
+def make_subspace_arrays(
+    config: Config, d: int, k: int, round: int, blocks: Sequence[Block] | None, public: Any
+) -> Arrays:
+    """Make the arrays of a subspace from public data; see ``SubspaceKind.make``."""
     return subspace_kind(config.subspace.kind).make(_frame(config, d, k, round, blocks), public)
 
 
@@ -67,7 +84,7 @@ def _frame(config: Config, d: int, k: int, round: int, blocks: Sequence[Block] |
         d=d,
         k=k,
         seed=subspace.seed,
-        round=config.precision.made_at(round),  # kept as long as the precision in its coordinates
+        round=config.precision.refresh_round(round),  # it lasts as long as the precision in its coordinates
         blocks=blocks,
         k_in=subspace.k_in,
         k_out=subspace.k_out,

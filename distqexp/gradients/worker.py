@@ -1,11 +1,9 @@
-"""What one rank works with from the first round to the last."""
+"""The worker: a model and readers of records that one rank keeps from the first round to the last."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 from distqexp.arrays import Arrays, FloatArray
 from distqexp.artefacts.plan import Plan
@@ -13,7 +11,7 @@ from distqexp.config import Config
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_kind, register_precision
 from distqexp.geometry.subspaces import register_subspace, subspace_kind
-from distqexp.gradients.setup import blocks_of, build_network
+from distqexp.gradients.setup import blocks_of, build_network, dimension_of
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.schema import Schema
@@ -21,11 +19,17 @@ from distqexp.problem.sources import Readers
 
 
 class Worker:
-    """The model, built once, and the readers of records, opened once; a round's state is an argument to what is done with it.
+    """A model that is built once and readers that are opened once. The state of a round comes as an argument.
 
-    config, schema: of the plan. weights: every parameter and buffer of the pretrained model. network, readers: of the
-    process, where they are at hand; the network's parameters are the worker's from then on. A pickled worker (Dask) builds
-    and opens where it arrives. Public, but for the records behind the readers.
+    A pickled worker (Dask) builds its model and opens its readers anew where it arrives. Public, except for the records behind
+    the readers.
+
+    Args:
+        config: The plan's config.
+        schema: The plan's schema.
+        weights: Every parameter and buffer of the pretrained model.
+        network: A model that the process has already, if any; from now on the worker alone sets its parameters.
+        readers: Readers that the process has already, if any.
     """
 
     def __init__(
@@ -45,11 +49,11 @@ class Worker:
 
     @staticmethod
     def of_plan(plan: Plan) -> Worker:
-        """A worker on a plan's model."""
+        """Return a worker for a plan's model."""
         return Worker(plan.config, plan.schema, plan.weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The kinds travel as objects: where a worker process hasn't met them yet, it learns them so.
+        # The kinds travel as objects: a worker process that doesn't know them yet registers them on arrival.
         kinds = (subspace_kind(self.config.subspace.kind), precision_kind(self.config.precision.kind))
         return {"kinds": kinds, "parts": (self.config, self.schema, self.weights)}
 
@@ -61,24 +65,28 @@ class Worker:
 
     @property
     def network(self) -> Network:
-        """The model, for its shapes and names: the parameters are those of whichever round was last."""
+        """The model, for its shapes and names only: its parameters are those of whichever round was last."""
         if self._network is None:
             self._network = build_network(self.config)
         return self._network
 
     def lend(self) -> Network:
-        """The model, for whoever sets parameters: ``network_at`` sets them anew."""
+        """Return the model to a caller who will change its parameters; ``network_at`` then loads them anew."""
         self._theta = None
         return self.network
 
     def network_at(self, theta: FloatArray) -> Network:
-        """The model with its trainable parameters at ``theta`` (d,), frozen parts included."""
+        """Return the model, frozen parts included, with its trainable parameters at ``theta`` (d,).
+
+        Parameters are loaded when ``theta`` is another array object than before, whatever its numbers: callers must not write
+        into an array that they have passed.
+        """
         network = self.network
         if self._theta is None:
             network.load_state(self.weights)
-        if self._theta is None or not np.array_equal(self._theta, theta, equal_nan=True):
+        if self._theta is not theta:
             network.load(theta)
-            self._theta = np.array(theta)
+            self._theta = theta
         return network
 
     @cached_property
@@ -90,3 +98,8 @@ class Worker:
     def blocks(self) -> list[Block] | None:
         """The parameters as matrices, where the subspace or the precision works layer by layer."""
         return blocks_of(self.config, self.network)
+
+    @cached_property
+    def k(self) -> int:
+        """The number of coordinates of the subspace."""
+        return dimension_of(self.config, self.network)

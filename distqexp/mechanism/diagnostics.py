@@ -1,8 +1,9 @@
-"""Private diagnostics: three sums that ride behind the gradient's, under the same noise. All quantities here are public.
+"""Private diagnostics: three sums that are appended to the gradient's and get the same noise.
 
-A unit adds ``counter`` grid steps for being there, as many if it was clipped, and a share of as many for its loss. Its whole
-vector, (k + 3,), is then at most sqrt(clip_integer^2 + 3 counter^2) long, and noise for that length covers everything that is
-released (docs/proofs/gaussian.md). ``share`` is that of the three in the squared length: their share of mu^2.
+All quantities in this file are public. A unit adds ``counter`` grid steps for being present, ``counter`` more if it was
+clipped, and a fraction of ``counter`` for its loss. Its whole vector, (k + 3,), is then at most
+sqrt(clip_integer^2 + 3 counter^2) long, and noise for that length covers everything that is released
+(docs/proofs/gaussian.md). ``share`` is the part of the squared length that the three sums take, and so their part of mu^2.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from distqexp.arrays import IntegerArray
 
 SUMS = 3
-"""Units that were clipped, losses, units."""
+"""The number of diagnostic sums: clipped units, losses and units, in this order."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Estimates from three noisy sums: public, paid for with the round. Each with the standard deviation of its noise.
+    """Estimates from three noisy sums, each with the standard deviation of its noise. Public, and paid for with the round.
 
-    units: that are there with a finite gradient (of the round's part alone, where the plan has parts). clipped: the share of
-    them whose gradient was longer than the clip. loss: the mean over units of a unit's mean loss, cut off at the largest that counts.
-    The latter two are None where the noise hides how many units there are.
+    ``clipped``, ``loss`` and their deviations are None where the noise hides how many units there are.
+
+    Attributes:
+        units: How many units are present with a finite gradient (of the round's part alone, where the plan has parts).
+        units_deviation: The standard deviation of the noise in ``units``.
+        clipped: The share of these units whose gradient was longer than the clip.
+        clipped_deviation: The standard deviation of the noise in ``clipped``.
+        loss: The mean over units of a unit's mean loss, cut off at the largest loss that counts.
+        loss_deviation: The standard deviation of the noise in ``loss``.
     """
 
     units: float
@@ -34,7 +40,7 @@ class Diagnostics:
     loss_deviation: float | None
 
     def line(self) -> str:
-        """For people."""
+        """Describe the estimates in one line for people."""
         count = f"{self.units:,.0f} +- {self.units_deviation:,.0f} units"
         if self.clipped is None or self.loss is None:
             return f"{count}; too few beside the noise to tell more"
@@ -45,24 +51,34 @@ class Diagnostics:
 
 
 def counter_of(clip_integer: int, share: float) -> int:
-    """What one counts, in grid steps, so that three counts are at most ``share`` of the squared length; 0 for share 0."""
+    """Return how many grid steps stand for one, so that three counts take at most ``share`` of the squared length.
+
+    The counter is 0 where ``share`` is 0.
+    """
     return math.floor(clip_integer * math.sqrt(share / (1 - share) / SUMS))
 
 
 def unit_length(clip_integer: int, counter: int) -> int:
-    """How long a unit's vector with its counts is at most, in grid steps, rounded upwards; the clip itself without counts."""
+    """Bound the length of a unit's vector with its counts, in grid steps, rounded upwards; without counts it is the clip."""
     square = clip_integer**2 + SUMS * counter**2
     return math.isqrt(square - 1) + 1
 
 
-def estimates(noisy: NDArray[np.int64], counter: int, sigma: int, largest_loss: float) -> Diagnostics:
-    """What three noisy sums (3,), in grid steps, say: post-processing of a release, free."""
-    clipped, loss, units = (float(value) / counter for value in noisy)
+def estimates(noisy_sums: IntegerArray, counter: int, sigma: int, largest_loss: float) -> Diagnostics:
+    """Turn the three noisy sums of a release into estimates. This is post-processing and costs no privacy.
+
+    Args:
+        noisy_sums: The noisy sums (3,), in grid steps.
+        counter: How many grid steps stand for one.
+        sigma: The standard deviation of the noise, in grid steps.
+        largest_loss: The largest loss that counts.
+    """
+    clipped_units, total_loss, units = (float(value) / counter for value in noisy_sums)
     deviation = sigma / counter
     if units < 2 * deviation:
         return Diagnostics(units, deviation, None, None, None, None)
-    share, mean = min(max(clipped / units, 0.0), 1.0), min(max(loss / units, 0.0), 1.0)
-    # To first order: the noises of numerator and denominator are independent.
+    share, mean = min(max(clipped_units / units, 0.0), 1.0), min(max(total_loss / units, 0.0), 1.0)
+    # The deviations hold to first order: the noises of numerator and denominator are independent.
     return Diagnostics(
         units, deviation,
         share, deviation / units * math.hypot(1, share),

@@ -1,9 +1,9 @@
-"""How far above its minimum the released point lies, from public figures alone.
+"""Forecasts of how far above the minimum the released point lies, from public figures alone.
 
 With q the clipped whitened quadratic and temperature T = (sigma h)^2, the release y is the minimiser of q plus
 Gaussian noise of covariance T B^{-1}, B the curvature of q. So 2 (q(y) - min q) / T is chi-square distributed with
-k degrees of freedom, whatever the data (discrete noise: at most that, in every exponential moment). Values are in
-units of q: a loss summed over the privacy units.
+k degrees of freedom, whatever the data; with discrete noise every exponential moment is at most that of chi-square. Values
+are in units of q: a loss summed over the privacy units.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from distqexp.errors import UsageError
 
 
 def expected_excess(temperature: float, k: int) -> float:
-    """E[q(y)] - min q = T k / 2, without a trust radius (discrete noise: at most that)."""
+    """Return E[q(y)] - min q = T k / 2, without a trust radius; with discrete noise this is an upper bound."""
     _check(temperature, k)
     return temperature * k / 2
 
 
 def excess_bound(temperature: float, k: int, failure: float) -> float:
-    """A bound on q(y) - min q that holds with probability at least 1 - ``failure``.
+    """Bound q(y) - min q with probability at least 1 - ``failure``.
 
-    T (k + 2 sqrt(k log(1/failure)) + 2 log(1/failure)) / 2: the upper tail of chi-square by Laurent and Massart
+    The bound is T (k + 2 sqrt(k log(1/failure)) + 2 log(1/failure)) / 2, the upper tail of chi-square by Laurent and Massart
     (2000). It rests on the moment generating function alone, and that of a squared discrete Gaussian is at most that
     of the continuous one, so it holds for discrete noise too. Raises UsageError unless 0 < failure < 1.
     """
@@ -34,7 +34,7 @@ def excess_bound(temperature: float, k: int, failure: float) -> float:
 
 
 def expected_excess_in_ball(temperature: float, k: int) -> float:
-    """A bound on E[q(y)] minus the minimum over the ball, with a finite trust radius: T k."""
+    """Bound E[q(y)] minus the minimum of q over the ball, with a finite trust radius, by T k."""
     _check(temperature, k)
     return temperature * k
 

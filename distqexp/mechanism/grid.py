@@ -2,9 +2,9 @@
 
 A unit's clipped vector becomes an integer vector of norm at most ``clip_integer`` = floor(C / h), in steps of h, a
 power of two. Sums of such vectors are exact in int64 in any order. Gaussian noise of ``sigma`` grid steps a
-coordinate makes the release mu-GDP with mu = (factor * clip_integer + slack) / sigma: the factor is 2 where one unit may
-be replaced by another, 1 where it may only vanish or appear, times the number of shards that it may be present at; the
-slack is 0 but where sums of micro-batches are rounded.
+coordinate makes the release mu-GDP with mu = (factor * clip_integer + slack) / sigma. The factor is 2 where one unit may
+be replaced by another and 1 where it may only vanish or appear, times the number of shards at which it may be present. The
+slack is 0 except where sums of micro-batches are rounded.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from distqexp.errors import UsageError
+from distqexp.kinds import Adjacency
 from distqexp.mechanism.diagnostics import counter_of, unit_length
 from distqexp.mechanism.rounding_slack import BatchSums
 
@@ -21,26 +23,29 @@ CAPACITY = 2**62
 """Sums stay below this magnitude, so that sums plus noise fit in int64."""
 
 LARGEST_CLIP_INTEGER = 2**30
-"""Its square is safe in int64."""
+"""The largest clip in grid steps that sketches use: its square is safe in int64."""
 
 LARGEST_SIGMA = 2**53
-"""A float64 holds every integer up to this one, and noise of this size leaves int64 untouched."""
+"""The largest noise: float64 holds every integer up to this one, and sums with noise of this size fit in int64."""
 
 SLOTS_PER_UNIT = 1000
-"""The grid must have room for so many slots for every nominal unit."""
+"""The grid must have room for this many slots for every nominal unit."""
 
 LARGEST_PRESENCE = 1024
-"""At so many shards a unit may be present, at most."""
-
-SENSITIVITY_FACTORS = {"zero-out": 1, "add-remove": 1, "replace-one": 2}
+"""The largest number of shards at which a unit may be present."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid step ``step`` = h (a power of two), clip and noise in grid steps, and the sensitivity factor: 1 or 2, times presence.
+    """The grid of a round's sums, with the clip and the noise in grid steps.
 
-    slack: how far a unit moves the integers beyond sensitivity_factor * unit_length, where sums are rounded.
-    counter: what one counts in each of the sums of ``mechanism.diagnostics`` that ride behind the gradient's; 0 without them.
+    Attributes:
+        step: The grid step h, a power of two, in whitened units.
+        clip_integer: The clip in grid steps, floor(C / h).
+        sigma: The standard deviation of the noise, in grid steps.
+        sensitivity_factor: 1 or 2, as the adjacency says, times the presence.
+        slack: How far a unit moves the integers beyond sensitivity_factor * unit_length, where sums of micro-batches are rounded.
+        counter: How many grid steps stand for one in the sums of ``mechanism.diagnostics``; 0 without them.
     """
 
     step: float
@@ -67,17 +72,17 @@ class Grid:
 
     @property
     def unit_length(self) -> int:
-        """How long a unit's integer vector is at most, its counts for diagnostics included: the clip without them."""
+        """The largest length of a unit's integer vector with its diagnostic counts; without them it is the clip."""
         return unit_length(self.clip_integer, self.counter)
 
     @property
     def sensitivity(self) -> int:
-        """How far one unit moves the integer sum at most, in Euclidean norm: C_eff / h."""
+        """The largest distance by which one unit moves the integer sum, in Euclidean norm: C_eff / h."""
         return self.sensitivity_factor * self.unit_length + self.slack
 
     @property
     def mu(self) -> float:
-        """Gaussian-DP parameter of one release, rounded upwards to a float."""
+        """The Gaussian-DP parameter of one release, rounded upwards to a float."""
         exact = Fraction(self.sensitivity, self.sigma)
         nearest = float(exact)
         return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, math.inf)
@@ -93,72 +98,113 @@ class Grid:
         return math.frexp(self.step)[1] - 1
 
 
+class GridOptions(NamedTuple):
+    """Public options that a grid depends on besides the clip and the noise.
+
+    Attributes:
+        exponent: The step is 2^exponent; None takes the coarsest step that is allowed.
+        batches: The micro-batches, where their sums are rounded and not single units.
+        presence: The number of shards at which a unit may be present.
+        diagnostics: The share of mu^2 that pays for diagnostics.
+    """
+
+    exponent: int | None = None
+    batches: BatchSums | None = None
+    presence: int = 1
+    diagnostics: float = 0.0
+
+
 def choose_grid(
     clip: float,
     mu_round: float,
     sigma_minimum: int,
-    adjacency: str,
-    exponent: int | None = None,
-    batches: BatchSums | None = None,
-    presence: int = 1,
-    diagnostics: float = 0.0,
+    adjacency: Adjacency,
+    options: GridOptions | None = None,
 ) -> Grid:
-    """The coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps for the clip alone.
+    """Choose the coarsest grid on which ``mu_round`` needs noise of at least ``sigma_minimum`` steps for the clip alone.
 
-    ``clip`` is C in whitened units. The grid's mu never exceeds ``mu_round``. With ``exponent`` the step is
-    2^exponent. ``batches``: where sums of micro-batches are rounded. ``presence``: at so many shards a unit may be.
-    ``diagnostics``: the share of mu^2 that pays for them. Raises UsageError when no such grid exists.
+    Args:
+        clip: C, in whitened units.
+        mu_round: The largest Gaussian-DP parameter of the release; the grid's mu never exceeds it.
+        sigma_minimum: The smallest standard deviation of the noise, in grid steps.
+        adjacency: What one unit more or less means.
+        options: Further options; the defaults of GridOptions when None.
+
+    Raises:
+        UsageError: A value is out of range, or no such grid exists.
     """
+    exponent, batches, presence, diagnostics = options or GridOptions()
     if not (clip > 0 and math.isfinite(clip)):
         raise UsageError(f"mechanism.clip: found {clip!r}; expected a finite number above 0")
     if not (mu_round > 0 and math.isfinite(mu_round)):
         raise UsageError(f"mu of a round: found {mu_round!r}; expected a finite number above 0")
     if sigma_minimum < 1:
         raise UsageError(f"smallest sigma: found {sigma_minimum!r}; expected 1 or more")
-    if adjacency not in SENSITIVITY_FACTORS:
-        raise UsageError(f"privacy.adjacency: found {adjacency!r}; expected one of {', '.join(SENSITIVITY_FACTORS)}")
-    factor = presence * SENSITIVITY_FACTORS[adjacency]
+    if adjacency not in list(Adjacency):
+        raise UsageError(f"privacy.adjacency: found {adjacency!r}; expected one of {', '.join(Adjacency)}")
+    unit_factor = Adjacency(adjacency).sensitivity_factor
+    factor = presence * unit_factor
     coarsest = math.frexp(clip)[1] - 1  # 2^coarsest <= clip: a clip of at least one step
     while _sigma(clip, mu_round, factor, coarsest, diagnostics) < sigma_minimum:
         coarsest -= 1
     if exponent is not None and exponent > coarsest:
         raise UsageError(f"mechanism.grid: found {exponent}; expected {coarsest} or less for this clip and budget")
-    chosen = coarsest if exponent is None else exponent
-    if _clip_integer(clip, chosen) > CAPACITY:
+    step_exponent = coarsest if exponent is None else exponent
+    clip_integer = _clip_integer(clip, step_exponent)
+    if clip_integer > CAPACITY:
         raise UsageError(
-            f"grid overflow: the clip {clip!r} is more than 2^62 steps of 2^{chosen}; expected at most 2^62; raise privacy.epsilon, or "
-            "leave mechanism.grid out"
+            f"grid overflow: the clip {clip!r} is more than 2^62 steps of 2^{step_exponent}; expected at most 2^62; "
+            "raise privacy.epsilon, or leave mechanism.grid out"
         )
-    slack = presence * batches.slack(clip, chosen, SENSITIVITY_FACTORS[adjacency]) if batches else 0
-    sigma = _sigma(clip, mu_round, factor, chosen, diagnostics, slack)
+    slack = presence * batches.slack(clip, step_exponent, unit_factor) if batches else 0
+    sigma = _sigma(clip, mu_round, factor, step_exponent, diagnostics, slack)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
-            f"grid overflow: noise of 2^{sigma.bit_length() - 1} steps of 2^{chosen} or more; expected at most 2^53; "
+            f"grid overflow: noise of 2^{sigma.bit_length() - 1} steps of 2^{step_exponent} or more; expected at most 2^53; "
             "lower epsilon, k or rounds, raise delta, or leave mechanism.grid out"
         )
-    if not -500 <= chosen <= 450:
-        raise UsageError(f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{chosen})")
-    clip_integer = _clip_integer(clip, chosen)
+    if not -500 <= step_exponent <= 450:
+        raise UsageError(
+            f"mechanism.clip: found {clip!r}; expected a size that float64 can square (grid 2^{step_exponent})"
+        )
     counter = counter_of(clip_integer, diagnostics)
-    return Grid(math.ldexp(1.0, chosen), clip_integer, sigma, factor, slack, counter)
+    return Grid(math.ldexp(1.0, step_exponent), clip_integer, sigma, factor, slack, counter)
 
 
-def pure_mu(clip: float, radius: float, epsilon: float, adjacency: str, presence: int = 1) -> float:
-    """About the mu of a release on the ball of ``radius`` whose pure epsilon, 2 C R / T, is ``epsilon``. Raises UsageError."""
+def pure_mu(clip: float, trust_radius: float, epsilon: float, adjacency: Adjacency, presence: int = 1) -> float:
+    """Return approximately the mu of a release on the ball whose pure epsilon, 2 C R / T, is ``epsilon``.
+
+    Args:
+        clip: C, in whitened units.
+        trust_radius: R, in whitened units.
+        epsilon: The pure epsilon of one round.
+        adjacency: What one unit more or less means.
+        presence: The number of shards at which a unit may be present.
+
+    Raises:
+        UsageError: The sizes don't go together in float64.
+    """
     square = (
-        Fraction(presence * SENSITIVITY_FACTORS[adjacency]) * Fraction(clip) * Fraction(epsilon) / Fraction(radius) / 2
+        Fraction(presence * Adjacency(adjacency).sensitivity_factor)
+        * Fraction(clip)
+        * Fraction(epsilon)
+        / Fraction(trust_radius)
+        / 2
     )
     if not 2.0**-900 <= square <= 2.0**900:
         raise UsageError(
-            f"mechanism.trust_radius: found {radius!r} with clip {clip!r} and epsilon {epsilon!r} a round; expected sizes that go together "
-            "in float64"
+            f"mechanism.trust_radius: found {trust_radius!r} with clip {clip!r} and epsilon {epsilon!r} a round; "
+            "expected sizes that go together in float64"
         )
     return math.sqrt(square)
 
 
-def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:
-    """The grid with the smallest noise at which 2 C R / T is at most ``epsilon``: T = (sigma h)^2, exactly."""
-    square = 2 * grid.sensitivity * Fraction(radius) / (Fraction(grid.step) * Fraction(epsilon))
+def with_pure_noise(grid: Grid, trust_radius: float, epsilon: float) -> Grid:
+    """Return the grid with the smallest noise at which 2 C R / T is at most ``epsilon``, exactly, with T = (sigma h)^2.
+
+    Raises UsageError where that noise is too large.
+    """
+    square = 2 * grid.sensitivity * Fraction(trust_radius) / (Fraction(grid.step) * Fraction(epsilon))
     sigma = max(1, math.isqrt(math.ceil(square) - 1) + 1)
     if sigma > LARGEST_SIGMA:
         raise UsageError(
@@ -168,47 +214,56 @@ def with_pure_noise(grid: Grid, radius: float, epsilon: float) -> Grid:
 
 
 def max_slots(grid: Grid, k: int) -> int:
-    """How many slots of k coordinates can be summed before a coordinate might leave the range of int64."""
+    """Return how many slots of k coordinates can be summed before a coordinate might leave the range of int64."""
     return CAPACITY // (grid.clip_integer + grid.slack + math.isqrt(k) // 2 + 1)
 
 
 def check_capacity(grid: Grid, k: int, units: int, batches: BatchSums | None = None) -> None:
-    """Raise UsageError unless the grid holds the sums of SLOTS_PER_UNIT slots for each of ``units`` nominal units.
+    """Refuse a grid that could overflow.
 
-    Also unless float64 holds the sum of one micro-batch, where those are rounded (``batches``).
+    Args:
+        grid: The grid.
+        k: The number of coordinates.
+        units: The nominal number of privacy units.
+        batches: The micro-batches, where their sums are rounded.
+
+    Raises:
+        UsageError: The grid doesn't hold the sums of SLOTS_PER_UNIT slots for each unit, or float64 doesn't hold the sum of
+            one micro-batch where those are rounded.
     """
     if batches is not None and not batches.fits(grid.clip_integer, grid.slack):
         raise UsageError(
             f"engine.micro_batch: {batches.micro_batch} units of {grid.clip_integer} grid steps; expected less than 2^53 steps "
             'together; lower engine.micro_batch, or set mechanism.rounding = "unit"'
         )
-    found, expected = max_slots(grid, k), SLOTS_PER_UNIT * units
-    if found < expected:
+    slots, expected = max_slots(grid, k), SLOTS_PER_UNIT * units
+    if slots < expected:
         raise UsageError(
-            f"grid overflow: 2^{grid.exponent} steps hold the sum of {found} slots; expected {expected} "
+            f"grid overflow: 2^{grid.exponent} steps hold the sum of {slots} slots; expected {expected} "
             f"({SLOTS_PER_UNIT} a unit); lower epsilon, k or rounds, raise delta, or leave mechanism.grid out"
         )
 
 
-def check_radius(grid: Grid, radius: float) -> None:
-    """Raise UsageError unless every point of a ball of ``radius``, in grid steps, fits in int64.
+def check_trust_radius(grid: Grid, trust_radius: float) -> None:
+    """Raise UsageError unless every point of the ball of ``trust_radius``, in grid steps, fits in int64.
 
-    Before any draw: there, whether a point fits would depend on the data.
+    This is checked before any draw: at a draw, whether a point fits would depend on the data.
     """
-    if not radius / grid.step < CAPACITY:
+    steps = trust_radius / grid.step
+    if not steps < CAPACITY:
         raise UsageError(
-            f"mechanism.trust_radius: found {radius!r}, which is {radius / grid.step:.3g} steps of 2^{grid.exponent}; expected less than "
-            "2^62 steps: lower the radius, raise mechanism.clip, or leave mechanism.grid out"
+            f"mechanism.trust_radius: found {trust_radius!r}, which is {steps:.3g} steps of "
+            f"2^{grid.exponent}; expected less than 2^62 steps: lower the radius, raise mechanism.clip, or leave mechanism.grid out"
         )
 
 
 def _clip_integer(clip: float, exponent: int) -> int:
-    """floor(clip / 2^exponent), exactly."""
+    """Return floor(clip / 2^exponent), exactly."""
     return math.floor(Fraction(clip) / Fraction(2) ** exponent)
 
 
 def _sigma(clip: float, mu: float, factor: int, exponent: int, diagnostics: float, slack: int = 0) -> int:
-    """The smallest integer sigma with (factor * unit_length + slack) / sigma <= mu, exactly."""
+    """Return the smallest integer sigma with (factor * unit_length + slack) / sigma <= mu, exactly."""
     clip_integer = _clip_integer(clip, exponent)
     length = unit_length(clip_integer, counter_of(clip_integer, diagnostics))
     return math.ceil((factor * length + slack) / Fraction(mu))

@@ -1,4 +1,4 @@
-"""Noise, in whole grid steps: exact discrete Gaussian, rounded continuous Gaussian, and a seeded stand-in for tests.
+"""Noise in whole grid steps: exact discrete Gaussian, rounded continuous Gaussian, and a seeded stand-in for tests.
 
 The first two take their randomness from the operating system through a cryptographic generator. What they
 return is secret until it is part of a release.
@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import IntegerArray
 from distqexp.errors import UsageError
+from distqexp.kinds import Noise
 from distqexp.mechanism.grid import LARGEST_SIGMA
 from distqexp.mechanism.randomness import SystemRandomness, seeded_normals, seeded_stream
 from distqexp.mechanism.rounded_normal import rounded_normals
 
 CHUNK = 1 << 16
-"""Coordinates drawn at a time: bounds the memory of the Python lists that OpenDP takes and returns."""
+"""How many coordinates are drawn at a time; this bounds the memory of the Python lists that OpenDP takes and returns."""
 
 
-def draw_discrete(k: int, sigma: int) -> NDArray[np.int64]:
-    """k independent draws of the discrete Gaussian N_Z(0, sigma^2), exactly, as int64 (k,).
+def draw_discrete(k: int, sigma: int) -> IntegerArray:
+    """Return k independent exact draws of the discrete Gaussian N_Z(0, sigma^2), as int64 (k,).
 
-    Sampled in exact integer arithmetic by OpenDP (the algorithm of Canonne, Kamath and Steinke 2020) from the
+    OpenDP samples them in exact integer arithmetic (the algorithm of Canonne, Kamath and Steinke 2020) from the
     operating system's entropy. Raises UsageError unless k >= 1 and sigma is an integer from 1 to 2^53.
     """
     _check(k, sigma)
@@ -41,12 +42,12 @@ def draw_discrete(k: int, sigma: int) -> NDArray[np.int64]:
     return noise
 
 
-def draw_continuous(k: int, sigma: float) -> NDArray[np.int64]:
-    """k independent draws of N(0, sigma^2), each rounded to the nearest integer, as int64 (k,): Box-Muller on a ChaCha20 key stream.
+def draw_continuous(k: int, sigma: float) -> IntegerArray:
+    """Return k independent draws of N(0, sigma^2), each rounded to the nearest integer, as int64 (k,).
 
-    The key comes from the operating system's entropy. The law is that of ideal normal numbers, rounded (docs/proofs/continuous.md).
-    An unrounded float64 would give away, by its last bits, which sums it was added to. Raises UsageError for k out of range or
-    sigma above 2^53.
+    They are made by Box and Muller's method from a ChaCha20 key stream, whose key comes from the operating system's
+    entropy. The law is that of ideal normal numbers, rounded (docs/proofs/continuous.md). An unrounded float64 would
+    reveal, by its last bits, which sums it was added to. Raises UsageError for k out of range or sigma above 2^53.
     """
     _check(k, sigma)
     if sigma > LARGEST_SIGMA:
@@ -54,15 +55,16 @@ def draw_continuous(k: int, sigma: float) -> NDArray[np.int64]:
     return rounded_normals(k, sigma, SystemRandomness().bytes)
 
 
-def draw_insecure(k: int, sigma: float, seed: int, round: int, noise: str) -> NDArray[np.int64]:
-    """NOT PRIVATE: k reproducible draws for tests, int64 (k,), a function of (seed, round, noise, sigma) alone.
+def draw_insecure(k: int, sigma: float, noise_seed: int, round: int, noise: Noise) -> IntegerArray:
+    """Return k reproducible draws for tests, int64 (k,), that depend on (noise_seed, round, noise, sigma) alone. NOT PRIVATE.
 
-    Normal draws by the inverse distribution function of a Philox stream, rounded. Anyone who knows the seed can subtract them.
+    They are normal numbers, made from a Philox stream by the inverse distribution function and rounded. Anyone who knows the
+    seed can subtract them.
     """
     _check(k, sigma)
-    if noise not in ("discrete", "gaussian"):
+    if noise not in list(Noise):
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
-    normal = seeded_normals(seeded_stream(f"distqexp insecure noise/{seed}/{round}/{noise}"), k)
+    normal = seeded_normals(seeded_stream(f"distqexp insecure noise/{noise_seed}/{round}/{noise}"), k)
     return np.rint(sigma * normal).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Where the draws of continuous laws take their random numbers from: the operating system, or a seed in tests."""
+"""The random numbers behind draws of continuous laws: from the operating system, or from a seed in tests."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from distqexp.arrays import FloatArray
 from distqexp.mechanism.rounded_normal import energies, middles
 
 UNIFORM_BITS = 53
+"""The bits of a uniform number of a seeded stream."""
 
 
 class Randomness(Protocol):
-    """A stream of random numbers. What comes out is secret until it is part of a release."""
+    """A stream of random numbers. Its output is secret until it is part of a release."""
 
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """``count`` independent standard normal numbers."""
+    def normal(self, count: int) -> FloatArray:
+        """Return the next ``count`` independent standard normal numbers."""
 
     def uniform(self) -> float:
-        """A number in (0, 1]."""
+        """Return the next uniform number, in (0, 1]."""
 
 
 class SystemRandomness:
-    """A ChaCha20 key stream, keyed by the operating system's entropy. Normal numbers by Box and Muller.
+    """A ChaCha20 key stream, keyed by the operating system's entropy. Normal numbers are made by Box and Muller's method.
 
-    The laws are those of ideal real arithmetic; as floats the numbers are on a finite set, and no normal one exceeds 9.5. They must not
-    leave the mechanism but rounded: their last bits tell them from other floats.
+    The laws are those of ideal real arithmetic. As floats the numbers are in a finite set, and no normal one exceeds 9.5.
+    They may leave the mechanism only after rounding, since their last bits distinguish them from other floats.
     """
 
     def __init__(self) -> None:
@@ -38,8 +40,8 @@ class SystemRandomness:
 
         self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
 
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """As the protocol's."""
+    def normal(self, count: int) -> FloatArray:
+        """Return the next ``count`` independent standard normal numbers."""
         pairs = (count + 1) // 2
         words = self._words(2 * pairs)
         radius = np.sqrt(2.0 * energies(words[:pairs])[0])
@@ -47,11 +49,11 @@ class SystemRandomness:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
     def uniform(self) -> float:
-        """As the protocol's."""
+        """Return the next uniform number, in (0, 1]."""
         return float(middles(self._words(1))[0])
 
     def bytes(self, count: int) -> bytes:
-        """The next ``count`` bytes of the stream."""
+        """Return the next ``count`` bytes of the stream."""
         return self._stream.update(bytes(count))
 
     def _words(self, count: int) -> NDArray[np.uint64]:
@@ -59,32 +61,35 @@ class SystemRandomness:
 
 
 class SeededRandomness:
-    """NOT PRIVATE: a Philox stream, the same for the same (seed, round). Normal numbers by the inverse distribution function."""
+    """NOT PRIVATE: a Philox stream that is the same for the same (noise_seed, round).
 
-    def __init__(self, seed: int, round: int) -> None:
-        self._philox = seeded_stream(f"distqexp insecure draws/{seed}/{round}")
+    Normal numbers are made by the inverse distribution function.
+    """
 
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """As the protocol's."""
+    def __init__(self, noise_seed: int, round: int) -> None:
+        self._philox = seeded_stream(f"distqexp insecure draws/{noise_seed}/{round}")
+
+    def normal(self, count: int) -> FloatArray:
+        """Return the next ``count`` independent standard normal numbers."""
         return seeded_normals(self._philox, count)
 
     def uniform(self) -> float:
-        """As the protocol's."""
+        """Return the next uniform number, strictly between 0 and 1."""
         return float(_open_uniforms(self._philox, 1)[0])
 
 
 def seeded_stream(name: str) -> np.random.Philox:
-    """NOT PRIVATE: the Philox stream of that name."""
+    """Return the Philox stream of that name. NOT PRIVATE."""
     key = hashlib.sha256(name.encode()).digest()[:16]
     return np.random.Philox(key=int.from_bytes(key, "little"))
 
 
-def seeded_normals(philox: np.random.Philox, count: int) -> NDArray[np.float64]:
-    """NOT PRIVATE: the next ``count`` standard normal numbers of a stream."""
+def seeded_normals(philox: np.random.Philox, count: int) -> FloatArray:
+    """Return the next ``count`` standard normal numbers of a seeded stream. NOT PRIVATE."""
     return np.asarray(ndtri(_open_uniforms(philox, count)), dtype=np.float64)
 
 
-def _open_uniforms(philox: np.random.Philox, count: int) -> NDArray[np.float64]:
-    """Strictly between 0 and 1."""
+def _open_uniforms(philox: np.random.Philox, count: int) -> FloatArray:
+    """Return uniform numbers strictly between 0 and 1."""
     words = philox.random_raw(count) >> np.uint64(64 - UNIFORM_BITS)
     return (words.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS

@@ -1,9 +1,9 @@
-"""Normal draws rounded to integers, exactly: no bit of a draw is float64's (docs/proofs/continuous.md).
+"""Exact normal draws, rounded to integers: no bit of a draw comes from float64's rounding (docs/proofs/continuous.md).
 
-Box and Muller's map turns two uniform numbers into two normal ones. 64 bits say in which interval each uniform number lies, float64 where
-about the normal ones are, with a bound of its error. Where that doesn't tell between two integers, as many more bits are drawn, and
-intervals computed with as many more digits, as it takes. So the law is that of ideal normal numbers, rounded: nothing is left in the low
-bits of a release, and no tail is cut.
+Box and Muller's map turns two uniform numbers into two normal ones. 64 bits determine an interval for each uniform number,
+and float64 computes the normal numbers approximately, with a bound on its error. Where that does not decide between two
+integers, more bits are drawn, and intervals are computed with more digits, until it does. So the law is that of ideal
+normal numbers, rounded: the low bits of a release reveal nothing, and no tail is cut.
 """
 
 from __future__ import annotations
@@ -15,43 +15,48 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from distqexp.arrays import FloatArray, IntegerArray
+
 Words = NDArray[np.uint64]
 Stream = Callable[[int], bytes]
-"""So many random bytes, the next ones at each call."""
+"""A function from a number of bytes to that many random bytes: the next ones at each call."""
 
 BITS = 64
-"""Of a uniform number, at first and at each refinement."""
+"""The bits of a uniform number that are drawn at first, and again at each refinement."""
 
 CHUNK = 1 << 16
-"""Pairs drawn at a time: bounds the memory."""
+"""How many pairs are drawn at a time; this bounds the memory."""
 
 FLOAT_ERROR = 2.0**-46
-"""Of a normal number, in units of its pair's radius: thrice what float64 adds if its functions are off by 4 units in the last place."""
+"""The error of a normal number, in units of its pair's radius.
+
+It is three times the error of float64 if its functions are off by 4 units in the last place.
+"""
 
 
-def rounded_normals(count: int, sigma: float, stream: Stream) -> NDArray[np.int64]:
-    """``count`` independent draws of N(0, sigma^2), each rounded to the nearest integer, int64 (count,), sigma at most 2^53.
+def rounded_normals(count: int, sigma: float, stream: Stream) -> IntegerArray:
+    """Return ``count`` independent draws of N(0, sigma^2), each rounded to the nearest integer, as int64 (count,).
 
-    Beyond 2^10 sigma int64 would end: that has a probability below 2^-700000 a draw.
+    ``sigma`` is at most 2^53. A draw beyond 2^10 sigma would not fit in int64; its probability is below 2^-700000.
     """
     pairs = (count + 1) // 2
-    found = np.empty((2, pairs), dtype=np.int64)
+    draws = np.empty((2, pairs), dtype=np.int64)
     for first in range(0, pairs, CHUNK):
-        block = found[:, first : first + CHUNK]
+        block = draws[:, first : first + CHUNK]
         words = np.frombuffer(stream(2 * 8 * block.shape[1]), dtype="<u8").reshape(block.shape)
-        values, error = nearly(words, sigma)
+        values, error = _approximate_normals(words, sigma)
         certain = (np.abs(values - np.floor(values) - 0.5) > error).all(axis=0) & (words[0] > 0)
         block[:, certain] = np.rint(values[:, certain]).astype(np.int64)
         for place in np.flatnonzero(~certain):
-            block[:, place] = _refined(int(words[0, place]), int(words[1, place]), sigma, stream)
-    return found.reshape(-1)[:count]
+            block[:, place] = _refine(int(words[0, place]), int(words[1, place]), sigma, stream)
+    return draws.reshape(-1)[:count]
 
 
-def nearly(words: Words, sigma: float) -> tuple[FloatArray, FloatArray]:
-    """Pairs of normal draws times ``sigma``, (2, n), from 64 bits of each uniform number, (2, n), and a bound of their errors (n,).
+def _approximate_normals(words: Words, sigma: float) -> tuple[FloatArray, FloatArray]:
+    """Compute pairs of normal draws times ``sigma``, (2, n), with a bound on their errors, (n,).
 
-    The bound covers every number of the two intervals that the bits leave, the first one's lowest, which ends at 0, apart.
+    ``words`` are 64 bits of each uniform number, (2, n). The bound covers every number of the two intervals that the bits
+    determine, except the first number's lowest interval, which ends at 0.
     """
     energy, smaller = energies(words[0])
     radius = sigma * np.sqrt(2.0 * energy)
@@ -60,19 +65,22 @@ def nearly(words: Words, sigma: float) -> tuple[FloatArray, FloatArray]:
 
 
 def energies(words: Words) -> tuple[FloatArray, FloatArray]:
-    """-log u, u the middle of each word's interval, to float64's relative accuracy at both ends; and the smaller of u and 1 - u."""
+    """Return -log u and the smaller of u and 1 - u, with u the middle of each word's interval.
+
+    The logarithm has float64's relative accuracy at both ends of (0, 1).
+    """
     upper = words >= np.uint64(1 << (BITS - 1))
     smaller = middles(np.where(upper, ~words, words))  # ~word is the word of 1 - u
     return np.where(upper, -np.log1p(-smaller), -np.log(smaller)), smaller
 
 
 def middles(words: Words) -> FloatArray:
-    """The middle of each word's interval, in (0, 1]."""
+    """Return the middle of each word's interval, in (0, 1]."""
     return (words.astype(np.float64) + 0.5) * 2.0**-BITS
 
 
-def _refined(radial: int, angular: int, sigma: float, stream: Stream) -> tuple[int, int]:
-    """One pair, whose uniform numbers begin with these bits, rounded: with more bits until there is one answer."""
+def _refine(radial: int, angular: int, sigma: float, stream: Stream) -> tuple[int, int]:
+    """Round the pair whose uniform numbers begin with these bits, drawing more bits until the result is certain."""
     from mpmath.ctx_iv import MPIntervalContext
     from mpmath.libmp import to_int
 

@@ -1,9 +1,10 @@
-"""A truncated Gaussian drawn on a sphere: for means far outside the ball (docs/proofs/truncated.md, section 4).
+"""A truncated Gaussian that is drawn on a sphere, for means far outside the ball (docs/proofs/truncated.md, section 4).
 
-The ball's law is that of the first k coordinates of a point x on the unit sphere of k + 2 dimensions with density proportional to
-exp(-x' diag(precision) x / 2 + concentration <direction, x>), both being 0 on the last two coordinates. Points of the sphere are
-proposed as directions of Gaussian vectors N(0, Omega^{-1}): no distance to a boundary has to be hit, so tries stay few however far outside
-the mean is. x and -x are accepted together, by cosh, and told apart afterwards.
+The ball's law is that of the first k coordinates of a point x on the unit sphere of k + 2 dimensions with density
+proportional to exp(-x' diag(precision) x / 2 + concentration <direction, x>), where precision and direction are 0 on the
+last two coordinates. Points of the sphere are proposed as directions of Gaussian vectors N(0, Omega^{-1}). No distance to a
+boundary has to be hit, so few tries are needed however far outside the mean is. The acceptance rule treats x and -x alike,
+by cosh; which of the two is returned is drawn afterwards.
 """
 
 from __future__ import annotations
@@ -13,28 +14,32 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from distqexp.arrays import FloatArray
 from distqexp.mechanism.randomness import Randomness
-
-FloatArray = NDArray[np.float64]
 
 
 class _Bound(NamedTuple):
-    """The bound at one shift: Omega = diag - slope direction direction', diag = precision + shift."""
+    """The bound on the density at one shift: Omega = diag - slope direction direction', diag = precision + shift."""
 
     diagonal: FloatArray  # (k + 2,)
-    tangent: float  # where the bound of log cosh touches it
-    rest: float  # 1 - tanh(concentration * tangent), without cancellation
-    determinant: float  # of Omega, over that of its diagonal; without cancellation
+    tangent: float  # where the bound on log cosh touches it
+    rest: float  # 1 - tanh(concentration * tangent), computed without cancellation
+    determinant: float  # of Omega, divided by that of its diagonal; computed without cancellation
     inner: float  # direction' diag^{-1} direction
     trace: float  # of Omega^{-1}
 
 
 @dataclass(frozen=True)
 class SphericalEnvelope:
-    """An angular central Gaussian above the law. direction: (k + 2,), concentration: as in the module's text; private all."""
+    """An angular central Gaussian whose multiple lies above the law. Everything in it is private.
+
+    Attributes:
+        direction: (k + 2,), the direction of the law in the module's docstring.
+        concentration: The concentration of that law.
+        bound: The bound that gives the envelope.
+    """
 
     direction: FloatArray
     concentration: float
@@ -42,28 +47,35 @@ class SphericalEnvelope:
 
     @classmethod
     def choose(cls, precision: FloatArray, direction: FloatArray, concentration: float) -> Self:
-        """For precision (k,) and direction (k,), of norm 1 (or all 0 where the concentration is): the best shift, about.
+        """Choose an envelope whose shift is about the best one.
 
-        Any shift above 0 gives an exact sampler; the best one makes the mean square of N(0, Omega^{-1}) equal to 1.
+        Any shift above 0 gives an exact sampler. The best one makes the mean square of N(0, Omega^{-1}) equal to 1.
+
+        Args:
+            precision: (k,).
+            direction: (k,), of norm 1, or all 0 where the concentration is 0.
+            concentration: The factor of the linear term.
         """
-        lifted = np.concatenate([precision, np.zeros(2)])
-        towards = np.concatenate([direction, np.zeros(2)])
-        above = (
-            2.0 * (len(lifted) + 2) + 2.0 * concentration
-        )  # there the trace is at most 3/4; at a shift of 1 it is 2 or more
+        sphere_precision = np.concatenate([precision, np.zeros(2)])
+        sphere_direction = np.concatenate([direction, np.zeros(2)])
+        # At this shift the trace is at most 3/4; at a shift of 1 it is 2 or more.
+        largest_shift = 2.0 * (len(sphere_precision) + 2) + 2.0 * concentration
         best = brentq(
-            lambda exponent: math.log(_bound(lifted, towards, concentration, math.exp(exponent)).trace),
+            lambda exponent: math.log(
+                _bound(sphere_precision, sphere_direction, concentration, math.exp(exponent)).trace
+            ),
             0.0,
-            math.log(above),
+            math.log(largest_shift),
         )
-        return cls(towards, concentration, _bound(lifted, towards, concentration, math.exp(best)))
+        bound = _bound(sphere_precision, sphere_direction, concentration, math.exp(best))
+        return cls(sphere_direction, concentration, bound)
 
     def propose(self, normal: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(tries, k + 2) normal numbers to points of the sphere, and the logarithms of the probabilities to accept them."""
+        """Map normal numbers (tries, k + 2) to points of the sphere and the logarithms of their acceptance probabilities."""
         size = normal.shape[1]
         diagonal, tangent, rest, determinant, inner, _ = self.bound
         scale = 1.0 / np.sqrt(diagonal)
-        # Omega^{-1/2} = diag^{-1/2} (I + (determinant^{-1/2} - 1) axis axis'), so that z' Omega z is the normal numbers' square.
+        # Omega^{-1/2} = diag^{-1/2} (I + (determinant^{-1/2} - 1) axis axis'), so that z' Omega z is the sum of the numbers' squares.
         axis = self.direction * scale / math.sqrt(inner) if inner > 0.0 else self.direction
         stretch = 1.0 / math.sqrt(determinant) - 1.0
         vectors = (normal + stretch * (normal @ axis)[:, None] * axis) * scale
@@ -72,7 +84,7 @@ class SphericalEnvelope:
         points = vectors / np.sqrt(squares)[:, None]
         # exp(-w/2) is at most a multiple of w^{-q/2}, the density of the directions; they touch at w = q.
         chances = -(energy - size) / 2.0 + size / 2.0 * np.log(energy / size)
-        # log cosh(kappa t) is at most its tangent in t^2; the difference, arranged so that nothing cancels.
+        # log cosh(kappa t) is at most its tangent in t^2. The difference is arranged so that nothing cancels.
         kappa, along = self.concentration, np.abs(points @ self.direction)
         beyond = along - tangent
         chances += (
@@ -85,20 +97,21 @@ class SphericalEnvelope:
         return points, chances
 
     def orient(self, point: FloatArray, randomness: Randomness) -> FloatArray:
-        """The accepted point (k,), or its opposite: with the odds of their densities."""
+        """Return the accepted point (k,) or its opposite, with the odds of their densities."""
         along = float(point @ self.direction[: len(point)])
-        wrong_way = 1.0 / (1.0 + math.exp(min(2.0 * self.concentration * abs(along), 700.0)))
-        towards = point if along >= 0.0 else -point
-        return towards if randomness.uniform() > wrong_way else -towards
+        opposite_chance = 1.0 / (1.0 + math.exp(min(2.0 * self.concentration * abs(along), 700.0)))
+        likely_point = point if along >= 0.0 else -point
+        return likely_point if randomness.uniform() > opposite_chance else -likely_point
 
 
 def _bound(precision: FloatArray, direction: FloatArray, concentration: float, shift: float) -> _Bound:
+    """Compute the bound at a shift, with the tangent point that makes it about tightest."""
     diagonal = precision + shift
     inner = float((np.square(direction) / diagonal).sum())
     if inner == 0.0:
         return _Bound(diagonal, 0.0, 1.0, 1.0, 0.0, float((1.0 / diagonal).sum()))
-    # The tangent point is the root mean square of <direction, z> under N(0, Omega^{-1}): that makes the bound tightest. Solved with
-    # tanh replaced by 1, which is as good, and exact as any other.
+    # The bound is tightest where the tangent point is the root mean square of <direction, z> under N(0, Omega^{-1}). The equation is
+    # solved with tanh replaced by 1: that is about as tight, and any tangent point gives an exact sampler.
     pull = concentration * inner
     tangent = (pull + math.sqrt(pull * pull + 4.0 * inner)) / 2.0
     rest = 2.0 / (math.exp(min(2.0 * concentration * tangent, 700.0)) + 1.0)

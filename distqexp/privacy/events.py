@@ -1,4 +1,4 @@
-"""Releases as privacy events, and what a list of them guarantees together. All quantities are public."""
+"""Releases as privacy events, and the cost of a list of them. All quantities are public."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
 
 from distqexp.errors import UsageError
 from distqexp.privacy import discrete_slack, pure, zcdp
 from distqexp.privacy.guarantee import Guarantee
-from distqexp.privacy.pld import LARGEST_TOTAL, MOST_RESPONSES, Mixed
+from distqexp.privacy.pld import LARGEST_TOTAL, MOST_RESPONSES, MixedReleases
 from distqexp.privacy.rounding import square_above, sum_above
 
 
 @dataclass(frozen=True)
 class GaussianRelease:
-    """One release of ``coordinates`` numbers with Gaussian noise: sensitivity / standard deviation = ``mu``.
+    """One release with Gaussian noise.
 
-    ``sigma`` is the standard deviation in grid steps (at least 3) for discrete noise, None for continuous noise.
+    Attributes:
+        mu: The sensitivity divided by the standard deviation of the noise.
+        coordinates: How many numbers are released.
+        sigma: The standard deviation in grid steps (at least 3) for discrete noise; None for continuous noise.
     """
 
     mu: float
@@ -35,9 +37,14 @@ class GaussianRelease:
 
 @dataclass(frozen=True)
 class BoundedRelease:
-    """One release of ``coordinates`` numbers on a ball of finite radius, in idealised real arithmetic.
+    """One release on a ball of finite radius, in idealised real arithmetic.
 
-    Both ``mu``-GDP (Theorem 2) and ``epsilon``-DP with delta 0 (Theorem 3).
+    It is both ``mu``-GDP (Theorem 2) and ``epsilon``-DP with delta 0 (Theorem 3).
+
+    Attributes:
+        mu: The parameter of Gaussian differential privacy.
+        epsilon: The parameter of pure differential privacy.
+        coordinates: How many numbers are released.
     """
 
     mu: float
@@ -51,7 +58,7 @@ class BoundedRelease:
 
     @property
     def gdp_mu(self) -> float:
-        """The smaller of ``mu`` and of what ``epsilon`` implies."""
+        """The smaller of ``mu`` and the mu that ``epsilon`` implies."""
         return min(self.mu, pure.mu(self.epsilon))
 
     @property
@@ -60,89 +67,82 @@ class BoundedRelease:
         return min(zcdp.rho(self.mu), pure.rho(self.epsilon))
 
 
-Release = GaussianRelease | BoundedRelease
+Event = GaussianRelease | BoundedRelease
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What releases add up to: for the Gaussian ones, the sum of their mu^2 and of the divergences of their discrete noise.
+    """The privacy cost of a list of releases.
 
-    bounded: the bounded ones, in falling order of epsilon, then mu; coordinates left out.
+    Attributes:
+        square: The sum of mu^2 over the Gaussian releases.
+        divergence: The sum of the divergences of their discrete noise.
+        bounded_releases: The bounded releases, in falling order of epsilon, then of mu; their coordinates are set to 1.
     """
 
     square: float = 0.0
     divergence: float = 0.0
-    bounded: tuple[BoundedRelease, ...] = ()
+    bounded_releases: tuple[BoundedRelease, ...] = ()
 
     def guarantee(self) -> Guarantee:
-        """The guarantee of releases of this cost."""
-        gaussian, epsilon = math.sqrt(self.square), pure.total(event.epsilon for event in self.bounded)
+        """Return the guarantee of releases of this cost."""
+        bounded = self.bounded_releases
+        gaussian_mu, epsilon = math.sqrt(self.square), pure.total(event.epsilon for event in bounded)
         return Guarantee(
-            mu=math.sqrt(sum_above([self.square, *(square_above(event.gdp_mu) for event in self.bounded)])),
+            mu=math.sqrt(sum_above([self.square, *(square_above(event.gdp_mu) for event in bounded)])),
             total_variation=discrete_slack.total_variation([self.divergence]),
-            rho=sum_above([zcdp.rho(gaussian), *(event.rho for event in self.bounded)]),
+            rho=sum_above([zcdp.rho(gaussian_mu), *(event.rho for event in bounded)]),
             pure=math.inf if self.square else epsilon,
-            # Which bounded releases count as pure must not hang on their figures: then more could look like less.
-            mixed=(Mixed(gaussian, tuple(event.epsilon for event in self.bounded)),)
-            if 1 <= len(self.bounded) <= MOST_RESPONSES and epsilon < LARGEST_TOTAL
+            # All bounded releases count as pure here, whatever their figures: otherwise a larger cost could look smaller.
+            mixed_releases=(MixedReleases(gaussian_mu, tuple(event.epsilon for event in bounded)),)
+            if 1 <= len(bounded) <= MOST_RESPONSES and epsilon < LARGEST_TOTAL
             else (),
         )
 
 
-def cost(events: Iterable[Release]) -> Cost:
-    """The cost of all ``events`` to a unit that takes part in each of them."""
+def cost(events: Iterable[Event]) -> Cost:
+    """Return the cost of all ``events`` to a unit that takes part in each of them."""
     events = list(events)
     gaussian = [event for event in events if isinstance(event, GaussianRelease)]
     divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in gaussian if event.sigma]
     bounded = [replace(event, coordinates=1) for event in events if isinstance(event, BoundedRelease)]
-    return Cost(sum_above([square_above(event.mu) for event in gaussian]), sum_above(divergences), _sorted(bounded))
+    return Cost(sum_above([square_above(event.mu) for event in gaussian]), sum_above(divergences), _in_order(bounded))
 
 
-def added(costs: Iterable[Cost]) -> Cost:
-    """The cost to a unit that bears all of them."""
+def total_cost(costs: Iterable[Cost]) -> Cost:
+    """Return the cost to a unit that bears all of ``costs``."""
     costs = list(costs)
     return Cost(
         sum_above([item.square for item in costs]),
         sum_above([item.divergence for item in costs]),
-        _sorted(event for item in costs for event in item.bounded),
+        _in_order(event for item in costs for event in item.bounded_releases),
     )
 
 
-def worst(costs: Iterable[Cost]) -> Cost:
-    """At least the cost to a unit that bears one of them, whichever: every figure the largest; none for no costs.
+def worst_cost(costs: Iterable[Cost]) -> Cost:
+    """Bound the cost to a unit that bears any one of ``costs`` by the largest of every figure; no costs give the empty cost.
 
-    The lists of bounded releases are laid side by side: the largest mu of each with each other, and the largest epsilon, then the
-    next ones, and so on. A release's own mu and epsilon may then stand in two places; what counts rises with both, and is
-    largest when the large ones meet.
+    The lists of bounded releases are compared place by place: the largest mu and the largest epsilon of every list, then the
+    second largest ones, and so on. The mu and the epsilon of one release may then end up in different places. The guarantee's
+    figures rise with both, and are largest when the large ones meet.
     """
     costs = list(costs)
     if len(costs) == 1:
         return costs[0]
-    mus = _largest([sorted((event.mu for event in item.bounded), reverse=True) for item in costs])
-    epsilons = _largest([sorted((event.epsilon for event in item.bounded), reverse=True) for item in costs])
+    mus = _largest([sorted((event.mu for event in item.bounded_releases), reverse=True) for item in costs])
+    epsilons = _largest([sorted((event.epsilon for event in item.bounded_releases), reverse=True) for item in costs])
     return Cost(
         max((item.square for item in costs), default=0.0),
         max((item.divergence for item in costs), default=0.0),
-        _sorted(BoundedRelease(mu, epsilon) for mu, epsilon in zip(mus, epsilons, strict=True)),
+        _in_order(BoundedRelease(mu, epsilon) for mu, epsilon in zip(mus, epsilons, strict=True)),
     )
 
 
-def compose(events: Iterable[Release], times: int = 1) -> Guarantee:
-    """The guarantee of all ``events`` together, the whole list ``times`` over.
+def of_group(events: Iterable[Event], size: int) -> list[Event]:
+    """Return the same releases as they bear on ``size`` units together, or on one unit that is present at ``size`` sites.
 
-    The mechanisms may adapt to earlier releases; the list itself must have been fixed beforehand. mu^2, rho,
-    the divergences of the discrete noise and, where all releases are bounded, the epsilons add up.
-    """
-    if times < 0:
-        raise UsageError(f"times: found {times!r}; expected 0 or more")
-    once = cost(events)
-    return added([once] * times).guarantee()
-
-
-def of_group(events: Iterable[Release], size: int) -> list[Release]:
-    """The same releases as they bear on ``size`` units together, or on one unit that is present at so many sites.
-
-    mu and epsilon are ``size`` times as large: a chain of so many neighbours leads from one dataset to the other.
+    mu and epsilon are ``size`` times as large, since a chain of ``size`` neighbours leads from one dataset to the other.
+    Raises UsageError for a size below 1.
     """
     if size < 1:
         raise UsageError(f"size of a group: found {size!r}; expected 1 or more")
@@ -154,29 +154,13 @@ def of_group(events: Iterable[Release], size: int) -> list[Release]:
     ]
 
 
-def to_dp_event(events: Iterable[Release]) -> Any:
-    """The same releases as a dp-accounting event, for cross-checks (imports dp_accounting).
-
-    Discrete noise appears as the continuous noise that it is close to; the slack is not part of the event. A bounded
-    release appears as randomised response of its epsilon.
-    """
-    import dp_accounting
-
-    def single(event: Release) -> Any:
-        if isinstance(event, GaussianRelease):
-            return dp_accounting.GaussianDpEvent(1 / event.mu)
-        return dp_accounting.RandomizedResponseDpEvent(2 / (1 + math.exp(event.epsilon)), 2)
-
-    return dp_accounting.ComposedDpEvent([single(event) for event in events])
-
-
 def _largest(lists: Sequence[Sequence[float]]) -> list[float]:
-    """For each place the largest of what stands there."""
+    """Return the largest value at each place of the lists."""
     return [max(column) for column in zip_longest(*lists, fillvalue=0.0)]
 
 
-def _sorted(bounded: Iterable[BoundedRelease]) -> tuple[BoundedRelease, ...]:
-    return tuple(sorted(bounded, key=lambda event: (-event.epsilon, -event.mu)))
+def _in_order(releases: Iterable[BoundedRelease]) -> tuple[BoundedRelease, ...]:
+    return tuple(sorted(releases, key=lambda event: (-event.epsilon, -event.mu)))
 
 
 def _require_positive(name: str, value: float) -> None:

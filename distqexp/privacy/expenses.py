@@ -1,4 +1,4 @@
-"""What the charges of a ledger amount to for one unit. All quantities are public."""
+"""The cost of the charges of a ledger to one unit. All quantities are public."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from distqexp.privacy.events import Cost, Release, added, cost, of_group, worst
-from distqexp.privacy.units import Declared, group_of, mixture
+from distqexp.kinds import Adjacency
+from distqexp.privacy.events import Cost, Event, cost, of_group, total_cost, worst_cost
+from distqexp.privacy.units import UnitDeclaration, group_size, mixture
 
 
 class Part(NamedTuple):
@@ -19,79 +20,90 @@ class Part(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """A release that is paid for.
+    """The charge for one release.
 
-    key: "ROLE/RELEASE", RELEASE beginning with "PLAN/"; an empty key is a release of its own. part: whose units the
-    release is about; None: everybody's. unit: whom it protects, see ledger_units; None: not known.
+    Attributes:
+        key: "ROLE/RELEASE", where RELEASE begins with "PLAN/"; an empty key is a release of its own.
+        adjacency: What one unit more or less means for the release.
+        event: The release as a privacy event.
+        part: The part whose units are charged; None charges everybody.
+        unit: The unit that the release protects, see ``privacy.units``; None where it is unknown.
     """
 
     key: str
-    adjacency: str
-    event: Release
+    adjacency: Adjacency
+    event: Event
     part: Part | None = None
     unit: str | None = None
 
 
-def expenses(charges: Sequence[Charge], declared: Declared | None = None) -> Cost:
-    """At least what any one unit pays for.
-
-    declared: what a unit is, where the data owner says so: charges for single records then count for as many as a unit
-    has at most. Otherwise all charges must be for one kind of unit. Raises ValueError for a mixture.
+def expenses(charges: Sequence[Charge], declaration: UnitDeclaration | None = None) -> Cost:
+    """Bound the cost that any one unit bears.
 
     A site charges its sketch and the curator the release that uses it: where both keep one ledger, one release is
-    one expense, the largest of the roles'. A unit is in one shard, so the sites of one release don't add up
+    one expense, the largest of the roles'. A unit is in one shard, so the charges of the sites of one release don't add up
     either. Charges of the same role do: they are releases of different sums.
 
-    A unit is in one part of a plan, and pays for the rounds of that part: the worst part counts. Plans split the
-    units each in its own way, so what they cost adds up, and so does what is charged to everybody. A release whose
+    A unit is in one part of a plan, and pays for the rounds of that part: the most expensive part counts. Each plan splits
+    the units in its own way, so the costs of plans add up, and so do the charges to everybody. A release whose
     charges disagree about the part is charged to everybody.
 
-    Charges under several adjacencies are brought to replace-one: replacing a unit is removing one and adding
-    another, twice the mu and the epsilon.
+    Charges under several adjacencies are converted to replace-one: replacing a unit is removing one and adding
+    another, which costs twice the mu and the epsilon.
 
-    Members of a group may be in different parts. For mu, epsilon and rho it is worst when all are in one, but the slack of
-    discrete noise is that of every round that one of them takes part in (docs/proofs/composition.md).
+    Members of a group may be in different parts. For mu, epsilon and rho the worst case has all of them in one part, but the
+    slack of discrete noise is that of every round that one of them takes part in (docs/proofs/composition.md).
+
+    Args:
+        charges: The charges.
+        declaration: The units that the data owner declared, if any: charges for single records then count for as many records
+            as a unit has at most. Without it all charges must be for one kind of unit.
+
+    Raises:
+        ValueError: The charges are for units that can't be counted together.
     """
-    if reason := mixture({charge.unit for charge in charges}, declared):
+    if reason := mixture({charge.unit for charge in charges}, declaration):
         raise ValueError(reason)
-    replaced = any(charge.adjacency == "replace-one" for charge in charges)
+    any_replace_one = any(charge.adjacency == Adjacency.REPLACE_ONE for charge in charges)
     releases: dict[str, list[Charge]] = {}
-    grouped: set[str] = set()
+    plans_with_groups: set[str] = set()
     for number, charge in enumerate(charges):
-        doubled = replaced and charge.adjacency != "replace-one"
-        size = (2 if doubled else 1) * (group_of(charge.unit, declared) or 1)
+        doubled = any_replace_one and charge.adjacency != Adjacency.REPLACE_ONE
+        size = (2 if doubled else 1) * (group_size(charge.unit, declaration) or 1)
         [event] = of_group([charge.event], size)
         release = charge.key.partition("/")[2] or f"charge {number}"
         if size > 1:
-            grouped.add(release.partition("/")[0])
+            plans_with_groups.add(release.partition("/")[0])
         releases.setdefault(release, []).append(charge._replace(event=event))
-    everybody: list[Cost] = []
+    costs: list[Cost] = []
     partitions: dict[tuple[str, int], dict[int, list[Cost]]] = {}
-    for release, found in releases.items():
-        paid = _largest_role(found)
-        part = _common_part(found)
+    for release, release_charges in releases.items():
+        release_cost = _largest_role(release_charges)
+        part = _common_part(release_charges)
         plan, slash, _ = release.partition("/")
         if part is None or not slash:
-            everybody.append(paid)
+            costs.append(release_cost)
         else:
-            partitions.setdefault((plan, part.parts), {}).setdefault(part.number, []).append(paid)
+            partitions.setdefault((plan, part.parts), {}).setdefault(part.number, []).append(release_cost)
     for (plan, _), parts in partitions.items():
-        costs = [added(costs) for costs in parts.values()]
-        slack = math.fsum(paid.divergence for paid in costs)
-        everybody.append(replace(worst(costs), divergence=slack) if plan in grouped else worst(costs))
-    return added(everybody)
+        part_costs = [total_cost(round_costs) for round_costs in parts.values()]
+        plan_cost = worst_cost(part_costs)
+        if plan in plans_with_groups:
+            plan_cost = replace(plan_cost, divergence=math.fsum(item.divergence for item in part_costs))
+        costs.append(plan_cost)
+    return total_cost(costs)
 
 
 def _largest_role(charges: Sequence[Charge]) -> Cost:
-    """The cost of one release: of every figure the largest of its roles'."""
-    roles: dict[str, list[Release]] = {}
+    """Return the cost of one release: for every figure the largest of its roles."""
+    roles: dict[str, list[Event]] = {}
     for charge in charges:
         roles.setdefault(charge.key.partition("/")[0], []).append(charge.event)
-    return worst(cost(events) for events in roles.values())
+    return worst_cost(cost(events) for events in roles.values())
 
 
 def _common_part(charges: Sequence[Charge]) -> Part | None:
-    """The part of all charges, when it is one and makes sense."""
+    """Return the part that all charges name, or None where they disagree or the part is not a valid one."""
     parts = {charge.part for charge in charges}
     part = parts.pop() if len(parts) == 1 else None
     return part if part is not None and part.parts > 1 and 0 <= part.number < part.parts else None

@@ -1,15 +1,15 @@
-"""The privacy loss of Gaussian and pure releases together.
+"""The privacy loss of Gaussian and pure releases together. All quantities are public.
 
-N(0, 1) against N(mu, 1) is the worst case of all that is mu-GDP, randomised response the worst of what is epsilon-DP:
+N(0, 1) against N(mu, 1) is the worst case of every mu-GDP mechanism, and randomised response that of every epsilon-DP mechanism:
 its loss is +epsilon with probability e^epsilon / (1 + e^epsilon), else -epsilon. Independent copies of these pairs are
 the worst case of adaptive rounds (docs/proofs/composition.md), and their losses add up. With p the probabilities
 of the total loss of the responses,
 
     delta(epsilon) = sum over losses l of p(l) delta_GDP(epsilon - l; mu):
 
-a finite sum of positive terms, so no transform, no cut tails, and nothing lost to cancellation at a small delta. The one
-approximation is on the safe side: epsilons are rounded up to multiples of a step, or to the largest of them. Both ways give
-more for a longer list and for larger figures, whatever they are. All quantities are public.
+a finite sum of positive terms, which needs no transform, cuts no tails, and loses nothing to cancellation at a small delta.
+The one approximation is on the safe side: epsilons are rounded up to multiples of a step, or to the largest of them. Both
+ways give a larger delta for a longer list and for larger epsilons, whatever they are.
 """
 
 from __future__ import annotations
@@ -19,54 +19,60 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.privacy import gdp
-from distqexp.privacy.rounding import above, exp_above, raised, settled
+from distqexp.privacy.rounding import above, with_margin
 from distqexp.privacy.search import last_holding
 
 MARGIN = 1e-9
-"""Relative margin added to delta, above the rounding errors of the sum."""
+"""The relative margin added to delta, above the rounding errors of the sum."""
 
 FLOOR = 1e-250
-"""Absolute margin added to delta, above what underflow can lose."""
+"""The absolute margin added to delta, above what underflow can lose."""
 
 ROUNDING = 1e-14
-"""Relative margin on losses, above the rounding errors of their sums and differences."""
+"""The relative margin on losses, above the rounding errors of their sums and differences."""
 
 CELLS = 1024
-"""The epsilons together are more than twice and at most four times so many steps, and another one for each."""
+"""The sum of the epsilons is more than twice and at most four times this many steps, plus one step for each."""
 
 MOST_RESPONSES = 4096
-"""Longer lists are left to the other statements: the sum takes time quadratic in the number of responses."""
+"""The longest list for which the sum is computed: its time is quadratic in the number of responses."""
 
 LARGEST_TOTAL = 1e300
-"""So are epsilons that are together above this."""
+"""The sum is not computed either for epsilons whose total is at least this."""
 
 COARSE = 16
-"""Significant bits of the epsilons among which ``Law.lowest`` chooses: few, so that a lowest point keeps its place."""
+"""The significant bits of the epsilons among which ``Law.lowest`` chooses: few, so that a lowest point keeps its place."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """A mu-GDP release (none for mu = 0) together with responses of which ``masses`` are the chances of the total ``losses``."""
+    """A mu-GDP release together with randomised responses.
+
+    Attributes:
+        mu: The parameter of the Gaussian release; 0 for none.
+        losses: The possible total losses of the responses, falling.
+        masses: The probabilities of these losses.
+    """
 
     mu: float
-    losses: NDArray[np.float64]
-    masses: NDArray[np.float64]
+    losses: FloatArray
+    masses: FloatArray
 
     def delta(self, epsilon: float) -> float:
-        """A delta, at most 1, at ``epsilon`` >= 0: the smallest, rounded upwards."""
+        """Return the smallest delta, at most 1, at ``epsilon`` >= 0, rounded upwards."""
         gaps = epsilon - self.losses - ROUNDING * (epsilon + np.abs(self.losses))
         return min(1.0, float(np.dot(self.masses, gdp.deltas(gaps, self.mu))) * (1 + MARGIN) + FLOOR)
 
     def log_delta(self, epsilon: float) -> float:
-        """Natural logarithm of ``delta(epsilon)``."""
-        return raised(math.log(self.delta(epsilon)))
+        """Return the natural logarithm of ``delta(epsilon)``."""
+        return with_margin(math.log(self.delta(epsilon)))
 
     def lowest(self, total_variation: float) -> float:
-        """Where delta(epsilon) + (1 + e^epsilon) total_variation still falls, and at the next epsilon of 16 bits no more."""
+        """Return the last epsilon of 16 bits at which delta(epsilon) + (1 + e^epsilon) total_variation still falls; 0 for none."""
 
         def falls(epsilon: float) -> bool:  # the probability of a loss above epsilon, on the other dataset
             gaps = epsilon - self.losses
@@ -82,23 +88,25 @@ class Law:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A mu-GDP release (none for mu = 0) and pure releases of ``epsilons`` (one or more), together."""
+class MixedReleases:
+    """A Gaussian release and pure releases together.
+
+    Attributes:
+        mu: The parameter of the Gaussian release; 0 for none.
+        epsilons: The epsilons of the pure releases, one or more.
+    """
 
     mu: float
     epsilons: tuple[float, ...]
 
-    def delta(self, epsilon: float) -> float:
-        """A delta, at most 1, at ``epsilon`` >= 0: the smallest, rounded upwards."""
-        return exp_above(settled(min(law.log_delta(epsilon) for law in self.laws)))
-
     @cached_property
     def laws(self) -> tuple[Law, Law]:
-        """Two ways of rounding up: all epsilons to the largest, which is exact where they are equal, and each to a step.
+        """The laws by two ways of rounding epsilons up: all to the largest, or each to a multiple of a step.
 
-        The step is a power of two, the larger the larger their sum, so that what rises never falls to a finer step.
+        The first is exact where the epsilons are equal. The step is a power of two that grows with their sum, so that
+        larger epsilons never meet a finer step.
         """
-        # Their sum is exact or rounded by a hair, and a power of two from the exponent of a float.
+        # The sum is correctly rounded, and the exponent of a float gives a power of two.
         total = math.fsum(self.epsilons)
         step = math.ldexp(1.0, max(math.frexp(total / (2 * CELLS))[1] - 1, -1000))
         multiples = np.maximum(1, np.ceil(np.array(self.epsilons) / step)).astype(np.int64)
@@ -109,8 +117,8 @@ class Mixed:
         )
 
 
-def _law(mu: float, step: float, multiples: NDArray[np.int64]) -> Law:
-    """The total loss of responses of ``multiples`` steps each, falling from the sum of them, and its probabilities."""
+def _law(mu: float, step: float, multiples: IntegerArray) -> Law:
+    """Return the law of the total loss of responses of ``multiples`` steps each, with the losses falling."""
     parts = []
     for multiple, count in zip(*np.unique(multiples, return_counts=True), strict=True):
         one = np.zeros(multiple + 1)
@@ -123,8 +131,8 @@ def _law(mu: float, step: float, multiples: NDArray[np.int64]) -> Law:
     return Law(mu, step * (multiples.sum() - 2.0 * np.arange(len(masses))), masses)
 
 
-def _power(masses: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The law of the sum of ``count`` independent losses of one law."""
+def _power(masses: FloatArray, count: int) -> FloatArray:
+    """Return the probabilities of the sum of ``count`` independent losses of one law."""
     if count == 1:
         return masses
     half = _power(masses, count // 2)

@@ -1,4 +1,4 @@
-"""Pure differential privacy of a mechanism on a ball, and what epsilon-DP says in the other languages.
+"""Pure differential privacy of a mechanism on a ball, and the GDP and zCDP parameters that epsilon-DP implies.
 
 Theorem 3: where one unit changes the utility by a C-Lipschitz function that is 0 at the centre, it changes it by at most
 C R on the ball of radius R, and a release with density proportional to exp(utility / T) on the ball is epsilon-DP with
@@ -17,43 +17,53 @@ from distqexp.errors import UsageError
 from distqexp.privacy.rounding import TINY, above, nearest_sum
 
 _SAFE = 1 + 1e-11
-"""Above the rounding errors of the two inverses of the normal distribution function, near 10^-15."""
+"""A factor above the rounding errors, near 10^-15, of the two inverses of the normal distribution function."""
 
 
-def pure_epsilon(sensitivity: float | Fraction, radius: float | Fraction, temperature: float | Fraction) -> float:
-    """The epsilon of one release, 2 * sensitivity * radius / temperature, rounded upwards. Raises UsageError."""
-    quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", radius)
+def pure_epsilon(sensitivity: float | Fraction, trust_radius: float | Fraction, temperature: float | Fraction) -> float:
+    """Return the epsilon of one release on a ball: 2 * sensitivity * radius / temperature, rounded upwards.
+
+    Args:
+        sensitivity: C, the Lipschitz constant of one unit's change of the utility.
+        trust_radius: R.
+        temperature: T.
+
+    Raises:
+        UsageError: An argument is not a finite number above 0.
+    """
+    quotient = 2 * _positive("sensitivity", sensitivity) * _positive("mechanism.trust_radius", trust_radius)
     return _float_above(quotient / _positive("temperature", temperature))
 
 
 def round_epsilon(epsilon: float, rounds: int) -> float:
-    """The largest float of which ``rounds`` together are at most ``epsilon``, exactly."""
+    """Return the largest float that, times ``rounds``, is at most ``epsilon`` exactly."""
     share = Fraction(epsilon) / rounds
     nearest = float(share)
     return nearest if Fraction(nearest) <= share else math.nextafter(nearest, 0.0)
 
 
 def total(epsilons: Iterable[float]) -> float:
-    """The sum, rounded upwards: releases of these epsilons, adaptive or not, are together so private, with delta 0."""
+    """Return the sum, rounded upwards: the pure epsilon of releases of these epsilons together, adaptive or not."""
     terms = list(epsilons)
-    nearest = nearest_sum(terms)  # and so is what is left
+    nearest = nearest_sum(terms)  # correctly rounded, as is the remainder below
     return nearest if nearest == math.inf or nearest_sum([*terms, -nearest]) <= 0 else math.nextafter(nearest, math.inf)
 
 
 def mu(epsilon: float) -> float:
-    """A mu such that whatever is epsilon-DP is mu-GDP: the smallest, 2 Phi^-1(e^epsilon / (1 + e^epsilon)), rounded upwards.
+    """Return the smallest mu such that every epsilon-DP mechanism is mu-GDP, rounded upwards.
 
-    By 2 Phi(x) - 1 = erf(x / sqrt 2) it is sqrt(8) erf^-1(tanh(epsilon / 2)), which loses no digits at a small epsilon.
+    It is 2 Phi^-1(e^epsilon / (1 + e^epsilon)). By 2 Phi(x) - 1 = erf(x / sqrt 2) this is sqrt(8) erf^-1(tanh(epsilon / 2)),
+    which loses no digits at a small epsilon.
     """
     epsilon = above(epsilon)
     if epsilon < 2:
         return max(math.sqrt(8) * float(erfinv(math.tanh(epsilon / 2))) * _SAFE, TINY)
-    log_error = -(epsilon + math.log1p(math.exp(-epsilon)))  # of randomised response: 1 / (1 + e^epsilon)
+    log_error = -(epsilon + math.log1p(math.exp(-epsilon)))  # the error of randomised response is 1 / (1 + e^epsilon)
     return -2 * float(ndtri_exp(log_error)) * _SAFE
 
 
 def rho(epsilon: float) -> float:
-    """A rho such that whatever is epsilon-DP is rho-zCDP: the smallest, epsilon tanh(epsilon / 2), rounded upwards."""
+    """Return the smallest rho, epsilon tanh(epsilon / 2), such that every epsilon-DP mechanism is rho-zCDP, rounded upwards."""
     epsilon = above(epsilon)
     return max(epsilon * math.tanh(epsilon / 2), TINY)
 
@@ -65,7 +75,7 @@ def _positive(name: str, value: float | Fraction) -> Fraction:
 
 
 def _float_above(exact: Fraction) -> float:
-    """The smallest float that is at least ``exact``, infinity where there is none."""
+    """Return the smallest float that is at least ``exact``; infinity on overflow."""
     try:
         nearest = float(exact)
     except OverflowError:

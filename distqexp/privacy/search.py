@@ -1,4 +1,4 @@
-"""Searches that always end on the safe side, at a number that depends on the predicate alone, not on the way there."""
+"""Searches that always end on the safe side, at a number that depends on the predicate alone, not on the search's path."""
 
 from __future__ import annotations
 
@@ -14,29 +14,42 @@ _LARGEST = math.ldexp(2.0 - 2.0 ** (1 - BITS), 1023)
 
 
 def last_holding(holds: Callable[[float], bool], inside: float, outside: float, bits: int = BITS) -> float:
-    """The number of ``bits`` significant bits nearest to ``outside`` at which a monotone predicate holds.
+    """Find the number nearest to ``outside`` at which a monotone predicate holds.
 
-    ``holds(inside)`` is taken to be true and ``holds(outside)`` false; both at least 0. The value returned is one at
-    which the predicate was evaluated and held (or ``inside`` itself), never an interpolation.
+    Args:
+        holds: The predicate.
+        inside: A number of at least 0 at which the predicate is taken to hold.
+        outside: A number of at least 0 at which the predicate is taken not to hold.
+        bits: The significant bits of the numbers that are tried.
+
+    Returns:
+        A number of ``bits`` significant bits at which the predicate was evaluated and held, or ``inside`` itself; never an
+        interpolation.
     """
     rising = inside < outside
     first, last = _place(inside, bits, up=not rising), _place(outside, bits, up=rising)
-    found = inside
+    best = inside
     while abs(last - first) > 1:
         middle = (first + last) // 2
         value = _number(middle, bits)
         if holds(value):
-            first, found = middle, value
+            first, best = middle, value
         else:
             last = middle
-    return found
+    return best
 
 
 def first_below(curve: Callable[[float], float], target: float, guess: float) -> float:
-    """The smallest number of 44 bits at which a falling curve is at most ``target``; 0, or infinity, where that is so.
+    """Find the smallest number of 44 bits at which a falling curve is at most ``target``.
 
-    ``guess``: about where, above 0. Interpolation only says where to look: what is returned was evaluated, and its
-    predecessor too.
+    Args:
+        curve: The curve, which never rises.
+        target: The value to get down to.
+        guess: A rough guess of the result, above 0.
+
+    Returns:
+        The number; 0 where the curve is low enough there, infinity where no number is large enough. Interpolation only
+        chooses where to look: the curve was evaluated at the number and at its predecessor.
     """
     start = curve(0.0) - target
     if start <= 0:
@@ -75,12 +88,13 @@ def first_below(curve: Callable[[float], float], target: float, guess: float) ->
 
 
 def _place(value: float, bits: int, *, up: bool) -> int:
-    """The place of ``value`` >= 0 among the floats of so many bits; of the nearest one above or below it where it is none."""
+    """Return the index of ``value`` >= 0 among the floats of ``bits`` bits, rounded up or down between two of them."""
     (pattern,) = struct.unpack("<q", struct.pack("<d", value))
     places = 1 << (_PRECISION - bits)
     return int(-(-pattern // places) if up else pattern // places)
 
 
 def _number(place: int, bits: int) -> float:
+    """Return the float of ``bits`` bits at an index."""
     (value,) = struct.unpack("<d", struct.pack("<q", place << (_PRECISION - bits)))
     return float(value)

@@ -1,1 +1,1 @@
-"""What is fine-tuned: models, losses, records, privacy units, and the readers that bring them in."""
+"""What is fine-tuned: models, losses, records and their privacy units, and the readers that bring records in."""

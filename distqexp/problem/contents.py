@@ -1,8 +1,8 @@
-"""What tells one source of records from others, whatever its file's name: digests of what it holds. Private.
+"""Digests of what a source of records holds, which tell it from others whatever its file is called. Private.
 
-They are compared, under a key, where a file may be charged under two names; they never leave the process that way or
-another. A match may be chance (two sites that number their patients 1, 2, 3), and some copies are missed (another
-format without unit ids): it is a reason to look, not a proof.
+They are compared, under a key, to notice a file that may be charged under two names, and never leave the process otherwise. A match
+may be chance (two sites that number their patients 1, 2, 3), and some copies are missed (another format without unit ids): it is a
+reason to look, not a proof.
 """
 
 from __future__ import annotations
@@ -19,30 +19,36 @@ from distqexp.problem.slots import id_bytes
 from distqexp.problem.sources import Readers
 
 MOST_BYTES = 2**30
-"""So much of a file, unpacked, is looked at: the beginning of a larger one stands for it."""
+"""At most this many bytes of a file, unpacked, are looked at: the beginning of a larger one stands for it."""
 
 MOST_LINES_BYTES = 2**28
-"""The lines of larger tables are not compared one by one."""
+"""The lines of a table with more bytes than this are not compared one by one."""
 
 
 def content_digests(data: DataConfig, readers: Readers | None = None) -> tuple[bytes, ...]:
-    """Digests of the file's bytes, of a table's lines in any order, and of the set of unit ids; any of them tells the file.
+    """Return digests of the file's bytes, of a table's lines in any order, and of the set of unit ids.
 
-    The bytes are those of the unpacked file: a gzip copy is the same. readers: of the process. Raises FileContentError.
+    Any of them identifies the file. The bytes are those of the unpacked file, so that a gzip copy is the same. Raises FileContentError
+    for a damaged file.
+
+    Args:
+        data: the source.
+        readers: the readers that this process has open already.
     """
-    found: list[bytes] = []
+    digests: list[bytes] = []
     for path in source_files(data)[: data.format != "digits"]:  # not the labels of images, which say little
-        found += _file_digests(path, lines=data.format == "csv")
+        digests += _file_digests(path, lines=data.format == "csv")
     if data.unit is not None:
         reader = (readers or Readers()).of(data, private=True)
         rows = select_rows(data, reader, keep_blank=True)
         names = sorted({id_bytes(name) for name in set(reader.identifiers(data.unit, rows))} - {b""})
         if names:
-            found.append(_tagged(b"ids", *names))
-    return tuple(found)
+            digests.append(_tagged(b"ids", *names))
+    return tuple(digests)
 
 
 def _file_digests(path: Path, lines: bool) -> list[bytes]:
+    """Return a digest of the bytes and, where ``lines``, one of the lines in any order; none for an empty file."""
     whole, total, rest, size = hashlib.sha256(b"bytes"), 0, b"", 0
     for block in _blocks(path):
         whole.update(block)
@@ -50,10 +56,10 @@ def _file_digests(path: Path, lines: bool) -> list[bytes]:
         lines = lines and size <= MOST_LINES_BYTES
         if lines:
             *complete, rest = (rest + block).split(b"\n")
-            total += sum(map(line_number, complete))
+            total += sum(map(line_hash, complete))
     if not size:
         return []
-    total += line_number(rest)
+    total += line_hash(rest)
     return [whole.digest(), *([_tagged(b"lines", (total % 2**256).to_bytes(32, "big"))] if lines else [])]
 
 
@@ -64,8 +70,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
         at += len(block)
 
 
-def line_number(line: bytes) -> int:
-    """A line as a number; their sum doesn't depend on their order. Blank lines count for nothing."""
+def line_hash(line: bytes) -> int:
+    """Return a hash of a line as a number: a sum of these doesn't depend on the lines' order. Blank lines give 0."""
     text = line.strip()
     return int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big") if text else 0
 

@@ -1,6 +1,6 @@
-"""Whether two sources have their records from one file or from copies of it, and whether their rows have the same numbers.
+"""Whether two sources take their records from one file or from copies of it, and whether their rows have the same numbers.
 
-Unlike ``identity.linked`` this reads the files; see there for what a rehearsal may compare. No field is parsed.
+Unlike ``identity.are_linked``, which is all that a rehearsal may compare by, this reads the files. No field is parsed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from distqexp.config import DataConfig
-from distqexp.problem.contents import MOST_LINES_BYTES, line_number
-from distqexp.problem.identity import linked, same_file
+from distqexp.problem.contents import MOST_LINES_BYTES, line_hash
+from distqexp.problem.identity import are_linked, same_file
 from distqexp.problem.readers import open_reader
 from distqexp.problem.readers.base import facts_of
 from distqexp.problem.readers.bytes import ByteSource
@@ -22,20 +22,21 @@ class Likeness(Enum):
     """How the records of two sources correspond."""
 
     OTHERS = "others"
+    """Nothing shows that they are the same records."""
     SAME_ROWS = "same rows"
     """A row of the one is the row of the same number of the other."""
     SAME_LINES = "same lines"
-    """The same rows in another order: which is which isn't known."""
+    """The rows are the same in another order: which is which isn't known."""
 
 
 def likeness(one: DataConfig, other: DataConfig) -> Likeness:
-    """How two sources correspond: by links, equal bytes, packed or not, and of tables equal lines, blank ones aside.
+    """Tell how two sources correspond: by links, by equal bytes, packed or not, and by a table's lines, blank ones aside.
 
-    Of images, the file of the images counts. Arrays of one HDF5 file that both name, and that differ in length, are others. OTHERS where
-    a file isn't here. Raises FileContentError.
+    For images the file of the images counts. Arrays of one HDF5 file that both sources name, and that differ in length, are not the
+    same records. The answer is OTHERS where a file isn't here. Raises FileContentError for a damaged file.
     """
     packable = one.format == other.format and one.format in ("csv", "idx")
-    if not packable or linked(one, other):
+    if not packable or are_linked(one, other):
         return Likeness.OTHERS if not same_file(one, other) or _other_arrays(one, other) else Likeness.SAME_ROWS
     paths = [Path(data.path or "") for data in (one, other)]
     if not all(path.is_file() for path in paths):
@@ -49,7 +50,7 @@ def likeness(one: DataConfig, other: DataConfig) -> Likeness:
 
 
 def _other_arrays(one: DataConfig, other: DataConfig) -> bool:
-    """Whether both name features of one HDF5 file that can't be the same ones, nor their targets and ids: they differ in length."""
+    """Whether both name features of one HDF5 file that differ in length: other arrays, with other targets and ids."""
     if not (one.format == other.format == "hdf5" and one.columns.features and other.columns.features):
         return False
     return open_reader(one, private=True).count != open_reader(other, private=True).count
@@ -57,7 +58,10 @@ def _other_arrays(one: DataConfig, other: DataConfig) -> bool:
 
 @lru_cache(maxsize=256)
 def _digests(path: Path, facts: tuple[int, ...], table: bool) -> tuple[bytes, bytes | None, int | None]:
-    """Of the unpacked bytes; of a table's lines, blank ones aside, in their order and in any. Once a file, as long as its facts stay."""
+    """Return a digest of the unpacked bytes; for a table also one of its lines in order, and their sum, which has no order.
+
+    Blank lines don't count. A file is read once, as long as its facts stay the same.
+    """
     whole, ordered, total, rest, size = hashlib.sha256(), hashlib.sha256(), 0, b"", 0
     for block in ByteSource(path).blocks():
         whole.update(block)
@@ -74,7 +78,8 @@ def _digests(path: Path, facts: tuple[int, ...], table: bool) -> tuple[bytes, by
 
 
 def _add(line: bytes, ordered: hashlib._Hash) -> int:
-    number = line_number(line)
+    """Add a line to the digest of the lines in order, and return its number."""
+    number = line_hash(line)
     if number:
         ordered.update(number.to_bytes(32, "big"))
     return number

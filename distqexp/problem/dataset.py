@@ -1,4 +1,4 @@
-"""A source of records behind its slots."""
+"""A source of records, read by row behind its map of slots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distqexp.arrays import IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels, mark_tokens, token_rule
-from distqexp.problem.images import Turns, Views, rotate_images, viewed
+from distqexp.problem.images import Turns, Views, rotate_images, with_views
 from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import facts_of
@@ -32,19 +33,18 @@ _RECODE = "recode the column, or correct model.args and model.loss"
 
 
 class Dataset:
-    """Records of one source as tensors, by row of the file. Use open_dataset.
+    """The records of one source, read as tensors by their row in the file. Use open_dataset to make one.
 
-    ``private``: a record that breaks a rule (problem.faults) is not present, as if it were blank, and nothing tells so. Of public
-    records a label or token out of range is refused. ``opened`` counts the rows read so far. Can be pickled: a copy opens the files anew.
+    Where ``private`` is true, a record that breaks a rule (problem.faults) is absent, as if it were blank, and nothing reveals it. In
+    public records a label or token out of range is refused. A dataset can be pickled: the copy opens its files anew.
     """
 
     def __init__(self, data: DataConfig, schema: Schema, reader: Reader, turns: Turns | None = None) -> None:
         self.data = data
         self._turns = turns
         self.schema = schema
-        self.opened = 0
         self._reader = reader
-        self._blank, self._blank_found = open_blank(data, reader.count)
+        self._blank, self._blank_stats = open_blank(data, reader.count)
 
     @property
     def private(self) -> bool:
@@ -53,13 +53,14 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one record's inputs: the schema's, or the file's where that leaves it open."""
+        """The shape of one record's inputs: the schema's, or the file's where the schema leaves it open."""
         return self.schema.input_shape or self._reader.shape
 
     def of_model(self, network: Network) -> Dataset:
-        """This source, once its targets are known to be such as the model of ``network`` gives outputs for. No record is read.
+        """Check that the targets fit the outputs of ``network``, and return this dataset. No record is read.
 
-        Raises FileContentError for targets of another width. A schema that was made without a record's shape learns the number of classes.
+        A schema that was made without a record's shape learns the number of classes from the outputs. Raises FileContentError for
+        targets of another width than the outputs.
         """
         loss, target = self.schema.loss, self._reader.target_shape
         kind = torch.int64 if self.schema.tokens else torch.float32
@@ -78,15 +79,18 @@ class Dataset:
         return self
 
     def slot_map(self) -> SlotMap:
-        """The slots of the selected rows. Reads the filter and unit columns only, no features.
+        """Return the slots of the selected rows. Only the filter and unit columns are read, no features.
 
-        A private row without an id is nobody's: its slot is a unit of its own without a row, NO_ROW.
+        A private row without an id belongs to nobody: its slot is a unit of its own and holds NO_ROW instead of a row.
         """
         rows = select_rows(self.data, self._reader, keep_blank=True)
         return slot_map(rows, self.identifiers(rows), f"{self._where()}: column {self.data.unit!r}")
 
-    def identifiers(self, rows: NDArray[np.int64]) -> list[Any] | None:
-        """The unit ids of these rows, None for a row that is nobody's; None where a row is a unit. Private."""
+    def identifiers(self, rows: IntegerArray) -> list[Any] | None:
+        """Return the unit id of each of these rows, None for a row that belongs to nobody. Private.
+
+        Where a row is a unit, there are no ids, and the result is None. Raises FileContentError for an unreadable id of public records.
+        """
         if self.data.unit is None:
             return None
         where = f"{self._where()}: column {self.data.unit!r}"
@@ -95,76 +99,87 @@ class Dataset:
             raise FileContentError(
                 f"{where}: an id can't be read; expected numbers, dates or texts in UTF-8; complete it"
             )
-        found = iter(names)
-        return [None if row == NO_ROW else next(found) for row in rows.tolist()]
+        remaining = iter(names)
+        return [None if row == NO_ROW else next(remaining) for row in rows.tolist()]
 
     def check_whole(self) -> None:
-        """Raise FileContentError now for whatever in the files could end a later read; of no record alone."""
+        """Raise FileContentError now for any damage of the files that could end a later read, but never for a single record."""
         self._reader.check_whole()
 
-    def read(self, rows: NDArray[np.int64] | Sequence[int], views: Views | None = None) -> Records:
-        """These rows of the file, in this order, preprocessed by the schema; no other row is parsed.
+    def read(self, rows: IntegerArray | Sequence[int], views: Views | None = None) -> Records:
+        """Read these rows of the file, in this order, preprocessed by the schema. No other row is parsed.
 
-        ``views``: of every image. A blank row is not looked at, and NO_ROW is absent. FileContentError for a label or token of public
-        records that the model doesn't allow (column and rule are named, never the value).
+        A blank row is not looked at, and NO_ROW becomes an absent record.
+
+        Args:
+            rows: row numbers, as in the slot map.
+            views: the random views that are made of every image, if any.
+
+        Raises:
+            FileContentError: a label or token of public records is one that the model doesn't allow. The message names the column and
+                the rule, never the value.
+            UsageError: a row number is not one of the file's.
         """
-        wanted = self._checked(rows)
-        self.opened += len(wanted)
-        live = np.flatnonzero((wanted != NO_ROW) & ~self._blank[wanted])
-        inputs, targets, faults = self._read_live(wanted[live])
-        present = np.zeros(len(wanted), dtype=np.bool_)
+        numbers = self._row_numbers(rows)
+        live = np.flatnonzero((numbers != NO_ROW) & ~self._blank[numbers])
+        inputs, targets, faults = self._read_live(numbers[live])
+        present = np.zeros(len(numbers), dtype=np.bool_)
         present[live] = faults == Fault.NONE
-        scattered = _scatter(inputs, live, len(wanted))
+        all_inputs = _scatter(inputs, live, len(numbers))
         if self.schema.tokens:
-            scattered[~present, 1, 0] = 1  # attention to no token at all may be 0/0
+            all_inputs[~present, 1, 0] = 1  # attention to no token at all may be 0/0
         records = Records(
-            torch.from_numpy(scattered),
-            torch.from_numpy(_scatter(targets, live, len(wanted))),
+            torch.from_numpy(all_inputs),
+            torch.from_numpy(_scatter(targets, live, len(numbers))),
             torch.from_numpy(present),
         )
-        return viewed(records, wanted, views) if views else records
+        return with_views(records, numbers, views) if views else records
 
-    def faults(self, rows: NDArray[np.int64] | Sequence[int]) -> Faults:
-        """(n,): which rule each of these rows breaks, Fault.NONE for those that ``read`` has present. For whoever may see the records."""
-        wanted = self._checked(rows)
-        found = np.where(wanted == NO_ROW, Fault.NO_UNIT, Fault.BLANK).astype(np.int8)
-        live = np.flatnonzero((wanted != NO_ROW) & ~self._blank[wanted])
-        found[live] = self._read_live(wanted[live])[2]
-        broken = live[found[live] != Fault.NONE]
-        unreadable = self._reader.unreadable(wanted[broken], self.schema.names).any(axis=1)
-        found[broken[unreadable]] = Fault.UNREADABLE
-        return found
+    def faults(self, rows: IntegerArray | Sequence[int]) -> Faults:
+        """Return int8 (n,): the rule that each of these rows breaks, Fault.NONE for a row that ``read`` has present.
 
-    def _checked(self, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.ndim != 1 or (len(wanted) and not (wanted.min() >= NO_ROW and wanted.max() < self._reader.count)):
+        The result is only for people who may see the records.
+        """
+        numbers = self._row_numbers(rows)
+        faults = np.where(numbers == NO_ROW, Fault.NO_UNIT, Fault.BLANK).astype(np.int8)
+        live = np.flatnonzero((numbers != NO_ROW) & ~self._blank[numbers])
+        faults[live] = self._read_live(numbers[live])[2]
+        faulty = live[faults[live] != Fault.NONE]
+        unreadable = self._reader.unreadable(numbers[faulty], self.schema.names).any(axis=1)
+        faults[faulty[unreadable]] = Fault.UNREADABLE
+        return faults
+
+    def _row_numbers(self, rows: IntegerArray | Sequence[int]) -> IntegerArray:
+        numbers = np.asarray(rows, dtype=np.int64)
+        if numbers.ndim != 1 or (len(numbers) and not (numbers.min() >= NO_ROW and numbers.max() < self._reader.count)):
             raise UsageError("rows: found rows that the file doesn't have; expected rows of the slot map")
-        return wanted
+        return numbers
 
     def opened_files(self) -> tuple[tuple[int, int, int, int, int], ...]:
-        """The facts of the files that are open, in the order of ``source_files``: whatever their paths name by now."""
-        return tuple(facts_of(found) for found in (*self._reader.opened(), *self._blank_found))
+        """Return the facts of the open files, in the order of ``source_files``, whatever their paths name by now."""
+        return tuple(facts_of(stat) for stat in (*self._reader.file_stats(), *self._blank_stats))
 
     def fingerprint(self) -> str:
-        """A hash of the sizes and times of the files: whether a checkpoint still fits them. Private, local."""
+        """Return a hash of the files' sizes and times, which shows whether a checkpoint still fits them. Private, local."""
         paths = [*self._reader.files(), *([Path(self.data.blank)] if self.data.blank else [])]
         facts = [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in (path.stat() for path in paths)]
         return hashlib.sha256("|".join([self.data.format, *facts]).encode()).hexdigest()
 
-    def _read_live(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], Faults]:
+    def _read_live(self, rows: IntegerArray) -> tuple[NDArray[Any], NDArray[Any], Faults]:
+        """Do what ``_preprocess`` does, some rows at a time."""
         starts = range(0, max(len(rows), 1), _ROWS_AT_ONCE)
-        with np.errstate(all="ignore"):  # a warning would tell of the data
-            parts = [self._prepared(rows[start : start + _ROWS_AT_ONCE]) for start in starts]
+        with np.errstate(all="ignore"):  # a warning would reveal something about the data
+            parts = [self._preprocess(rows[start : start + _ROWS_AT_ONCE]) for start in starts]
         inputs, targets, faults = (np.concatenate(part) for part in zip(*parts, strict=True))
         return inputs, targets, faults
 
-    def _prepared(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], Faults]:
-        """Inputs and targets, zeros where a record breaks a rule, and which."""
+    def _preprocess(self, rows: IntegerArray) -> tuple[NDArray[Any], NDArray[Any], Faults]:
+        """Read and preprocess these rows: inputs and targets, zeros where a record breaks a rule, and the rule it breaks."""
         raw, labels = self._reader.read(rows, self.schema.names)
         values, faults = self.schema.inputs(raw), np.zeros(len(rows), dtype=np.int8)
         if self.data.rotate or self._turns:
-            own = self._turns.of_rows(rows) if self._turns else 0.0
-            values = rotate_images(values, self.data.rotate + own)
+            angles = self._turns.of_rows(rows) if self._turns else 0.0
+            values = rotate_images(values, self.data.rotate + angles)
         if self.schema.tokens:
             mark_tokens(faults, values, self.schema)
         else:
@@ -176,19 +191,19 @@ class Dataset:
             self._refuse(faults)
         absent = faults != Fault.NONE
         values[absent] = 0
-        # Before the cast: what a number out of range becomes is up to the machine.
+        # Zeros are set before the cast: what a number out of range would become is up to the machine.
         numbers = np.where(absent.reshape(-1, *[1] * (numbers.ndim - 1)), 0.0, numbers)
         return values, numbers.astype(np.int64 if self.schema.loss == "cross-entropy" else np.float32), faults
 
     def _refuse(self, faults: Faults) -> None:
         columns = self.data.columns
         target = columns.target or "labels"
-        refused = (
+        rules = (
             (Fault.MASK_OUT_OF_RANGE, columns.mask, "an entry of the mask", "0 or 1", _TOKENISE),
             (Fault.TOKEN_OUT_OF_RANGE, self.schema.names[0], "a token", token_rule(self.schema), _TOKENISE),
             (Fault.LABEL_OUT_OF_RANGE, target, "a label", label_rule(self.schema), _RECODE),
         )
-        for fault, column, what, rule, remedy in refused:
+        for fault, column, what, rule, remedy in rules:
             if (faults == fault).any():
                 raise FileContentError(
                     f"{self._where()}: column {column!r}: {what} is out of range; expected {rule}; {remedy}"
@@ -201,12 +216,18 @@ class Dataset:
 def open_dataset(
     data: DataConfig, schema: Schema, turns: Turns | None = None, *, private: bool = False, reader: Reader | None = None
 ) -> Dataset:
-    """Open a source and check it against the schema. No record is parsed yet. ``turns``: of images, besides the config's.
+    """Open a source and check it against the schema. No record is parsed yet.
 
-    ``private``: whether the records play a private role, see Dataset. ``reader``: of the source, where one is open.
+    Args:
+        data: the source.
+        schema: the preprocessing, which the file must fit.
+        turns: random angles of images, besides the config's fixed one.
+        private: whether the records play a private role, see Dataset.
+        reader: a reader of the source, where one is open already.
 
-    Raises UsageError for a missing file or a config that doesn't fit the format, FileContentError for a damaged
-    file or other columns than the schema's.
+    Raises:
+        UsageError: a file is missing, or the config doesn't fit the format.
+        FileContentError: a file is damaged, or has other columns than the schema.
     """
     reader = open_reader(data, private) if reader is None else reader
     schema.check(reader)
@@ -220,9 +241,9 @@ def open_dataset(
 
 
 def count_units(data: DataConfig) -> int:
-    """How many units have a row that passes the filter and isn't blank, whatever else is in it; a row without an id is nobody's.
+    """Count the units with a row that passes the filter and isn't blank, whatever else is in the row. Private.
 
-    Private. Reads the filter and unit columns only.
+    A row without an id belongs to nobody and doesn't count. Only the filter and unit columns are read.
     """
     reader = open_reader(data, private=True)
     rows = select_rows(data, reader, keep_blank=False)
@@ -232,9 +253,9 @@ def count_units(data: DataConfig) -> int:
     return len(np.unique(slots.unit[slots.rows != NO_ROW]))
 
 
-def _scatter(values: NDArray[Any], places: NDArray[np.int64], count: int) -> NDArray[Any]:
+def _scatter(values: NDArray[Any], places: IntegerArray, count: int) -> NDArray[Any]:
     if len(places) == count:
         return values
-    found = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
-    found[places] = values
-    return found
+    whole = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
+    whole[places] = values
+    return whole

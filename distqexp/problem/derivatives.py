@@ -1,6 +1,6 @@
 """Derivatives of each record's loss in the trainable parameters, by torch.func.
 
-A record's row depends on that record alone as long as the batch keeps one shape: mask, never drop.
+A record's row depends on that record alone as long as the batch keeps one shape: so mask records, never drop them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from distqexp.problem.network import Network
 
 
 def per_example_gradients(network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(B, d): the gradient of each record's loss in theta, in the network's type, on its device.
+    """Return (B, d): the gradient of each record's loss in theta, in the network's type, on its device, not yet clipped.
 
-    ``inputs`` (B, ...), ``targets`` (B,) or (B, o). Private when the records are; not yet clipped.
+    Private when the records are.
+
+    Args:
+        network: the model.
+        loss: the loss.
+        inputs: (B, ...).
+        targets: (B,) or (B, o).
     """
 
     def value(parameters: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -30,14 +36,14 @@ def per_example_gradients(network: Network, loss: Loss, inputs: torch.Tensor, ta
 
 
 def loss_curvature_factors(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
-    """(B, r, d): V = S^T J of each record, so that V^T V = J^T Lambda J, its generalised Gauss-Newton matrix.
+    """Return (B, r, d): V = S^T J of each record, so that V^T V = J^T Lambda J is its generalised Gauss-Newton matrix.
 
-    J is the Jacobian of the outputs in theta, Lambda = S S^T the Hessian of the loss in the outputs.
+    J is the Jacobian of the outputs in theta, and Lambda = S S^T the Hessian of the loss in the outputs.
     """
     names = [name for name, _ in network.names_shapes]
 
     def factor(parameters: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        outputs, pull_back = vjp(lambda chosen: network.functional(chosen, x.unsqueeze(0)), parameters)[:2]
+        outputs, pull_back = vjp(lambda tensors: network.functional(tensors, x.unsqueeze(0)), parameters)[:2]
         width = outputs.numel()
         root = loss.hessian_factor(outputs).reshape(width, -1)
         (rows,) = vmap(lambda column: pull_back(column.reshape(outputs.shape)))(root.T)

@@ -7,13 +7,15 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.problem.schema import Schema
 
 Faults = NDArray[np.int8]
+"""int8 (n,): the Fault of each record."""
 
 
 class Fault(IntEnum):
-    """The rule that a record breaks; of several the first one in this order. Private, as is how many break any."""
+    """The rule that a record breaks; of several, the first one in this order. Private, as is how many records break any."""
 
     NONE = 0
     BLANK = 1
@@ -38,23 +40,23 @@ WORDS = {
     Fault.NO_TOKEN: "no token that is seen",
     Fault.NOT_FINITE: "a number that is infinite, or beyond float32",
 }
-"""For whoever may see the records."""
+"""Each fault in words, for people who may see the records."""
 
 
-def mark(faults: Faults, which: NDArray[np.bool_], fault: Fault) -> None:
-    """Note a fault of the records (n, ...), unless one that stands before it in the order of Fault is noted."""
-    broken = which.any(axis=tuple(range(1, which.ndim)))
-    faults[broken & ((faults == Fault.NONE) | (faults > fault))] = fault
+def mark(faults: Faults, which: BoolArray, fault: Fault) -> None:
+    """Note a fault of the records that ``which``, (n, ...), marks, unless one that comes before it in Fault is noted already."""
+    faulty = which.any(axis=tuple(range(1, which.ndim)))
+    faults[faulty & ((faults == Fault.NONE) | (faults > fault))] = fault
 
 
 def token_rule(schema: Schema) -> str:
-    """Which tokens are allowed, in words."""
+    """Say in words which tokens are allowed."""
     top = schema.vocabulary
     return f"whole numbers from 0 to {top - 1}, the model's vocabulary" if top else "whole numbers from 0 up"
 
 
 def label_rule(schema: Schema) -> str:
-    """Which labels are allowed, in words."""
+    """Say in words which labels are allowed."""
     if schema.loss == "mean-squared-error":
         return "finite numbers for mean-squared-error"
     if schema.loss == "binary-cross-entropy":
@@ -62,8 +64,8 @@ def label_rule(schema: Schema) -> str:
     return f"whole numbers from {f'0 to {schema.classes - 1}' if schema.classes else '0 up'} for cross-entropy"
 
 
-def mark_labels(faults: Faults, labels: NDArray[np.float64], schema: Schema) -> None:
-    """``labels``: (n,) or, for regression, (n, o)."""
+def mark_labels(faults: Faults, labels: FloatArray, schema: Schema) -> None:
+    """Note which records have a label, in (n,) or for regression (n, o), that is missing or not allowed."""
     mark(faults, np.isnan(labels), Fault.LABEL_MISSING)
     if schema.loss == "mean-squared-error":
         mark(faults, ~np.isfinite(labels.astype(np.float32)), Fault.NOT_FINITE)
@@ -73,8 +75,8 @@ def mark_labels(faults: Faults, labels: NDArray[np.float64], schema: Schema) -> 
     mark(faults, bad & ~np.isnan(labels), Fault.LABEL_OUT_OF_RANGE)
 
 
-def mark_tokens(faults: Faults, values: NDArray[np.int64], schema: Schema) -> None:
-    """``values``: (n, 2, L), tokens and mask."""
+def mark_tokens(faults: Faults, values: IntegerArray, schema: Schema) -> None:
+    """Note which records have tokens or a mask, in (n, 2, L), that are not allowed, or no token at all."""
     tokens, mask = values[:, 0], values[:, 1]
     mark(faults, (mask != 0) & (mask != 1), Fault.MASK_OUT_OF_RANGE)
     mark(faults, (tokens < 0) | (tokens >= (schema.vocabulary or 2**62)), Fault.TOKEN_OUT_OF_RANGE)

@@ -1,4 +1,4 @@
-"""Filters on columns: ``CCU == 1 and Age >= 18``. Parsed, never evaluated as code."""
+"""Filters on columns, such as ``CCU == 1 and Age >= 18``. They are parsed, never evaluated as code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray
 from distqexp.errors import UsageError
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -28,55 +28,55 @@ _TOKEN = re.compile(
 
 
 class Columns(Protocol):
-    """What a filter asks of a reader."""
+    """The part of a reader that a filter needs."""
 
-    def numbers(self, name: str) -> NDArray[np.float64]: ...
+    def numbers(self, name: str) -> FloatArray: ...
 
     def texts(self, name: str) -> list[str | None]: ...
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``column operator value``; value is a number or a text."""
+    """A comparison ``column operator value``, whose value is a number or a text."""
 
     column: str
     operator: str
     value: float | str
 
-    def mask(self, columns: Columns) -> NDArray[np.bool_]:
-        """bool (n,): rows that satisfy it. A missing value satisfies no comparison, not even ``!=``."""
+    def mask(self, columns: Columns) -> BoolArray:
+        """Return bool (n,): the rows that satisfy it. A missing value satisfies no comparison, not even ``!=``."""
         compare = _OPERATORS[self.operator]
         if isinstance(self.value, str):
             texts = columns.texts(self.column)
             return np.fromiter((text is not None and compare(text, self.value) for text in texts), np.bool_, len(texts))
         numbers = columns.numbers(self.column)
-        found: NDArray[np.bool_] = compare(numbers, self.value) & ~np.isnan(numbers)
-        return found
+        matches: BoolArray = compare(numbers, self.value) & ~np.isnan(numbers)
+        return matches
 
 
 def parse_filter(text: str) -> tuple[Comparison, ...]:
-    """Comparisons (== != < <= > >=) of a column with a number or a quoted text, joined by ``and``.
+    """Parse comparisons (== != < <= > >=) of a column with a number or a quoted text, joined by ``and``.
 
-    A column name with blanks or other signs stands between backticks. Raises UsageError.
+    A column name with blanks or other signs stands between backticks. Raises UsageError for any other text.
     """
     tokens = _tokens(text)
-    found = []
+    comparisons = []
     for start in range(0, len(tokens), 4):
         group = tokens[start : start + 4]
         kinds = [kind for kind, _ in group]
         complete = len(group) >= 3 and kinds[0] == "name" and kinds[1] == "operator" and kinds[2] in ("number", "text")
-        joined = len(group) < 4 or (group[3] == ("name", "and") and start + 4 < len(tokens))
-        if not complete or not joined:
+        continues = len(group) < 4 or (group[3] == ("name", "and") and start + 4 < len(tokens))
+        if not complete or not continues:
             raise _refusal(text)
         value = float(group[2][1]) if kinds[2] == "number" else group[2][1]
-        found.append(Comparison(group[0][1], group[1][1], value))
-    if not found:
+        comparisons.append(Comparison(group[0][1], group[1][1], value))
+    if not comparisons:
         raise _refusal(text)
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    found, at = [], 0
+    tokens, at = [], 0
     while at < len(text.rstrip()):
         match = _TOKEN.match(text, at)
         if match is None or match.lastgroup is None:
@@ -84,9 +84,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         kind, token = match.lastgroup, match.group(match.lastgroup)
         if kind in ("quoted", "text"):
             token = token[1:-1]
-        found.append(("name" if kind == "quoted" else kind, token))
+        tokens.append(("name" if kind == "quoted" else kind, token))
         at = match.end()
-    return found
+    return tokens
 
 
 def _refusal(text: str) -> UsageError:

@@ -1,4 +1,4 @@
-"""Hugging Face models as they come: records to their arguments, their outputs to logits, and a factory from configurations."""
+"""Hugging Face models as they are: records to their arguments, their outputs to logits, and a factory by configurations."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ _REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 def from_config(
     model: str, config: Mapping[str, Any] | None = None, lora: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A transformers model with random weights; pretrained ones come from ``model.weights``. Fetches nothing.
+    """Make a transformers model with random weights; pretrained ones come from ``model.weights``. Nothing is fetched.
 
-    ``model``: a class such as "BertForSequenceClassification", of the families in FAMILIES. ``config``: keyword arguments of
-    its configuration class. ``lora``: those of peft.LoraConfig, when low-rank factors are to be added; choose what is
-    trained by ``model.trainable``, such as ["*lora_*", "*classifier*"]. Raises UsageError, ValueError or TypeError.
+    Args:
+        model: a class such as "BertForSequenceClassification", of one of the families in FAMILIES.
+        config: keyword arguments of its configuration class.
+        lora: keyword arguments of peft.LoraConfig, when low-rank factors are to be added; ``model.trainable`` then chooses what is
+            trained, such as ["*lora_*", "*classifier*"].
+
+    Raises:
+        UsageError: an argument is not allowed, or a package is not installed.
+        ValueError, TypeError: the classes refuse an argument.
     """
     if not _CLASS.fullmatch(model):
         raise UsageError(
@@ -72,10 +78,10 @@ def from_config(
 def adapt(module: nn.Module) -> None:
     """Make a module, called with one tensor of records, return logits.
 
-    Outputs with ``logits`` (an attribute or a key) are replaced by them. A Hugging Face model (known by its
-    ``main_input_name``) that takes input_ids gets tokens and mask of int64 (n, 2, L) inputs by name; another one gets the
-    tensor by the name of its main input. Its attention is set to the eager implementation, and its masks never depend
-    on whether any record of the batch has padding, so that records stay apart. By hooks: names of parameters stay.
+    Outputs with ``logits`` (an attribute or a key) are replaced by them. A Hugging Face model (known by its ``main_input_name``)
+    that takes input_ids gets the tokens and the mask of int64 (n, 2, L) inputs by name; another one gets the tensor by the name of
+    its main input. Its attention is set to the eager implementation, and its masks never depend on whether any record of the batch
+    has padding, so that records stay apart. All of this is done by hooks, so that parameters keep their names.
     """
     if _logits in module._forward_hooks.values():
         return
@@ -85,22 +91,24 @@ def adapt(module: nn.Module) -> None:
     module.register_forward_hook(_logits)
 
 
-def base_weights(own: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of a model without low-rank factors, as one of the same model with them; ``given`` where it isn't that.
+def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a model without low-rank factors as one of the same model with them, and any other state as it is.
 
-    ``own``: the state of the module with the factors, which keep their values.
+    Args:
+        own: the state of the module with the factors, which keep their values.
+        state: the state from a file.
     """
     prefix = "base_model.model."
-    if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in given):
-        return given
-    found: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
-    unused = dict(given)
-    for name in own.keys() - found.keys():
+    if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
+        return state
+    tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
+    rest = dict(state)
+    for name in own.keys() - tensors.keys():
         plain = re.sub(r"\.(base_layer|original_module|modules_to_save\.default)\.", ".", name[len(prefix) :])
-        if plain in given:
-            found[name] = given[plain]
-            unused.pop(plain, None)
-    return {**found, **unused}
+        if plain in state:
+            tensors[name] = state[plain]
+            rest.pop(plain, None)
+    return {**tensors, **rest}
 
 
 def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
@@ -115,13 +123,14 @@ def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
         import peft
     except ImportError:
         raise UsageError(f"model.args.lora: peft is not installed; {_REMEDY}") from None
-    adapted: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
-    return adapted
+    low_rank: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
+    return low_rank
 
 
 def _by_name(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Hand a tensor of records on by the names of the model's arguments."""
     if len(args) != 1 or kwargs:
         return None
     (records,) = args
@@ -132,6 +141,7 @@ def _by_name(
 
 
 def _logits(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Replace an output that has logits by them."""
     if isinstance(output, torch.Tensor):
         return None
     if isinstance(output, Mapping) and "logits" in output:
@@ -152,7 +162,7 @@ def _keep_records_apart(module: nn.Module) -> None:
     plain = masks.eager_mask
 
     def whole_mask(*args: Any, **kwargs: Any) -> Any:
-        """Without the short cut for batches that have no padding: it looks at all records at once."""
+        """Make the mask without the short cut for batches without padding, which looks at all records at once."""
         return plain(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
 
     masks.ALL_MASK_ATTENTION_FUNCTIONS.register("eager", whole_mask)

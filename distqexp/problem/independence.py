@@ -1,4 +1,4 @@
-"""Whether a model keeps the records of a batch apart: tried out on public synthetic records before a private one is read."""
+"""Whether a model keeps the records of a batch apart: tried on public synthetic records before a private one is read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from distqexp.errors import UsageError
 from distqexp.problem.network import Network
 
-RECORDS = 5
-KEPT = 1
+_RECORDS = 5
+_FIXED = 1
 """The record that stays as it is while the others change: neither the first nor the last of the batch."""
 
 _SEED = 5_641
@@ -30,7 +30,7 @@ _REMEDIES: tuple[tuple[type[nn.Module], str], ...] = (
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a submodule: its tensors, or the kept record's share of them."""
+    """One call of a submodule: its tensors, or the fixed record's share of them."""
 
     name: str
     module: nn.Module
@@ -41,16 +41,25 @@ class _Call:
 def refuse_coupling(network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None) -> None:
     """Refuse a model whose outputs for a record depend on the other records of the batch, or on chance.
 
-    A few synthetic records (fixed seed, public) of ``input_shape`` are run as the model is used: the same twice, then with
-    all but one replaced. That one's outputs must stay the same to the last bit. Raises UsageError, which names
-    the innermost module at fault, where one shows, and the remedy. Buffers are left as they were.
+    A few synthetic records (fixed seed, public) are run as the model is used: twice as they are, then with all but one replaced. The
+    outputs of that one must stay the same to the last bit. Buffers are left as they were.
+
+    Args:
+        network: the model.
+        input_shape: the shape of one record's inputs.
+        tokens: whether inputs are tokens with their mask.
+        vocabulary: the number of tokens, where it is known.
+
+    Raises:
+        UsageError: the model does so, or changes its buffers. The message names the remedy and, where one shows, the innermost
+            module at fault.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in network.module.named_buffers()}
     devices = [network.device] if network.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):  # a random layer draws from the global generator
-            for kept, *changed in _batches(network, input_shape, tokens, vocabulary):
-                _compare(network, kept, changed)
+            for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
+                _compare(network, batch, variants)
         for name, buffer in network.module.named_buffers():
             if name in buffers and not torch.equal(buffer, buffers[name]):
                 raise UsageError(
@@ -64,23 +73,30 @@ def refuse_coupling(network: Network, input_shape: tuple[int, ...], tokens: bool
 
 
 def vocabulary_of(network: Network, length: int) -> int:
-    """The number of tokens that the model knows: rows of the smallest nn.Embedding that is given the tokens themselves.
+    """Return the number of tokens that the model knows.
 
-    ``length``: tokens of a record. Raises UsageError when there is none.
+    It is the number of rows of the smallest nn.Embedding that reads the tokens as they are. A record has ``length`` tokens. Raises
+    UsageError when there is no such layer.
     """
     layers = [module for module in network.module.modules() if isinstance(module, nn.Embedding)]
     readers = set(layers)
     for token in (0, 1):
         records = torch.stack([torch.full((1, length), token), torch.ones(1, length, dtype=torch.int64)], dim=1)
-        given: set[nn.Module] = set()
+        layers_of_token: set[nn.Module] = set()
 
-        def note(module: nn.Module, args: Any, output: Any, token: int = token, given: set[nn.Module] = given) -> None:
+        def note(
+            module: nn.Module,
+            args: Any,
+            output: Any,
+            token: int = token,
+            layers_of_token: set[nn.Module] = layers_of_token,
+        ) -> None:
             if args and args[0].numel() == length and bool((args[0] == token).all()):
-                given.add(module)
+                layers_of_token.add(module)
 
         with _hooks(layers, note):
             _outputs(network, records)
-        readers &= given
+        readers &= layers_of_token
     if not readers:
         raise UsageError(
             "model: no nn.Embedding reads the tokens as they are; expected one, whose rows are the vocabulary; "
@@ -89,62 +105,62 @@ def vocabulary_of(network: Network, length: int) -> int:
     return min(layer.num_embeddings for layer in readers)
 
 
-def _compare(network: Network, kept: torch.Tensor, changed: list[torch.Tensor]) -> None:
-    first = _outputs(network, kept)
-    if not _same([first], [_outputs(network, kept)]):
-        raise UsageError(_random(_calls(network, kept, whole=True), _calls(network, kept, whole=True)))
-    for batch in changed:
-        if not _same([first[KEPT]], [_outputs(network, batch)[KEPT]]):
-            raise UsageError(_coupled(_calls(network, kept), _calls(network, batch)))
+def _compare(network: Network, batch: torch.Tensor, variants: list[torch.Tensor]) -> None:
+    first = _outputs(network, batch)
+    if not _same([first], [_outputs(network, batch)]):
+        raise UsageError(_randomness(_calls(network, batch, whole=True), _calls(network, batch, whole=True)))
+    for variant in variants:
+        if not _same([first[_FIXED]], [_outputs(network, variant)[_FIXED]]):
+            raise UsageError(_coupling(_calls(network, batch), _calls(network, variant)))
 
 
 def _batches(
     network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None
 ) -> Iterator[list[torch.Tensor]]:
-    """Lists of batches that agree in the kept record."""
+    """Yield lists of batches that agree in the fixed record."""
     generator = torch.Generator().manual_seed(_SEED)
 
-    def with_kept(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        found = others.clone()
-        found[KEPT] = batch[KEPT]
-        return found
+    def keep_fixed(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        mixture = others.clone()
+        mixture[_FIXED] = batch[_FIXED]
+        return mixture
 
     if not tokens:
-        batch = torch.randn(RECORDS, *input_shape, generator=generator)
-        others = 4 * torch.randn(RECORDS, *input_shape, generator=generator) + 1
-        yield [batch, with_kept(batch, others), with_kept(batch, torch.zeros_like(batch))]
+        batch = torch.randn(_RECORDS, *input_shape, generator=generator)
+        others = 4 * torch.randn(_RECORDS, *input_shape, generator=generator) + 1
+        yield [batch, keep_fixed(batch, others), keep_fixed(batch, torch.zeros_like(batch))]
         return
     length = input_shape[-1]
-    numbers = [torch.randint(0, vocabulary or 2, (RECORDS, length), generator=generator) for _ in range(2)]
-    full = torch.ones(RECORDS, length, dtype=torch.int64)
-    cuts = torch.randint(1, length + 1, (RECORDS, 1), generator=generator)
-    padded = (torch.arange(length) < cuts).to(torch.int64)
+    numbers = [torch.randint(0, vocabulary or 2, (_RECORDS, length), generator=generator) for _ in range(2)]
+    full = torch.ones(_RECORDS, length, dtype=torch.int64)
+    cuts = torch.randint(1, length + 1, (_RECORDS, 1), generator=generator)
+    partial = (torch.arange(length) < cuts).to(torch.int64)
     blank = torch.stack([torch.zeros_like(full), (torch.arange(length) < 1).expand_as(full).to(torch.int64)], dim=1)
-    for mask in (full, padded):
+    for mask in (full, partial):
         batch = torch.stack([numbers[0], mask], dim=1)
-        changed = [torch.stack([numbers[1], other], dim=1) for other in (full, padded)]
-        yield [batch, *(with_kept(batch, others) for others in (*changed, blank))]
+        variants = [torch.stack([numbers[1], other], dim=1) for other in (full, partial)]
+        yield [batch, *(keep_fixed(batch, others) for others in (*variants, blank))]
 
 
 def _outputs(network: Network, inputs: torch.Tensor) -> torch.Tensor:
     try:
         with torch.no_grad():
-            found: Any = network.module(network.prepare(inputs))
+            outputs: Any = network.module(network.prepare(inputs))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
             f"model: it refuses a batch of {len(inputs)} records ({' '.join(str(error).split())}); expected any number of "
             "records of one shape; correct the model or model.args"
         ) from None
-    if not isinstance(found, torch.Tensor) or len(found) != len(inputs):
+    if not isinstance(outputs, torch.Tensor) or len(outputs) != len(inputs):
         raise UsageError(
-            f"model: it returned {type(found).__name__} for a batch of {len(inputs)} records; expected a tensor (n, ...) or an "
+            f"model: it returned {type(outputs).__name__} for a batch of {len(inputs)} records; expected a tensor (n, ...) or an "
             "object with logits, a row a record"
         )
-    return found
+    return outputs
 
 
 def _calls(network: Network, inputs: torch.Tensor, whole: bool = False) -> list[_Call]:
-    """Every call of a submodule, in the order in which they end."""
+    """Return every call of a submodule, in the order in which the calls end."""
     calls: list[_Call] = []
     names = {module: name for name, module in network.module.named_modules() if name}
 
@@ -167,25 +183,25 @@ def _hooks(modules: list[Any], note: Callable[..., None], with_kwargs: bool = Fa
 
 
 def _share(tree: Any, whole: bool) -> list[torch.Tensor]:
-    """Copies of the tensors in a tree, or the kept record's part: where a dimension, the first or second, is the batch."""
-    found = []
+    """Copy the tensors of a tree, or the fixed record's part of each, where its first or second dimension is the batch."""
+    tensors = []
     for leaf in pytree.tree_leaves(tree):
         if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
             continue
-        dim = next((dim for dim in range(min(leaf.ndim, 2)) if leaf.shape[dim] == RECORDS), None)
+        dim = next((dim for dim in range(min(leaf.ndim, 2)) if leaf.shape[dim] == _RECORDS), None)
         if whole:
-            found.append(leaf.clone())
+            tensors.append(leaf.clone())
         elif dim is not None:
-            found.append(leaf.select(dim, KEPT).clone())
-        elif leaf.shape[0] % RECORDS == 0:
-            found.append(leaf.reshape(RECORDS, -1)[KEPT].clone())
+            tensors.append(leaf.select(dim, _FIXED).clone())
+        elif leaf.shape[0] % _RECORDS == 0:
+            tensors.append(leaf.reshape(_RECORDS, -1)[_FIXED].clone())
         else:
-            found.append(leaf.clone())
-    return found
+            tensors.append(leaf.clone())
+    return tensors
 
 
 def _same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    """Equal to the last bit; a NaN equals a NaN."""
+    """Whether the tensors are equal to the last bit; a NaN equals a NaN."""
     return len(first) == len(second) and all(
         a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
         for a, b in zip(first, second, strict=True)
@@ -193,7 +209,7 @@ def _same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def _culprit(first: list[_Call], second: list[_Call]) -> tuple[str, nn.Module]:
-    """The first call to end whose outputs differ though its inputs don't; the model itself at last."""
+    """Return the first call to end whose outputs differ though its inputs don't, or else the model itself."""
     for one, two in zip(first, second, strict=False):
         if one.module is not two.module:
             break
@@ -202,25 +218,25 @@ def _culprit(first: list[_Call], second: list[_Call]) -> tuple[str, nn.Module]:
     return "", first[-1].module
 
 
-def _named(name: str, module: nn.Module) -> str:
+def _title(name: str, module: nn.Module) -> str:
     return f"{name} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"
 
 
-def _coupled(first: list[_Call], second: list[_Call]) -> str:
+def _coupling(first: list[_Call], second: list[_Call]) -> str:
     name, module = _culprit(first, second)
     remedy = next(
         (text for kind, text in _REMEDIES if isinstance(module, kind)),
         "make it work record by record in evaluation mode, or replace it",
     )
     return (
-        f"model: {_named(name, module)} couples the records of a batch: its output for one record changes with the others; "
+        f"model: {_title(name, module)} couples the records of a batch: its output for one record changes with the others; "
         f"expected each record's to be its own, to the last bit; {remedy}"
     )
 
 
-def _random(first: list[_Call], second: list[_Call]) -> str:
+def _randomness(first: list[_Call], second: list[_Call]) -> str:
     name, module = _culprit(first, second)
     return (
-        f"model: {_named(name, module)} gives another output for the same records: it is random or keeps a state in evaluation "
+        f"model: {_title(name, module)} gives another output for the same records: it is random or keeps a state in evaluation "
         "mode, such as dropout that stays active; expected the same output every time; switch it off in eval(), or remove it"
     )

@@ -8,41 +8,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray
 from distqexp.errors import UsageError
 
 
 class Loss(ABC):
-    """A loss l(outputs, target) of one record, in batches. B records, C outputs."""
+    """A loss l(outputs, target) of one record, computed in batches of B records with C outputs."""
 
     name: str
 
     @abstractmethod
     def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(B,): the loss of each record. Differentiable, and usable under torch.func."""
+        """Return (B,): the loss of each record, differentiable and usable under torch.func."""
 
     @abstractmethod
     def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
-        """(B, C, r): S with S S^T the Hessian of the loss in the outputs, which doesn't depend on the target."""
+        """Return (B, C, r): S with S S^T the Hessian of the loss in the outputs, which doesn't depend on the target."""
 
     @abstractmethod
     def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """(B,) or (B, o): targets drawn from the model's own distribution, which has the loss as its -log likelihood.
+        """Draw targets (B,) or (B, o) from the model's own distribution, whose -log likelihood is the loss.
 
-        Gradients at such targets have mean zero and the Fisher matrix as second moment: J^T Lambda J, Lambda the Hessian
-        of the loss in the outputs. noise: (B, noise_width(outputs)) float64, uniform on (0, 1).
+        Gradients at such targets have mean zero and the Fisher matrix as second moment: J^T Lambda J, with Lambda the Hessian of the loss
+        in the outputs. ``noise``, float64 (B, noise_width(outputs)), is uniform on (0, 1).
         """
 
     def noise_width(self, outputs: torch.Tensor) -> int:
-        """How many uniform numbers ``sample`` takes a record."""
+        """Return how many uniform numbers ``sample`` takes for a record."""
         return 1
 
     @abstractmethod
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
-        """Metrics over the present records. Private when the records are."""
+        """Return metrics over the present records. Private when the records are."""
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy: outputs (B, C) logits, targets int64 (B,). Hessian diag(q) - q q^T."""
+    """Softmax cross-entropy of logits (B, C) and targets int64 (B,). Its Hessian is diag(q) - q q^T."""
 
     name = "cross-entropy"
 
@@ -55,13 +56,13 @@ class CrossEntropy(Loss):
         return torch.diag_embed(root) - share.unsqueeze(-1) * root.unsqueeze(-2)
 
     def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """int64 (B,): the class whose interval of the cumulative distribution holds the noise."""
+        """Draw int64 (B,): the class whose interval of the cumulative distribution holds the noise."""
         below = torch.softmax(outputs.double(), dim=-1).cumsum(dim=-1)
-        chosen = (below <= noise[:, :1] * below[:, -1:]).sum(dim=-1)
-        return chosen.clamp(max=outputs.shape[-1] - 1)
+        labels = (below <= noise[:, :1] * below[:, -1:]).sum(dim=-1)
+        return labels.clamp(max=outputs.shape[-1] - 1)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
-        logits, truth = _chosen(outputs, targets, present)
+        logits, truth = _present_rows(outputs, targets, present)
         if len(truth) == 0:
             return {}
         hits = (logits.argmax(dim=-1) == truth).double().mean()
@@ -69,7 +70,7 @@ class CrossEntropy(Loss):
 
 
 class BinaryCrossEntropy(Loss):
-    """Logistic loss: outputs (B, 1) or (B,) logits, targets 0 or 1, (B,). Hessian q (1 - q)."""
+    """Logistic loss of logits (B, 1) or (B,) and targets 0 or 1, (B,). Its Hessian is q (1 - q)."""
 
     name = "binary-cross-entropy"
 
@@ -82,24 +83,27 @@ class BinaryCrossEntropy(Loss):
         return torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(-logits)).reshape(-1, 1, 1)
 
     def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """(B,) of 0 and 1, in the outputs' type."""
+        """Draw (B,) of 0 and 1, in the type of the outputs."""
         logits = _single(outputs)
         return (noise[:, 0] < torch.sigmoid(logits.double())).to(logits.dtype)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
-        logits, truth = _chosen(_single(outputs), targets, present)
+        logits, truth = _present_rows(_single(outputs), targets, present)
         if len(truth) == 0:
             return {}
-        found = {
+        values = {
             "accuracy": float(((logits > 0) == (truth > 0.5)).double().mean()),
             "log_loss": float(self.value(logits, truth).mean()),
         }
         area = area_under_roc(logits.numpy(), truth.numpy() > 0.5)
-        return found if area is None else {"auroc": area, **found}
+        return values if area is None else {"auroc": area, **values}
 
 
 class MeanSquaredError(Loss):
-    """Mean over the o outputs of the squared error: outputs (B, o) or (B,), targets (B, o) or (B,). Hessian (2/o) I."""
+    """Mean over the o outputs of the squared error, of outputs (B, o) or (B,) and targets (B, o) or (B,).
+
+    Its Hessian is (2/o) I.
+    """
 
     name = "mean-squared-error"
 
@@ -110,8 +114,8 @@ class MeanSquaredError(Loss):
                 f"model outputs: found {guess.shape[-1]} a record; mean-squared-error expects {truth.shape[-1]}, as many as "
                 "targets; correct model.args"
             )
-        squared: torch.Tensor = torch.square(guess - truth)
-        return squared.mean(dim=-1)
+        squares: torch.Tensor = torch.square(guess - truth)
+        return squares.mean(dim=-1)
 
     def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
         count, width = _matrix(outputs).shape
@@ -123,26 +127,29 @@ class MeanSquaredError(Loss):
         return _matrix(outputs).shape[1]
 
     def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """(B, o): the outputs plus normal noise of variance o/2."""
+        """Draw (B, o): the outputs plus normal noise of variance o/2."""
         guess = _matrix(outputs)
         spread: float = (guess.shape[1] / 2.0) ** 0.5
         return guess + (spread * torch.special.ndtri(noise)).to(guess.dtype)
 
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
-        guess, truth = _chosen(_matrix(outputs), targets, present)
+        guess, truth = _present_rows(_matrix(outputs), targets, present)
         return {"mean_squared_error": float(self.value(guess, truth).mean())} if len(truth) else {}
 
 
 def get_loss(name: str) -> Loss:
-    """The loss of that config name. Raises UsageError for an unknown one."""
-    known: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
-    if name not in known:
-        raise UsageError(f"model.loss: found {name!r}; expected one of {', '.join(known)}")
-    return known[name]()
+    """Return the loss of this name in configs. Raises UsageError for an unknown one."""
+    kinds: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
+    if name not in kinds:
+        raise UsageError(f"model.loss: found {name!r}; expected one of {', '.join(kinds)}")
+    return kinds[name]()
 
 
-def area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """P(score of a positive > score of a negative), ties a half (Mann-Whitney U). None without both classes."""
+def area_under_roc(scores: NDArray[np.floating], positive: BoolArray) -> float | None:
+    """Return P(score of a positive > score of a negative), ties counting a half (Mann-Whitney U).
+
+    The result is None unless both classes are there.
+    """
     from scipy.stats import rankdata
 
     wins = int(positive.sum())
@@ -166,6 +173,8 @@ def _matrix(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(len(values), -1)
 
 
-def _chosen(outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _present_rows(
+    outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     keep = present.detach().cpu().bool()
     return outputs.detach().cpu().double()[keep], targets.detach().cpu()[keep]

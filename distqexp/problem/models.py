@@ -12,20 +12,20 @@ from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
 
-BUILT_IN = (
+_BUILT_IN = (
     *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
     "distqexp.problem.huggingface:from_config",
 )
-ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
+_ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 
 
 def logistic(inputs: int, outputs: int = 1, bias: bool = True) -> nn.Module:
-    """Linear model on flattened inputs: (n, ...) with ``inputs`` numbers a record -> (n, outputs)."""
+    """Make a linear model on flattened inputs: (n, ...), with ``inputs`` numbers a record, to (n, outputs)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs, bias=bias))
 
 
 def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,)) -> nn.Module:
-    """Perceptron on flattened inputs with ReLU after every hidden layer -> (n, outputs)."""
+    """Make a perceptron on flattened inputs, with a ReLU after every hidden layer: (n, ...) to (n, outputs)."""
     layers: list[nn.Module] = [nn.Flatten()]
     width = inputs
     for size in hidden:
@@ -35,7 +35,7 @@ def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,)) -> nn.Module:
 
 
 def cnn(outputs: int = 10) -> nn.Module:
-    """Small convolutional network for (n, 1, 28, 28) images: 26,010 parameters at 10 outputs -> (n, outputs)."""
+    """Make a small convolutional network: (n, 1, 28, 28) images to (n, outputs); 26,010 parameters at 10 outputs."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 8, stride=2, padding=3),
         nn.ReLU(),
@@ -51,10 +51,10 @@ def cnn(outputs: int = 10) -> nn.Module:
 
 
 def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
-    """Import and call "package.module:function" with keyword ``args``.
+    """Import "package.module:function" and call it with the keyword arguments ``args``.
 
-    Weights are drawn from torch's global generator: seed it around the call. Raises UsageError when the
-    factory can't be imported, doesn't take the arguments, or returns something else than a torch.nn.Module.
+    Weights are drawn from torch's global generator: seed it around the call. Raises UsageError when the factory can't be imported,
+    doesn't take the arguments, or returns something else than a torch.nn.Module.
     """
     package, colon, name = factory.partition(":")
     if not colon or not name.isidentifier():
@@ -77,16 +77,16 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def allowed_factory(factory: str) -> None:
-    """Refuse (FileContentError) a factory named in a file from elsewhere, unless built in or allowed locally.
+def require_allowed_factory(factory: str) -> None:
+    """Raise FileContentError for a factory named in a file from elsewhere, unless it is built in or allowed locally.
 
-    The local allow-list is the environment variable DISTQEXP_ALLOW_FACTORIES: comma-separated fnmatch patterns,
-    such as "ourmodels.*:*".
+    The local list of allowed ones is the environment variable DISTQEXP_ALLOW_FACTORIES: comma-separated fnmatch patterns, such as
+    "ourmodels.*:*".
     """
-    patterns = [text.strip() for text in os.environ.get(ALLOW_VARIABLE, "").split(",") if text.strip()]
-    if factory in BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
+    patterns = [text.strip() for text in os.environ.get(_ALLOW_VARIABLE, "").split(",") if text.strip()]
+    if factory in _BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
         return
     raise FileContentError(
-        f"model.factory: the file names {factory!r}, which is not built in; expected one of {', '.join(BUILT_IN)}; "
-        f"if you trust it, add it to {ALLOW_VARIABLE}"
+        f"model.factory: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "
+        f"if you trust it, add it to {_ALLOW_VARIABLE}"
     )

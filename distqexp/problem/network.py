@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.huggingface import adapt
+
+_RECORDS_AT_ONCE = 512
 
 
 class Network:
     """A torch module in evaluation mode; theta (d,) is the concatenation of its trainable parameters.
 
-    ``trainable``: fnmatch patterns of parameter names; the order is the module's own. All others are frozen and
-    get no gradient. A module that couples the records of a batch is refused, for then a unit's gradient would
-    depend on its neighbours. A module that returns an object with ``logits`` is used by them, and Hugging Face models
-    take records as they are (``problem.huggingface.adapt``). Public: the parameters are released ones.
+    ``trainable`` has fnmatch patterns of parameter names; the order of the parameters is the module's own. All others are frozen
+    and get no gradient. A module that couples the records of a batch is refused, for then a unit's gradient would depend on its
+    neighbours. A module that returns an object with ``logits`` is used by them, and Hugging Face models take records as they are
+    (``problem.huggingface.adapt``). Public: the parameters are those of a release.
     """
 
     def __init__(
@@ -54,22 +57,22 @@ class Network:
 
     @property
     def d(self) -> int:
-        """Number of trainable parameters."""
+        """The number of trainable parameters."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     @property
     def names_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Name and shape of every trainable parameter, in the order of theta."""
+        """The name and shape of every trainable parameter, in the order of theta."""
         return tuple((name, tuple(parameter.shape)) for name, parameter in self._parameters.items())
 
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
-        """The trainable parameters, detached, by name, in the order of theta."""
+        """Return the trainable parameters, detached, by name, in the order of theta."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
-    def theta(self) -> NDArray[np.float64]:
-        """float64 (d,): a copy of the trainable parameters."""
+    def theta(self) -> FloatArray:
+        """Return a copy of the trainable parameters, float64 (d,)."""
         parts = [p.detach().reshape(-1).to("cpu", torch.float64) for p in self._parameters.values()]
-        return cast("NDArray[np.float64]", torch.cat(parts).numpy())
+        return cast("FloatArray", torch.cat(parts).numpy())
 
     def load(self, theta: NDArray[np.floating] | torch.Tensor) -> None:
         """Set the trainable parameters from theta (d,), rounded to the module's own type."""
@@ -79,31 +82,31 @@ class Network:
                 self._parameters[name].copy_(values)
 
     def split(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of theta (d,) with the trainable parameters' names and shapes."""
+        """Return views of theta (d,) with the names and shapes of the trainable parameters."""
         if theta.shape != (self.d,):
             raise UsageError(f"theta: found shape {tuple(theta.shape)}; expected ({self.d},), the trainable parameters")
-        found, at = {}, 0
+        tensors, at = {}, 0
         for name, shape in self.names_shapes:
             size = math.prod(shape)
-            found[name] = theta[at : at + size].reshape(shape)
+            tensors[name] = theta[at : at + size].reshape(shape)
             at += size
-        return found
+        return tensors
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Copies of all parameters and persistent buffers, by name (bfloat16 widened to float32, exactly)."""
-        found = {}
+        """Return copies of all parameters and persistent buffers, by name (bfloat16 is widened to float32, exactly)."""
+        arrays = {}
         for name, tensor in self.module.state_dict().items():
             values = tensor.detach().cpu()
-            found[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
-        return found
+            arrays[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+        return arrays
 
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
-        """Set all parameters and buffers; FileContentError unless names and shapes are the module's own.
+        """Set all parameters and buffers. Raises FileContentError unless names and shapes are the module's own.
 
         Of names that share one tensor (tied parameters) one is enough; where several are there, they must agree.
         """
         own = self.module.state_dict()
-        state = _with_tied(own, state)
+        state = _with_shared(own, state)
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
             raise FileContentError(
@@ -122,17 +125,17 @@ class Network:
                 tensor.copy_(torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values))
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs on the network's device; floating-point ones in the parameters' type."""
+        """Return inputs on the network's device; floating-point ones in the type of the parameters."""
         return inputs.to(self.device, self.dtype if inputs.is_floating_point() else None)
 
-    def outputs(self, inputs: torch.Tensor, batch: int = 512) -> torch.Tensor:
-        """(n, ...) -> outputs (n, C) on the CPU, without gradients, ``batch`` records at a time."""
+    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, C) of (n, ...) on the CPU, without gradients, computed some records at a time."""
         with torch.no_grad():
-            parts = [self.module(self.prepare(part)).cpu() for part in torch.split(inputs, batch)]
+            parts = [self.module(self.prepare(part)).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
         return torch.cat(parts)
 
     def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs with some parameters replaced; ``inputs`` carries a batch dimension. For torch.func."""
+        """Return the outputs with some parameters replaced, for torch.func; ``inputs`` has a batch dimension."""
         return cast(torch.Tensor, functional_call(self.module, dict(parameters), (inputs,)))
 
 
@@ -148,27 +151,27 @@ def _refuse_coupling(module: nn.Module) -> None:
             )
 
 
-def _with_tied(
+def _with_shared(
     own: Mapping[str, torch.Tensor], state: Mapping[str, NDArray[Any] | torch.Tensor]
 ) -> Mapping[str, NDArray[Any] | torch.Tensor]:
-    """``state`` with every name of a shared tensor that has one of them."""
+    """Return ``state`` with every name of a shared tensor that it has one name of."""
     groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, tensor in own.items():
         if tensor.numel():
             groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
-    found = dict(state)
+    complete = dict(state)
     for names in groups.values():
-        given = [name for name in names if name in state]
-        if len(names) == 1 or not given:
+        present = [name for name in names if name in state]
+        if len(names) == 1 or not present:
             continue
-        first = state[given[0]]
-        for name in given[1:]:
+        first = state[present[0]]
+        for name in present[1:]:
             if not torch.equal(torch.as_tensor(first), torch.as_tensor(state[name])):
                 raise FileContentError(
-                    f"model state: {given[0]} and {name} differ; expected one tensor, which they share in the configured model"
+                    f"model state: {present[0]} and {name} differ; expected one tensor, which they share in the configured model"
                 )
-        found |= dict.fromkeys(names, first)
-    return found
+        complete |= dict.fromkeys(names, first)
+    return complete
 
 
 def _some(names: list[str]) -> str:

@@ -16,10 +16,9 @@ from distqexp.problem.records import Records
 def pretrain(network: Network, loss: Loss, records: Records, config: PretrainConfig) -> None:
     """Minimise mean loss + weight_decay/2 ||theta||^2 over every parameter of the module, frozen ones included.
 
-    ``trainable`` only says what is fine-tuned later. Layers are in training mode meanwhile. The same seed, thread
-    count and kind of machine give the same weights; torch's global generator is left as it was. With lbfgs,
-    ``epochs`` counts full-batch iterations with a strong-Wolfe line search. UsageError without a present record,
-    or when the weights stop being finite.
+    ``trainable`` says only what is fine-tuned later. Layers are in training mode meanwhile. The same seed, thread count and kind of
+    machine give the same weights; torch's global generator is left as it was. With lbfgs, ``epochs`` counts full-batch iterations
+    with a strong-Wolfe line search. Raises UsageError where no record is present, or when the weights stop being finite.
     """
     keep = records.present.bool()
     inputs, targets = network.prepare(records.inputs[keep]), records.targets[keep].to(network.device)
@@ -85,10 +84,10 @@ def _train(
         return
     if config.optimiser not in ("adam", "sgd"):
         raise UsageError(f"model.pretrain.optimiser: found {config.optimiser!r}; expected adam, sgd or lbfgs")
-    make = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
-    optimiser = make(parameters, lr=config.learning_rate)
+    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
+    optimiser = kind(parameters, lr=config.learning_rate)
     order = torch.Generator().manual_seed(config.seed)
     for _ in range(config.epochs):
-        shuffled = torch.randperm(len(targets), generator=order).to(network.device)
-        for chosen in torch.split(shuffled, config.batch):
-            optimiser.step(closure(optimiser, inputs[chosen], targets[chosen]))
+        permutation = torch.randperm(len(targets), generator=order).to(network.device)
+        for batch in torch.split(permutation, config.batch):
+            optimiser.step(closure(optimiser, inputs[batch], targets[batch]))

@@ -12,13 +12,14 @@ from distqexp.problem.schema import Schema
 
 @dataclass
 class Records:
-    """Records in slot order. Private when they come from private data: never printed, logged or stored.
+    """A batch of records in slot order. Private when they come from private data: never printed, logged or stored.
 
-    ``inputs``: float32 (n, ...), or int64 (n, 2, L): tokens and their mask of 1 and 0. ``targets``: int64 (n,) class
-    numbers, or float32 (n,) or (n, o).
-    ``views``: where a record has several, inputs are (n, views, ...); its loss is the mean of theirs.
-    ``present``: bool (n,). A record that is blank, non-finite, without a token or without a target is not present; its
-    inputs and target are zeros (of tokens, the mask begins with a 1), and it must contribute nothing.
+    Attributes:
+        inputs: float32 (n, ...), or int64 (n, 2, L), tokens and their mask of ones and zeros; (n, views, ...) with views.
+        targets: int64 (n,), class numbers, or float32 (n,) or (n, o).
+        present: bool (n,). A record that is blank, non-finite, without a token or without a target is not present: its inputs and
+            target are zeros (for tokens, the mask begins with a 1), and it must contribute nothing.
+        views: the number of views of a record, where it has several: its loss is the mean of theirs.
     """
 
     inputs: torch.Tensor
@@ -33,8 +34,8 @@ class Records:
         return f"Records(n={len(self)}, inputs={tuple(self.inputs.shape[1:])})"
 
 
-def concatenated(parts: Sequence[Records]) -> Records:
-    """One batch of several without views, in this order."""
+def concatenate(parts: Sequence[Records]) -> Records:
+    """Join several batches without views into one, in this order."""
     return Records(
         torch.cat([part.inputs for part in parts]),
         torch.cat([part.targets for part in parts]),
@@ -43,9 +44,12 @@ def concatenated(parts: Sequence[Records]) -> Records:
 
 
 def blank_inputs(schema: Schema, count: int) -> torch.Tensor:
-    """(count, *schema.input_shape): inputs of absent records, zeros; of tokens, the mask begins with a 1."""
+    """Return the inputs of ``count`` absent records: zeros, but for tokens the mask begins with a 1.
+
+    The shape is (count, *schema.input_shape).
+    """
     shape = schema.input_shape or ()
-    found = torch.zeros(count, *shape, dtype=torch.int64 if schema.tokens else torch.float32)
+    inputs = torch.zeros(count, *shape, dtype=torch.int64 if schema.tokens else torch.float32)
     if schema.tokens:
-        found[:, 1, 0] = 1
-    return found
+        inputs[:, 1, 0] = 1
+    return inputs

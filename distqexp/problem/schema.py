@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers import Reader, open_reader
@@ -24,15 +25,26 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Schema:
-    """Public. Everything that a site needs to read its own file as the plan reads the public one.
+    """Everything that a site needs to read its own file as the plan reads the public one. Public.
 
-    ``names``: feature columns in order (an array: its one name). ``shape``: raw features of a record; None when
-    it wasn't known without a file. ``medians`` (for missing values), ``means``, ``scales``: one number a raw
-    feature, flattened; empty for images and without public data (then zero, zero and one). ``flags``: positions
-    of the features with a missingness column. Inputs are features, then flags, then the constant. ``bound``: standardised
-    features are cut off at plus and minus as much.
-    ``classes``: outputs of a cross-entropy model; labels are 0 .. classes - 1. ``tokens``: inputs are int64 (n, 2, L),
-    tokens of 0 .. vocabulary - 1 and their mask.
+    Inputs are the features, then the flags, then the constant. ``medians``, ``means`` and ``scales`` hold one number a raw feature,
+    flattened; they are empty for images and without public data, which stands for zero, zero and one.
+
+    Attributes:
+        loss: the name of the loss.
+        image: whether records are images.
+        names: the feature columns in order; for an array its one name.
+        shape: the shape of a record's raw features; None when it wasn't known without a file.
+        pixel_scale: the factor on pixels.
+        classes: the number of outputs of a cross-entropy model; labels are 0 .. classes - 1.
+        medians: what stands in for missing values.
+        means: what is subtracted from the features.
+        scales: what the features are divided by then.
+        flags: the positions of the features with a missingness column.
+        bound: standardised features are cut off at plus and minus this number, where there is one.
+        constant: whether the inputs end with a constant 1.
+        tokens: whether inputs are int64 (n, 2, L), tokens of 0 .. vocabulary - 1 and their mask.
+        vocabulary: the number of tokens, where it is known.
     """
 
     loss: str
@@ -52,7 +64,7 @@ class Schema:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """Shape of one record's model input."""
+        """The shape of one record's model input, where it is known."""
         if self.shape is None:
             return None
         extra = len(self.flags) + int(self.constant)
@@ -60,21 +72,12 @@ class Schema:
 
     @property
     def record_shape(self) -> tuple[int, ...]:
-        """``shape`` as a config gives it: an idx image without its channel, tokens without their mask."""
+        """``shape`` as a config gives it: of an idx image without its channel, of tokens without their mask."""
         shape = self.shape or ()
         return shape[1:] if self.tokens or (self.image and shape[:1] == (1,)) else shape
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of a table's input columns, in order."""
-        return (
-            *self.names,
-            *(f"{self.names[position]} missing" for position in self.flags),
-            *(("constant",) if self.constant else ()),
-        )
-
     def inputs(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """Raw features (n, *shape), NaN where missing, to model inputs: float64 (n, *input_shape). Row by row.
+        """Turn raw features (n, *shape), NaN where missing, into model inputs, float64 (n, *input_shape), row by row.
 
         Tokens are left as they are: int64.
         """
@@ -86,20 +89,20 @@ class Schema:
         flat = values.reshape(len(values), math.prod(values.shape[1:]))
         missing = np.isnan(flat)
         width = flat.shape[1]
-        filled = np.where(missing, _vector(self.medians, width, 0.0), flat)
+        features = np.where(missing, _vector(self.medians, width, 0.0), flat)
         with np.errstate(invalid="ignore", over="ignore"):
-            filled = (filled - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
+            features = (features - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
         if self.bound is not None:  # infinity stays: its record is refused
-            filled = np.where(np.isfinite(filled), np.clip(filled, -self.bound, self.bound), filled)
+            features = np.where(np.isfinite(features), np.clip(features, -self.bound, self.bound), features)
         if not self.flags and not self.constant:
-            return filled.reshape(values.shape)
+            return features.reshape(values.shape)
         extra = [missing[:, list(self.flags)].astype(np.float64)]
         if self.constant:
             extra.append(np.ones((len(flat), 1)))
-        return np.concatenate([filled, *extra], axis=1)
+        return np.concatenate([features, *extra], axis=1)
 
     def check(self, reader: Reader) -> None:
-        """FileContentError unless the reader's file has the schema's columns and shape; both sides are named."""
+        """Raise FileContentError unless the reader's file has the schema's columns and shape; the message names both."""
         where = ", ".join(str(path) for path in reader.files()) or "the file"
         missing = [name for name in self.names if name not in reader.names]
         unexpected = [name for name in reader.names if name not in self.names]
@@ -117,13 +120,16 @@ class Schema:
             )
 
     def to_tree(self) -> dict[str, Any]:
-        """JSON types only; floats keep every bit."""
+        """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Schema:
-        """Inverse of to_tree. FileContentError for anything else, as the tree may come from elsewhere."""
+        """Make the schema that ``to_tree`` returned this tree of.
+
+        Raises FileContentError for anything else, as the tree may come from elsewhere.
+        """
         fields = {field.name for field in dataclasses.fields(cls)}
         if set(tree) != fields:
             raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
@@ -158,8 +164,14 @@ class Schema:
 def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reader: Reader | None = None) -> Schema:
     """Fit a schema on the public records that ``data`` selects (rows, where, blank).
 
-    Medians ignore missing values and those beyond float32; means and scales (standard deviation, 1 where it is zero) come
-    after imputation. ``reader``: of the source, where one is open. Raises UsageError and FileContentError as the readers do.
+    Medians ignore missing values and those beyond float32. Means and scales (the standard deviation, or 1 where it is zero) are
+    taken after imputation. Raises UsageError and FileContentError as the readers do.
+
+    Args:
+        data: the public source.
+        loss: the name of the loss.
+        classes: the number of classes, where it is known.
+        reader: a reader of the source, where one is open already.
     """
     reader = open_reader(data) if reader is None else reader
     rows = select_rows(data, reader)
@@ -176,7 +188,9 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         missing = np.isnan(block)
         shares.append(missing.mean(axis=0))
         block[~(np.abs(block) <= np.finfo(np.float32).max)] = np.nan  # what no record can hold
-        middle = np.array([np.median(kept) if len(kept := column[~np.isnan(column)]) else 0.0 for column in block.T])
+        middle = np.array(
+            [np.median(numbers) if len(numbers := column[~np.isnan(column)]) else 0.0 for column in block.T]
+        )
         block = np.where(np.isnan(block), middle, block)
         spread = np.where(block.max(axis=0) > block.min(axis=0), block.std(axis=0), 1.0)
         medians.append(middle)
@@ -199,10 +213,15 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
 def schema_from_config(
     data: DataConfig, *, loss: str, classes: int | None = None, record_shape: tuple[int, ...] | None = None
 ) -> Schema:
-    """The schema without public data: no file is opened; nothing is imputed but zeros, nothing is standardised.
+    """Make the schema without public data: no file is opened, zeros stand for missing values, and nothing is standardised.
 
-    A table then must list its features, and there are no missingness columns. ``record_shape``: of an idx image (h, w),
-    an hdf5 array or the tokens (L,) of an hdf5 record. Raises UsageError.
+    A table must then list its features, and there are no missingness columns. Raises UsageError.
+
+    Args:
+        data: the private source.
+        loss: the name of the loss.
+        classes: the number of classes, where it is known.
+        record_shape: the shape of an idx image (h, w), of an hdf5 array, or of the tokens (L,) of an hdf5 record.
     """
     if data.format == "digits":
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
@@ -222,8 +241,8 @@ def schema_from_config(
         if not roles.tokens:
             return Schema(loss, False, roles.features, record_shape, 1.0, classes)
         if record_shape is None or len(record_shape) != 1:
-            found = "absent" if record_shape is None else list(record_shape)
-            raise UsageError(f"data.record_shape: {found}; for tokens without data.public, expected [length]")
+            actual = "absent" if record_shape is None else list(record_shape)
+            raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
         return Schema(loss, False, roles.features, (2, *record_shape), 1.0, classes, tokens=True)
     return Schema(loss, False, roles.features, (len(roles.features),), 1.0, classes, constant=roles.constant)
 
@@ -233,8 +252,8 @@ def _check_extras(data: DataConfig, dimensions: int) -> None:
         raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
 
 
-def _column_blocks(reader: Reader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-    """Flattened raw features, all rows, some columns at a time: float64 (n, b) with n b bounded."""
+def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
+    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded."""
     width = math.prod(reader.shape)
     step = max(1, _VALUES_AT_ONCE // len(rows))
     for first in range(0, width, step):
@@ -245,10 +264,11 @@ def _column_blocks(reader: Reader, rows: NDArray[np.int64]) -> Iterator[NDArray[
         yield block
 
 
-def _vector(values: tuple[float, ...], width: int, default: float) -> NDArray[np.float64]:
+def _vector(values: tuple[float, ...], width: int, default: float) -> FloatArray:
     return np.array(values, dtype=np.float64) if values else np.full(width, default)
 
 
 def _all(values: Any, kind: Any) -> bool:
+    """Whether ``values`` is a tuple of this kind alone, where a bool is no number."""
     exact = kind is bool
     return isinstance(values, tuple) and all(isinstance(x, kind) and (isinstance(x, bool) == exact) for x in values)

@@ -1,4 +1,4 @@
-"""Which rows of a file are records: ranges, filter and blanks."""
+"""Which rows of a file are records: ranges, a filter and blanks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import os
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers.base import Reader, existing_file
 
-_NEWER = np.lib.format.read_array_header_2_0
 
+def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> IntegerArray:
+    """Return the rows of the file that are records: int64, ascending.
 
-def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> NDArray[np.int64]:
-    """int64, ascending: the rows of the file that rows and where (and, unless kept, blank) leave."""
+    Args:
+        data: the source, whose ``rows`` and ``where`` select, and whose ``blank`` marks rows that are left out.
+        reader: a reader of its file.
+        keep_blank: whether the rows that ``blank`` marks are kept.
+
+    Raises:
+        FileContentError: a range reaches beyond the file, or the file of blanks is damaged.
+        UsageError: two ranges overlap, the filter can't be parsed, or a file is missing.
+    """
     keep = np.ones(reader.count, dtype=np.bool_)
     if data.rows is not None:
         keep[:] = False
@@ -38,30 +46,31 @@ def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> N
     return np.flatnonzero(keep).astype(np.int64)
 
 
-def read_blank(data: DataConfig, count: int) -> NDArray[np.bool_]:
-    """bool (count,): the rows of the file that data.blank marks; none without it."""
+def read_blank(data: DataConfig, count: int) -> BoolArray:
+    """Return bool (count,): the rows of the file that ``data.blank`` marks; none where it is absent."""
     return open_blank(data, count)[0]
 
 
-def open_blank(data: DataConfig, count: int) -> tuple[NDArray[np.bool_], tuple[os.stat_result, ...]]:
-    """As ``read_blank``, and what the system said of the file that was read, if there is one."""
+def open_blank(data: DataConfig, count: int) -> tuple[BoolArray, tuple[os.stat_result, ...]]:
+    """Return what ``read_blank`` does, and the stat result of the file that was read, if there is one."""
     if data.blank is None:
         return np.zeros(count, dtype=np.bool_), ()
     path = existing_file(data.blank, "data.blank")
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
+            stat = os.fstat(file.fileno())
             shape, _, dtype = _npy_header(file)
             entries = np.frombuffer(file.read(count + 1), dtype=np.uint8)
     except Exception:  # noqa: BLE001 - numpy meets a damaged header with exceptions of every class
         raise FileContentError(f"{path}: not a whole .npy array; expected booleans, one a row of the file") from None
     if dtype != np.bool_ or shape != (count,) or len(entries) != count:
         raise FileContentError(f"{path}: not a vector of booleans, one a row of the data file; make it anew")
-    blank: NDArray[np.bool_] = entries != 0
-    return blank, (found,)
+    blank: BoolArray = entries != 0
+    return blank, (stat,)
 
 
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type: np.load would make room for whatever shape a file declares."""
-    read = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else _NEWER
+    """Read shape, order and type of an array; np.load would make room for whatever shape a file declares."""
+    npy = np.lib.format
+    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     return read(file)

@@ -1,4 +1,4 @@
-"""Where a round's records come from: slots of a source, or synthetic records; and the readers that a process keeps open."""
+"""Where a round's records come from, slots of a source or synthetic records; and the readers that a process keeps open."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from distqexp.problem.slots import Partition, SlotMap, slot_map
 
 
 class Readers:
-    """The readers of one process: a source's files are opened, and a table is indexed, once.
+    """The readers of one process: a source's files are opened, and a table is indexed, only once.
 
-    A reader stays with the files that it opened: where others lie there now, whoever reads finds out by ``DataSource``'s facts.
+    A reader stays with the files that it opened. Where other files lie at their paths now, ``DataSource.facts`` show it to whoever reads.
     """
 
     def __init__(self) -> None:
         self._open: dict[tuple[DataConfig, bool], Reader] = {}
 
     def of(self, data: DataConfig, *, private: bool) -> Reader:
-        """The reader of a source, opened at the first call. Raises as open_reader does."""
+        """Return the reader of a source, which the first call opens. Raises what open_reader raises."""
         key = (data, private)
         if key not in self._open:
             self._open[key] = open_reader(data, private=private)
@@ -36,23 +36,28 @@ class Readers:
 
 @dataclass(frozen=True)
 class DataSource:
-    """One source of records with its slots: rows of the file and unit of each slot, in slot order.
+    """One source of records with its slots: rows of the file and the unit of each slot, in slot order.
 
-    partition: of the units, where the plan has parts and the source is not one part of another already. turned: public images,
-    each turned by a random angle. private: whether the records play a private role, see Dataset. facts: of the files when the
-    slots were read from them, where they must not change.
-    The slot map of private data is public under zero-out and replace-one, private under add-remove.
+    The slot map of private data is public under zero-out and replace-one adjacency, and private under add-remove.
+
+    Attributes:
+        data: the source in the config.
+        slots: its slot map.
+        partition: the part of each unit, where the plan has parts and the source is not one part of another already.
+        turns: the random angles by which public images are turned.
+        private: whether the records play a private role, see Dataset.
+        facts: of the files when the slots were read from them, where the files must not change.
     """
 
     data: DataConfig
     slots: SlotMap
     partition: Partition | None = None
-    turned: Turns | None = None
+    turns: Turns | None = None
     private: bool = True
     facts: FileFacts | None = None
 
     def of_part(self, number: int, parts: int) -> DataSource:
-        """The source with the slots of one part of ``parts`` alone: all that a round may see."""
+        """Return the source with the slots of part ``number`` of ``parts`` alone, which is all that a round may see."""
         if parts == 1:
             return self
         if self.partition is None:
@@ -60,19 +65,20 @@ class DataSource:
         return dataclasses.replace(self, slots=self.slots.only(self.partition.part == number), partition=None)
 
     def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
-        """Half-open slot ranges: whole units, at most a micro-batch each, or one larger unit."""
+        """Return half-open slot ranges: whole units, at most a micro-batch in each, or one larger unit."""
         return self.slots.pieces(micro_batch)
 
     def open(self, schema: Schema, round: int, readers: Readers | None = None) -> Dataset:
-        """The records, the same in every round. Raises RecordsChangedError where other files are open than ``facts`` says.
+        """Open the records, which are the same in every round.
 
-        What the paths name before and after doesn't tell: a link or a folder may lead elsewhere for an instant.
+        Raises RecordsChangedError where other files are open than ``facts`` says. What the paths name before and after doesn't tell:
+        a link or a folder may lead elsewhere for an instant.
         """
         reader = readers.of(self.data, private=self.private) if readers else None
-        found = open_dataset(self.data, schema, self.turned, private=self.private, reader=reader)
+        dataset = open_dataset(self.data, schema, self.turns, private=self.private, reader=reader)
         if self.facts is not None:
-            require_opened(self.data, self.facts, found.opened_files())
-        return found
+            require_opened(self.data, self.facts, dataset.opened_files())
+        return dataset
 
     def require_same_files(self) -> None:
         """Raise RecordsChangedError where this process meets other files than those that the slots were read from."""
@@ -82,20 +88,25 @@ class DataSource:
 
 @dataclass(frozen=True)
 class ProbeSource:
-    """``count`` synthetic records in the place of public ones, a unit each, others in every round. Public."""
+    """Synthetic records in the place of public ones, each a unit, other ones in every round. Public.
+
+    Attributes:
+        count: the number of records.
+        seed: the seed of their stream.
+    """
 
     count: int
     seed: int
 
     @property
     def slots(self) -> SlotMap:
-        """Record i in slot i."""
+        """The slot map, with record i in slot i."""
         return slot_map(np.arange(self.count), None)
 
     def pieces(self, micro_batch: int) -> list[tuple[int, int]]:
-        """As those of a DataSource."""
+        """Return half-open slot ranges, as a DataSource does."""
         return self.slots.pieces(micro_batch)
 
     def open(self, schema: Schema, round: int, readers: Readers | None = None) -> Probes:
-        """The records of a round."""
+        """Open the records of a round."""
         return Probes(schema, self.seed, round)

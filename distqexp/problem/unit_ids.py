@@ -1,11 +1,11 @@
-"""One unit, one id: the text that every way of writing a unit's id is brought to.
+"""One unit, one id: the canonical text that every way of writing a unit's id is brought to.
 
-- Numbers, and texts of whole numbers, become the whole number's digits: 17, 17.0, "17", " 17 ", "17.0" and b"17" are "17".
-- Texts lose the blanks around them and take Unicode's form NFC; bytes are UTF-8; dates and other values are their text.
-- Missing and unreadable ids (None, not a number, infinite, bytes that aren't UTF-8, blanks alone) are None.
+- Numbers, and texts of whole numbers, become the whole number's digits: 17, 17.0, "17", " 17 ", "17.0" and b"17" become "17".
+- Texts lose the blanks around them and take Unicode's form NFC; bytes are read as UTF-8; dates and other values become their text.
+- Missing and unreadable ids (None, not a number, infinite, bytes that aren't UTF-8, blanks alone) become None.
 
-What that leaves in doubt is refused, never guessed: whole numbers that came as floats too large for each to be one number, and
-ids that are different texts but one number, or one text but for case, width, or invisible signs.
+Ids that remain in doubt are refused, and nothing is guessed: whole numbers that came as floats too large to be exact, and ids that
+are different texts but one number, or one text except for case, width, or invisible signs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from distqexp.errors import FileContentError
 
-EXACT = 2**53
-"""From here on two whole numbers may be one float64."""
+_EXACT = 2**53
+"""From this number on, two whole numbers may be one float64."""
 
 _WHOLE = re.compile(r"(-?)(0|[1-9][0-9]*)(\.0*)?", re.ASCII)
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
@@ -31,9 +31,14 @@ _NUMBER = re.compile(r"([+-]?)([0-9]*)\.?([0-9]*)(?:e([+-]?[0-9]{1,9}))?", re.AS
 
 
 def canonical_id(value: Any, where: str = "unit ids") -> str | None:
-    """The one text of a unit's id, see above; None for a missing or unreadable one. The same again for what it returns.
+    """Return the canonical text of a unit's id, None for a missing or unreadable one. A canonical text is left as it is.
 
-    where: file and column, for the message. Raises FileContentError for a whole number that may have been rounded.
+    Args:
+        value: the id as it stands in a file.
+        where: file and column, for error messages.
+
+    Raises:
+        FileContentError: the id is a whole number that may have been rounded.
     """
     if value is None:
         return None
@@ -56,17 +61,17 @@ def canonical_id(value: Any, where: str = "unit ids") -> str | None:
 
 
 def refuse_mixture(names: Iterable[str], where: str = "unit ids") -> None:
-    """Raise FileContentError when canonical ids can't be told to be different units, or the same."""
-    seen: dict[str, str] = {}
+    """Raise FileContentError where it is unclear whether two canonical ids are one unit or two."""
+    name_of_key: dict[str, str] = {}
     whole = fraction = False
     for name in names:
-        key, exponent = _loose(name)
-        if seen.setdefault(key, name) != name:
-            raise _mixture(where)
+        key, exponent = _likeness_key(name)
+        if name_of_key.setdefault(key, name) != name:
+            raise _mixture_error(where)
         whole |= _CANONICAL.fullmatch(name) is not None
         fraction |= exponent < 0
     if whole and fraction:
-        raise _mixture(where)
+        raise _mixture_error(where)
 
 
 def _of_float(value: Any, where: str) -> str | None:
@@ -76,9 +81,9 @@ def _of_float(value: Any, where: str) -> str | None:
     if not number.is_integer():
         return repr(number)
     # A float32 or float16 column holds fewer whole numbers.
-    exact = 2 ** (int(np.finfo(value.dtype).nmant) + 1) if isinstance(value, np.floating) else EXACT
-    if abs(number) >= min(exact, EXACT):
-        raise _rounded(where)
+    exact = 2 ** (int(np.finfo(value.dtype).nmant) + 1) if isinstance(value, np.floating) else _EXACT
+    if abs(number) >= min(exact, _EXACT):
+        raise _rounding_error(where)
     return str(int(number))
 
 
@@ -86,30 +91,30 @@ def _of_text(text: str, where: str) -> str | None:
     text = unicodedata.normalize("NFC", text).strip()
     if not text or any("\ud800" <= sign <= "\udfff" for sign in text):
         return None
-    found = _WHOLE.fullmatch(text)
-    if found is None:
+    match = _WHOLE.fullmatch(text)
+    if match is None:
         return text
-    if found[3] is not None and (len(found[2]) > 16 or int(found[2]) >= EXACT):  # int() refuses thousands of digits
-        raise _rounded(where)
-    return "0" if found[2] == "0" else found[1] + found[2]
+    if match[3] is not None and (len(match[2]) > 16 or int(match[2]) >= _EXACT):  # int() refuses thousands of digits
+        raise _rounding_error(where)
+    return "0" if match[2] == "0" else match[1] + match[2]
 
 
-def _loose(name: str) -> tuple[str, int]:
-    """What ids that may be one unit have in common; of numbers the value, and the exponent of its last digit (else 0)."""
+def _likeness_key(name: str) -> tuple[str, int]:
+    """Return what ids that may be one unit share: for numbers their value, with the exponent of the last digit (else 0)."""
     if name.isascii() and name.isdigit() and name[0] != "0":
         digits = name.rstrip("0")
         return f"\0+{digits}e{len(name) - len(digits)}", 0
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _visible(name)).casefold())
     text = " ".join(unicodedata.normalize("NFKC", _visible(text)).split())
-    found = _NUMBER.fullmatch(text)
-    if found is None or not (found[2] or found[3]):
+    match = _NUMBER.fullmatch(text)
+    if match is None or not (match[2] or match[3]):
         return text, 0
-    digits, exponent = (found[2] + found[3]).lstrip("0"), int(found[4] or 0) - len(found[3])
+    digits, exponent = (match[2] + match[3]).lstrip("0"), int(match[4] or 0) - len(match[3])
     short = digits.rstrip("0")
     if not short:
         return "\0+0e0", 0
     exponent += len(digits) - len(short)
-    return f"\0{found[1].replace('+', '') or '+'}{short}e{exponent}", exponent
+    return f"\0{match[1].replace('+', '') or '+'}{short}e{exponent}", exponent
 
 
 def _visible(text: str) -> str:
@@ -117,19 +122,19 @@ def _visible(text: str) -> str:
 
 
 def _is_invisible(sign: str) -> bool:
-    """Formats, controls that are no blanks, variation selectors and the other signs that Unicode has ignored when it can't show them."""
+    """Whether a sign is a format, a control that is no blank, a variation selector, or ignorable by default in Unicode."""
     category = unicodedata.category(sign)
     return category == "Cf" or (category == "Cc" and not sign.isspace()) or _IGNORED.fullmatch(sign) is not None
 
 
-def _rounded(where: str) -> FileContentError:
+def _rounding_error(where: str) -> FileContentError:
     return FileContentError(
         f"{where}: a whole number is a float and too large to be exact, so that several ids may have become one; expected whole "
         "numbers as integers or texts; write the column anew"
     )
 
 
-def _mixture(where: str) -> FileContentError:
+def _mixture_error(where: str) -> FileContentError:
     return FileContentError(
         f"{where}: ids that may or may not be one unit: one number or text in two ways of writing (such as 017 and 17, A1 and a1), or "
         "whole numbers beside fractions; expected one way for all, in every shard; write the column anew"

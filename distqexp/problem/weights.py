@@ -1,4 +1,4 @@
-"""Weights from and to a file."""
+"""Reading and writing weights."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from distqexp.storage.atomic import write_atomic
 
 
 def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> bytes:
-    """Store named arrays as a .safetensors file, atomically; returns what was written. Raises StorageError."""
+    """Store named arrays as a .safetensors file, atomically, and return the bytes written. Raises StorageError."""
     content: bytes = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in weights.items()})
     write_atomic(path, content)
     return content
 
 
 def load_weights(network: Network, path: str | Path) -> None:
-    """Load all parameters and buffers: a .safetensors file, or a torch file of named tensors (no code is run).
+    """Load all parameters and buffers from a .safetensors file, or a torch file of named tensors (no code is run).
 
-    A model with low-rank factors (peft) also takes the weights of the model without them. UsageError for a missing
-    file; FileContentError for a damaged one, other names or shapes than the model's, or values that aren't finite.
+    A model with low-rank factors (peft) also takes the weights of the model without them.
+
+    Raises:
+        UsageError: the file is missing.
+        FileContentError: the file is damaged, has other names or shapes than the model, or has values that aren't finite.
     """
     file = existing_file(str(path), "model.weights")
     state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distqexp.kinds import Adjacency, Noise
 from distqexp.privacy.soundness import require_certifiable
 from distqexp.storage.atomic import write_atomic
 
 ADJACENCIES = {
-    "zero-out": "one unit's contribution becomes exactly zero; the number of slots and the map from slots to units are public",
-    "add-remove": "one unit comes or goes; every count is private",
-    "replace-one": "one unit becomes another; the number of units is public",
+    Adjacency.ZERO_OUT: "one unit's contribution becomes exactly zero; the number of slots and the map from slots to units are public",
+    Adjacency.ADD_REMOVE: "one unit comes or goes; every count is private",
+    Adjacency.REPLACE_ONE: "one unit becomes another; the number of units is public",
 }
 
 NOT_COVERED = (
@@ -52,116 +54,148 @@ ROUNDED_POINT = (
 )
 
 COUNTS_NOT_COVERED = {
-    "zero-out": "counts: the number of slots, and the records of each unit, are public under this adjacency",
-    "add-remove": "counts: none is released; units_public is a figure from the config",
-    "replace-one": "counts: the number of units is public under this adjacency",
+    Adjacency.ZERO_OUT: "counts: the number of slots, and the records of each unit, are public under this adjacency",
+    Adjacency.ADD_REMOVE: "counts: none is released; units is a figure of the config (privacy.units)",
+    Adjacency.REPLACE_ONE: "counts: the number of units is public under this adjacency",
 }
-
 
 COUNTS_RELEASED = (
     "counts other than those under diagnostics: their noise is part of every round's, and of the guarantee"
 )
 
 
-def build_certificate(
-    *,
-    epsilon: float,
-    delta: float,
-    mu: float,
-    rho: float | None,
-    pure_epsilon: float | None,
-    adjacency: str,
-    unit: str,
-    records_public: int,
-    rounds: Sequence[Mapping[str, Any]],
-    parts: int,
-    micro_batch: int | None,
-    noise: str,
-    arithmetic: str,
-    mechanism: str,
-    subspace: Mapping[str, Any],
-    precision: Mapping[str, Any],
-    plan_id: str,
-    ledger: Mapping[str, Any],
-    model_sha256: str,
-    versions: Mapping[str, str],
-    unit_column: str | None = None,
-    diagnostics: Mapping[str, Any] | None = None,
-    sampler_slack: float = 0.0,
-    insecure_seed: int | None = None,
-    evaluation_private: bool = False,
-) -> dict[str, Any]:
-    """The certificate as a JSON tree. Every argument is public.
+@dataclass(frozen=True)
+class Certificate:
+    """All that a certificate says, before it is put in words. Every field is public.
 
-    epsilon, delta: what the released rounds that a unit takes part in amount to together; mu: their Gaussian-DP
-    parameter; rho: their zCDP parameter, None when the noise is continuous; pure_epsilon: the epsilon that they have with
-    delta 0, None where they have none. rounds: one mapping a round, with at
-    least round, part (None: every unit), mu, clip and temperature. parts: how many disjoint parts the units were
-    split into. micro_batch: units whose sum is rounded as one; None where each unit's vector is. unit: what is
-    protected, in words; unit_column: the column of its ids, None where
-    each record is a unit. records_public: the public number of units. ledger: the entry of the last charge and its
-    hash. diagnostics: what the rounds released about the units beside the parameters, within the same guarantee; None: nothing.
-    sampler_slack: see ``ReleaseRule``, summed over the rounds; above 0 with a trust region.
-    insecure_seed: set when the noise came from a seed: then there is no privacy, and the certificate says so
-    first. evaluation_private: the metrics came from private records. Raises InternalError for an epsilon that is not above 0.
+    Attributes:
+        epsilon: The epsilon at ``delta`` of all released rounds that a unit takes part in, together.
+        delta: The delta of the config.
+        mu: The Gaussian-DP parameter of the same rounds together.
+        rho: Their zCDP parameter; None when the noise is continuous.
+        pure_epsilon: The epsilon that they have at delta 0; None where they have none.
+        adjacency: Which datasets are neighbours.
+        unit: What is protected, in words.
+        units: privacy.units of the config; not counted from the data.
+        rounds: A mapping for each round, with at least round, part (None: every unit), mu, clip and temperature.
+        parts: The number of disjoint parts that the units were split into.
+        micro_batch: The number of units whose sum is rounded as one; None where each unit's vector is rounded.
+        noise: The kind of noise.
+        arithmetic: In words, what of the arithmetic is exact and what idealised; "exact integer" where nothing is idealised.
+        mechanism: The mechanism, in words.
+        subspace: Kind and sizes of the subspace.
+        precision: Kind, source and damping of the precision.
+        plan_id: The plan's identity, in hexadecimal.
+        ledger: The entry of the last charge, and its hash.
+        model_sha256: The digest of the model's file, in hexadecimal.
+        versions: The versions of the programs, by name.
+        unit_column: The column of the unit ids; None where each record is a unit.
+        diagnostics: What the rounds released about the units beside the parameters, within the same guarantee; None for nothing.
+        sampler_slack: See ``ReleaseRule``; summed over the rounds, and above 0 with a trust region.
+        noise_seed: Set when the noise came from a seed: then there is no privacy, and the certificate says so first.
+        evaluation_private: Whether the metrics come from private records.
     """
-    require_certifiable(epsilon)
-    private = insecure_seed is None
-    not_covered = [
-        "evaluation metrics: computed on "
-        + ("private records, and not covered by epsilon" if evaluation_private else "records outside the guarantee"),
-        COUNTS_NOT_COVERED[adjacency] if diagnostics is None else COUNTS_RELEASED,
-        *NOT_COVERED,
-        *([SINGLE_RECORDS] if unit_column is None else []),
-    ]
-    if arithmetic != "exact integer":
-        not_covered.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
-    return {
-        "statement": statement_of(epsilon, delta, unit, adjacency, insecure_seed),
-        "private": private,
-        "insecure_noise_seed": insecure_seed,
-        "epsilon": epsilon,
-        "delta": delta,
-        "mu": mu,
-        "rho": rho,
-        "pure_epsilon": pure_epsilon,
-        "adjacency": {"kind": adjacency, "meaning": ADJACENCIES[adjacency]},
-        "unit": unit,
-        "unit_column": unit_column,
-        "records_public": records_public,
-        "rounds": [dict(entry) for entry in rounds],
-        "parts": {"count": parts, "meaning": ALL_UNITS if parts == 1 else ONE_PART},
-        "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
-        if micro_batch is None
-        else {"rounded": "per micro-batch", "micro_batch": micro_batch, "meaning": EACH_BATCH},
-        "noise": {
-            "kind": noise,
-            "arithmetic": arithmetic,
-            "rounded_to_grid": True,
-            "sampler_slack": sampler_slack,
-            "meaning": ROUNDED_POINT if sampler_slack else EXACT_DRAW if noise == "discrete" else ROUNDED_DRAW,
-        },
-        "mechanism": mechanism,
-        "subspace": dict(subspace),
-        "precision": dict(precision),
-        "diagnostics": dict(diagnostics) if diagnostics else None,
-        "plan_id": plan_id,
-        "ledger": dict(ledger),
-        "model_sha256": model_sha256,
-        "versions": dict(versions),
-        "not_covered": not_covered,
-    }
+
+    epsilon: float
+    delta: float
+    mu: float
+    rho: float | None
+    pure_epsilon: float | None
+    adjacency: Adjacency
+    unit: str
+    units: int
+    rounds: Sequence[Mapping[str, Any]]
+    parts: int
+    micro_batch: int | None
+    noise: Noise
+    arithmetic: str
+    mechanism: str
+    subspace: Mapping[str, Any]
+    precision: Mapping[str, Any]
+    plan_id: str
+    ledger: Mapping[str, Any]
+    model_sha256: str
+    versions: Mapping[str, str]
+    unit_column: str | None = None
+    diagnostics: Mapping[str, Any] | None = None
+    sampler_slack: float = 0.0
+    noise_seed: int | None = None
+    evaluation_private: bool = False
+
+    def tree(self) -> dict[str, Any]:
+        """Return the certificate as a tree for JSON.
+
+        Raises:
+            InternalError: Its figures can't be right.
+        """
+        require_certifiable(self.epsilon)
+        return {
+            "statement": statement_of(self.epsilon, self.delta, self.unit, self.adjacency, self.noise_seed),
+            "private": self.noise_seed is None,
+            "noise_seed": self.noise_seed,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "mu": self.mu,
+            "rho": self.rho,
+            "pure_epsilon": self.pure_epsilon,
+            "adjacency": {"kind": str(self.adjacency), "meaning": ADJACENCIES[self.adjacency]},
+            "unit": self.unit,
+            "unit_column": self.unit_column,
+            "units": self.units,
+            "rounds": [dict(entry) for entry in self.rounds],
+            "parts": {"count": self.parts, "meaning": ALL_UNITS if self.parts == 1 else ONE_PART},
+            "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
+            if self.micro_batch is None
+            else {"rounded": "per micro-batch", "micro_batch": self.micro_batch, "meaning": EACH_BATCH},
+            "noise": {
+                "kind": str(self.noise),
+                "arithmetic": self.arithmetic,
+                "rounded_to_grid": True,
+                "sampler_slack": self.sampler_slack,
+                "meaning": ROUNDED_POINT
+                if self.sampler_slack
+                else EXACT_DRAW
+                if self.noise == Noise.DISCRETE
+                else ROUNDED_DRAW,
+            },
+            "mechanism": self.mechanism,
+            "subspace": dict(self.subspace),
+            "precision": dict(self.precision),
+            "diagnostics": dict(self.diagnostics) if self.diagnostics else None,
+            "plan_id": self.plan_id,
+            "ledger": dict(self.ledger),
+            "model_sha256": self.model_sha256,
+            "versions": dict(self.versions),
+            "not_covered": self._not_covered(),
+        }
+
+    def _not_covered(self) -> list[str]:
+        """What the guarantee does not cover, in words."""
+        records = (
+            "private records, and not covered by epsilon"
+            if self.evaluation_private
+            else "records outside the guarantee"
+        )
+        texts = [
+            f"evaluation metrics: computed on {records}",
+            COUNTS_NOT_COVERED[self.adjacency] if self.diagnostics is None else COUNTS_RELEASED,
+            *NOT_COVERED,
+            *([SINGLE_RECORDS] if self.unit_column is None else []),
+        ]
+        if self.arithmetic != "exact integer":
+            texts.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
+        return texts
 
 
-def statement_of(epsilon: float, delta: float, unit: str, adjacency: str, insecure_seed: int | None) -> str:
-    """The guarantee in one sentence; with seeded noise, that there is none."""
-    if insecure_seed is not None:
-        return f"NOT PRIVATE: the noise came from the seed {insecure_seed}. The figures below hold for no one."
+def statement_of(epsilon: float, delta: float, unit: str, adjacency: Adjacency, noise_seed: int | None) -> str:
+    """State the guarantee in one sentence; with seeded noise, state that there is none."""
+    if noise_seed is not None:
+        return f"NOT PRIVATE: the noise came from the seed {noise_seed}. The figures below hold for no one."
     return f"The released parameters are ({epsilon!r}, {delta!r})-differentially private for {unit} ({adjacency})."
 
 
 def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
-    """Sorted, indented JSON; raises ValueError for NaN and infinities."""
+    """Encode a certificate as sorted, indented JSON. Raises ValueError for NaN and infinities."""
     return (json.dumps(certificate, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 

@@ -1,10 +1,10 @@
-"""Progress: which stage, and while it lasts a mark every INTERVAL seconds. No private figure.
+"""Progress: which stage is running, and while it lasts a mark every INTERVAL seconds. No report holds a private figure.
 
-On a terminal a bar (rich); elsewhere plain flushed lines; beside both ``progress.jsonl`` in the output folder with the same events.
-Stages begin and end with an event. In between a clock writes the marks, whatever the work is: marks at shares of the work would tell, by
-their times, how many micro-batches there are. Where counts are public (``counts_public``) a mark carries the share that is done.
-Elsewhere the share is a function of private counts: marks have none, and times are whole multiples of INTERVAL. How long a stage takes as
-such is not hidden.
+A terminal shows a bar (rich), other streams get plain flushed lines; ``progress.jsonl`` in the output folder gets the same events.
+Stages begin and end with an event. In between a clock sets off the marks, whatever the work is: marks at shares of the work would tell, by
+their times, how many micro-batches there are. Where counts are public (``counts_public``) a mark carries the share that is finished.
+Elsewhere the share is a function of private counts: marks carry none, and times are whole multiples of INTERVAL. How long a stage takes
+as a whole is not hidden.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ INTERVAL = 10.0
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One report. share: of the stage, 0 where it begins, 1 where it ends; None in a mark of a stage with private counts.
+    """One report: a stage begins or ends, or a mark in between.
 
-    seconds: since the stage began; in a mark a whole multiple of INTERVAL. seconds_left: None when unknown. time: seconds since the
-    epoch. With private counts seconds and time are rounded up to multiples of INTERVAL. round: from 0, None for stages outside the rounds.
+    With private counts ``seconds`` and ``time`` are rounded up to multiples of INTERVAL.
+
+    Attributes:
+        stage: The name of the stage.
+        round: The number of the round, from 0; None for stages outside the rounds.
+        share: The finished share of the stage, 0 where it begins, 1 where it ends; None in a mark of a stage with private counts.
+        seconds: Seconds since the stage began; in a mark a whole multiple of INTERVAL.
+        seconds_left: How many seconds the stage will still take; None when unknown.
+        time: Seconds since the epoch.
     """
 
     stage: str
@@ -47,14 +54,21 @@ class ProgressEvent:
 
 
 class Progress:
-    """Reports of one run. Use as a context manager: leaving it ends the last stage.
+    """The reports of one run. Use it as a context manager: leaving it ends the last stage.
 
-    out: folder of progress.jsonl (None: no file), appended to. rounds: for the text "round 2/3". counts_public: see the module.
-    silent: no output, no file, no callback (ranks other than 0); stages are still timed.
-    stream: where lines go, standard error by default. callback: called with each event, in the thread that calls the methods: with marks
-    when that thread next says something. clock: seconds that never go back.
+    Marks are written by a thread of their own, which ends with the stage.
 
-    Marks are written by a thread of their own, which ends with the stage. Raises StorageError when progress.jsonl can't be written.
+    Args:
+        out: The folder of progress.jsonl, which is appended to; no file when None.
+        rounds: The number of rounds, for the text "round 2/3".
+        counts_public: Whether counts are public, see the module.
+        silent: Whether to leave out all output, the file and the callback (on ranks other than 0); stages are still timed.
+        callback: Called with each event, in the thread that calls the methods: with marks when that thread next calls one.
+        stream: Where lines go; standard error when None.
+        clock: Returns seconds that never go back.
+
+    Raises:
+        StorageError: progress.jsonl can't be written; raised by the methods.
     """
 
     def __init__(
@@ -77,15 +91,15 @@ class Progress:
         self._clock = clock
         self._stage: str | None = None
         self._round: int | None = None
-        self._started = 0.0
-        self._began = 0.0  # the same on the clock of the day
-        self._exact: dict[str, float] = {}
+        self._start = 0.0  # when the stage began, by the clock
+        self._start_time = 0.0  # when the stage began, by the time of day
+        self._seconds: dict[str, float] = {}
         self._share = 0.0
         self._marks = 0
-        self._lock = threading.RLock()  # of all above and below
+        self._lock = threading.RLock()  # guards all attributes that change
         self._ended = threading.Event()
         self._ticker: threading.Thread | None = None
-        self._waiting: list[ProgressEvent] = []
+        self._events: list[ProgressEvent] = []
         self._failure: BaseException | None = None
         self._bar = _Bar(self._stream) if not silent and self._stream.isatty() else None
 
@@ -98,20 +112,20 @@ class Progress:
         try:
             self.close(finished=kind is None)
         except StorageError:
-            if kind is None:  # else the error that ends the run is the one to tell
+            if kind is None:  # otherwise people hear of the error that ends the run
                 raise
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, all rounds together; rounded up to multiples of INTERVAL where counts are private."""
-        return {stage: seconds if self._public else _up(seconds) for stage, seconds in self._exact.items()}
+        """Seconds that each stage took, all rounds together; rounded up to multiples of INTERVAL where counts are private."""
+        return {stage: seconds if self._public else _up(seconds) for stage, seconds in self._seconds.items()}
 
     def stage(self, name: str, round: int | None = None) -> None:
         """End the running stage and begin another one."""
         self._end(finished=True)
         with self._lock:
             self._stage, self._round, self._share, self._marks = name, round, 0.0, 0
-            self._started, self._began = self._clock(), time.time()
+            self._start, self._start_time = self._clock(), time.time()
             self._report(0.0, 0.0)
         self._deliver()
         if not self._silent:
@@ -122,21 +136,21 @@ class Progress:
             self._ticker.start()
 
     def advance(self, share: float) -> None:
-        """The running stage is done to ``share`` (0 to 1). Shown by the next mark, and only where counts are public."""
+        """Note that the running stage is finished to ``share`` (0 to 1). The next mark shows it where counts are public."""
         with self._lock:
             self._share = max(self._share, min(max(share, 0.0), 1.0))
         self._deliver()
 
     def write_marks(self) -> None:
-        """Write the marks that are due: one for each whole INTERVAL since the stage began. The thread of the marks calls it."""
+        """Write the marks that are due: one for each whole INTERVAL since the stage began. The marks' thread calls this."""
         with self._lock:
-            due = 0 if self._stage is None else int((self._clock() - self._started) / INTERVAL)
-            while self._marks < due:
+            total = 0 if self._stage is None else int((self._clock() - self._start) / INTERVAL)
+            while self._marks < total:
                 self._marks += 1
                 self._report(self._share if self._public else None, self._marks * INTERVAL)
 
     def say(self, text: str) -> None:
-        """A line of public text between the stages' own; neither in the file nor to the callback."""
+        """Print a line of public text between the lines of the stages. Neither the file nor the callback gets it."""
         if self._silent:
             return
         with self._lock:
@@ -147,7 +161,7 @@ class Progress:
                 self._stream.flush()
 
     def close(self, *, finished: bool = True) -> None:
-        """End the running stage (``finished``: with its last event) and give the terminal back."""
+        """End the running stage, with its last event where it is ``finished``, and give the terminal back."""
         try:
             self._end(finished)
         finally:
@@ -163,21 +177,21 @@ class Progress:
         with self._lock:
             if self._stage is None:
                 return
-            seconds = self._clock() - self._started
+            seconds = self._clock() - self._start
             try:
                 if finished and not self._silent:
                     self.write_marks()
                     self._report(1.0, seconds)
             finally:
-                self._exact[self._stage] = self._exact.get(self._stage, 0.0) + seconds
+                self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + seconds
                 self._stage = None
         self._deliver()
 
     def _tick(self, ended: threading.Event) -> None:
-        """The thread of the marks: wakes at each whole INTERVAL of the stage until it ends."""
+        """Write the marks, in a thread of its own that wakes at each whole INTERVAL of the stage until it ends."""
         while True:
             with self._lock:
-                pause = self._started + (self._marks + 1) * INTERVAL - self._clock()
+                pause = self._start + (self._marks + 1) * INTERVAL - self._clock()
             if ended.wait(max(pause, 0.0)):
                 return
             try:
@@ -187,12 +201,12 @@ class Progress:
                 return
 
     def _deliver(self) -> None:
-        """Call back, and raise what went wrong in the thread of the marks. In the thread of the caller."""
+        """In the caller's thread, call back with waiting events and raise what went wrong in the thread of the marks."""
         with self._lock:
             failure, self._failure = self._failure, None
-            waiting, self._waiting = self._waiting, []
+            events, self._events = self._events, []
         if self._callback is not None:
-            for event in waiting:
+            for event in events:
                 self._callback(event)
         if failure is not None:
             raise failure
@@ -200,10 +214,10 @@ class Progress:
     def _report(self, share: float | None, seconds: float) -> None:
         if self._silent or self._stage is None:
             return
-        left = seconds * (1 - share) / share if share and (self._public or share == 1) else None
+        remaining = seconds * (1 - share) / share if share and (self._public or share == 1) else None
         event = ProgressEvent(
-            self._stage, self._round, share, self._coarse(seconds), left and round(left, 3),
-            self._coarse(self._began + seconds),
+            self._stage, self._round, share, self._coarse(seconds), remaining and round(remaining, 3),
+            self._coarse(self._start_time + seconds),
         )  # fmt: skip
         if self._bar is not None:
             self._bar.show(self._title(), share)
@@ -212,7 +226,7 @@ class Progress:
             self._stream.flush()
         if self._file is not None:
             _append(self._file, dataclasses.asdict(event))
-        self._waiting.append(event)
+        self._events.append(event)
 
     def _coarse(self, seconds: float) -> float:
         return round(seconds, 3) if self._public else _up(seconds)
@@ -220,8 +234,8 @@ class Progress:
     def _title(self) -> str:
         if self._round is None:
             return str(self._stage)
-        of = f"/{self._rounds}" if self._rounds is not None else ""
-        return f"{self._stage}, round {self._round + 1}{of}"
+        total = f"/{self._rounds}" if self._rounds is not None else ""
+        return f"{self._stage}, round {self._round + 1}{total}"
 
 
 def _up(seconds: float) -> float:
@@ -249,7 +263,7 @@ def _duration(seconds: float) -> str:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     try:
-        # Not through a link: it could have this append to any file of the user's.
+        # Links are not followed: one could make this append to any file of the user's.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
@@ -258,7 +272,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 
 class _Bar:
-    """The bar of a terminal: one line a stage, the finished ones stay. Drawn when it is told to be, never in between."""
+    """The bar of a terminal: one line for each stage, which stays when the stage ends. It is drawn on each call, never in between."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
@@ -272,7 +286,7 @@ class _Bar:
         self._title = ""
 
     def show(self, title: str, share: float | None) -> None:
-        """Move the bar of ``title`` to ``share``, None: unknown; a new title begins a new bar."""
+        """Move the bar of ``title`` to ``share`` (None when unknown); a new title begins a new bar."""
         if self._task is None or title != self._title:
             self._title, self._task = title, self._bars.add_task(title, total=1.0)
         if share is None:
@@ -282,7 +296,7 @@ class _Bar:
         self._bars.refresh()
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self._bars.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:

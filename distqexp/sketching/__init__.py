@@ -1,1 +1,1 @@
-"""Private: per-example gradients, the Lipschitz clip, exact integer sums. Nothing here logs or stores."""
+"""From a piece's private records to integer sums: the Lipschitz clip, the grid, the counters. Nothing here logs or stores."""

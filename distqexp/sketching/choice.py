@@ -1,4 +1,4 @@
-"""Which sketcher a round takes."""
+"""The choice of a round's sketcher."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from distqexp.sketching.sketcher import BatchSketcher, Sketcher
 
 
 def sketcher_of(context: RoundContext, state: RoundState) -> Sketcher | BatchSketcher | CurvatureSketcher:
-    """The sketcher of ``state`` on what ``context`` works with."""
-    grid, radius = state.grid, context.config.mechanism.trust_radius
-    if state.factors is not None and radius is not None:
+    """Return the sketcher for a round's state, which works on the gradients of ``context``."""
+    grid, trust_radius = state.grid, context.config.mechanism.trust_radius
+    if state.factors is not None and trust_radius is not None:
         return CurvatureSketcher(
             context.whole_gradients,
             step=grid.step,
             clip_integer=grid.clip_integer,
-            radius=radius,
+            trust_radius=trust_radius,
             factor_step=state.factors.step,
             price=state.factors.price,
             largest_trace=state.factors.largest_trace,
@@ -38,7 +38,7 @@ def sketcher_of(context: RoundContext, state: RoundState) -> Sketcher | BatchSke
 
 
 def _counters(context: RoundContext, counter: int) -> UnitCounters | None:
-    """The counters of diagnostics; None where the grid has no step for them."""
+    """Return the counters of diagnostics; None without diagnostics, where the grid's ``counter`` is 0."""
     if counter == 0:
         return None
     largest = context.config.diagnostics.largest_loss

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from distqexp.arrays import BoolArray, FloatArray
 from distqexp.errors import UsageError
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def clip_units(vectors: FloatArray, finite: BoolArray, clip: float) -> FloatArray:
-    """Scale each unit's whitened gradient to norm at most ``clip``; a non-finite unit becomes exactly zero.
+    """Scale each unit's whitened gradient to norm at most ``clip``; a non-finite unit becomes exactly zero. Private.
 
-    vectors: (units, k), private. finite: (units,), private; False where a record's gradient was not finite.
-    Each row of the result, (units, k), is a function of that row alone. The norm is taken of the unit's sum,
-    so that a unit of many records is bounded once. Floating-point rounding may leave a norm a few units in
-    the last place above ``clip``: the integer check of ``round_to_grid`` has the last word.
+    The norm is that of the unit's sum, so that a unit of many records is bounded once. Floating-point rounding may leave a norm a
+    few units in the last place above ``clip``: the integer check of ``round_to_grid`` has the last word.
 
-    Raises UsageError when ``clip`` is not a finite positive number.
+    Args:
+        vectors: The gradient of each unit, (units, k).
+        finite: Which units have finite gradients throughout, (units,).
+        clip: C, in whitened units.
+
+    Returns:
+        The clipped vectors, (units, k), each a function of the same row of ``vectors`` alone.
+
+    Raises:
+        UsageError: ``clip`` is not a finite positive number.
     """
     if not (np.isfinite(clip) and clip > 0):
         raise UsageError(f"clip: found {clip!r}; expected a finite number above 0")

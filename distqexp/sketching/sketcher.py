@@ -1,12 +1,12 @@
-"""One piece of private records to one integer sum: by unit, or by micro-batch."""
+"""The sketchers that turn a piece of private records into one integer sum, by unit or by micro-batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from distqexp.arrays import IntegerArray
 from distqexp.errors import UsageError
 from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch
@@ -17,11 +17,17 @@ from distqexp.sketching.integers import round_sum, round_to_grid
 
 
 class Sketcher:
-    """Clips each unit to ``clip`` (whitened Euclidean norm), rounds it to the grid, sums in int64.
+    """Clips each unit to a whitened Euclidean norm, rounds it to the grid, and sums in int64.
 
-    clip, step and clip_integer are public. One unit moves the sum by at most ``clip_integer`` in Euclidean
-    norm (zero-out, add-remove), exactly; under replace-one by at most twice that. counters: with them the sum is (k + 3,), its
-    last entries those of diagnostics.
+    One unit moves the sum by at most ``clip_integer`` in Euclidean norm, exactly, under zero-out and add-remove; under replace-one by
+    at most twice that.
+
+    Args:
+        gradients: The whitened gradients of units.
+        clip: C, in whitened units. Public.
+        step: The step of the grid. Public.
+        clip_integer: C in steps of the grid. Public.
+        counters: The counters of diagnostics, if any. With them the sum is (k + 3,), and its last entries are theirs.
     """
 
     def __init__(
@@ -39,13 +45,13 @@ class Sketcher:
         self.clip_integer = clip_integer
         self.counters = counters
 
-    def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
-        """The int64 sum (k,), or (k + 3,), over the units of one piece. Private. Wraps modulo 2^64, never saturates."""
-        total: npt.NDArray[np.int64] = self.unit_integers(batches).sum(axis=0, dtype=np.int64)
+    def sketch(self, batches: Iterable[Batch]) -> IntegerArray:
+        """Return the sum over the units of one piece, int64 (k,) or (k + 3,), which wraps modulo 2^64. Private."""
+        total: IntegerArray = self.unit_integers(batches).sum(axis=0, dtype=np.int64)
         return total
 
-    def unit_integers(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
-        """Each unit's integers, (units, k) or (units, k + 3), int64. Private."""
+    def unit_integers(self, batches: Iterable[Batch]) -> IntegerArray:
+        """Return the integers of each unit, int64 (units, k) or (units, k + 3). Private."""
         watch = self.counters.watch() if self.counters else None
         vectors, finite = self.gradients.of_piece(watch.over(batches) if watch else batches)
         integers = round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)
@@ -57,10 +63,18 @@ class Sketcher:
 
 
 class BatchSketcher:
-    """Clips each record (a unit of its own) and sums a micro-batch layer by layer in float64; rounds the sum to the grid.
+    """Clips each record (a unit of its own), sums a micro-batch layer by layer in float64, and rounds the sum to the grid.
 
-    clip, step, cancellation and largest_terms are public. One unit moves the sum by at most what ``mechanism.batch_sums`` says, in
-    Euclidean norm (docs/proofs/batches.md): zero-out and replace-one alone, where every other unit keeps its micro-batch.
+    One unit moves the sum by at most the Euclidean norm that ``mechanism.rounding_slack`` gives (docs/proofs/batches.md). That holds
+    under zero-out and replace-one alone, where every other unit stays in its micro-batch.
+
+    Args:
+        gradients: The whitened gradients, layer by layer.
+        clip: C, in whitened units. Public.
+        step: The step of the grid. Public.
+        cancellation: How many times the clip the spread of a record may be. Public.
+        largest_terms: How many terms a coordinate of a sum may have. Public.
+        counters: The counters of diagnostics, if any. With them the sum is (k + 3,), and its last entries are theirs.
     """
 
     def __init__(
@@ -80,20 +94,20 @@ class BatchSketcher:
         self.largest_terms = largest_terms
         self.counters = counters
 
-    def sketch(self, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:
-        """The int64 sum (k,), or (k + 3,), over the micro-batches of one piece. Private. Wraps modulo 2^64, never saturates."""
-        total: npt.NDArray[np.int64] | None = None
+    def sketch(self, batches: Iterable[Batch]) -> IntegerArray:
+        """Return the sum over the micro-batches of one piece, int64 (k,) or (k + 3,), which wraps modulo 2^64. Private."""
+        total: IntegerArray | None = None
         counts = np.zeros(COUNTS, dtype=np.int64)
         for records, unit in batches:
             if len(np.unique(unit)) != len(unit):
                 raise UsageError(
                     'unit: one of several records; expected single records: set mechanism.rounding = "unit"'
                 )
-            found, weights, good = self.gradients.clipped_sum_and_weights(
+            clipped_sum, weights, good = self.gradients.clipped_sum_and_weights(
                 records, self.clip, self.cancellation, self.largest_terms
             )
-            rounded = round_sum(found, self.step)
-            total = rounded if total is None else np.add(total, rounded, out=total)
+            integers = round_sum(clipped_sum, self.step)
+            total = integers if total is None else np.add(total, integers, out=total)
             if self.counters is not None:
                 watch = self.counters.watch()
                 watch.see((records, unit))

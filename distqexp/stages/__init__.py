@@ -1,1 +1,1 @@
-"""The stages, one file each, with no mathematics in them: plan, sketch, pool, release, export."""
+"""The stages, one file each: plan, sketch, pool, release, export. They put the parts together and hold no mathematics."""

@@ -1,4 +1,4 @@
-"""What a plan says about its model, against the model as this machine builds it."""
+"""Holds what a plan says about its model against the model as this machine builds it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distqexp.artefacts.derived import derived_factor_grid
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import TOLERANCE, refuse_unlike
 from distqexp.artefacts.release import Release
-from distqexp.artefacts.restoring import restored
+from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
 from distqexp.errors import FileContentError
 from distqexp.expansion.passes import PublicContext
@@ -27,9 +27,16 @@ from distqexp.problem.records import blank_inputs
 
 
 def check_built(plan: Plan, worker: Worker, state: RoundState | None = None) -> None:
-    """Refuse (FileContentError, UsageError) a plan that is not of this model: d, k, theta, classes, blocks, curvature rows.
+    """Refuse a plan that does not fit its model: by d, k, theta, classes, vocabulary, blocks or curvature rows.
 
-    worker: on the plan. state: a later round's, looked at too.
+    Args:
+        plan: The plan.
+        worker: A worker on the plan; its model's parameters are set anew.
+        state: The state of a later round, to be checked as well.
+
+    Raises:
+        FileContentError: A figure differs from the model's.
+        UsageError: The plan's own figures are impossible for the model.
     """
     network = worker.lend()
     network.load_state(dict(plan.weights))
@@ -43,9 +50,9 @@ def check_built(plan: Plan, worker: Worker, state: RoundState | None = None) -> 
         refuse_unlike("schema.vocabulary", schema.vocabulary, vocabulary_of(network, schema.record_shape[0]))
     if schema.input_shape is not None and schema.loss == "cross-entropy":
         refuse_unlike("schema.classes", schema.classes, int(_outputs(plan, network).shape[-1]))
-    for found in [plan.state] + ([] if state is None else [state]):
-        _check_blocks(plan, worker, found)
-        _check_factors(plan, worker, found)
+    for each in [plan.state] + ([] if state is None else [state]):
+        _check_blocks(plan, worker, each)
+        _check_factors(plan, worker, each)
 
 
 def _outputs(plan: Plan, network: Network) -> Any:
@@ -58,37 +65,39 @@ def _outputs(plan: Plan, network: Network) -> Any:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan of a file, with its geometry looked at. Raises FileContentError."""
+    """Read a plan file and check the geometry of its state too. Raises FileContentError."""
     plan = Plan.read(path)
-    restored(path, lambda: check_geometry(plan, plan.state, "state"))
+    with_file_errors(path, lambda: check_geometry(plan, plan.state, "state"))
     return plan
 
 
 def read_release(path: Path, plan: Plan) -> Release:
-    """A release of a plan, with the geometry of the next round looked at. Raises FileContentError."""
+    """Read a release of the plan and check the geometry of the next round's state too. Raises FileContentError."""
     release = Release.read(path, plan)
-    following = release.next_state
-    if following is not None:
-        restored(path, lambda: check_geometry(plan, following, "next"))
+    successor = release.next_state
+    if successor is not None:
+        with_file_errors(path, lambda: check_geometry(plan, successor, "next"))
     return release
 
 
 def check_geometry(plan: Plan, state: RoundState, where: str) -> None:
-    """Refuse (FileContentError, UsageError) a state whose precision and flat subspace are not of the plan's kinds and size."""
+    """Refuse a state whose precision or flat subspace is not of the plan's kind and size; ``where`` names it in the message.
+
+    Raises FileContentError or UsageError.
+    """
     config, k = plan.config, plan.k
     precision = precision_from_arrays(config.precision.kind, k, dict(state.precision))
-    if config.precision.traits.needs is Needs.NOTHING:  # the config alone gives it
-        mechanism, n_bar = config.mechanism, config.privacy.units / config.mechanism.parts
-        step, damping = mechanism.step_of(state.round), config.precision.damping
-        own = make_precision(config.precision.kind, k, None, 0, n_bar, step, damping).to_arrays()
+    if config.precision.traits.needs is Needs.NOTHING:  # The config alone gives the precision.
+        step, damping = config.mechanism.step_of(state.round), config.precision.damping
+        expected = make_precision(config.precision.kind, k, None, 0, config.units_in_a_round, step, damping).to_arrays()
         for name, array in precision.to_arrays().items():
-            refuse_unlike(f"{where}.precision.{name}", array.tolist(), own[name].tolist(), TOLERANCE)
+            refuse_unlike(f"{where}.precision.{name}", array.tolist(), expected[name].tolist(), TOLERANCE)
     if config.subspace.traits.stored and not config.by_blocks:
         subspace_of(config, plan.d, k, state.round, None, state.subspace)
 
 
 def _check_blocks(plan: Plan, worker: Worker, state: RoundState) -> None:
-    """Arrays of subspace and precision, where both work layer by layer."""
+    """Refuse arrays of subspace and precision that don't fit the model's blocks, where either works layer by layer."""
     if worker.blocks is None:
         return
     subspace = subspace_of(plan.config, plan.d, plan.k, state.round, worker.blocks, state.subspace)

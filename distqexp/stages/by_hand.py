@@ -1,10 +1,11 @@
-"""One stage at a time, by files that people exchange: what a site does, and what a coordinator does."""
+"""One stage at a time, through files that people exchange: what a site does, and what a coordinator does."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ import numpy.typing as npt
 
 from distqexp.artefacts.plan import Plan, same_rules
 from distqexp.artefacts.release import Release
-from distqexp.artefacts.restoring import restored
+from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config, DataConfig
 from distqexp.engines.base import Engine
-from distqexp.engines.collectives import on_root_only, required
+from distqexp.engines.collectives import on_root_only, require
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
-from distqexp.problem.models import allowed_factory
+from distqexp.problem.models import require_allowed_factory
 from distqexp.problem.sources import Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
@@ -40,128 +41,139 @@ from distqexp.stages.charging import (
 from distqexp.stages.check import check_records
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.folder import new_file, open_folder, release_path
-from distqexp.stages.naming import accepted_as, with_contents
+from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
-from distqexp.stages.release import draw_release, make_release
+from distqexp.stages.release import Draw, draw_release, make_release
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import basis_of, open_shards, sketch_same_records, whole_sketch
 from distqexp.stages.void import Void, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
 
 
-def sketch_shard(
-    plan_file: Path,
-    data: Path | None,
-    out: Path,
-    engine: Engine,
-    *,
-    release: Path | None = None,
-    shard: str | None = None,
-    labels: Path | None = None,
-    blank: Path | None = None,
-    population: str | None = None,
-    insecure_seed: int | None = None,
-    ledger: Path | None = None,
-    callback: Callable[[ProgressEvent], None] | None = None,
-) -> None:
-    """At a site: see ``api.sketch``. Collective."""
-    plan = plan_from_root(engine, lambda: received_plan(plan_file))
+@dataclass(frozen=True)
+class SketchOrder:
+    """What a site is asked to sketch; ``api.sketch`` describes the fields."""
+
+    plan: Path
+    data: Path | None
+    out: Path
+    release: Path | None = None
+    shard: str | None = None
+    labels: Path | None = None
+    blank: Path | None = None
+    population: str | None = None
+    noise_seed: int | None = None
+    ledger: Path | None = None
+    callback: Callable[[ProgressEvent], None] | None = None
+
+
+def sketch_shard(order: SketchOrder, engine: Engine) -> None:
+    """Sketch a site's shard and charge the site's ledger, as ``api.sketch`` describes. Collective: every rank calls it."""
+    out = order.out
+    plan = plan_from_root(engine, lambda: _received_plan(order.plan))
     worker = Worker.of_plan(plan)
-    state = _state_after(plan, engine, release, ledger, lambda found: refuse_test_noise(found, insecure_seed), worker)
-    spec = shard_data(plan, shard, data, out, labels, blank)
+    state = _state_after(
+        plan, engine, order.release, order.ledger, lambda release: refuse_test_noise(release, order.noise_seed), worker
+    )
+    spec = _shard_data(plan, order.shard, order.data, out, order.labels, order.blank)
 
-    def own_books() -> Charging:
-        books = Charging(Ledger.open(ledger), insecure_seed, unit=spec.unit_name)
-        return accepted_as(plan, books, population)
+    def open_books() -> Charging:
+        books = Charging(Ledger.open(order.ledger), order.noise_seed, unit=spec.unit_name)
+        return charging_at_site(plan, books, order.population)
 
-    charging = on_root_only(engine, own_books)
+    charging = on_root_only(engine, open_books)
     role = f"site-{spec.shard or 'all'}"
-    engine.on_root(lambda: check_budget(plan, required(charging), role, first_round=state.round))
+    engine.on_root(lambda: check_budget(plan, require(charging), role, first_round=state.round))
 
-    def digest(*facts: bytes) -> bytes:  # on the root
-        return required(charging).ledger.keyed_digest(*facts)
+    def digest(*facts: bytes) -> bytes:  # runs on the root
+        return require(charging).ledger.keyed_digest(*facts)
 
     engine.on_root(lambda: refuse_overlaps(dataclasses.replace(plan.config.data, private=(spec,)), worker.readers))
-    sources, fingerprints = open_shards(plan, [spec], engine, digest, state, worker)
-    named = on_root_only(
+    shards = open_shards(plan, [spec], engine, digest, state, worker)
+    charging_with_contents = on_root_only(
         engine,
-        lambda: with_contents(required(charging), required(charging).population_of(plan), [spec], worker.readers),
+        lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),
     )
     parts = out.with_name(out.name + ".parts")
     engine.on_root(lambda: open_folder(parts, resume=True, private=True))
-    rounds, public = plan.config.mechanism.rounds, plan.config.privacy.counts_public
-    with Progress(rounds=rounds, counts_public=public, silent=not engine.is_root, callback=callback) as progress:
+    rounds, public = plan.config.mechanism.rounds, plan.config.privacy.adjacency.counts_public
+    with Progress(rounds=rounds, counts_public=public, silent=not engine.is_root, callback=order.callback) as progress:
         engine.on_progress = progress.advance
         progress.stage("sketch", state.round)
-        sums = sketch_same_records(plan, state, sources, fingerprints, parts, engine, digest, worker)
+        sums = sketch_same_records(plan, state, shards, parts, engine, digest, worker)
         progress.advance(1.0)
 
     def finish() -> None:
-        books, total = required(named), required(sums)
-        reservation = charge(plan, state, total, books, role, basis=basis_of(sources))
+        books, total = require(charging_with_contents), require(sums)
+        reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
         books.ledger.commit(reservation, None)
-        whole_sketch(plan, state, sources[0], total, everybody_pays(plan, reservation)).write(out)
+        whole_sketch(plan, state, shards.sources[0], total, everybody_pays(plan, reservation)).write(out)
         shutil.rmtree(parts)
 
     engine.on_root(finish)
 
 
-def release_round(
-    plan_file: Path,
-    quadratic: Path,
-    out: Path,
-    engine: Engine,
-    *,
-    previous: Path | None = None,
-    config: Config | None = None,
-    insecure_seed: int | None = None,
-    ledger: Path | None = None,
-    keep_quadratic: bool = False,
-) -> Release:
-    """At the coordinator: see ``api.release``. Collective."""
-    plan = plan_from_root(engine, lambda: received_plan(plan_file))
+@dataclass(frozen=True)
+class ReleaseOrder:
+    """What a coordinator is asked to release; ``api.release`` describes the fields."""
+
+    plan: Path
+    quadratic: Path
+    out: Path
+    previous: Path | None = None
+    config: Config | None = None
+    noise_seed: int | None = None
+    ledger: Path | None = None
+    keep_quadratic: bool = False
+
+
+def release_round(order: ReleaseOrder, engine: Engine) -> Release:
+    """Release a round at the coordinator, as ``api.release`` describes. Collective: every rank calls it."""
+    seed = order.noise_seed
+    plan = plan_from_root(engine, lambda: _received_plan(order.plan))
     worker = Worker.of_plan(plan)
-    state = _state_after(plan, engine, previous, ledger, lambda found: refuse_other_noise(found, insecure_seed), worker)
-    public = _public_data(plan, state, config)
-    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), insecure_seed))
+    state = _state_after(
+        plan, engine, order.previous, order.ledger, lambda previous: refuse_other_noise(previous, seed), worker
+    )
+    public = _public_data(plan, state, order.config)
+    charging = on_root_only(engine, lambda: Charging(Ledger.open(order.ledger), seed))
 
     def draw() -> tuple[npt.NDArray[Any], bool]:
         check_built(plan, worker, state)
-        pooled, books = Quadratic.read(quadratic, plan), required(charging)
+        pooled, books = Quadratic.read(order.quadratic, plan), require(charging)
         return draw_release(plan, state, pooled, books), charged_to_everybody(plan, state, pooled, books)
 
     noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
-    released = make_release(plan, state, noisy_sums, insecure_seed, public, engine, everybody=everybody, worker=worker)
-    engine.on_root(lambda: released.write(out))
-    if not keep_quadratic:
-        engine.on_root(lambda: quadratic.unlink(missing_ok=True))
-    return released
+    release = make_release(plan, state, Draw(noisy_sums, seed, everybody), public, engine, worker)
+    engine.on_root(lambda: release.write(order.out))
+    if not order.keep_quadratic:
+        engine.on_root(lambda: order.quadratic.unlink(missing_ok=True))
+    return release
 
 
 def export_run(
     plan_file: Path, releases: Sequence[Path], out: Path, *, config: Config | None = None, ledger: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """See ``api.export``."""
-    plan = received_plan(plan_file)
+    """Write a finished run's model and certificate; return certificate and metrics, as ``api.export`` describes."""
+    plan = _received_plan(plan_file)
     worker = Worker.of_plan(plan)
-    found = sorted((read_release(path, plan) for path in releases), key=lambda item: item.round)
-    if found:
-        refuse_false_void(plan, found[-1], ledger)
+    chain = sorted((read_release(path, plan) for path in releases), key=lambda release: release.round)
+    if chain:
+        refuse_false_void(plan, chain[-1], ledger)
     rounds = plan.config.mechanism.rounds
-    if [item.round for item in found] != list(range(rounds)):
-        raise UsageError(
-            f"export: rounds {[item.round for item in found]}; expected each of 0 to {rounds - 1} once: name every release"
-        )
+    numbers = [release.round for release in chain]
+    if numbers != list(range(rounds)):
+        raise UsageError(f"export: rounds {numbers}; expected each of 0 to {rounds - 1} once: name every release")
     check_built(plan, worker)
-    check_chain(plan, found, worker=worker)
-    data = _checked(plan, config).data.eval if config is not None else None
-    thetas = {"before": plan.state.theta, "after": found[-1].theta}
+    check_chain(plan, chain, worker=worker)
+    data = _same_config(plan, config).data.eval if config is not None else None
+    thetas = {"before": plan.state.theta, "after": chain[-1].theta}
     metrics = {when: evaluate(plan, theta, data, worker) for when, theta in thetas.items()}
-    charging = Charging(Ledger.open(ledger), found[-1].insecure_seed)
+    charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
     entry = ledger_entry(plan, charging, rounds - 1)
     open_folder(out, resume=False)
-    return export_model(plan, found, out, entry, charged_parts(plan, charging), worker), metrics
+    return export_model(plan, chain, out, entry, charged_parts(plan, charging), worker), metrics
 
 
 def check_source(
@@ -172,109 +184,108 @@ def check_source(
     labels: Path | None = None,
     blank: Path | None = None,
 ) -> list[str]:
-    """See ``api.check``. Private."""
+    """Describe a shard's records to their owner, in lines, as ``api.check`` describes. The lines are private."""
     if not isinstance(source, Config):
-        plan = received_plan(source)
-        spec = shard_data(plan, shard, data, None, labels, blank)
+        plan = _received_plan(source)
+        spec = _shard_data(plan, shard, data, None, labels, blank)
         return check_records(plan.schema, [spec], build_network(plan.config))
     if data is not None or labels is not None or blank is not None:
         raise UsageError(
             "check: data, labels or blank with a config, which names them itself; expected them with a plan"
         )
-    found = [spec for spec in source.data.private if shard is None or (spec.shard or "all") == shard]
-    if not found:
+    specs = [spec for spec in source.data.private if shard is None or (spec.shard or "all") == shard]
+    if not specs:
         raise UsageError(f"shard {shard}: not in the config; expected one of {', '.join(source.shards)}")
     network = build_network(source)
-    return check_records(fitted_schema(source, network, Readers()), found, network)
+    return check_records(fitted_schema(source, network, Readers()), specs, network)
 
 
 def void_next(plan_file: Path, out: Path, *, release: Path | None = None, ledger: Path | None = None) -> Void:
-    """At the coordinator: see ``api.void``."""
-    plan = received_plan(plan_file)
-    state = _state_after(plan, SerialEngine(), release, ledger, lambda found: None, Worker.of_plan(plan))
+    """Declare at the coordinator that the next round is never released, as ``api.void`` describes."""
+    plan = _received_plan(plan_file)
+    state = _state_after(plan, SerialEngine(), release, ledger, lambda previous: None, Worker.of_plan(plan))
     for folder in {plan_file.absolute().parent, out.absolute().parent}:
         _refuse_released(release_path(folder, state.round), plan)
     earlier = _stored_void(out)
     if earlier is None or earlier.release != f"{plan.plan_id}/{state.round}/{state.identity()}":
         new_file(out)
     with Ledger.open(ledger) as books:
-        found = void_round(plan, state, books)
-    if found != earlier:
-        found.write(new_file(out))
-    return found
+        void = void_round(plan, state, books)
+    if void != earlier:
+        void.write(new_file(out))
+    return void
 
 
-def received_plan(path: Path) -> Plan:
-    """The plan of a file, whose model this installation may build. Raises FileContentError, UsageError."""
-    received = read_plan(path)
-    allowed_factory(received.config.model.factory)
-    return received
+def _received_plan(path: Path) -> Plan:
+    """Read a plan whose model this installation may build. Raises FileContentError or UsageError."""
+    plan = read_plan(path)
+    require_allowed_factory(plan.config.model.factory)
+    return plan
 
 
 def _state_after(
-    made: Plan,
+    plan: Plan,
     engine: Engine,
     release: Path | None,
     ledger: Path | None,
     check: Callable[[Release], None],
     worker: Worker,
 ) -> RoundState:
-    """The state that a release left, which ``check`` lets through; the plan's own without one.
+    """Return the state that a release leads to, if ``check`` lets it through; without a release the plan's own state.
 
-    Whatever is wrong with the release, the ledger is no longer told by a void that its round wasn't released.
+    Once the release is read, a void that it proves false is undone in the ledger, whatever else is wrong with the release.
     """
     if release is None:
-        return made.state
+        return plan.state
 
     def read() -> Release:
-        found = read_release(release, made)
-        refuse_false_void(made, found, ledger)
-        check(found)
-        if found.round == 0:  # of later ones the state before is not at hand
-            restored(release, lambda: check_follows(made, made.state, found, worker=worker))
-        return found
+        content = read_release(release, plan)
+        refuse_false_void(plan, content, ledger)
+        check(content)
+        if content.round == 0:  # For later rounds the state before is not at hand.
+            with_file_errors(release, lambda: check_follows(plan, plan.state, content, worker=worker))
+        return content
 
-    found = release_from_root(engine, made, read)
-    if found is None or found.next_state is None:
+    previous = release_from_root(engine, plan, read)
+    if previous is None or previous.next_state is None:
         raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
-    return found.next_state
+    return previous.next_state
 
 
-def _refuse_released(path: Path, made: Plan) -> None:
-    if path.exists() and read_header(path, kind="release").plan_id == made.plan_id:
+def _refuse_released(path: Path, plan: Plan) -> None:
+    if path.exists() and read_header(path, kind="release").plan_id == plan.plan_id:
         raise UsageError(f"{path}: this round of the plan is released; expected one that never was: it can't be voided")
 
 
 def _stored_void(path: Path) -> Void | None:
-    """What an earlier attempt left there. Raises UsageError where it is another file."""
+    """Return the void that an earlier attempt left there, if any. Raises UsageError where it is another file."""
     try:
         return Void.read(path) if path.exists() else None
     except FileContentError:
         raise UsageError(f"--out {path}: exists and is no void; expected a new file, nothing is overwritten") from None
 
 
-def shard_data(
-    made: Plan, shard: str | None, data: Path | None, out: Path | None, labels: Path | None, blank: Path | None
+def _shard_data(
+    plan: Plan, shard: str | None, data: Path | None, out: Path | None, labels: Path | None, blank: Path | None
 ) -> DataConfig:
-    """The plan's shard by that name, or by the name of ``data`` or ``out``, with its files on this machine. Raises UsageError."""
-    names = made.config.shards
+    """Return the shard of that name, or of the name of ``data`` or ``out``, with its files on this machine. Raises UsageError."""
+    names = plan.config.shards
     files = [path for path in (data, out) if path is not None]
     candidates = [shard] if shard is not None else [path.name.split(".")[0] for path in files]
-    found = next(
-        (name for name in candidates if name in names), names[0] if len(names) == 1 and shard is None else None
-    )
-    if found is None and not candidates:
+    only = names[0] if len(names) == 1 and shard is None else None
+    match = next((name for name in candidates if name in names), only)
+    if match is None and not candidates:
         raise UsageError(f"--data: not given; expected the file of one of the shards {', '.join(names)}")
-    if found is None and data is not None and not data.exists():
+    if match is None and data is not None and not data.exists():
         raise UsageError(f"--data {data}: no such file; correct the path")
-    if found is None:
+    if match is None:
         where = "--shard" if shard is not None else "the names of " + " and ".join(path.name for path in files)
         raise UsageError(
             f"shard {' or '.join(candidates)} (from {where}): not in the plan; expected one of {', '.join(names)}: give --shard"
         )
-    spec = made.config.data.private[names.index(found)]
+    spec = plan.config.data.private[names.index(match)]
     if data is None and spec.format != "digits":
-        raise UsageError(f"--data: not given; expected the {spec.format} file of shard {found}")
+        raise UsageError(f"--data: not given; expected the {spec.format} file of shard {match}")
     return dataclasses.replace(
         spec,
         path=None if data is None else str(data.absolute()),
@@ -283,14 +294,15 @@ def shard_data(
     )
 
 
-def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
-    public = made.config.data.public
-    if made.config.precision.source == "probes":
+def _public_data(plan: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
+    """Return the public records that the state of the next round is computed from, or None where it needs none."""
+    public = plan.config.data.public
+    if plan.config.precision.source == "probes":
         return None
-    if public is None or state.round + 1 >= made.config.mechanism.rounds:
+    if public is None or state.round + 1 >= plan.config.mechanism.rounds:
         return None
     if config is not None:
-        return _checked(made, config).data.public
+        return _same_config(plan, config).data.public
     if public.format != "digits":
         raise UsageError(
             "--config: not given; expected the config whose data.public the next round's precision is computed from"
@@ -298,7 +310,8 @@ def _public_data(made: Plan, state: RoundState, config: Config | None) -> DataCo
     return public
 
 
-def _checked(made: Plan, config: Config) -> Config:
-    if not same_rules(made, config):
-        raise FileContentError(f"config: not the one that plan {made.plan_id[:16]} was made from; give that one")
+def _same_config(plan: Plan, config: Config) -> Config:
+    """Return ``config``, or raise FileContentError where the plan was made from another one."""
+    if not same_rules(plan, config):
+        raise FileContentError(f"config: not the one that plan {plan.plan_id[:16]} was made from; give that one")
     return config

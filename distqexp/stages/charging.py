@@ -1,4 +1,4 @@
-"""What a release costs whom: the budget that is looked at first, the charge, and what the ledger says of it afterwards."""
+"""What a release costs, and whom: the budget's check beforehand, the charge, and what the ledger says of it afterwards."""
 
 from __future__ import annotations
 
@@ -10,91 +10,99 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
 from distqexp.errors import FileContentError
-from distqexp.privacy.events import BoundedRelease, GaussianRelease
-from distqexp.privacy.events import Release as Event
+from distqexp.kinds import Noise
+from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Charge, Part, expenses
-from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
+from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Provenance
 from distqexp.privacy.ledger.books import Reservation
-from distqexp.privacy.ledger.populations import Accepted
+from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.privacy.soundness import require_certifiable
 
 
 @dataclass(frozen=True)
 class Charging:
-    """Whom a release is charged to: the ledger, and the universe of real or of test noise.
+    """Where a release is charged: the ledger, the books for real or for test noise, and the names that a site uses.
 
-    At a site: unit: whom its shard protects, the column of the unit ids or "record". population: the site's own name of the
-    plan's, accepted: what the plan calls it. Elsewhere these are as the plan says. contents: digests of what the
-    files hold, private; where they are at hand.
+    Attributes:
+        ledger: The ledger.
+        noise_seed: The seed of a test run's noise, or None for real noise.
+        unit: At a site, whom its shard protects: the column of the unit ids, or "record". None: as the plan says.
+        population: At a site, its own name of the plan's population. None: as the plan says.
+        plan_population: At a site, what the plan calls that population.
+        contents: Digests of what the data files hold, where the files are at hand. Private.
     """
 
     ledger: Ledger
-    insecure_seed: int | None = None
+    noise_seed: int | None = None
     unit: str | None = None
     population: str | None = None
-    accepted: Accepted | None = None
+    plan_population: PlanPopulation | None = None
     contents: tuple[bytes, ...] = ()
 
     @property
     def universe(self) -> str:
-        """Runs with seeded noise are test runs: each seed has its own books, marked NOT PRIVATE."""
-        return "private" if self.insecure_seed is None else f"insecure-seed-{self.insecure_seed}"
+        """The name of the books. Runs with seeded noise are test runs: each seed has its own books, marked NOT PRIVATE."""
+        return "private" if self.noise_seed is None else f"insecure-seed-{self.noise_seed}"
 
     def population_of(self, plan: Plan) -> str:
-        """The name that the plan's budget is kept under."""
+        """Return the name of the population that the plan's budget is kept under."""
         return self.population or plan.config.data.population
 
 
-def plan_cap(plan: Plan) -> Cap:
-    """The config's own budget: the cap of a population that has none."""
+def _plan_cap(plan: Plan) -> Cap:
+    """The config's own budget, which caps a population that has no cap."""
     return Cap(epsilon=plan.config.privacy.epsilon, delta=plan.config.privacy.delta)
 
 
-def round_key(plan: Plan, round: int, role: str) -> str:
-    """Who charges (site or curator), the plan and the round: the first part of a charge's key."""
+def _round_key(plan: Plan, round: int, role: str) -> str:
+    """The first part of a charge's key: the role ("release" at the curator, "site-SHARD" at a site), the plan and the round."""
     return f"{role}/{plan.plan_id}/{round}"
 
 
-def charge_key(plan: Plan, state: RoundState, role: str) -> str:
-    """The public identity of a charge: the round, and the state that it builds on.
+def _charge_key(plan: Plan, state: RoundState, role: str) -> str:
+    """The public identity of a charge: the round and the state that it builds on.
 
-    Without the state, a round repeated on another release would share a charge and a draw exactly when the
-    sums happen to agree: the number of charges, and a repeated release, would tell of the records.
+    Without the state, a round that is repeated on another release would share the charge and the draw exactly when the sums
+    happen to agree: the number of charges, and a repeated release, would tell something about the records.
     """
-    return f"{round_key(plan, state.round, role)}/{state.identity()}"
+    return f"{_round_key(plan, state.round, role)}/{state.identity()}"
 
 
 def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
-    """Refuse before a private record is read when the rounds from ``first_round`` on don't fit. Raises BudgetError.
+    """Refuse a run, before any private record is read, when its rounds from ``first_round`` on exceed the budget.
 
-    Rounds that are reserved already, by an earlier attempt, cost nothing again.
+    Rounds that an earlier attempt has reserved already cost nothing again. ``role`` says who charges: "release" at the curator,
+    "site-SHARD" at a site. Raises BudgetError.
     """
-    # What a round may cost at most, whatever its clip turns out to be.
-    event = _dearest(plan)
+    # The most that a round may cost, whatever its clip turns out to be.
+    event = _dearest_event(plan)
     population = charging.population_of(plan)
-    rows = _standing(charging, population)
-    # Whoever charged the round, site or curator: one release is one expense, see Ledger.reserve.
-    charged = {_round_of(row).partition("/")[2] for row in rows}
+    rows = _standing_rows(charging, population)
+    # By site or by curator, one release is one expense: see Ledger.reserve.
+    earlier_rounds = {_round_of(row).partition("/")[2] for row in rows}
     adjacency = plan.config.privacy.adjacency
-    planned = [
-        Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
+    charges = [
+        Charge(_round_key(plan, r, role), adjacency, event, plan.part(r))
         for r in range(first_round, plan.config.mechanism.rounds)
     ]
-    # The certificate that is planned: rounds that are charged already are part of it.
-    require_certifiable(expenses(planned).guarantee().epsilon(plan.config.privacy.delta) if planned else 1.0)
+    # The certificate will cover the rounds that are charged already, too.
+    require_certifiable(expenses(charges).guarantee().epsilon(plan.config.privacy.delta) if charges else 1.0)
     charging.ledger.check(
         population=population,
-        cap=plan_cap(plan),
-        charges=[charge for charge in planned if charge.key.partition("/")[2] not in charged],
+        cap=_plan_cap(plan),
+        charges=[charge for charge in charges if charge.key.partition("/")[2] not in earlier_rounds],
         universe=charging.universe,
         unit=charging.unit or plan.config.unit,
     )
 
 
 def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
-    """Number and hash of the charge of a round's release: public. Raises FileContentError when there is none."""
-    key = round_key(plan, round, "release")
-    rows = [row for row in _standing(charging, charging.population_of(plan)) if _round_of(row) == key]
+    """Return the number and the hash of the charge for a round's release, both public.
+
+    Raises FileContentError when the ledger has no such charge.
+    """
+    key = _round_key(plan, round, "release")
+    rows = [row for row in _standing_rows(charging, charging.population_of(plan)) if _round_of(row) == key]
     if not rows:
         raise FileContentError(
             f"{charging.ledger.path}: no charge for round {round} of plan {plan.plan_id[:16]}; "
@@ -104,18 +112,18 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
 
 
 def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
-    """Whose units each round of the plan was charged to; None, everybody's, also where the ledger doesn't say."""
-    rows = _standing(charging, charging.population_of(plan))
-    found: list[Part | None] = []
+    """Return the part whose units each round of the plan was charged to; None for everybody's, and where the ledger is silent."""
+    rows = _standing_rows(charging, charging.population_of(plan))
+    payers: list[Part | None] = []
     for round in range(plan.config.mechanism.rounds):
-        key = round_key(plan, round, "release")
+        key = _round_key(plan, round, "release")
         parts = {row.part for row in rows if _round_of(row) == key}
-        found.append(parts.pop() if len(parts) == 1 else None)
-    return found
+        payers.append(parts.pop() if len(parts) == 1 else None)
+    return payers
 
 
 def charged_to_everybody(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> bool:
-    """Whether the release of a round that the ledger has charged is everybody's, although the plan has parts."""
+    """Return whether everybody pays for a charged round's release, although the plan has parts."""
     if plan.config.mechanism.parts == 1:
         return False
     return quadratic.everybody or charged_parts(plan, charging)[state.round] is None
@@ -131,41 +139,53 @@ def charge(
     basis: bytes = b"",
     everybody: bool = False,
 ) -> Reservation:
-    """Reserve the round's budget for exactly these sums; the same sums again cost nothing. Raises BudgetError.
+    """Reserve the round's budget for exactly these sums; the same sums again cost nothing.
 
-    basis: what the parts of their units rest on, private. everybody: charged to everybody elsewhere, and so here.
+    Args:
+        plan: The plan.
+        state: The state of the round.
+        sums: The exact sums to be released. Private.
+        charging: The ledger and the names to charge under.
+        role: Who charges: "release" at the curator, "site-SHARD" at a site.
+        basis: What the parts of the units depend on, see ``Partition``. Private.
+        everybody: Whether the round was charged to everybody elsewhere; then it is here, too.
+
+    Raises:
+        BudgetError: The population's cap doesn't allow the charge.
     """
     return charging.ledger.reserve(
+        Charge(
+            _charge_key(plan, state, role),
+            plan.config.privacy.adjacency,
+            plan.event(state.grid),
+            None if everybody else plan.part(state.round),
+            charging.unit or plan.config.unit,
+        ),
         population=charging.population_of(plan),
-        key=charge_key(plan, state, role),
-        event=plan.event(state.grid),
-        adjacency=plan.config.privacy.adjacency,
-        cap=plan_cap(plan),
+        cap=_plan_cap(plan),
         sums=sums,
         universe=charging.universe,
-        part=None if everybody else plan.part(state.round),
-        basis=basis,
-        unit=charging.unit or plan.config.unit,
-        accepted=charging.accepted,
-        contents=charging.contents,
+        plan_population=charging.plan_population,
+        provenance=Provenance(basis, charging.contents),
     )
 
 
 def everybody_pays(plan: Plan, reservation: Reservation) -> bool:
-    """Whether a charge is everybody's although the plan has parts: a sketch or a release says so."""
+    """Return whether a charge is everybody's although the plan has parts; the sketch or the release has to say so."""
     return plan.config.mechanism.parts > 1 and reservation.part is None
 
 
-def _dearest(plan: Plan) -> Event:
-    calibration, discrete = plan.calibration, plan.config.mechanism.noise == "discrete"
+def _dearest_event(plan: Plan) -> Event:
+    """The privacy event of the dearest round that the plan's calibration allows."""
+    calibration, discrete = plan.calibration, plan.config.mechanism.noise == Noise.DISCRETE
     if calibration.epsilon_round is not None:
         return BoundedRelease(mu=calibration.mu_round, epsilon=calibration.epsilon_round, coordinates=plan.k)
     sigma = float(calibration.sigma_minimum) if discrete else None
     return GaussianRelease(mu=calibration.mu_round, coordinates=plan.coordinates, sigma=sigma)
 
 
-def _standing(charging: Charging, population: str) -> list[LedgerRow]:
-    """The charges of a population in this universe that were not given back."""
+def _standing_rows(charging: Charging, population: str) -> list[LedgerRow]:
+    """The charges of a population in these books that were not given back."""
     rows = charging.ledger.rows(population)
     return [row for row in rows if row.universe == charging.universe and row.state != "voided"]
 

@@ -1,4 +1,4 @@
-"""What the owner of private records may see of them: which are usable, which not and why. For the owner's own terminal, nowhere else."""
+"""Tells the owner of private records which of them are usable, and why others are not; for the owner's terminal only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import WORDS, Fault, label_rule, token_rule
@@ -22,37 +22,45 @@ WARNING = "PRIVATE: what follows tells about single records; read it on this ter
 
 _ROWS_AT_ONCE = 1 << 14
 _MOST = 20
-"""Columns and classes that are listed one by one."""
+"""So many columns or classes are listed one by one."""
 
 
 def check_records(schema: Schema, shards: Sequence[DataConfig], network: Network) -> list[str]:
-    """Columns, rules and counts of each shard in lines for people, a warning first. Private. Writes nothing and charges nothing.
+    """Describe the columns, rules and counts of each shard in lines for people, after a warning. The lines are private.
 
-    schema: of the plan, or fitted as a plan's is. network: the plan's model. Raises FileContentError for a file that can't be used at all.
+    Nothing is written and nothing is charged.
+
+    Args:
+        schema: The schema of the plan, or one fitted as a plan's is.
+        shards: The sources of private records.
+        network: The plan's model.
+
+    Raises:
+        FileContentError: A file can't be used at all.
     """
     return [WARNING, *(line for data in shards for line in _lines(data, schema, network))]
 
 
 @dataclass
 class _Counts:
-    """Private."""
+    """What was counted in the rows of a shard. Private."""
 
     faults: Counter[int] = field(default_factory=Counter)
     labels: Counter[float] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     infinite: Counter[str] = field(default_factory=Counter)
-    usable: list[NDArray[np.bool_]] = field(default_factory=list)
+    usable: list[BoolArray] = field(default_factory=list)
 
-    def add(self, dataset: Dataset, reader: Reader, rows: NDArray[np.int64]) -> None:
-        """Count these rows, in the order of the slots."""
+    def add(self, dataset: Dataset, reader: Reader, rows: IntegerArray) -> None:
+        """Count these rows, which come in the order of the slots."""
         faults = dataset.faults(rows)
         self.faults.update(faults.tolist())
         self.usable.append(faults == Fault.NONE)
-        seen = rows[(faults != Fault.BLANK) & (faults != Fault.NO_UNIT)]
+        records = rows[(faults != Fault.BLANK) & (faults != Fault.NO_UNIT)]
         names = dataset.schema.names
-        raw, _ = reader.read(seen, names)
-        unreadable = reader.unreadable(seen, names)
+        raw, _ = reader.read(records, names)
+        unreadable = reader.unreadable(records, names)
         for place, name in enumerate((*names, dataset.data.columns.target or "labels")):
             self.unreadable[name] += int(unreadable[:, place].sum())
         if not dataset.schema.tokens:
@@ -60,7 +68,7 @@ class _Counts:
         if dataset.schema.loss != "mean-squared-error":
             self.labels.update(reader.read(rows[faults == Fault.NONE], names)[1].tolist())
 
-    def _add_features(self, raw: NDArray[np.float64], unreadable: NDArray[np.bool_], names: Sequence[str]) -> None:
+    def _add_features(self, raw: FloatArray, unreadable: BoolArray, names: Sequence[str]) -> None:
         table = raw if len(names) == raw.shape[1] and raw.ndim == 2 else raw.reshape(len(raw), 1, -1)
         marks = unreadable if table.ndim == 2 else unreadable[:, :, None]
         with np.errstate(all="ignore"):
@@ -89,18 +97,18 @@ def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
         ("entries that are infinite or beyond float32", counts.infinite),
         ("missing values, which become public medians", counts.missing),
     ):
-        yield from (f"  {what}, in {line}" for line in _listed(by_column))
+        yield from (f"  {what}, in {line}" for line in _lines_by_column(by_column))
     if counts.labels:
         classes = sorted(counts.labels.items())
         more = f", and {len(classes) - _MOST} more" if len(classes) > _MOST else ""
         yield "  labels: " + ", ".join(f"{value:g}: {count:,}" for value, count in classes[:_MOST]) + more
 
 
-def _listed(counts: Counter[str]) -> Iterator[str]:
-    found = [(name, count) for name, count in counts.items() if count]
-    yield from (f"{name}: {count:,}" for name, count in found[:_MOST])
-    if len(found) > _MOST:
-        yield f"{len(found) - _MOST} other columns: {sum(count for _, count in found[_MOST:]):,}"
+def _lines_by_column(counts: Counter[str]) -> Iterator[str]:
+    present = [(name, count) for name, count in counts.items() if count]
+    yield from (f"{name}: {count:,}" for name, count in present[:_MOST])
+    if len(present) > _MOST:
+        yield f"{len(present) - _MOST} other columns: {sum(count for _, count in present[_MOST:]):,}"
 
 
 def _columns(data: DataConfig, schema: Schema) -> str:
@@ -128,5 +136,5 @@ def _units(data: DataConfig, slots: SlotMap, counts: _Counts) -> str:
     if data.unit is None:
         return ""
     usable = np.concatenate(counts.usable) if counts.usable else np.zeros(0, dtype=np.bool_)
-    known, served = (len(np.unique(slots.unit[which])) for which in (slots.rows != NO_ROW, usable))
-    return f", of {served:,} units; {known:,} units have an id"
+    all_units, usable_units = (len(np.unique(slots.unit[which])) for which in (slots.rows != NO_ROW, usable))
+    return f", of {usable_units:,} units; {all_units:,} units have an id"

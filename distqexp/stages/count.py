@@ -1,4 +1,7 @@
-"""A noisy count of the private units: a small release of its own, for whoever has no public figure for ``privacy.units``."""
+"""A noisy count of the private units: a small release of its own, for whoever has no public figure for ``privacy.units``.
+
+The count is paid for from the population's cap, which it shares with the run.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import numpy as np
 
 from distqexp.config import Config, config_to_tree, without_paths
 from distqexp.errors import UsageError
-from distqexp.mechanism.grid import Grid, choose_grid
+from distqexp.kinds import Adjacency, Noise
+from distqexp.mechanism.grid import Grid, GridOptions, choose_grid
 from distqexp.mechanism.rule import ReleaseRule
 from distqexp.privacy import gdp
 from distqexp.privacy.calibration import calibrate
 from distqexp.privacy.events import GaussianRelease
 from distqexp.privacy.expenses import Charge
-from distqexp.privacy.ledger.books import Cap
-from distqexp.privacy.units import group_of
+from distqexp.privacy.ledger import Cap, Provenance
+from distqexp.privacy.units import group_size
 from distqexp.problem.dataset import count_units
 from distqexp.stages.charging import Charging
 from distqexp.stages.naming import with_contents
@@ -26,15 +30,21 @@ from distqexp.stages.release import paid_draw
 from distqexp.storage.canonical import plan_identity
 
 REST = 0.99
-"""Of the epsilon that is left in theory: what discrete noise and rounding take is less than the remainder."""
+"""The share of the theoretically remaining epsilon that is promised: discrete noise and rounding take less than what is held back."""
 
 
 @dataclass(frozen=True)
 class UnitCount:
-    """A released count. Public: paid for.
+    """A released count. It is public, and paid for.
 
-    units: the noisy count, 1 at least. deviation: standard deviation of its noise. epsilon, delta: what it cost alone. left:
-    about the epsilon, at the config's delta, that the population's cap leaves for a run.
+    Attributes:
+        units: The noisy count, at least 1.
+        deviation: The standard deviation of its noise.
+        epsilon: The epsilon that the count alone cost.
+        delta: The delta that the count alone cost.
+        population: The population that was charged.
+        left: About the epsilon that the population's cap leaves for a run at the config's delta.
+        private: False when the noise came from a seed.
     """
 
     units: int
@@ -46,7 +56,7 @@ class UnitCount:
     private: bool
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the count in lines for people."""
         paid = f"(epsilon {self.epsilon:g}, delta {self.delta:g}, charged to {self.population})"
         return [
             *([] if self.private else ["NOT PRIVATE: noise from a seed"]),
@@ -55,18 +65,18 @@ class UnitCount:
         ]
 
     def tree(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the count as JSON types."""
         return asdict(self)
 
 
 def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCount:
-    """Count the units that are there in every private shard, with discrete Gaussian noise for ``epsilon`` at the config's delta.
+    """Count the units present in the private shards, with discrete Gaussian noise for ``epsilon`` at the config's delta.
 
-    Under zero-out and add-remove a unit moves the count by ``privacy.presence`` at most. The same records again give the stored
-    count and cost nothing. Needs a cap in the ledger: count and run share it. Raises UsageError, BudgetError.
+    Under zero-out and add-remove a unit moves the count by at most ``privacy.presence``. The same records again give the stored
+    count and cost nothing. The ledger must have a cap, which count and run share. Raises UsageError or BudgetError.
     """
     privacy, population = config.privacy, config.data.population
-    if privacy.adjacency == "replace-one":
+    if privacy.adjacency == Adjacency.REPLACE_ONE:
         raise UsageError(
             "privacy.adjacency: found replace-one, where the number of units is public; expected zero-out or add-remove: "
             "set privacy.units to the number itself"
@@ -80,19 +90,18 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
             f"distqexp ledger cap {population} --epsilon {privacy.epsilon:g} --delta {privacy.delta:g}"
         )
     grid, event = _noise(config, epsilon)
-    # Without the figure that is looked for; the rest says which units are counted, and how.
+    # privacy.units, which the count is to find, stays out; the rest says which units are counted, and how.
     settings = config_to_tree(without_paths(config))
-    counted = {
+    identity = {
         "data": settings["data"],
-        "adjacency": privacy.adjacency,
+        "adjacency": str(privacy.adjacency),
         "presence": privacy.presence,
         "event": asdict(event),
     }
-    plan = f"count-{plan_identity(counted, {})}"
-    charge = Charge(f"release/{plan}/0", privacy.adjacency, event)
+    charge = Charge(f"release/count-{plan_identity(identity, {})}/0", privacy.adjacency, event, unit=config.unit)
     rows = [row for row in charging.ledger.rows(population) if row.universe == charging.universe]
     if all(row.key != charge.key for row in rows):
-        # Before a record is read.
+        # A budget that is too small is refused before any record is read.
         charging.ledger.check(
             population=population, cap=cap, charges=[charge], universe=charging.universe, unit=config.unit
         )
@@ -100,34 +109,37 @@ def release_count(config: Config, charging: Charging, epsilon: float) -> UnitCou
     refuse_common_units(config.data.private, privacy.presence)
     sums = np.array([grid.clip_integer * sum(count_units(data) for data in config.data.private)], dtype=np.int64)
     reservation = charging.ledger.reserve(
-        population=population, key=charge.key, event=event, adjacency=privacy.adjacency, cap=cap, sums=sums,
-        universe=charging.universe, unit=config.unit, contents=charging.contents,
-    )  # fmt: skip
-    noisy = paid_draw(charging, reservation, ReleaseRule(1, grid, "discrete"), sums, round=0)
+        charge,
+        population=population,
+        cap=cap,
+        sums=sums,
+        universe=charging.universe,
+        provenance=Provenance(contents=charging.contents),
+    )
+    noisy_sums = paid_draw(charging, reservation, ReleaseRule(1, grid, Noise.DISCRETE), sums, round=0)
     return UnitCount(
-        units=max(1, round(int(noisy[0]) / grid.clip_integer)),
+        units=max(1, round(int(noisy_sums[0]) / grid.clip_integer)),
         deviation=grid.sigma / grid.clip_integer,
         epsilon=epsilon,
         delta=privacy.delta,
         population=population,
-        left=_left(charging, config, cap),
-        private=charging.insecure_seed is None,
+        left=_epsilon_left(charging, config, cap),
+        private=charging.noise_seed is None,
     )
 
 
 def _noise(config: Config, epsilon: float) -> tuple[Grid, GaussianRelease]:
-    """A unit is a clip of 1, on as fine a grid as the calibration asks for."""
+    """Choose grid and privacy event of the count: a unit is a clip of 1, on as fine a grid as the calibration asks for."""
     privacy = config.privacy
-    calibration = calibrate(epsilon=epsilon, delta=privacy.delta, rounds=1, k=1, noise="discrete")
-    grid = choose_grid(
-        1.0, calibration.mu_round, calibration.sigma_minimum, privacy.adjacency, presence=privacy.presence
-    )
+    calibration = calibrate(epsilon=epsilon, delta=privacy.delta, rounds=1, k=1, noise=Noise.DISCRETE)
+    options = GridOptions(presence=privacy.presence)
+    grid = choose_grid(1.0, calibration.mu_round, calibration.sigma_minimum, privacy.adjacency, options)
     return grid, GaussianRelease(mu=grid.mu, coordinates=1, sigma=float(grid.sigma))
 
 
-def _left(charging: Charging, config: Config, cap: Cap) -> float:
-    """About what a run with this config may still spend: of mu^2 what is not spent, by as many of its units as count together."""
-    spent = charging.ledger.spent(config.data.population, charging.universe).mu
-    whole, size = gdp.mu(cap.epsilon, cap.delta), group_of(config.unit, cap.units) or 1
-    mu = math.sqrt(whole**2 - spent**2) / size if spent < whole else 0.0
+def _epsilon_left(charging: Charging, config: Config, cap: Cap) -> float:
+    """About the epsilon that a run may still spend: what is left of the cap's mu^2, for a group of units that count together."""
+    spent_mu = charging.ledger.spent(config.data.population, charging.universe).mu
+    cap_mu, size = gdp.mu(cap.epsilon, cap.delta), group_size(config.unit, cap.declaration) or 1
+    mu = math.sqrt(cap_mu**2 - spent_mu**2) / size if spent_mu < cap_mu else 0.0
     return REST * gdp.epsilon(config.privacy.delta, mu) if mu else 0.0

@@ -1,4 +1,4 @@
-"""Stage 5, export: the fine-tuned weights, the certificate, and the metrics that are marked as not covered."""
+"""Stage 5, export: the fine-tuned weights, the certificate, and the metrics, which are marked as not covered by it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
 from distqexp.gradients.worker import Worker
+from distqexp.kinds import Adjacency, Noise
 from distqexp.mechanism.grid import Grid
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.guarantee import Guarantee
@@ -28,19 +29,22 @@ from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 from distqexp.problem.weights import write_weights
-from distqexp.report.certificate import build_certificate, write_certificate
+from distqexp.report.certificate import Certificate, write_certificate
 from distqexp.storage.atomic import write_atomic
 
 EVALUATION_BATCH = 1024
 
 
-def fine_tuned(plan: Plan, theta: FloatArray, worker: Worker | None = None) -> Network:
-    """The plan's model with the trainable parameters at ``theta``, (d,): the worker's own network, until its next round."""
+def fine_tuned_network(plan: Plan, theta: FloatArray, worker: Worker | None = None) -> Network:
+    """Return the plan's model with its trainable parameters at ``theta`` (d,).
+
+    It is the worker's own network, and valid until the worker sets other parameters.
+    """
     return (worker or Worker.of_plan(plan)).network_at(theta)
 
 
 def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Worker | None = None) -> dict[str, float]:
-    """Metrics of the model at ``theta`` on the evaluation records; empty without them. Not covered by epsilon."""
+    """Compute the model's metrics at ``theta`` on the evaluation records; empty without records. Not covered by epsilon."""
     if data is None:
         return {}
     private, worker = plan.config.data.eval_private, worker or Worker.of_plan(plan)
@@ -54,8 +58,8 @@ def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Wor
 def metrics_of(
     plan: Plan, theta: FloatArray, batches: Iterable[Records], worker: Worker | None = None
 ) -> dict[str, float]:
-    """Metrics of the model at ``theta`` on all of these records; private when they are."""
-    network = fine_tuned(plan, theta, worker)
+    """Compute the model's metrics at ``theta`` on all of these records; the metrics are private when the records are."""
+    network = fine_tuned_network(plan, theta, worker)
     outputs, targets, present = [], [], []
     for records in batches:
         outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
@@ -69,37 +73,46 @@ def export_model(
     releases: Sequence[Release],
     folder: Path,
     ledger_entry: dict[str, Any],
-    charged: Sequence[Part | None],
+    payers: Sequence[Part | None],
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Write model.safetensors, model.pt and certificate.json into ``folder``; return the certificate.
+    """Write model.safetensors, model.pt and certificate.json into ``folder`` and return the certificate. All of it is public.
 
-    ledger_entry: number and hash of the ledger's last row of this run. charged: whose units each round was charged
-    to, None: everybody's. All public.
+    Args:
+        plan: The plan.
+        releases: The releases of every round, in order.
+        folder: An existing folder.
+        ledger_entry: Number and hash of the ledger's last row of this run.
+        payers: The part whose units each round was charged to, or None for everybody's.
+        worker: A worker on the plan; a new one when None.
     """
-    state = fine_tuned(plan, releases[-1].theta, worker).state()
+    state = fine_tuned_network(plan, releases[-1].theta, worker).state()
     tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
-    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, charged)
+    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
     write_certificate(folder / "certificate.json", certificate)
     return certificate
 
 
-def guarantee_of(plan: Plan, releases: Sequence[Release], charged: Sequence[Part | None] | None = None) -> Guarantee:
-    """What the releases amount to for a unit. charged: whose units a ledger charged each to; as they say themselves, when None.
+def guarantee_of(plan: Plan, releases: Sequence[Release], payers: Sequence[Part | None] | None = None) -> Guarantee:
+    """Return the guarantee that the releases together give a unit.
 
-    A release that says everybody's is everybody's, whatever the ledger says.
+    Args:
+        plan: The plan.
+        releases: Its releases.
+        payers: The part whose units a ledger charged each release to; when None, what the releases say themselves. A release
+            that says everybody's is everybody's, whatever the ledger says.
     """
-    parts = _charged(plan, releases, charged)
+    parts = _payers(plan, releases, payers)
     return expenses(
         [
             Charge(
                 f"release/{plan.plan_id}/{release.round}",
                 plan.config.privacy.adjacency,
-                plan.event(Grid(**release.used["grid"])),
+                plan.event(Grid(**release.state_header["grid"])),
                 part,
             )
             for release, part in zip(releases, parts, strict=True)
@@ -112,18 +125,17 @@ def certificate_of(
     releases: Sequence[Release],
     model_sha256: str,
     ledger_entry: dict[str, Any],
-    charged: Sequence[Part | None],
+    payers: Sequence[Part | None],
 ) -> dict[str, Any]:
-    """The certificate: public figures only."""
+    """Return the certificate, which has public figures only; the arguments are those of ``export_model``."""
     config, privacy = plan.config, plan.config.privacy
-    discrete = config.mechanism.noise == "discrete"
-    charged = _charged(plan, releases, charged)
-    grids = [release.used["grid"] for release in releases]
-    events = [plan.event(Grid(**grid)) for grid in grids]
-    guarantee = guarantee_of(plan, releases, charged)
-    # One seeded round is enough to make the whole not private.
-    seed = next((release.insecure_seed for release in releases if release.insecure_seed is not None), None)
-    return build_certificate(
+    discrete = config.mechanism.noise == Noise.DISCRETE
+    parts = _payers(plan, releases, payers)
+    grids = [Grid(**release.state_header["grid"]) for release in releases]
+    guarantee = guarantee_of(plan, releases, parts)
+    # One seeded round is enough to make the whole run not private.
+    seed = next((release.noise_seed for release in releases if release.noise_seed is not None), None)
+    return Certificate(
         epsilon=guarantee.epsilon(privacy.delta),
         delta=privacy.delta,
         mu=guarantee.mu,
@@ -132,19 +144,10 @@ def certificate_of(
         adjacency=privacy.adjacency,
         unit=_unit(plan),
         unit_column=config.unit if config.data.private[0].unit else None,
-        records_public=privacy.units,
+        units=privacy.units,
         rounds=[
-            {
-                "round": release.round,
-                "part": part.number if part else None,
-                "mu": event.mu,
-                "clip": release.used["clip"],
-                "grid_step": grid["step"],
-                "sensitivity": Grid(**grid).sensitivity * grid["step"],
-                "sigma": grid["sigma"],
-                "temperature": (grid["sigma"] * grid["step"]) ** 2,
-            }
-            for release, event, grid, part in zip(releases, events, grids, charged, strict=True)
+            _round_figures(plan, release, grid, part)
+            for release, grid, part in zip(releases, grids, parts, strict=True)
         ],
         parts=config.mechanism.parts,
         micro_batch=config.engine.micro_batch if config.by_batch else None,
@@ -167,14 +170,28 @@ def certificate_of(
             "numpy": np.__version__,
         },
         diagnostics=_diagnostics(plan, releases),
-        sampler_slack=_sampler_slack(plan, [Grid(**grid) for grid in grids]),
-        insecure_seed=seed,
+        sampler_slack=_sampler_slack(plan, grids),
+        noise_seed=seed,
         evaluation_private=config.data.eval_private,
-    )
+    ).tree()
 
 
-def _charged(plan: Plan, releases: Sequence[Release], ledger: Sequence[Part | None] | None) -> list[Part | None]:
-    """Whose units each release is charged to: the worse of what it says itself and of what the ledger says."""
+def _round_figures(plan: Plan, release: Release, grid: Grid, part: Part | None) -> dict[str, Any]:
+    """A round's entry in the certificate; ``part`` is the part whose units pay for it, None everybody's."""
+    return {
+        "round": release.round,
+        "part": part.number if part else None,
+        "mu": plan.event(grid).mu,
+        "clip": release.state_header["clip"],
+        "grid_step": grid.step,
+        "sensitivity": grid.sensitivity * grid.step,
+        "sigma": grid.sigma,
+        "temperature": (grid.sigma * grid.step) ** 2,
+    }
+
+
+def _payers(plan: Plan, releases: Sequence[Release], ledger: Sequence[Part | None] | None) -> list[Part | None]:
+    """The part whose units pay for each release: the worse of what the release says itself and of what the ledger says."""
     own = [charged_part(plan, release) for release in releases]
     if ledger is None:
         return own
@@ -182,15 +199,15 @@ def _charged(plan: Plan, releases: Sequence[Release], ledger: Sequence[Part | No
 
 
 def _diagnostics(plan: Plan, releases: Sequence[Release]) -> dict[str, Any] | None:
-    """What the rounds told about the units, where the config asks for it."""
-    rounds = [(release.round, diagnostics_of(plan, release)) for release in releases]
-    told = [{"round": round, **asdict(found)} for round, found in rounds if found is not None]
+    """What the rounds told about the units, or None where the config shares no diagnostics."""
+    figures = [(release.round, diagnostics_of(plan, release)) for release in releases]
+    rounds = [{"round": round, **asdict(diagnostics)} for round, diagnostics in figures if diagnostics is not None]
     config = plan.config.diagnostics
-    return {"share": config.share, "largest_loss": config.largest_loss, "rounds": told} if told else None
+    return {"share": config.share, "largest_loss": config.largest_loss, "rounds": rounds} if rounds else None
 
 
 def _sampler_slack(plan: Plan, grids: Sequence[Grid]) -> float:
-    """Of all rounds together; their rules differ by the grid alone."""
+    """The slack of all rounds together; their rules differ by the grid alone."""
     rule = plan.rule(plan.state)
     return min(1.0, math.fsum(replace(rule, grid=grid).sampler_slack for grid in grids))
 
@@ -209,8 +226,8 @@ def _mechanism(plan: Plan) -> str:
 
 
 def _arithmetic(plan: Plan) -> str:
-    if plan.config.mechanism.noise == "gaussian":
+    if plan.config.mechanism.noise == Noise.GAUSSIAN:
         return "idealised float64"
-    if plan.config.privacy.adjacency == "zero-out":
+    if plan.config.privacy.adjacency == Adjacency.ZERO_OUT:
         return "exact integer"
     return "exact integer sums and noise; gradient evaluation counts as idealised floating point"

@@ -1,4 +1,4 @@
-"""The folder of a run: which file stands where, and where new ones may go."""
+"""The folder of a run: where each file stands, and where new files may go."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from distqexp.storage.atomic import remove_unfinished
 
 
 def open_folder(out: Path, resume: bool, *, private: bool = False) -> None:
-    """Make the folder of a run (private: mode 0700).
+    """Make the folder of a run, with mode 0700 if ``private``, and remove unfinished files from it.
 
-    Raises UsageError when it holds files already and ``resume`` is not set.
+    Raises UsageError when it holds files already and ``resume`` is not set, StorageError when it can't be written.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: a file; expected a folder that is new or empty")
     try:
         out.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
-        # A run that was refused at its config leaves its progress lines only; the corrected run may go there.
-        taken = any(path.name != PROGRESS for path in out.iterdir())
+        # A run that was refused because of its config leaves only its progress lines; the corrected run may go there.
+        occupied = any(path.name != PROGRESS for path in out.iterdir())
     except OSError as error:
         raise StorageError(
             f"--out {out}: {os.strerror(error.errno or 0)}; choose a folder that can be written"
         ) from None
-    if taken and not resume:
+    if occupied and not resume:
         raise UsageError(f"--out {out}: not empty; choose a new folder, or go on with its run by --resume")
-    # A kill in mid-write leaves a hidden file with private content.
+    # A kill in the middle of a write leaves a hidden file with private content.
     remove_unfinished(out)
 
 
 def quadratic_path(out: Path, round: int) -> Path:
-    """The pooled quadratic of a round. Private."""
+    """Return the path of a round's pooled quadratic, which is private."""
     return out / f"quadratic-{round:03d}.h5"
 
 
 def release_path(out: Path, round: int) -> Path:
-    """The release of a round. Public."""
+    """Return the path of a round's release, which is public."""
     return out / f"release-{round:03d}.h5"
 
 
 def new_file(path: Path) -> Path:
-    """The path, where a new file may go. Raises UsageError."""
+    """Return ``path`` if a new file may be written there. Raises UsageError if not."""
     if path.exists():
         raise UsageError(f"--out {path}: exists; expected a new file, nothing is overwritten")
     if not path.absolute().parent.is_dir():

@@ -1,4 +1,4 @@
-"""The files that a config names: looked for before anything else, opened later."""
+"""Looks for the files that a config names, before anything else is done; they are opened later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from distqexp.problem.readers.base import existing_file
 
 
 def check_paths(config: Config) -> None:
-    """Refuse a config whose files are missing before hours of work. Opens none of them. Raises UsageError."""
+    """Refuse a config whose files are missing, before hours of work, without opening any. Raises UsageError."""
     check_files("data.public", config.data.public)
     check_files("data.eval", config.data.eval)
     for data in config.data.private:
@@ -17,7 +17,7 @@ def check_paths(config: Config) -> None:
 
 
 def check_files(where: str, data: DataConfig | None) -> None:
-    """As check_paths, of one source, None for none."""
+    """Refuse a source of records, named ``where`` in the message, whose files are missing. Raises UsageError."""
     if data is None:
         return
     if data.format != "digits":

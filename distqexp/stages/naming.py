@@ -1,4 +1,4 @@
-"""Under which name private records are charged: the site's own for a plan's population, and a warning where a file has two."""
+"""The name that private records are charged under, which is the site's own, and a warning where a file has two names."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from dataclasses import replace
 
 from distqexp.artefacts.plan import Plan
 from distqexp.config import DataConfig
-from distqexp.privacy.ledger.populations import Accepted
+from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.problem.contents import content_digests
 from distqexp.problem.sources import Readers
 from distqexp.stages.charging import Charging
 
 
-def accepted_as(plan: Plan, charging: Charging, asked: str | None) -> Charging:
-    """Charging under the site's own name of the plan's population. asked: what a person says it is. Raises UsageError."""
-    accepted = Accepted(plan.config.data.population, asked)
-    local = charging.ledger.local_population(accepted, charging.universe)
-    return replace(charging, population=local, accepted=accepted)
+def charging_at_site(plan: Plan, charging: Charging, population: str | None) -> Charging:
+    """Return ``charging`` under the site's own name of the plan's population.
+
+    ``population`` is the name that a person gave, if any. Raises UsageError where one is needed, or differs from the earlier one.
+    """
+    plan_population = PlanPopulation(plan.config.data.population, population)
+    local = charging.ledger.local_population(plan_population, charging.universe)
+    return replace(charging, population=local, plan_population=plan_population)
 
 
 def with_contents(
     charging: Charging, population: str, sources: Sequence[DataConfig], readers: Readers | None = None
 ) -> Charging:
-    """Charging that remembers what the sources hold; warns on standard error where it was charged under another name.
+    """Return ``charging`` with digests of what the sources hold; call it in one process only.
 
-    population: where it is charged to now. readers: of the process. One process only.
+    Where the ledger charged the same contents under another name before, it warns on standard error.
+
+    Args:
+        charging: The ledger and the names to charge under.
+        population: The population that is charged now.
+        sources: The sources of private records.
+        readers: The readers of this process; the files are opened anew when None.
     """
-    found: list[bytes] = []
+    contents: list[bytes] = []
     for data in sources:
         digests = [charging.ledger.keyed_digest(b"content", digest) for digest in content_digests(data, readers)]
         names = charging.ledger.charged_elsewhere(population, digests, charging.universe)
@@ -40,6 +49,6 @@ def with_contents(
                 f"and is charged to {population!r} now: whoever is in both has both budgets spent on them; use one name for one "
                 "group of patients\n"
             )
-        found += digests
+        contents += digests
     sys.stderr.flush()
-    return replace(charging, contents=tuple(found))
+    return replace(charging, contents=tuple(contents))

@@ -1,4 +1,4 @@
-"""Records in two roles: public ones, or records to evaluate on, that are private ones of the same file; one file as two shards."""
+"""Refuses records in two roles: public or evaluation records that are private too, and records that stand in two shards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from distqexp.arrays import IntegerArray
 from distqexp.config import AllDataConfig, DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.copies import Likeness, likeness
@@ -17,11 +17,11 @@ from distqexp.problem.unit_ids import canonical_id, refuse_mixture
 
 
 def refuse_overlaps(data: AllDataConfig, readers: Readers | None = None) -> None:
-    """Refuse public records, or ones to evaluate on that aren't private, which are private records or of a private unit.
+    """Refuse public records, or public evaluation records, that are private records too or belong to a private unit.
 
     Only sources of one file, by whatever name or copy (see ``likeness``), can be compared; filters and unit columns are
-    read, no features. Sources whose files are elsewhere are left out. readers: of the process. Raises UsageError; the
-    message names config keys and files alone.
+    read, features are not. Sources whose files are elsewhere are left out. ``readers`` are those of the process. Raises
+    UsageError; the message names only config keys and files.
     """
     readers = readers or Readers()
     others = [("data.public", data.public)]
@@ -37,9 +37,9 @@ def refuse_overlaps(data: AllDataConfig, readers: Readers | None = None) -> None
 
 
 def refuse_common_units(shards: Sequence[DataConfig], presence: int, readers: Readers | None = None) -> None:
-    """Refuse unit ids, and records of one file, in more shards than are declared; reads filters and unit columns.
+    """Refuse unit ids, or records of one file, that stand in more than ``presence`` shards; filters and unit columns are read.
 
-    readers: of the process.
+    ``readers`` are those of the process. Raises UsageError, or FileContentError where unit ids can't be compared.
     """
     readers = readers or Readers()
     if len(shards) == 1:
@@ -55,9 +55,9 @@ def refuse_common_units(shards: Sequence[DataConfig], presence: int, readers: Re
 
 
 def refuse_presence(present: Counter[str], presence: int) -> None:
-    """Refuse canonical unit ids that stand in more shards than ``presence``; ``present``: in how many each one does.
+    """Refuse canonical unit ids that stand in more than ``presence`` shards; ``present`` says in how many each one stands.
 
-    Raises FileContentError where they can't be compared, UsageError.
+    Raises UsageError, or FileContentError where the ids can't be compared.
     """
     refuse_mixture(present, "data.private.unit")
     if max(present.values(), default=0) > presence:
@@ -68,14 +68,17 @@ def refuse_presence(present: Counter[str], presence: int) -> None:
 
 
 def refuse_common_rows(shards: Sequence[DataConfig], presence: int, readers: Readers | None = None) -> None:
-    """Refuse records of one file that stand in more shards than a unit is declared for. readers: of the process. Raises UsageError."""
+    """Refuse records of one file that stand in more than ``presence`` shards. Raises UsageError.
+
+    ``readers`` are those of the process.
+    """
     readers = readers or Readers()
-    left = list(shards)
-    while left:
-        first = left[0]
-        alike = {i: likeness(first, other) for i, other in enumerate(left) if i}
-        same = [first, *(left[i] for i, found in alike.items() if found is not Likeness.OTHERS)]
-        left = [other for other in left if all(other is not one for one in same)]
+    rest = list(shards)
+    while rest:
+        first = rest[0]
+        alike = {i: likeness(first, other) for i, other in enumerate(rest) if i}
+        same = [first, *(rest[i] for i, degree in alike.items() if degree is not Likeness.OTHERS)]
+        rest = [other for other in rest if all(other is not one for one in same)]
         if len(same) <= presence:
             continue
         if Likeness.SAME_LINES not in alike.values():
@@ -88,22 +91,24 @@ def refuse_common_rows(shards: Sequence[DataConfig], presence: int, readers: Rea
 
 
 def _meet(other: DataConfig, private: DataConfig, readers: Readers) -> bool:
-    """Whether a record of ``other`` is a private one, or of a unit that has a private one."""
+    """Return whether a record of ``other`` is a private record too, or of a unit that has one."""
     alike = likeness(other, private)
     if alike is not Likeness.SAME_ROWS:
         return alike is Likeness.SAME_LINES
-    rows, own = _rows(other, readers), _rows(private, readers)
-    if np.isin(rows, own).any():
+    other_rows, private_rows = _rows(other, readers), _rows(private, readers)
+    if np.isin(other_rows, private_rows).any():
         return True
     if private.unit is None:
         return False
     reader = readers.of(private, private=True)
-    units = [{canonical_id(name) for name in reader.identifiers(private.unit, found)} for found in (rows, own)]
+    units = [
+        {canonical_id(name) for name in reader.identifiers(private.unit, rows)} for rows in (other_rows, private_rows)
+    ]
     return bool((units[0] & units[1]) - {None})
 
 
-def _rows(data: DataConfig, readers: Readers) -> NDArray[np.int64]:
-    """The selected rows, blank ones too: which are blank is private."""
+def _rows(data: DataConfig, readers: Readers) -> IntegerArray:
+    """The selected rows, with the blank ones: which rows are blank is private."""
     return select_rows(data, readers.of(data, private=True), keep_blank=True)
 
 

@@ -1,4 +1,4 @@
-"""Stage 1, plan: fix every rule before a private record is read."""
+"""Stage 1, plan: fix every rule of a run before any private record is read."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from distqexp.problem.weights import load_weights
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
-    """As ``plan_and_worker``, the plan alone."""
+    """Make the plan of a config, as ``plan_and_worker`` does, and return it alone."""
     return plan_and_worker(config, engine)[0]
 
 
 def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
-    """The plan, the same on every rank, for any number of ranks, and each rank's worker on it. Reads public data only.
+    """Make the plan of a config; return it with each rank's worker on it. Collective; reads public data only.
 
-    Raises UsageError when k > d, the grid would overflow, or public data are missing.
+    The plan is the same on every rank and for any number of ranks. Raises UsageError when k > d, the grid would overflow, or
+    public data are missing.
     """
     pin_threads(config.engine.threads)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
-    weights = arrays_from_root(engine, lambda: _pretrained(config, schema, network, readers).state())
+    weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
     d, theta = network.d, network.theta()
     worker = Worker(without_paths(config), schema, weights, network, readers)
@@ -50,18 +51,18 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
         subspace_of(config, d, k, 0)
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
-    state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, k=k, source=source, engine=engine)
+    state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
     plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
-    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).identified(), worker
+    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).with_identity(), worker
 
 
 def describe_plan(plan: Plan) -> list[str]:
-    """What `plan` prints: public figures, from the user's epsilon, before anything is spent."""
+    """Return the lines that the command ``plan`` prints: public figures, known before anything is spent."""
     calibration, grid, privacy = plan.calibration, plan.state.grid, plan.config.privacy
     mechanism = plan.config.mechanism
     parts = f" in {mechanism.parts} parts, {mechanism.passes} for each unit" if mechanism.parts > 1 else ""
     micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
-    # With rounding by micro-batch no gradient of a record is held: factors are about as large as a plain pass' activations.
+    # With rounding by micro-batch no record's gradient is held: its factors are about as large as the activations of a plain pass.
     each = k if plan.config.by_batch else d + 2 * k
     memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * each + 8 * (plan.width - k)
     memory += subspace_kind(plan.config.subspace.kind).cached_bytes(d, k)
@@ -78,21 +79,28 @@ def describe_plan(plan: Plan) -> list[str]:
 
 
 def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
-    """The schema of a config's plan: fitted on the public records, or what the config says of them.
+    """Return the schema of a config's plan: fitted on the public records or, without any, as the config describes records.
 
-    network: built from the config. readers: of the process. Raises UsageError, FileContentError.
+    Args:
+        config: The config.
+        network: The model, built from the config.
+        readers: The readers of this process.
+
+    Raises:
+        UsageError: The model and the records don't fit together.
+        FileContentError: The public file can't be used.
     """
-    loss, given = config.model.loss, config.data.record_shape
+    loss, config_shape = config.model.loss, config.data.record_shape
     if config.data.public is None:
-        schema = schema_from_config(config.data.private[0], loss=loss, record_shape=given)
+        schema = schema_from_config(config.data.private[0], loss=loss, record_shape=config_shape)
     else:
         schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
     shape = schema.input_shape
     if shape is None:
         return schema
-    if given is not None and given != schema.record_shape:
+    if config_shape is not None and config_shape != schema.record_shape:
         raise UsageError(
-            f"data.record_shape: {list(given)}; found {list(schema.record_shape)}; correct it or leave it out"
+            f"data.record_shape: {list(config_shape)}; found {list(schema.record_shape)}; correct it or leave it out"
         )
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
@@ -113,7 +121,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 
 
-def _pretrained(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
+def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
+    """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
     if config.model.weights is not None:
         load_weights(network, Path(config.model.weights))
     if config.model.pretrain is not None and config.data.public is not None:

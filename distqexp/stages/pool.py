@@ -1,4 +1,4 @@
-"""Stage 3, pool: add the shards' integer sketches. Exactly the plan's shards, each piece once."""
+"""Stage 3, pool: add the integer sketches of exactly the plan's shards, each once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from distqexp.stages.folder import new_file
 
 
 def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
-    """Add the sketch files of one round, in any order: int64 addition is exact and commutative. Charged to everybody where one is.
+    """Add the sketch files of one round, in any order: int64 addition is exact and commutative.
 
-    Raises FileContentError when a shard is missing, double, incomplete, or of another round or plan.
+    The quadratic is charged to everybody where one of the sketches is. Raises FileContentError when a shard is missing, comes
+    twice, is incomplete, or is of another round or plan.
     """
     if not paths:
         raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
     sums = np.zeros(plan.width, dtype=np.int64)
-    seen: dict[str, Path] = {}
+    path_of_shard: dict[str, Path] = {}
     bases: dict[str, bytes] = {}
     everybody = False
     first: Sketch | None = None
@@ -37,27 +38,27 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
                 f"{path}: sketched from another release (state {sketch.state[:16]}) than {paths[0]} (state "
                 f"{first.state[:16]}); sketch it again with the same --release"
             )
-        if sketch.shard in seen:
+        if sketch.shard in path_of_shard:
             raise FileContentError(
-                f"{path}: shard {sketch.shard!r} again; {seen[sketch.shard]} holds it already: leave one out"
+                f"{path}: shard {sketch.shard!r} again; {path_of_shard[sketch.shard]} holds it already: leave one out"
             )
         if not sketch.done.all():
             raise FileContentError(f"{path}: shard {sketch.shard!r} is not finished; sketch it to the end")
-        seen[sketch.shard] = path
+        path_of_shard[sketch.shard] = path
         bases[sketch.shard] = sketch.basis
         everybody |= sketch.everybody
         sums += sketch.sums
-    missing = [name for name in plan.config.shards if name not in seen]
-    if first is None or missing:
+    absentees = [name for name in plan.config.shards if name not in path_of_shard]
+    if first is None or absentees:
         raise FileContentError(
-            f"pool: shards {', '.join(missing)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
+            f"pool: shards {', '.join(absentees)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
         )
     basis = b"".join(bases[name] for name in plan.config.shards)
     return Quadratic(plan.plan_id, first.round, first.state, sums, basis, everybody)
 
 
 def pool_by_hand(plan_file: Path, sketches: Sequence[Path], out: Path) -> Quadratic:
-    """At the coordinator: see ``api.pool``. Needs no model, and so no torch."""
+    """Pool sketch files at the coordinator, as ``api.pool`` describes. It needs no model, and so no torch."""
     path = new_file(out)
     quadratic = pool_files(Plan.read(plan_file), sketches)
     quadratic.write(path)

@@ -1,8 +1,8 @@
-"""Stage 4, release: charge the ledger, draw the noise, move the parameters. The root alone draws."""
+"""Stage 4, release: charge the ledger, draw the noise, move the parameters. Only the root draws."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,20 @@ from distqexp.stages.charging import Charging, charge
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
-    """The noisy sums (plan.coordinates,): reserve, draw, persist, commit. A restart reuses the persisted draw; root only.
+    """Return the noisy sums (plan.coordinates,) of a round: reserve, draw, persist, commit. Runs on the root only.
 
-    What is drawn (noise, or with a trust region the point itself) is stored (mode 0600, in the ledger's folder) before it is
-    used; it is erased when the noisy sums are stored in its place. Raises BudgetError.
+    The draw (the noise, or with a trust region the point itself) is stored with mode 0600 in the ledger's folder before it is
+    used, and a restart uses it again; it is erased when the noisy sums are stored in its place.
+
+    Args:
+        plan: The plan.
+        state: The state of the round.
+        quadratic: The pooled sums of the round.
+        charging: The ledger to charge.
+
+    Raises:
+        FileContentError: The quadratic is of another round or state.
+        BudgetError: The population's cap doesn't allow the release.
     """
     if quadratic.round != state.round:
         raise FileContentError(
@@ -51,16 +61,19 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
 def paid_draw(
     charging: Charging, reservation: Reservation, rule: ReleaseRule, sums: IntegerArray, round: int
 ) -> npt.NDArray[Any]:
-    """What ``rule`` releases of ``sums``, which ``reservation`` paid for: drawn, stored, committed; or what was stored before."""
+    """Return what ``rule`` releases of ``sums``, which ``reservation`` paid for.
+
+    It is drawn, stored and committed, or taken from the ledger where an earlier attempt got that far.
+    """
     ledger = charging.ledger
     if reservation.state == "committed":
-        return np.asarray(ledger.released(reservation))
+        return np.asarray(ledger.noisy_sums(reservation))
     if reservation.state == "drawn":
-        drawn = np.asarray(ledger.noise(reservation))
+        draw = np.asarray(ledger.noise(reservation))
     else:
-        drawn = rule.draw(sums, charging.insecure_seed, round)
-        ledger.persist_noise(reservation, drawn)
-    noisy_sums = rule.released(sums, drawn)
+        draw = rule.draw(sums, charging.noise_seed, round)
+        ledger.persist_noise(reservation, draw)
+    noisy_sums = rule.noisy_sums(sums, draw)
     ledger.commit(reservation, noisy_sums)
     return noisy_sums
 
@@ -68,51 +81,70 @@ def paid_draw(
 def moved_parameters(
     plan: Plan, state: RoundState, noisy_sums: npt.NDArray[Any], worker: Worker | None = None
 ) -> FloatArray:
-    """theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums), plus a share of the last move: post-processing, free."""
+    """Return theta_{r+1} = theta_r + P L^{-T} y with y = -h (noisy sums), plus momentum's share of the last move.
+
+    This is post-processing of the noisy sums and costs no privacy.
+    """
     y = released_point(noisy_sums[: plan.k], state.grid)
     precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
     blocks = (worker or Worker.of_plan(plan)).blocks if plan.config.by_blocks else None
     subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
-    moved = state.theta + Whitening(subspace, precision).lift(y)
+    theta = state.theta + Whitening(subspace, precision).lift(y)
     if state.velocity is None:
-        return moved
-    return moved + plan.config.mechanism.momentum * state.velocity
+        return theta
+    return theta + plan.config.mechanism.momentum * state.velocity
+
+
+class Draw(NamedTuple):
+    """What was drawn for a round.
+
+    Attributes:
+        noisy_sums: The noisy sums (plan.coordinates,) on the root; None on other ranks.
+        noise_seed: The seed of test noise, or None for real noise.
+        everybody: Whether everybody is charged although the round uses one part; only the root has to know.
+    """
+
+    noisy_sums: npt.NDArray[Any] | None
+    noise_seed: int | None = None
+    everybody: bool = False
 
 
 def make_release(
     plan: Plan,
     state: RoundState,
-    noisy_sums: npt.NDArray[Any] | None,
-    insecure_seed: int | None,
+    draw: Draw,
     public: DataConfig | None,
     engine: Engine,
-    *,
-    everybody: bool = False,
     worker: Worker | None = None,
 ) -> Release:
-    """The release of a round with the next round's state; every rank takes part.
+    """Make the release of a round, together with the next round's state. Collective: every rank takes part.
 
-    noisy_sums, everybody: what was drawn, and whether it is charged to everybody whatever the part; the root brings them.
+    Args:
+        plan: The plan.
+        state: The state of the round.
+        draw: What the root drew for the round.
+        public: The public records that the next round's state is computed from, if any.
+        engine: The engine.
+        worker: A worker on the plan; a new one when None.
     """
     worker = worker or Worker.of_plan(plan)
 
     def move() -> dict[str, npt.NDArray[Any]]:
-        if noisy_sums is None:
+        if draw.noisy_sums is None:
             raise FileContentError("release: the root has no noisy sums; draw them first")
-        theta = moved_parameters(plan, state, noisy_sums, worker)
-        return {"noisy_sums": noisy_sums, "theta": theta, "everybody": np.array([everybody])}
+        theta = moved_parameters(plan, state, draw.noisy_sums, worker)
+        return {"noisy_sums": draw.noisy_sums, "theta": theta, "everybody": np.array([draw.everybody])}
 
-    moved = arrays_from_root(engine, move)
-    following = None
+    arrays = arrays_from_root(engine, move)
+    successor = None
     if state.round + 1 < plan.config.mechanism.rounds:
-        anew = plan.config.precision.made_at(state.round + 1) == state.round + 1
+        anew = plan.config.precision.refresh_round(state.round + 1) == state.round + 1
         source = curvature_source(plan.config, public, plan.schema, state.round + 1, worker.readers) if anew else None
-        following = next_state(
+        successor = next_state(
             worker=worker,
             calibration=plan.calibration,
-            theta=moved["theta"],
+            theta=arrays["theta"],
             round=state.round + 1,
-            k=plan.k,
             source=source,
             engine=engine,
             previous=state,
@@ -120,10 +152,10 @@ def make_release(
     return Release(
         plan_id=plan.plan_id,
         round=state.round,
-        noisy_sums=moved["noisy_sums"],
-        theta=moved["theta"],
-        used=state.header(),
-        next_state=following,
-        insecure_seed=insecure_seed,
-        everybody=bool(moved["everybody"][0]),
+        noisy_sums=arrays["noisy_sums"],
+        theta=arrays["theta"],
+        state_header=state.header(),
+        next_state=successor,
+        noise_seed=draw.noise_seed,
+        everybody=bool(arrays["everybody"][0]),
     )

@@ -1,4 +1,4 @@
-"""The walk from plan to export in one group of processes: what ``python -m distqexp.fit`` and ``api.fit`` run."""
+"""A whole run, from plan to export, in one group of processes: what ``python -m distqexp.fit`` and ``api.fit`` do."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import numpy.typing as npt
 
 from distqexp.artefacts.plan import Plan, same_rules
 from distqexp.artefacts.release import Release, diagnostics_of
-from distqexp.artefacts.restoring import restored
+from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
 from distqexp.engines.base import Engine
-from distqexp.engines.collectives import on_root_only, required
+from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.identity import Digest
-from distqexp.problem.sources import DataSource
 from distqexp.report.progress import Progress
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
@@ -34,14 +33,14 @@ from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, plan_and_worker
-from distqexp.stages.release import draw_release, make_release
+from distqexp.stages.release import Draw, draw_release, make_release
 from distqexp.stages.sharing import plan_from_root, release_from_root
-from distqexp.stages.sketch import basis_of, open_shards, sketch_files, sketch_same_records
+from distqexp.stages.sketch import Shards, basis_of, open_shards, sketch_files, sketch_same_records
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run leaves behind. metrics are computed on data.eval and not covered by epsilon."""
+    """What a run leaves behind. The metrics are computed on data.eval and are not covered by epsilon."""
 
     out: Path
     plan: Plan
@@ -51,7 +50,7 @@ class FitResult:
     seconds: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
-        """The JSON object that ``--json`` prints as the last line."""
+        """Return the JSON object that ``--json`` prints as its last line."""
         return {
             "out": str(self.out),
             "epsilon": self.certificate["epsilon"],
@@ -70,13 +69,21 @@ def run(
     progress: Progress,
     *,
     resume: bool = False,
-    insecure_seed: int | None = None,
+    noise_seed: int | None = None,
     ledger: Path | None = None,
 ) -> FitResult | None:
-    """Plan, then sketch, pool and release every round, then export. The root returns the result, others None.
+    """Plan, then sketch, pool and release every round, then export. Collective: every rank calls it with the same arguments.
 
-    Collective: every rank calls it with the same arguments. After a kill at any instant ``resume`` goes on
-    without repeating finished work and without a second charge. ledger: the user's own when None. Raises DistqexpError.
+    Returns the result on the root and None on all other ranks. Raises DistqexpError when the run is refused or fails.
+
+    Args:
+        config: The run's config.
+        out: The folder of the run.
+        engine: The engine.
+        progress: Where progress is reported.
+        resume: Go on with the run in ``out``; after a kill at any instant no finished work is repeated or charged again.
+        noise_seed: The seed of a test run's noise, or None for real noise.
+        ledger: The ledger's file, or None for the user's own ledger.
     """
     engine.on_progress = progress.advance
     if not resume:
@@ -87,52 +94,83 @@ def run(
     if engine.is_root:
         sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
         sys.stderr.flush()
-    # Before anything is spent: evaluation data that are refused must not cost a release.
+    # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
     before = on_root_only(engine, lambda: evaluate(plan, plan.state.theta, config.data.eval, worker))
 
     releases, state = _finished_rounds(plan, out, engine, worker)
-    engine.on_root(lambda: _same_noise(releases, insecure_seed))
-    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), insecure_seed))
+    engine.on_root(lambda: _require_same_noise(releases, noise_seed))
+    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
     if state is not None:
-        engine.on_root(lambda: check_budget(plan, required(charging), "release", first_round=len(releases)))
-
-        def digest(*parts: bytes) -> bytes:  # on the root
-            return required(charging).ledger.keyed_digest(*parts)
-
-        engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
-        sources, fingerprints = open_shards(plan, config.data.private, engine, digest, worker=worker)
-        named = on_root_only(
-            engine,
-            lambda: with_contents(required(charging), config.data.population, config.data.private, worker.readers),
-        )
-        work = _Work(config, plan, worker, sources, fingerprints, digest, out, named, insecure_seed)
+        engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
+        work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
         while state is not None:
             release = _round(work, state, engine, progress)
             releases.append(release)
             state = release.next_state
 
     progress.stage("export")
-    return on_root_only(
-        engine, lambda: _export(config, plan, worker, releases, out, required(charging), before or {}, progress)
-    )
+
+    def export() -> FitResult:
+        for release in releases:  # Also removes what a kill between a release and its clean-up left.
+            _forget_private(config, out, release.round)
+        theta, books = releases[-1].theta, require(charging)
+        metrics = {"before": before or {}, "after": evaluate(plan, theta, config.data.eval, worker)}
+        entry = ledger_entry(plan, books, releases[-1].round)
+        certificate = export_model(plan, releases, out, entry, charged_parts(plan, books), worker)
+        progress.close()
+        return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
+
+    return on_root_only(engine, export)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What every round of a run shares."""
+    """What all rounds of a run share."""
 
     config: Config
     plan: Plan
     worker: Worker
-    sources: tuple[DataSource, ...]
-    fingerprints: tuple[str, ...]
+    shards: Shards
     digest: Digest
     out: Path
     charging: Charging | None
-    insecure_seed: int | None
+    noise_seed: int | None
+
+
+def _open_work(
+    config: Config,
+    plan: Plan,
+    worker: Worker,
+    out: Path,
+    engine: Engine,
+    charging: Charging | None,
+    noise_seed: int | None,
+) -> _Work:
+    """Open the private shards, and refuse those that can't be used."""
+
+    def digest(*facts: bytes) -> bytes:  # runs on the root
+        return require(charging).ledger.keyed_digest(*facts)
+
+    engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
+    shards = open_shards(plan, config.data.private, engine, digest, worker=worker)
+    charging_with_contents = on_root_only(
+        engine,
+        lambda: with_contents(require(charging), config.data.population, config.data.private, worker.readers),
+    )
+    return _Work(
+        config=config,
+        plan=plan,
+        worker=worker,
+        shards=shards,
+        digest=digest,
+        out=out,
+        charging=charging_with_contents,
+        noise_seed=noise_seed,
+    )
 
 
 def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
+    """Make and store the run's plan, or read the one that an earlier attempt stored."""
     path = out / "plan.h5"
     if not engine.on_root(path.exists):
         plan, worker = plan_and_worker(config, engine)
@@ -147,6 +185,7 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
 
 
 def _finished_rounds(plan: Plan, out: Path, engine: Engine, worker: Worker) -> tuple[list[Release], RoundState | None]:
+    """Read the releases that stand in the folder already; return them and the state of the round to go on with, if any."""
     releases: list[Release] = []
     state: RoundState | None = plan.state
     while state is not None:
@@ -164,80 +203,51 @@ def _stored_release(plan: Plan, before: RoundState, path: Path, worker: Worker) 
     if not path.exists():
         return None
     release = read_release(path, plan)
-    restored(path, lambda: check_follows(plan, before, release, worker=worker))
+    with_file_errors(path, lambda: check_follows(plan, before, release, worker=worker))
     return release
 
 
-def _same_noise(releases: Sequence[Release], insecure_seed: int | None) -> None:
+def _require_same_noise(releases: Sequence[Release], noise_seed: int | None) -> None:
     for release in releases:
-        if release.insecure_seed != insecure_seed:
+        if release.noise_seed != noise_seed:
             raise UsageError(
-                f"--insecure-noise-seed: found {insecure_seed}; round {release.round} was released with "
-                f"{release.insecure_seed}: resume with the same, or take a new --out"
+                f"--insecure-noise-seed: found {noise_seed}; round {release.round} was released with "
+                f"{release.noise_seed}: resume with the same, or take a new --out"
             )
 
 
 def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> Release:
-    plan, pooled = work.plan, quadratic_path(work.out, state.round)
+    """Sketch, pool and release one round, going on with whatever of it an earlier attempt stored."""
+    plan, path = work.plan, quadratic_path(work.out, state.round)
     progress.stage("sketch", state.round)
-    if not engine.on_root(pooled.exists):
-        sums = sketch_same_records(
-            plan, state, work.sources, work.fingerprints, work.out, engine, work.digest, work.worker
-        )
-        progress.advance(1.0)  # the same lines for a shard without records
+    if not engine.on_root(path.exists):
+        sums = sketch_same_records(plan, state, work.shards, work.out, engine, work.digest, work.worker)
+        progress.advance(1.0)  # so that a shard without records gives the same lines
         progress.stage("pool", state.round)
-        basis = basis_of(work.sources)
+        basis = basis_of(work.shards.sources)
         on_root_only(
-            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), required(sums), basis).write(pooled)
+            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), require(sums), basis).write(path)
         )
     progress.stage("release", state.round)
 
     def draw() -> tuple[npt.NDArray[Any], bool]:
-        quadratic, charging = Quadratic.read(pooled, plan, own=True), required(work.charging)
+        quadratic, charging = Quadratic.read(path, plan, own=True), require(work.charging)
         noisy_sums = draw_release(plan, state, quadratic, charging)
         return noisy_sums, charged_to_everybody(plan, state, quadratic, charging)
 
     noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
-    release = make_release(
-        plan,
-        state,
-        noisy_sums,
-        work.insecure_seed,
-        work.config.data.public,
-        engine,
-        everybody=everybody,
-        worker=work.worker,
-    )
+    round_draw = Draw(noisy_sums, work.noise_seed, everybody)
+    release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
-    told = diagnostics_of(plan, release)
-    if told is not None:
-        progress.say(f"round {state.round + 1}: {told.line()} (released: paid for)")
+    diagnostics = diagnostics_of(plan, release)
+    if diagnostics is not None:
+        progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
 
 
 def _forget_private(config: Config, out: Path, round: int) -> None:
-    """Sketches and quadratic are as sensitive as the records: gone once their release is stored."""
+    """Delete a round's sketches and quadratic, which are as sensitive as the records, once its release is stored."""
     if not config.output.keep_sketches:
         for path in [*sketch_files(out, round), quadratic_path(out, round)]:
             path.unlink(missing_ok=True)
-
-
-def _export(
-    config: Config,
-    plan: Plan,
-    worker: Worker,
-    releases: Sequence[Release],
-    out: Path,
-    charging: Charging,
-    before: dict[str, float],
-    progress: Progress,
-) -> FitResult:
-    for release in releases:  # also what a kill between a release and its clean-up left
-        _forget_private(config, out, release.round)
-    after = evaluate(plan, releases[-1].theta, config.data.eval, worker)
-    entry = ledger_entry(plan, charging, releases[-1].round)
-    certificate = export_model(plan, releases, out, entry, charged_parts(plan, charging), worker)
-    progress.close()
-    metrics = {"before": before, "after": after}
-    return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))

@@ -1,4 +1,4 @@
-"""From the root to every rank: plans and releases travel as buffers, their headers as small messages."""
+"""Brings plans and releases from the root to every rank: arrays travel as buffers, headers as small messages."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from distqexp.engines.collectives import arrays_from_root
 
 
 def plan_from_root(engine: Engine, read: Callable[[], Plan]) -> Plan:
-    """The plan that the root reads, on every rank."""
-    held: list[Plan] = []
+    """Return on every rank the plan that ``read`` returns on the root. Collective."""
+    original: list[Plan] = []
 
     def header() -> dict[str, object]:
-        held.append(read())
-        return held[0].header()
+        original.append(read())
+        return original[0].header()
 
-    shared = engine.on_root(header)
-    arrays = arrays_from_root(engine, lambda: held[0].arrays())
-    return held[0] if held else Plan.restore(shared, arrays)
+    tree = engine.on_root(header)
+    arrays = arrays_from_root(engine, lambda: original[0].arrays())
+    return original[0] if original else Plan.restore(tree, arrays)
 
 
 def release_from_root(engine: Engine, plan: Plan, read: Callable[[], Release | None]) -> Release | None:
-    """The release that the root reads, on every rank; None when it is not there."""
-    held: list[Release] = []
+    """Return on every rank the release that ``read`` returns on the root, or None when it returns none. Collective."""
+    original: list[Release] = []
 
     def header() -> dict[str, object] | None:
         release = read()
         if release is None:
             return None
-        held.append(release)
+        original.append(release)
         return release.header()
 
-    shared = engine.on_root(header)
-    if shared is None:
+    tree = engine.on_root(header)
+    if tree is None:
         return None
-    arrays = arrays_from_root(engine, lambda: held[0].arrays())
-    return held[0] if held else Release.restore(plan, shared, arrays)
+    arrays = arrays_from_root(engine, lambda: original[0].arrays())
+    return original[0] if original else Release.restore(plan, tree, arrays)

@@ -1,4 +1,4 @@
-"""A void: the coordinator's word that a round was never released and never will be, for the sites to take their charge back."""
+"""A void: the coordinator's word that a round is never released, so that the sites may take their charge back."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Void:
-    """A void round. Public. Not signed yet: a site takes it from the coordinator by a way that it trusts.
+    """A void round. It is public, and not signed: a site has to get it from the coordinator by a channel that it trusts.
 
-    state: identity of the state that the round was sketched at. shards: the plan's. entry: of the coordinator's ledger.
+    Attributes:
+        plan_id: The identity of the plan.
+        round: The number of the round.
+        state: The identity of the state that the round was sketched at.
+        population: The population of the plan.
+        shards: The shards of the plan.
+        entry: The entry of the void in the coordinator's ledger.
     """
 
     plan_id: str
@@ -37,11 +43,11 @@ class Void:
 
     @property
     def release(self) -> str:
-        """What the ledgers know the round's release by."""
+        """The name by which ledgers know the round's release."""
         return f"{self.plan_id}/{self.round}/{self.state}"
 
     def write(self, path: Path) -> None:
-        """Store as void-r.h5."""
+        """Write the void file."""
         header = {
             "round": self.round,
             "state": self.state,
@@ -53,14 +59,14 @@ class Void:
 
     @staticmethod
     def read(path: Path) -> Void:
-        """Read and check. Raises FileContentError."""
+        """Read and check a void file. Raises FileContentError."""
         stored = read_file(path, kind="void")
         header = stored.header
         ledger = header.get("ledger")
         entry, digest = (ledger.get("entry"), ledger.get("hash")) if isinstance(ledger, dict) else (None, None)
         round, state, population, shards = (header.get(name) for name in ("round", "state", "population", "shards"))
         digests = [stored.plan_id, state, digest]
-        fits = (
+        valid = (
             all(type(number) is int and number >= 0 for number in (round, entry))
             and all(isinstance(text, str) and DIGEST.fullmatch(text) for text in digests)
             and isinstance(population, str)
@@ -68,7 +74,7 @@ class Void:
             and all(isinstance(shard, str) and shard.isprintable() for shard in shards)
             and not stored.arrays
         )
-        if not fits:
+        if not valid:
             raise FileContentError(
                 f"{path}: its fields are not those of a void; expected round, state, population, shards and ledger: copy it again"
             )
@@ -76,16 +82,16 @@ class Void:
 
 
 def void_round(plan: Plan, state: RoundState, ledger: Ledger) -> Void:
-    """At the coordinator: write down that the round is never released. Raises UsageError when it was drawn.
+    """Write into the coordinator's ledger that the round is never released. Raises UsageError when it was drawn.
 
-    Again, it is the same void and no second entry. Warns on standard error where the ledger knew nothing of the plan: an
-    honest one may not, when no release was tried, and so may one that the releases are not charged to.
+    A second call gives the same void and makes no second entry. It warns on standard error where the ledger knew nothing of the
+    plan: that may be the right ledger, if no release was tried, or a ledger that the releases are not charged to.
     """
     population, release = plan.config.data.population, f"{plan.plan_id}/{state.round}/{state.identity()}"
     keys = [Key.of(row.key) for row in ledger.rows()]
-    known = any(key is not None and key.plan == plan.plan_id for key in keys) or ledger.has_void(release)
+    knows_plan = any(key is not None and key.plan == plan.plan_id for key in keys) or ledger.has_void(release)
     entry = ledger.void(population=population, release=release)
-    if not known:
+    if not knows_plan:
         sys.stderr.write(
             f"distqexp: warning: {ledger.path}: this ledger knows nothing of plan {plan.plan_id[:16]}: is DISTQEXP_LEDGER the one "
             "that its releases are charged to? Another one may have a release of this round, and the void is false then\n"
@@ -95,15 +101,16 @@ def void_round(plan: Plan, state: RoundState, ledger: Ledger) -> Void:
 
 
 def accept(void: Void, ledger: Ledger) -> list[LedgerRow]:
-    """At a site: give the charge for a void round back, once. Raises FileContentError when the void does not fit the ledger."""
+    """Give a site's charge for a void round back, once. Raises FileContentError when the void does not fit the ledger."""
     roles = {f"site-{shard}" for shard in void.shards}
     return ledger.accept_void(population=void.population, release=void.release, roles=roles)
 
 
 def refuse_false_void(plan: Plan, release: Release, ledger: Path | None) -> None:
-    """Where the ledger gave back charges for a round that ``release`` proves to be released: charge them again and refuse, once.
+    """Undo voids that ``release`` proves false: charge their rounds again and refuse the release, once.
 
-    ledger: as in Ledger.open; without a file there is nothing to mend. Raises FileContentError.
+    ``release`` proves its own round and all earlier ones to be released. ``ledger`` is as in Ledger.open; where the file doesn't
+    exist there is nothing to mend. Raises FileContentError.
     """
     path = default_path() if ledger is None else ledger
     if not path.exists():

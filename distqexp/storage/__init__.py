@@ -1,1 +1,1 @@
-"""Files: atomic writes, canonical JSON, checked HDF5."""
+"""Files: atomic writes, canonical JSON, and HDF5 files whose content is checked."""

@@ -1,4 +1,4 @@
-"""Atomic writes: a file stands under its final name whole, or not at all."""
+"""Atomic writes: a file is complete under its final name, or it is not there at all."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from typing import BinaryIO
 
 from distqexp.errors import StorageError, UsageError
 
-UNFINISHED = ".unfinished"
+_UNFINISHED = ".unfinished"
 
 
 def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False) -> None:
-    """Write ``content`` (bytes, or a function that fills an open binary file) to ``path``, durably.
+    """Write a file durably, all of it or nothing.
 
-    The bytes go to a new hidden file beside ``path``, are fsynced, and renamed over it; then the folder is
-    fsynced. private: mode 0600 from the first byte on. On any failure the temporary file is removed and
-    whatever stood at ``path`` before is untouched.
+    The bytes go to a new hidden file beside ``path``, which is fsynced and renamed over it; then the folder is fsynced. On
+    any failure the temporary file is removed and whatever was at ``path`` before is untouched.
 
-    Raises UsageError when the folder does not exist, StorageError when it is full or can't be written.
+    Args:
+        path: The file.
+        content: Its bytes, or a function that writes them to an open binary file.
+        private: Whether the file has the mode 0600, from its first byte on.
+
+    Raises:
+        UsageError: The folder does not exist.
+        StorageError: The disk is full, or the folder can't be written.
     """
     folder = path.parent
     if not folder.is_dir():
         raise UsageError(f"{path}: can't be written, the folder {folder} does not exist; create it first")
-    temporary = folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{UNFINISHED}"
+    temporary = folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{_UNFINISHED}"
     try:
         try:
             _fill(temporary, content, private)
@@ -40,7 +46,7 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, pri
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and removals inside ``folder`` durable. File systems without folder fsync are accepted."""
+    """Make renames and removals inside ``folder`` durable. File systems that can't fsync a folder are accepted."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,19 +58,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> int:
-    """Remove what killed writers left in ``folder``, which the caller must own alone. Returns the count.
+    """Remove the files that killed writers left in ``folder`` and return their number. No other process may be writing there.
 
-    A kill in the middle of a write leaves a hidden file of mode 0600 (private ones) under a temporary name.
+    A writer that is killed leaves a hidden file under a temporary name, which for private content has the mode 0600.
     """
     count = 0
-    for leftover in folder.glob(f".*{UNFINISHED}"):
+    for leftover in folder.glob(f".*{_UNFINISHED}"):
         leftover.unlink(missing_ok=True)
         count += 1
     return count
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """The one-line StorageError for a failed write at ``path``."""
+    """Return the one-line StorageError for a failed write at ``path``."""
     remedy = {
         errno.ENOSPC: "free some space, or choose another folder",
         errno.EDQUOT: "free some of the quota, or choose another folder",

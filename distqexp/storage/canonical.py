@@ -1,4 +1,4 @@
-"""Canonical forms: one tree, one text; one plan, one identity."""
+"""Canonical forms: a JSON tree has one text, and a plan one identity."""
 
 from __future__ import annotations
 
@@ -12,43 +12,42 @@ import numpy.typing as npt
 
 
 def canonical_json(tree: Any) -> bytes:
-    """The one ASCII text of a JSON tree: keys sorted, no spaces, floats by their shortest exact form.
+    """Return the one ASCII text of a JSON tree: with sorted keys, no spaces, and floats in their shortest exact form.
 
-    Raises ValueError for NaN and infinities, TypeError for keys that are not texts and values that JSON
-    does not have.
+    Raises ValueError for NaN and infinities, and TypeError for keys that are not texts or values that JSON does not have.
     """
     _check_keys(tree)
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
 def array_bytes(array: npt.NDArray[Any]) -> bytes:
-    """The entries of a boolean or numeric array, little endian, in C order."""
+    """Return the entries of a boolean or numeric array as little-endian bytes in C order."""
     return np.ascontiguousarray(array, dtype=portable_type(array.dtype)).tobytes()
 
 
 def array_digest(array: npt.NDArray[Any]) -> str:
-    """Hexadecimal SHA-256 of type, shape and entries (little endian, C order).
+    """Return the hexadecimal SHA-256 of an array's type, shape and entries (little endian, C order).
 
-    As sensitive as the array itself: it never leaves the file that holds the array, unless that is public.
+    The digest is as sensitive as the array: unless the array is public, it never leaves the file that holds it.
     """
     label = canonical_json([portable_type(array.dtype).str, list(array.shape)])
     return hashlib.sha256(label + b"\n" + array_bytes(array)).hexdigest()
 
 
 def portable_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The little-endian form of a boolean, integer or real type. Raises TypeError for any other."""
+    """Return the little-endian form of a boolean, integer or real type. Raises TypeError for any other type."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise TypeError(f"arrays of type {dtype} are not stored; use booleans, integers or floats of at most 8 bytes")
     return dtype.newbyteorder("<")
 
 
 def plan_identity(tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """The plan_id: hexadecimal SHA-256 of a plan's JSON tree and of the digests of its arrays. Public."""
+    """Return the public plan_id: the hexadecimal SHA-256 of a plan's JSON tree and of the digests of its arrays."""
     return _identity("plan", tree, arrays)
 
 
 def state_identity(tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """The identity of a round's state: what its sketches were made at. Public, as the state is."""
+    """Return the identity of a round's state, which its sketches refer to. It is public, as the state is."""
     return _identity("state", tree, arrays)
 
 

@@ -1,7 +1,7 @@
-"""What stands after the label, by the HDF5 library: identity, header, arrays, each checked. Nothing is believed.
+"""Reading what follows the label with the HDF5 library: the identity, the header and the arrays. All of it is checked.
 
-The library can crash or loop on bytes that somebody made for it, so for files from elsewhere this runs in a process of its
-own, see ``confined``.
+The library can crash or loop on bytes that are crafted for that purpose, so for files from elsewhere this runs in a process
+of its own, see ``confined``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ import numpy.typing as npt
 from distqexp.errors import FileContentError
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KINDS = ("plan", "sketch", "quadratic", "release", "void")
 
 Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]
+"""One part of a file: a JSON object, and an array where the object describes one."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to read: ``length`` bytes after the label of ``path``; the kind and plan that are expected, None for any.
+    """A request to read or check a file.
 
-    columns: of a table, those whose texts are looked at.
+    Attributes:
+        path: The path of the file, for messages.
+        length: The number of bytes after the label, or of the whole file where it has no label.
+        kind: The expected kind; None for any.
+        plan_id: The expected plan; None for any.
+        arrays: Whether the arrays are read.
+        columns: The columns of a table whose texts are checked.
     """
 
     path: str
@@ -41,15 +48,22 @@ class Request:
 
 
 def content_digest(kind: str, plan_id: str, header: bytes, arrays: Mapping[str, str]) -> str:
-    """Hexadecimal SHA-256 over everything that a file says. ``arrays``: the digest of each. As sensitive as they are."""
+    """Return the hexadecimal SHA-256 over everything that a file says. It is as sensitive as the arrays.
+
+    Args:
+        kind: The kind of the file.
+        plan_id: The plan that it belongs to.
+        header: The text of the header.
+        arrays: The digest of each array.
+    """
     fields = [SCHEMA_VERSION, kind, plan_id, hashlib.sha256(header).hexdigest(), dict(arrays)]
     return hashlib.sha256(canonical_json(fields)).hexdigest()
 
 
 def read_content(file: BinaryIO, request: Request) -> Generator[Frame, None, None]:
-    """First kind, plan_id, schema_version and header; then each array with its name, type and shape, by name.
+    """Yield kind, plan_id, schema_version and header as the first frame, then each array with its name, type and shape.
 
-    Raises FileContentError for whatever is not as distqexp writes it.
+    The arrays are in the order of their names. Raises FileContentError for whatever is not as distqexp writes it.
     """
     try:
         with h5py.File(file, "r") as h5:
@@ -66,14 +80,15 @@ def read_content(file: BinaryIO, request: Request) -> Generator[Frame, None, Non
     except (FileContentError, MemoryError, GeneratorExit):
         raise
     except Exception as error:
-        own = isinstance(error, OSError | RuntimeError) and str(error)
-        reason = str(error).splitlines()[0] if own else type(error).__name__
+        is_from_library = isinstance(error, OSError | RuntimeError) and str(error)
+        reason = str(error).splitlines()[0] if is_from_library else type(error).__name__
         raise FileContentError(
             f"{request.path}: not readable as HDF5 of this format ({reason}); copy it again"
         ) from error
 
 
 def _identity(h5: h5py.File, request: Request) -> dict[str, Any]:
+    """Return kind, plan_id and schema_version. Raises FileContentError unless they are those of the request."""
     path = request.path
     version = _attribute(path, h5, "schema_version", np.integer)
     if version != SCHEMA_VERSION:
@@ -88,9 +103,9 @@ def _identity(h5: h5py.File, request: Request) -> dict[str, Any]:
         )
     plan_id = str(_attribute(path, h5, "plan_id", str))
     if plan_id != (request.plan_id or plan_id) or not plan_id.isprintable():
-        shown = plan_id[:64] if plan_id.isprintable() else "of unprintable text"
+        text = plan_id[:64] if plan_id.isprintable() else "of unprintable text"
         raise FileContentError(
-            f"{path}: plan_id {shown}, expected {request.plan_id or 'one in hexadecimal digits'}; it belongs to another plan"
+            f"{path}: plan_id {text}, expected {request.plan_id or 'one in hexadecimal digits'}; it belongs to another plan"
         )
     return {"kind": kind, "plan_id": plan_id, "schema_version": int(version)}
 
@@ -105,6 +120,7 @@ def _attribute(path: str, h5: h5py.File, name: str, expected: type) -> Any:
 
 
 def _header(h5: h5py.File, request: Request) -> tuple[dict[str, Any], bytes]:
+    """Return the header and its text. Raises FileContentError unless it is canonical JSON."""
     dataset = h5.get("header")
     if (
         not isinstance(dataset, h5py.Dataset)
@@ -127,8 +143,11 @@ def _header(h5: h5py.File, request: Request) -> tuple[dict[str, Any], bytes]:
 
 
 def _digests(h5: h5py.File, request: Request) -> dict[str, str]:
-    """The digest that stands with each array; no array is read yet, and together they fit into the file."""
-    found: dict[str, str] = {}
+    """Return the digest that is stored with each array, without reading an array.
+
+    Raises FileContentError for an array that is not plain, and when the arrays declare more bytes than the file has.
+    """
+    digests: dict[str, str] = {}
     total = 0
 
     def visit(name: str, item: Any) -> None:
@@ -142,22 +161,22 @@ def _digests(h5: h5py.File, request: Request) -> dict[str, str]:
                 f"{request.path}: {name} is not a plain array inside the file; not written by distqexp"
             )
         if not (digest := _text(item.attrs.get("sha256"))):
-            raise _damaged(name, request)
-        found[name] = digest
+            raise _damage_error(name, request)
+        digests[name] = digest
 
     h5.visititems(visit)
-    return found
+    return digests
 
 
 def _array(dataset: h5py.Dataset, name: str, digest: str, request: Request) -> npt.NDArray[Any]:
-    found = np.asarray(dataset[()])
-    array = np.asarray(found, dtype=portable_type(found.dtype))
+    content = np.asarray(dataset[()])
+    array = np.asarray(content, dtype=portable_type(content.dtype))
     if digest != array_digest(array):
-        raise _damaged(name, request)
+        raise _damage_error(name, request)
     return array
 
 
-def _damaged(name: str, request: Request) -> FileContentError:
+def _damage_error(name: str, request: Request) -> FileContentError:
     return FileContentError(
         f"{request.path}: the checksum of {name} is not the one stored with it; the file is damaged: copy it again"
     )

@@ -1,9 +1,10 @@
-"""The files between stages: HDF5 behind a checked label.
+"""The files between stages: HDF5 after a label that is checked first.
 
-The first 512 bytes (HDF5's user block) are the label, see ``label``. Inside: the attributes schema_version, kind, plan_id
-and sha256 (over everything that the file says), a dataset ``header`` (canonical JSON, public fields only), and the arrays,
-each with its own digest. The files are written through Python file objects, so HDF5 takes no locks, and one content has one
-sequence of bytes. They are read by a process with limits, see ``confined``, unless the caller vouches for them.
+The first 512 bytes (HDF5's user block) are the label, see ``label``. The HDF5 file has the attributes schema_version, kind,
+plan_id and sha256 (over everything that the file says), a dataset ``header`` (canonical JSON of public fields only), and the
+arrays, each with its own digest. The files are written through Python file objects, so that HDF5 takes no locks and the same
+content always gives the same bytes. They are read by a process with limits, see ``confined``, unless the caller vouches for
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from distqexp.storage.label import LABEL_BYTES, check_label, write_label
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that passed every check. header is public; arrays are as private as the kind says."""
+    """A file that passed every check.
+
+    Attributes:
+        path: The path of the file.
+        kind: The kind of the file.
+        plan_id: The plan that it belongs to.
+        schema_version: The version of the format.
+        header: The header, which is public.
+        arrays: The arrays by name, which are as private as the kind says.
+    """
 
     path: Path
     kind: str
@@ -52,11 +62,19 @@ def write_file(
 ) -> None:
     """Write one file atomically; the same content gives the same bytes.
 
-    header: JSON types, public fields only. arrays: booleans, integers or floats of any shape; names may
-    contain "/" and may not be "header". private: mode 0600.
+    Args:
+        path: The file.
+        kind: The kind of the file.
+        plan_id: The plan that it belongs to.
+        header: Public fields only, of JSON types.
+        arrays: Booleans, integers or floats of any shape, by name. A name may contain "/" and may not be "header".
+        private: Whether the file has the mode 0600.
 
-    Raises StorageError (disk full, folder not writable), UsageError (folder missing), ValueError or
-    TypeError for a kind, a name, a header or an array type that the format does not have.
+    Raises:
+        StorageError: The disk is full, or the folder can't be written.
+        UsageError: The folder does not exist.
+        ValueError: The format does not have the kind, the name of an array or a value of the header.
+        TypeError: The format does not have the type of an array or of a value of the header.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
@@ -90,36 +108,42 @@ def write_file(
 
 
 def read_file(path: Path, *, kind: str | None = None, plan_id: str | None = None, own: bool = False) -> StoredFile:
-    """Read and check a whole file: label, schema_version, kind, plan_id, header and every array.
+    """Read and check a whole file: its label, schema_version, kind, plan_id, header and every array.
 
-    own: the file is one that this run wrote for itself, into a folder where nobody else writes; it is read in this process.
-    Any other is read by a process with limits (0.15 s a file), so that no file can crash this one.
+    Args:
+        path: The file.
+        kind: The expected kind; None for any.
+        plan_id: The expected plan; None for any.
+        own: Whether this run wrote the file for itself, into a folder where nobody else writes. Such a file is read in this
+            process. Any other is read by a process with limits (0.15 s for each file), so that no file can crash this one.
 
-    Raises UsageError (no such file), StorageError (unreadable), FileContentError (anything that differs
-    from what is expected, with both values).
+    Raises:
+        UsageError: There is no such file.
+        StorageError: The file can't be read.
+        FileContentError: Something differs from what is expected; the message has both values.
     """
     return _read(path, kind, plan_id, arrays=True, own=own)
 
 
 def read_header(path: Path, *, kind: str | None = None, plan_id: str | None = None) -> StoredFile:
-    """As read_file (the label's checksum covers the whole file), with no array loaded."""
+    """Read and check a file as ``read_file`` does, without its arrays. The checksum in the label still covers the whole file."""
     return _read(path, kind, plan_id, arrays=False, own=False)
 
 
 def _read(path: Path, kind: str | None, plan_id: str | None, *, arrays: bool, own: bool) -> StoredFile:
-    with open_regular(path) as file:
+    with _open_regular(path) as file:
         request = Request(str(path), check_label(path, file), kind, plan_id, arrays)
         file.seek(0)
         with closing(read_content(file, request) if own else read_confined(file, request)) as frames:
             identity, _ = next(frames)
-            found = {frame["name"]: array for frame, array in frames if array is not None}
+            content = {frame["name"]: array for frame, array in frames if array is not None}
     return StoredFile(
-        path, identity["kind"], identity["plan_id"], identity["schema_version"], identity["header"], found
+        path, identity["kind"], identity["plan_id"], identity["schema_version"], identity["header"], content
     )
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises UsageError when there is none, StorageError when it can't be read."""
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises UsageError when there is none, and StorageError when it can't be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
     except (FileNotFoundError, NotADirectoryError):
@@ -131,13 +155,13 @@ def open_regular(path: Path) -> BinaryIO:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        found = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-        raise UsageError(f"{path}: {found}; expected a file")
+        actual = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise UsageError(f"{path}: {actual}; expected a file")
     return os.fdopen(descriptor, "rb")
 
 
 class _Sink(io.RawIOBase):
-    """A binary file for HDF5's writes that remembers the first failure and then pretends.
+    """A binary file for HDF5 to write to. It remembers the first failure and from then on pretends to succeed.
 
     The HDF5 library must not meet a failing disk: its own close would fail again and leave the file open.
     """
@@ -176,4 +200,4 @@ class _Sink(io.RawIOBase):
         return size or 0
 
     def flush(self) -> None:
-        """Nothing: the writer flushes at its end, where an error can be raised."""
+        """Do nothing: the writer flushes at its end, where an error can be raised."""

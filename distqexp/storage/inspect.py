@@ -1,4 +1,4 @@
-"""``distqexp inspect``: what a file is, for people. Of private files the header only."""
+"""``distqexp inspect``: a description of a file for people. Of private files it shows the header only."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 from distqexp.storage.hdf5 import read_file, read_header
 
-MEANINGS = {
+_MEANINGS = {
     "plan": "every rule of a run, fixed before a private record is read (public)",
     "sketch": "the integer sum of one shard (PRIVATE: as sensitive as the records)",
     "quadratic": "the pooled integer sum of a round (PRIVATE: as sensitive as the records)",
     "release": "a released round (public, as its plan says)",
     "void": "a round that is never released, for the sites to take their charge back (public; not signed yet)",
 }
-PRIVATE_KINDS = ("sketch", "quadratic")
+_PRIVATE_KINDS = ("sketch", "quadratic")
 
 
 def describe(path: Path) -> str:
-    """A few lines of text: kind, plan, header; names, types and shapes of arrays for public kinds only.
+    """Return a few lines of text with the kind, the plan, the header, and for public kinds the names and shapes of the arrays.
 
-    No array entry and no checksum. Raises what read_file raises.
+    They show no entry of an array and no checksum. Raises what ``read_file`` raises.
     """
-    stored = read_header(path)
+    file = read_header(path)
     lines = [
         f"{path}",
-        f"  kind            {stored.kind}: {MEANINGS[stored.kind]}",
-        f"  plan_id         {stored.plan_id}",
-        f"  schema_version  {stored.schema_version}",
+        f"  kind            {file.kind}: {_MEANINGS[file.kind]}",
+        f"  plan_id         {file.plan_id}",
+        f"  schema_version  {file.schema_version}",
         "  header",
     ]
-    lines += [f"    {line}" for line in _lines(stored.header)] or ["    (empty)"]
-    if stored.kind not in PRIVATE_KINDS:
+    lines += [f"    {line}" for line in _lines(file.header)] or ["    (empty)"]
+    if file.kind not in _PRIVATE_KINDS:
         lines.append("  arrays")
         for name, array in read_file(path).arrays.items():
             lines.append(f"    {name}: {array.dtype} {tuple(array.shape)}")
@@ -40,6 +40,7 @@ def describe(path: Path) -> str:
 
 
 def _lines(tree: dict[str, Any], depth: int = 0) -> list[str]:
+    """Return the fields of a header, one on each line, indented by their depth."""
     lines = []
     for name, value in tree.items():
         if isinstance(value, dict) and value:

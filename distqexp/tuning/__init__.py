@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from distqexp.tuning.tune import Tuned, tune
+from distqexp.tuning.tune import Choice, tune
 
-__all__ = ["Tuned", "tune"]
+__all__ = ["Choice", "tune"]

@@ -1,4 +1,4 @@
-"""Which files a rehearsal may open: never one of data.private, or only the rows of it that are data.public's."""
+"""Which files a rehearsal may open: none of data.private, unless the rows that it reads there are data.public's."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import os
 
 from distqexp.config import Config, DataConfig, TuneConfig
 from distqexp.errors import UsageError
-from distqexp.problem.identity import linked
+from distqexp.problem.identity import are_linked
 
 
 def public_without_private(config: Config) -> DataConfig:
-    """data.public, unless a rehearsal would read private records. Compares paths and links; opens nothing. Raises UsageError.
+    """Return data.public after checking that no source of a rehearsal holds a private record.
 
-    A file that holds public and private records alike is allowed where ``rows`` on both sides keep them apart, as in
-    data.public; sources of [tune] may then name no row that isn't data.public's.
+    Compares paths and links, and opens nothing. A file that holds public and private records alike is allowed where ``rows`` on both
+    sides keep them apart; sources of [tune] may then name only rows of data.public.
+
+    Raises:
+        UsageError: There is no data.public, or a rehearsal would read private records.
     """
     public, tune = config.data.public, config.tune or TuneConfig()
     if public is None:
         raise UsageError("data.public: absent; expected public records, which tune rehearses on")
-    own = [(f"tune.private.{i}", data) for i, data in enumerate(tune.private)]
-    own += [("tune.eval", tune.eval)] if tune.eval else []
-    hidden = [("data.private", data) for data in config.data.private]
-    hidden += [("data.eval", config.data.eval)] if config.data.eval and config.data.eval_private else []
-    for where, data in [("data.public", public), *own]:
-        for private, secret in hidden:
+    sources = [("data.public", public), *((f"tune.private.{i}", data) for i, data in enumerate(tune.private))]
+    sources += [("tune.eval", tune.eval)] if tune.eval else []
+    secrets = [("data.private", data) for data in config.data.private]
+    secrets += [("data.eval", config.data.eval)] if config.data.eval and config.data.eval_private else []
+    for where, data in sources:
+        for private, secret in secrets:
             if not share_a_file(data, secret):
                 continue
             if _ranges_meet(data, secret):
@@ -31,23 +34,23 @@ def public_without_private(config: Config) -> DataConfig:
                     f"{where}: its file is that of {private}, and rows don't keep them apart; expected other files, or "
                     "disjoint rows in both: tune reads public records only"
                 )
-            if where != "data.public" and not (files_of(data) <= files_of(public) and _within(data, public)):
+            if where != "data.public" and not (_files_of(data) <= _files_of(public) and _within(data, public)):
                 raise UsageError(
                     f"{where}: its file is that of {private}; expected rows of data.public: tune reads public records only"
                 )
     return public
 
 
-def files_of(data: DataConfig) -> frozenset[str]:
-    """The files behind a source, links followed; the embedded digits are one of a kind."""
+def _files_of(data: DataConfig) -> frozenset[str]:
+    """The files behind a source, links followed; the embedded digits count as one file."""
     if data.format == "digits":
         return frozenset({"digits"})
     return frozenset(os.path.realpath(path) for path in (data.path, data.labels, data.blank) if path is not None)
 
 
 def share_a_file(one: DataConfig, other: DataConfig) -> bool:
-    """Whether two sources share a file, by whatever name. Opens nothing."""
-    return bool(files_of(one) & files_of(other)) or linked(one, other)
+    """Tell whether two sources share a file, under whatever names. Opens nothing."""
+    return bool(_files_of(one) & _files_of(other)) or are_linked(one, other)
 
 
 def _ranges_meet(one: DataConfig, other: DataConfig) -> bool:

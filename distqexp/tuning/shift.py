@@ -1,20 +1,20 @@
-"""Stand-ins and test records: public records, shifted once by public augmentations and held in memory."""
+"""Stand-ins and test records: public records that are shifted once, by public augmentations, and kept in memory."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from distqexp.arrays import IntegerArray
 from distqexp.config import DataConfig, TuneConfig
 from distqexp.errors import UsageError
+from distqexp.mechanism.randomness import seeded_stream
 from distqexp.problem.dataset import Dataset, open_dataset
-from distqexp.problem.images import Turns, Views, viewed
+from distqexp.problem.images import Turns, Views, with_views
 from distqexp.problem.readers import open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -22,43 +22,49 @@ from distqexp.problem.sources import DataSource, Readers
 
 
 class HeldDataset(Dataset):
-    """Some rows of a file, read and shifted already; ``read`` looks them up."""
+    """Some rows of a file, already read and shifted; ``read`` looks them up in memory."""
 
-    def __init__(self, dataset: Dataset, rows: NDArray[np.int64], records: Records) -> None:
+    def __init__(self, dataset: Dataset, rows: IntegerArray, records: Records) -> None:
         super().__init__(dataset.data, dataset.schema, open_reader(dataset.data, dataset.private))
         self._place = {int(row): place for place, row in enumerate(rows)}
         self.records = records
 
-    def read(self, rows: NDArray[np.int64] | Sequence[int], views: Views | None = None) -> Records:
-        """These rows, in this order; KeyError for one that isn't held."""
+    def read(self, rows: IntegerArray | Sequence[int], views: Views | None = None) -> Records:
+        """Return the records of these rows, in this order. Raises KeyError for a row that isn't in memory."""
         places = torch.tensor([self._place[int(row)] for row in rows], dtype=torch.int64)
-        self.opened += len(places)
-        held = self.records
-        records = Records(held.inputs[places], held.targets[places], held.present[places])
-        return viewed(records, np.asarray(rows, dtype=np.int64), views) if views else records
+        records = Records(self.records.inputs[places], self.records.targets[places], self.records.present[places])
+        return with_views(records, np.asarray(rows, dtype=np.int64), views) if views else records
 
 
 @dataclass(frozen=True)
 class StandIns(DataSource):
-    """A source whose records are held in memory instead of being read again in every round."""
+    """A source whose records stay in memory instead of being read again in every round."""
 
-    held: HeldDataset | None = None
+    dataset: HeldDataset | None = None
 
     def of_part(self, number: int, parts: int) -> StandIns:
-        """As that of a DataSource."""
+        """Return the source with the slots of one part of ``parts`` alone, as for any DataSource."""
         part = super().of_part(number, parts)
-        return StandIns(part.data, part.slots, part.partition, held=self.held, private=self.private)
+        return StandIns(part.data, part.slots, part.partition, dataset=self.dataset, private=self.private)
 
     def open(self, schema: Schema, round: int, readers: Readers | None = None) -> Dataset:
-        """The records that are held."""
-        return self.held or super().open(schema, round, readers)
+        """Return the records in memory, the same in every round."""
+        return self.dataset or super().open(schema, round, readers)
 
 
 def hold(data: DataConfig, schema: Schema, tune: TuneConfig, *, private: bool = False) -> HeldDataset:
-    """Read what ``data`` selects, shifted by random angles and noise as [tune] says; the fixed angle is in ``data.rotate``.
+    """Read what ``data`` selects into memory, shifted by random angles and noise as [tune] says.
 
-    ``private``: whether the records play private ones, see Dataset. Shifts are functions of (tune.seed, row of the file)
-    alone. Raises UsageError where the records can't be shifted so.
+    Shifts are functions of (tune.seed, row of the file) alone. A fixed angle of [tune] is in ``data.rotate`` already.
+
+    Args:
+        data: The source.
+        schema: The schema of the records.
+        tune: The section [tune] of the config.
+        private: Whether the records play private ones, see Dataset.
+
+    Raises:
+        UsageError: The records can't be shifted so.
     """
     if tune.rotate is not None and not schema.image:
         raise UsageError(
@@ -75,13 +81,13 @@ def hold(data: DataConfig, schema: Schema, tune: TuneConfig, *, private: bool = 
     return HeldDataset(dataset, rows, records)
 
 
-def _with_noise(records: Records, rows: NDArray[np.int64], schema: Schema, tune: TuneConfig) -> Records:
-    """Normal noise on the features of records that are there; flags and the constant stay as they are."""
+def _with_noise(records: Records, rows: IntegerArray, schema: Schema, tune: TuneConfig) -> Records:
+    """Add normal noise to the features of records that are present; flags and the constant stay as they are."""
     width = math.prod(schema.shape or ())
     inputs = records.inputs.clone()
     flat = inputs.reshape(len(inputs), -1)
     for record in torch.nonzero(records.present).flatten().tolist():
-        key = hashlib.sha256(f"tune noise/{tune.seed}/{int(rows[record])}".encode()).digest()[:16]
-        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).standard_normal(width)
+        stream = seeded_stream(f"tune noise/{tune.seed}/{int(rows[record])}")
+        draw = np.random.Generator(stream).standard_normal(width)
         flat[record, :width] += torch.from_numpy(tune.noise * draw).to(flat.dtype)
     return Records(flat.reshape(inputs.shape), records.targets, records.present)

@@ -1,4 +1,4 @@
-"""The settings that are tried: values of some keys, in a grid, and the config that each one makes."""
+"""The settings that are tried: a grid of values for some keys, and the config that each setting makes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from distqexp.config import Config, TuneConfig
 from distqexp.config.checks import check
-from distqexp.config.tuning import LISTS
+from distqexp.config.running import LISTS
 from distqexp.errors import UsageError
 
 CLIPS = ("clip", "clip_quantile", "clip_natural")
 DRAWS = 100_000
-"""At most so many settings of a grid are looked at for allowed ones."""
+"""The largest number of settings of a grid that are looked through for allowed ones."""
 
 Values = Mapping[str, Any]
 Setting = tuple[int, ...]
@@ -24,7 +24,12 @@ Setting = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that varies. keys: the names in [tune]. values: for each step of the axis, a value (or None) of each key."""
+    """One thing that varies.
+
+    Attributes:
+        keys: The names of its keys in [tune].
+        values: For each step of the axis, the value of each key, or None.
+    """
 
     keys: tuple[str, ...]
     values: tuple[tuple[Any, ...], ...]
@@ -32,28 +37,33 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """The grid over the axes, around a config. A setting is a place on each axis."""
+    """The grid over the axes, around a config. A setting is a place on each axis.
+
+    Attributes:
+        config: The config whose keys the axes vary.
+        axes: What varies.
+    """
 
     config: Config
     axes: tuple[Axis, ...]
 
     @property
     def size(self) -> int:
-        """Number of places in the grid, allowed or not."""
+        """The number of settings in the grid, allowed or not."""
         size = 1
         for axis in self.axes:
             size *= len(axis.values)
         return size
 
     def values(self, setting: Setting) -> dict[str, Any]:
-        """Every tunable key's value in a setting, those of the config where no axis says otherwise."""
-        found = values_of(self.config)
+        """Return the value of every tunable key in a setting: the config's own where no axis varies the key."""
+        values = values_of(self.config)
         for axis, place in zip(self.axes, setting, strict=True):
-            found |= dict(zip(axis.keys, axis.values[place], strict=True))
-        return found
+            values |= dict(zip(axis.keys, axis.values[place], strict=True))
+        return values
 
     def config_of(self, setting: Setting) -> Config:
-        """The config with a setting's values, checked. Raises UsageError where they don't go together."""
+        """Return the config with a setting's values, checked. Raises UsageError where they don't go together."""
         config = with_values(self.config, self.values(setting))
         most = (config.tune or TuneConfig()).max_passes
         if most is not None and config.mechanism.passes > most:
@@ -61,7 +71,7 @@ class Space:
         return config
 
     def allowed(self, setting: Setting) -> bool:
-        """Whether the setting makes a config that may be run."""
+        """Tell whether the setting makes a config that may be run."""
         try:
             self.config_of(setting)
         except UsageError:
@@ -69,8 +79,8 @@ class Space:
         return True
 
     def order(self, seed: int) -> Iterator[Setting]:
-        """The allowed settings in a random order that ``seed`` fixes, the config's own first where the grid has it."""
-        own = self.own()
+        """Yield the allowed settings in a random order that ``seed`` fixes, the config's own first where the grid has it."""
+        own = self.own_setting()
         if own is not None and self.allowed(own):
             yield own
         draws = random.Random(f"tune/{seed}").sample(range(self.size), min(self.size, DRAWS))
@@ -80,25 +90,25 @@ class Space:
                 yield setting
 
     def first(self, count: int, seed: int) -> list[Setting]:
-        """The first ``count`` of the order. Raises UsageError when there are none."""
-        found = list(islice(self.order(seed), count))
-        if not found:
+        """Return the first ``count`` settings of the order. Raises UsageError when there are none."""
+        settings = list(islice(self.order(seed), count))
+        if not settings:
             self.config_of(self.numbered(0))  # says why
             raise UsageError("tune: no combination of its lists is allowed; correct them")
-        return found
+        return settings
 
     def neighbours(self, setting: Setting) -> list[Setting]:
-        """The allowed settings one step away on one axis."""
-        found = []
+        """Return the allowed settings that are one step away on one axis."""
+        settings = []
         for at, axis in enumerate(self.axes):
             for place in (setting[at] - 1, setting[at] + 1):
-                moved = (*setting[:at], place, *setting[at + 1 :])
-                if 0 <= place < len(axis.values) and self.allowed(moved):
-                    found.append(moved)
-        return found
+                neighbour = (*setting[:at], place, *setting[at + 1 :])
+                if 0 <= place < len(axis.values) and self.allowed(neighbour):
+                    settings.append(neighbour)
+        return settings
 
-    def own(self) -> Setting | None:
-        """The setting that is the config's own; None where a list leaves it out."""
+    def own_setting(self) -> Setting | None:
+        """Return the setting that is the config's own; None where a list leaves its value out."""
         values, places = values_of(self.config), []
         for axis in self.axes:
             mine = tuple(values[name] for name in axis.keys)
@@ -108,7 +118,7 @@ class Space:
         return tuple(places)
 
     def numbered(self, number: int) -> Setting:
-        """The setting of a number below ``size``."""
+        """Return the setting with a number below ``size``."""
         places = []
         for axis in reversed(self.axes):
             number, place = divmod(number, len(axis.values))
@@ -117,7 +127,7 @@ class Space:
 
 
 def make_space(config: Config) -> Space:
-    """The grid of the lists in [tune]; where it has none, a small one around the config's own values."""
+    """Make the grid of the lists in [tune]; where there are no lists, a small grid around the config's own values."""
     tune = config.tune or TuneConfig()
     lists = {name: list(getattr(tune, name)) for name in LISTS if getattr(tune, name) is not None}
     if not lists:
@@ -134,40 +144,41 @@ def make_space(config: Config) -> Space:
 
 
 def values_of(config: Config) -> dict[str, Any]:
-    """The config's own value of every tunable key."""
-    return {name: getattr(getattr(config, section), name) for name, (section, _) in LISTS.items()}
+    """Return the config's own value of every tunable key."""
+    return {name: getattr(getattr(config, section), name) for name, section in LISTS.items()}
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """The config with these values of tunable keys, checked. Raises UsageError."""
-    for section in dict.fromkeys(section for section, _ in LISTS.values()):
-        own = {name: value for name, value in values.items() if LISTS[name][0] == section}
-        changed: Any = dataclasses.replace(getattr(config, section), **own)
-        config = dataclasses.replace(config, **{section: changed})
+    """Return the config with these values of tunable keys, checked. Raises UsageError where they don't go together."""
+    for section in dict.fromkeys(LISTS.values()):
+        own = {name: value for name, value in values.items() if LISTS[name] == section}
+        new_section: Any = dataclasses.replace(getattr(config, section), **own)
+        config = dataclasses.replace(config, **{section: new_section})
     check(config)
     return config
 
 
 def _around(config: Config) -> dict[str, list[Any]]:
+    """Lists of values around the config's own."""
     mechanism, subspace = config.mechanism, config.subspace
-    found: dict[str, list[Any]] = {
+    lists: dict[str, list[Any]] = {
         "rounds": [max(1, mechanism.passes // 2) * mechanism.parts, mechanism.rounds, 2 * mechanism.rounds],
         "step": [mechanism.step / 2, mechanism.step, mechanism.step * 2],
     }
     if config.precision.kind != "identity" and config.precision.damping > 0:
         damping = config.precision.damping
-        found["damping"] = [damping / 3, damping, damping * 3]
+        lists["damping"] = [damping / 3, damping, damping * 3]
     if mechanism.clip_quantile is not None:
-        found["clip_quantile"] = [0.5, 0.7, 0.9, mechanism.clip_quantile]
+        lists["clip_quantile"] = [0.5, 0.7, 0.9, mechanism.clip_quantile]
     for name in ("clip", "clip_natural"):
         value = getattr(mechanism, name)
         if value is not None:
-            found[name] = [value / 2, value, value * 2]
+            lists[name] = [value / 2, value, value * 2]
     for name in ("k", "k_in", "k_out"):
         size = getattr(subspace, name)
         if size is not None:
-            found[name] = [max(1, size // 2), size]
-    return found
+            lists[name] = [max(1, size // 2), size]
+    return lists
 
 
 def _ordered(values: list[Any]) -> list[Any]:

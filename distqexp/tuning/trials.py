@@ -1,4 +1,4 @@
-"""The table of runs, trials.csv: one row a run, written anew after each, so that tune can go on where it stopped."""
+"""The table of runs, trials.csv: a row for each run, written anew after each run, so that tune can go on where it stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqexp.config.tuning import LISTS
+from distqexp.config.running import LISTS
 from distqexp.errors import FileContentError, UsageError
 from distqexp.storage.atomic import write_atomic
 
@@ -22,7 +22,16 @@ LOWER_IS_BETTER = ("log_loss", "mean_squared_error")
 
 @dataclass(frozen=True)
 class Run:
-    """One run. score: the metric. loss: log loss or mean squared error. Both None, and a note, where it diverged."""
+    """One run of a setting.
+
+    Attributes:
+        seed: The seed of its noise.
+        metric: The name of the metric.
+        score: The value of the metric; None where the run diverged.
+        loss: Log loss or mean squared error; None where the run diverged.
+        seconds: How long the run took.
+        note: Why it has no score; otherwise empty.
+    """
 
     seed: int
     metric: str
@@ -33,7 +42,7 @@ class Run:
 
     @property
     def value(self) -> float:
-        """Higher is better; minus infinity where it diverged."""
+        """The score, with its sign turned where lower is better; minus infinity where the run diverged."""
         if self.score is None or not math.isfinite(self.score):
             return -math.inf
         return -self.score if self.metric in LOWER_IS_BETTER else self.score
@@ -41,24 +50,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs of one setting. error: the standard error of the mean over seeds, 0 for one seed."""
+    """The runs of one setting.
+
+    Attributes:
+        values: The value of every tunable key in the setting.
+        runs: The runs, one for each seed of the noise.
+    """
 
     values: Mapping[str, Any]
     runs: tuple[Run, ...]
 
     @property
     def seeds(self) -> int:
-        """Number of runs."""
+        """The number of runs."""
         return len(self.runs)
 
     @property
     def mean(self) -> float:
-        """Mean of the runs' values (higher is better); minus infinity when one diverged."""
+        """The mean of the runs' values (higher is better); minus infinity when one diverged."""
         return _mean([run.value for run in self.runs])
 
     @property
     def error(self) -> float:
-        """Standard error of the mean."""
+        """The standard error of the mean over seeds; 0 for one seed, or when a run diverged."""
         if self.seeds < 2 or self.mean == -math.inf:
             return 0.0
         squares = sum((run.value - self.mean) ** 2 for run in self.runs)
@@ -66,24 +80,33 @@ class Summary:
 
     @property
     def loss(self) -> float:
-        """Mean loss; infinite when one diverged."""
+        """The mean loss; infinite when one diverged."""
         return _mean([math.inf if run.loss is None else run.loss for run in self.runs])
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the choice goes by: the mean less its standard error, then the smaller loss."""
+        """What settings are compared by: the mean less its standard error, then the smaller loss. Higher is better."""
         return (self.mean - self.error, -self.loss)
 
     @property
     def score(self) -> float:
-        """Mean of the metric itself; not a number when one diverged."""
+        """The mean of the metric itself; not a number when one diverged."""
         if self.mean == -math.inf:
             return math.nan
         return -self.mean if self.runs[0].metric in LOWER_IS_BETTER else self.mean
 
 
 class Trials:
-    """All runs of a folder. task: a digest of everything that a run's result depends on besides its row."""
+    """All runs of a folder.
+
+    Args:
+        path: The file of the table, which is read where it exists.
+        task: A digest of everything that a run's result depends on besides its row.
+
+    Raises:
+        FileContentError: The file is no table of trials.
+        UsageError: The file has runs of another task.
+    """
 
     def __init__(self, path: Path, task: str) -> None:
         self.path = path
@@ -91,9 +114,9 @@ class Trials:
         self._rows = _read(path, task) if path.exists() else []
 
     def add(self, epsilon: float, values: Mapping[str, Any], run: Run) -> None:
-        """Store a run, at once."""
-        measured = {"metric": run.metric, "score": run.score, "loss": run.loss, "seconds": round(run.seconds, 3)}
-        row = {"task": self.task, "epsilon": epsilon, **values, "seed": run.seed, **measured, "note": run.note}
+        """Add a run to the table, and write the table at once."""
+        results = {"metric": run.metric, "score": run.score, "loss": run.loss, "seconds": round(run.seconds, 3)}
+        row = {"task": self.task, "epsilon": epsilon, **values, "seed": run.seed, **results, "note": run.note}
         self._rows.append({name: _text(row[name]) for name in FIELDS})
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
@@ -102,9 +125,9 @@ class Trials:
         write_atomic(self.path, text.getvalue().encode())
 
     def of(self, epsilon: float, values: Mapping[str, Any], metric: str, seeds: int) -> Summary:
-        """The runs of one setting with the seeds below ``seeds``, by seed: as if later ones had not been made yet."""
-        wanted = {"epsilon": _text(epsilon), "metric": metric, **{name: _text(values[name]) for name in KEYS}}
-        rows = [row for row in self._rows if all(row[name] == text for name, text in wanted.items())]
+        """Return the runs of one setting with seeds below ``seeds``, by seed, as if later ones had not been made yet."""
+        query = {"epsilon": _text(epsilon), "metric": metric, **{name: _text(values[name]) for name in KEYS}}
+        rows = [row for row in self._rows if all(row[name] == text for name, text in query.items())]
         runs = sorted((_run(row) for row in rows), key=lambda run: run.seed)
         return Summary(values, tuple(run for run in runs if run.seed < seeds))
 

@@ -18,28 +18,34 @@ from distqexp.engines.threads import pin_threads
 from distqexp.errors import StoppedError, UsageError
 from distqexp.storage.atomic import storage_error, write_atomic
 from distqexp.tuning.rehearsal import Rehearsal
-from distqexp.tuning.search import chosen, search
+from distqexp.tuning.search import best_of, search
 from distqexp.tuning.space import Setting, Space, make_space, values_of
 from distqexp.tuning.trials import NAME, Summary, Trials
 from distqexp.tuning.writing import lines_of, plot, to_toml, tuned_tree
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What was chosen at one epsilon. before: the metric of the pretrained model on the same test records.
+class Choice:
+    """What was chosen at one epsilon.
 
-    lines: the table for people.
+    Attributes:
+        epsilon: The target.
+        path: The config with the chosen values.
+        best: The setting that was chosen.
+        summaries: All settings that were tried.
+        before: The metric of the pretrained model on the same test records.
+        lines: The table for people.
     """
 
     epsilon: float
     path: Path
     best: Summary
-    tried: tuple[Summary, ...]
+    summaries: tuple[Summary, ...]
     before: float
     lines: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return the choice as a tree for ``--json``."""
         return {
             "config": str(self.path),
             "values": {name: value for name, value in self.best.values.items() if value is not None},
@@ -48,7 +54,7 @@ class Tuned:
             "standard_error": self.best.error,
             "loss": self.best.loss,
             "before": self.before,
-            "settings": len(self.tried),
+            "settings": len(self.summaries),
         }
 
 
@@ -58,12 +64,24 @@ def tune(
     epsilons: Sequence[float] = (),
     overrides: Sequence[str] = (),
     trials: int | None = None,
-) -> list[Tuned]:
+) -> list[Choice]:
     """Rehearse settings on public records and write the best at each epsilon to ``out``/tuned-epsE.toml.
 
-    path: a config; the embedded digits task when None. epsilons: targets; the config's own when empty. trials: in the place of
-    tune.trials. Also writes trials.csv, with every run, and tune.png (where matplotlib is installed); runs that stand in
-    trials.csv already are not made again. Never opens a file of data.private. Raises DistqexpError.
+    Also writes trials.csv, with every run, and tune.png (where matplotlib is installed). Runs that are in trials.csv already are not
+    made again. Never opens a file of data.private.
+
+    Args:
+        path: A TOML config; the embedded digits task when None.
+        out: The folder to write to, new or of an earlier call.
+        epsilons: The targets; the config's own when empty.
+        overrides: Keys of the config to override, as SECTION.KEY=VALUE.
+        trials: The number of settings to try, instead of tune.trials.
+
+    Returns:
+        What was chosen at each epsilon. Public.
+
+    Raises:
+        DistqexpError: Anything that ends the search, with one line that says what to do.
     """
     tree, base = read_tree(path, overrides)
     config = config_from_tree(tree, base)
@@ -74,9 +92,9 @@ def tune(
         )  # refused now, not in an hour
     if trials is not None:
         config = config_from_tree({**tree, "tune": {**tree.get("tune", {}), "trials": trials}}, base)
-    launched = launched_size(os.environ)
-    if launched is not None and launched[0] > 1:
-        raise UsageError(f"tune: {launched[0]} processes ({launched[1]}); expected one: run it without a launcher")
+    launch = launched_size(os.environ)
+    if launch is not None and launch[0] > 1:
+        raise UsageError(f"tune: {launch[0]} processes ({launch[1]}); expected one: run it without a launcher")
     _open_folder(out)
     pin_threads(config.engine.threads)
     space = make_space(config)
@@ -84,48 +102,51 @@ def tune(
         try:
             rehearsal = Rehearsal(config, Path(scratch), engine)
             for epsilon in targets:
-                rehearsal.raised(config, epsilon)
+                rehearsal.raised_epsilon(config, epsilon)
             table = Trials(out / NAME, rehearsal.task)
             _say(_description(config, rehearsal, space))
-            found = []
+            choices = []
             for epsilon in targets:
-                found.append(_at_epsilon(config, space, rehearsal, table, epsilon, out))
-                write_atomic(found[-1].path, _document(tree, base, config, found[-1]).encode())
+                choice = _choose(config, space, rehearsal, table, epsilon, out)
+                choices.append(choice)
+                write_atomic(choice.path, _document(tree, base, config, choice).encode())
         except StoppedError:
             raise StoppedError(
                 f"stopped on request; run the same command again: it goes on from {out / NAME}"
             ) from None
-    _plot(out, found, space)
-    return found
+    _plot(out, choices, space)
+    return choices
 
 
-def _at_epsilon(config: Config, space: Space, rehearsal: Rehearsal, table: Trials, epsilon: float, out: Path) -> Tuned:
-    settings = config.tune or TuneConfig()
+def _choose(config: Config, space: Space, rehearsal: Rehearsal, table: Trials, epsilon: float, out: Path) -> Choice:
+    """Search the space at one epsilon. Runs that ``table`` holds already are not made again."""
+    tune_config = config.tune or TuneConfig()
 
     def run(setting: Setting, seeds: int) -> Summary:
         values = space.values(setting)
-        done = {one.seed for one in table.of(epsilon, values, rehearsal.metric, seeds).runs}
-        missing = [seed for seed in range(seeds) if seed not in done]
-        for one in rehearsal.runs(space.config_of(setting), epsilon, missing) if missing else ():
+        earlier_seeds = {one.seed for one in table.of(epsilon, values, rehearsal.metric, seeds).runs}
+        new_seeds = [seed for seed in range(seeds) if seed not in earlier_seeds]
+        for one in rehearsal.runs(space.config_of(setting), epsilon, new_seeds) if new_seeds else ():
             table.add(epsilon, values, one)
-            shown = ", ".join(f"{name} {values[name]:g}" for name in varying if values[name] is not None)
+            text = ", ".join(f"{name} {values[name]:g}" for name in keys if values[name] is not None)
             result = f"{one.metric} {one.score:.4f}" if one.score is not None else one.note
-            _say(f"tune: epsilon {epsilon:g}, {shown}, seed {one.seed}: {result} ({one.seconds:.1f} s)")
+            _say(f"tune: epsilon {epsilon:g}, {text}, seed {one.seed}: {result} ({one.seconds:.1f} s)")
         return table.of(epsilon, values, rehearsal.metric, seeds)
 
-    varying = [name for axis in space.axes for name in axis.keys]
-    tried = search(space, run, settings)
-    best = chosen(tried, settings.seeds)
+    keys = [name for axis in space.axes for name in axis.keys]
+    summaries = search(space, run, tune_config)
+    best = best_of(summaries, tune_config.seeds)
     path, before = out / f"tuned-eps{epsilon:g}.toml", rehearsal.before[rehearsal.metric]
     lines = (
         f"epsilon {epsilon:g}: {rehearsal.metric} {best.score:.4f} on public records, before {before:.4f}",
-        *lines_of(tried, best, space),
+        *lines_of(summaries, best, space),
         f"written: {path}",
     )
-    return Tuned(epsilon, path, best, tuple(tried), before, lines)
+    return Choice(epsilon, path, best, tuple(summaries), before, lines)
 
 
 def _open_folder(out: Path) -> None:
+    """Make the folder. Raises UsageError where it holds files and no table of trials."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: not a folder; expected a new one, or that of an earlier tune")
     if out.is_dir() and any(out.iterdir()) and not (out / NAME).exists():
@@ -137,27 +158,30 @@ def _open_folder(out: Path) -> None:
 
 
 def _description(config: Config, rehearsal: Rehearsal, space: Space) -> str:
+    """One line on who plays whom and how many settings there are."""
     roles, units = rehearsal.roles, config.privacy.units
     note = ""
     if any(data.unit for data in config.data.private) and not all(data.unit for data in roles.stand_ins):
         note = "; data.public has no unit: each of its records plays a unit"
     return (
-        f"tune: {roles.units} public units play {units} private ones, {roles.tested} are tested on; "
+        f"tune: {roles.units} public units play {units} private ones, {roles.test_units} are tested on; "
         f"{space.size} combinations of settings{note}"
     )
 
 
-def _document(tree: dict[str, Any], base: Path, config: Config, tuned: Tuned) -> str:
-    best, metric = tuned.best, tuned.best.runs[0].metric
+def _document(tree: dict[str, Any], base: Path, config: Config, choice: Choice) -> str:
+    """The chosen config as TOML, below a comment on its score."""
+    best, metric = choice.best, choice.best.runs[0].metric
     head = (
-        f"# Chosen by distqexp tune at epsilon {tuned.epsilon:g}: {metric} {best.score:.4f} on public "
-        f"records\n# (mean over {best.seeds} noise seeds, standard error {best.error:.4f}; before: {tuned.before:.4f}).\n\n"
+        f"# Chosen by distqexp tune at epsilon {choice.epsilon:g}: {metric} {best.score:.4f} on public "
+        f"records\n# (mean over {best.seeds} noise seeds, standard error {best.error:.4f}; before: {choice.before:.4f}).\n\n"
     )
-    return head + to_toml(tuned_tree(tree, base, tuned.epsilon, best.values, values_of(config)))
+    return head + to_toml(tuned_tree(tree, base, choice.epsilon, best.values, values_of(config)))
 
 
-def _plot(out: Path, found: Sequence[Tuned], space: Space) -> None:
-    results = {tuned.epsilon: (tuned.tried, tuned.best, tuned.before) for tuned in found}
+def _plot(out: Path, choices: Sequence[Choice], space: Space) -> None:
+    """Write tune.png where matplotlib is installed; say so where it is not."""
+    results = {choice.epsilon: (choice.summaries, choice.best, choice.before) for choice in choices}
     try:
         plot(out / "tune.png", results, space)
     except ModuleNotFoundError as error:

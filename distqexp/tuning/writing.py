@@ -1,4 +1,4 @@
-"""What a search leaves for people: the chosen config as TOML, a table in plain lines, a plot."""
+"""What a search leaves for people: the chosen config as TOML, a table in plain lines, and a plot."""
 
 from __future__ import annotations
 
@@ -12,51 +12,63 @@ from pathlib import Path
 from typing import Any
 
 from distqexp.config.reading import resolved_path
-from distqexp.config.tuning import LISTS
+from distqexp.config.running import LISTS
 from distqexp.storage.atomic import write_atomic
 from distqexp.tuning.space import Space
 from distqexp.tuning.trials import Summary
 
-SHOWN = 10
-SOURCES = ("public", "private", "eval")
+_LONGEST_TABLE = 10
+"""The largest number of settings in the table for people."""
+_SOURCES = ("public", "private", "eval")
+"""The keys of [data] that name sources."""
 
 
 def tuned_tree(
-    tree: Mapping[str, Any], base: Path, epsilon: float, values: Mapping[str, Any], own: Mapping[str, Any]
+    tree: Mapping[str, Any], base: Path, epsilon: float, values: Mapping[str, Any], own_values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The tables of the user's config with ``epsilon`` and the chosen values where they differ from its own, without [tune].
+    """Return the tables of the user's config with ``epsilon`` and the chosen values, without [tune].
 
-    Relative paths, which start from ``base``, become absolute, so that the file may stand anywhere; variables stay.
+    Relative paths become absolute, so that the file may be put anywhere; variables in paths stay.
+
+    Args:
+        tree: The tables of the user's config.
+        base: The folder that its relative paths start from.
+        epsilon: The target.
+        values: The chosen value of every tunable key; only those that differ from ``own_values`` are written.
+        own_values: The config's own value of every tunable key.
     """
-    found: dict[str, Any] = json.loads(json.dumps(tree))
-    found.pop("tune", None)
-    found["privacy"]["epsilon"] = epsilon
+    new_tree: dict[str, Any] = json.loads(json.dumps(tree))
+    new_tree.pop("tune", None)
+    new_tree["privacy"]["epsilon"] = epsilon
     for name, value in values.items():
-        if value == own[name]:
+        if value == own_values[name]:
             continue
-        section = found.setdefault(LISTS[name][0], {})
+        section = new_tree.setdefault(LISTS[name], {})
         if value is None:
             section.pop(name, None)
         else:
             section[name] = value
-    sources = [found["data"].get(name) for name in SOURCES]
+    sources = [new_tree["data"].get(name) for name in _SOURCES]
     tables = [table for source in sources for table in (source if isinstance(source, list) else [source]) if table]
-    for table in [*tables, found["model"]]:
+    for table in [*tables, new_tree["model"]]:
         for name in ("path", "labels", "blank", "weights"):
             if isinstance(table.get(name), str):
-                table[name] = _anywhere(table[name], base)
-    return found
+                table[name] = _from_anywhere(table[name], base)
+    return new_tree
 
 
 def to_toml(tree: Mapping[str, Any]) -> str:
-    """Tables of numbers, texts, lists and tables as TOML."""
+    """Write tables of numbers, texts, lists and tables as TOML."""
     return "\n".join(_table(tree, ())).lstrip("\n") + "\n"
 
 
 def lines_of(summaries: Sequence[Summary], best: Summary, space: Space) -> list[str]:
-    """The settings from the best on, the chosen one marked: mean score, standard error, loss, seeds, what varies."""
+    """Make a table of the settings, the best first and the chosen one marked.
+
+    Its columns are mean score, standard error, loss, number of seeds, and the keys that vary.
+    """
     keys = [name for axis in space.axes for name in axis.keys if any(s.values[name] is not None for s in summaries)]
-    ordered = sorted(summaries, key=lambda s: (s.values is best.values, s.seeds, s.mean), reverse=True)[:SHOWN]
+    leaders = sorted(summaries, key=lambda s: (s.values is best.values, s.seeds, s.mean), reverse=True)[:_LONGEST_TABLE]
     metric = best.runs[0].metric
     head = ["", metric, "error", "loss", "seeds", *keys]
     rows = [head] + [
@@ -68,16 +80,22 @@ def lines_of(summaries: Sequence[Summary], best: Summary, space: Space) -> list[
             str(summary.seeds),
             *("" if summary.values[name] is None else f"{summary.values[name]:g}" for name in keys),
         ]
-        for summary in ordered
+        for summary in leaders
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = len(summaries) - len(ordered)
-    return lines + ([f"and {more} more"] if more else [])
+    rest = len(summaries) - len(leaders)
+    return lines + ([f"and {rest} more"] if rest else [])
 
 
 def plot(path: Path, results: Mapping[float, tuple[Sequence[Summary], Summary, float]], space: Space) -> None:
-    """The score against each key that varies, a row an epsilon. results: settings, the chosen one, score before."""
+    """Plot the score against each key that varies, in a row for each epsilon.
+
+    Args:
+        path: The PNG file to write.
+        results: For each epsilon, the settings, the chosen one, and the score of the pretrained model.
+        space: The grid of the settings.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,15 +111,15 @@ def plot(path: Path, results: Mapping[float, tuple[Sequence[Summary], Summary, f
     )
     for row, (epsilon, (summaries, best, before)) in zip(panels, results.items(), strict=True):
         for axis, name in zip(row, keys, strict=True):
-            shown = [s for s in summaries if math.isfinite(s.mean) and s.values[name] is not None]
+            points = [s for s in summaries if math.isfinite(s.mean) and s.values[name] is not None]
             axis.errorbar(
-                [s.values[name] for s in shown], [s.score for s in shown], [s.error for s in shown], fmt="o", ms=4
+                [s.values[name] for s in points], [s.score for s in points], [s.error for s in points], fmt="o", ms=4
             )
             if best.values[name] is not None:
                 axis.plot(best.values[name], best.score, "*", color="black", ms=12, label="chosen")
             axis.axhline(before, color="grey", linestyle=":", label="before")
             axis.set_xlabel(name)
-            ticks = sorted({s.values[name] for s in shown})
+            ticks = sorted({s.values[name] for s in points})
             if ticks and ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
                 axis.set_xscale("log")
             axis.minorticks_off()
@@ -114,15 +132,16 @@ def plot(path: Path, results: Mapping[float, tuple[Sequence[Summary], Summary, f
     write_atomic(path, image.getvalue())
 
 
-def _anywhere(text: str, base: Path) -> str:
-    """A path of the config that means the same file from any folder."""
-    absolute = resolved_path(text, "path", Path("/"))  # relative ones alone depend on the folder
+def _from_anywhere(text: str, base: Path) -> str:
+    """Turn a path of the config into one that means the same file from any folder."""
+    absolute = resolved_path(text, "path", Path("/"))  # only a relative path depends on the folder
     if absolute == resolved_path(text, "path", Path("/elsewhere")):
         return text
     return os.path.normpath(resolved_path(text, "path", base))
 
 
 def _table(tree: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
+    """The lines of a table below the tables named ``above``: its plain values first, then its own tables under their headings."""
     plain = {name: value for name, value in tree.items() if value is not None and not _is_tables(value)}
     lines = [f"{_key(name)} = {_value(value)}" for name, value in plain.items()]
     for name, value in tree.items():
@@ -136,7 +155,7 @@ def _table(tree: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
 
 
 def _is_tables(value: Any) -> bool:
-    """Whether a value gets headings of its own: a table, or a list of nothing but tables."""
+    """Tell whether a value gets headings of its own: a table, or a list of nothing but tables."""
     return isinstance(value, Mapping) or (
         isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
     )

@@ -1,4 +1,4 @@
-"""The public precisions, by kind: what they are made from, and how they are rebuilt from a file."""
+"""The public precisions by kind: how they are made from public records, and how they are rebuilt from a file."""
 
 from __future__ import annotations
 
@@ -38,44 +38,70 @@ for _kind in (IdentityKind(), DiagonalKind(), DenseKind(), KroneckerKind()):
 
 
 def curvature_sum(kind: str, factors: torch.Tensor) -> np.ndarray:
-    """Sum over public examples of V^T V (dense, float64 (k, k)) or of its diagonal (diagonal, float64 (k,)).
+    """Return what a kind keeps of the curvature V^T V in the subspace, summed over public records, in float64.
 
-    ``factors`` is float64 (B, r, k): example b's curvature in the subspace is V_b^T V_b, so a masked example of zeros
-    adds nothing. Identity needs no curvature: float64 (0,).
+    The dense kind keeps the matrix (k, k), the diagonal one its diagonal (k,), and identity nothing, (0,).
+
+    Args:
+        kind: The name of the kind.
+        factors: The factors V, float64 (B, r, k): V_b^T V_b is the curvature of record b, so that a record masked by zeros
+            adds nothing.
     """
     return precision_kind(kind).curvature_sum(factors)
 
 
 def make_precision(
-    kind: str, k: int, public: Any, n_public_units: int, n_bar: float, step: float, damping: float
+    kind: str, k: int, public: Any, public_units: int, units: float, step: float, damping: float
 ) -> Precision:
-    """The precision A = (n_bar / step) (H + damping * mean eigenvalue(H) * I), H = public / n_public_units.
+    """Return the precision A = (units / step) (H + damping * mean eigenvalue(H) * I), where H = public / public_units.
 
-    ``public``: what the kind needs, summed over public units: (k, k) or flat for dense, (k,) for diagonal, the second moments of
-    every block for kronecker; None for identity, where A = (n_bar / step) I. Raises UsageError when a scale is not positive, the
-    sum has another size or is not finite, or A is not positive definite (raise precision.damping).
+    Args:
+        kind: The name of the kind.
+        k: The dimension of the subspace.
+        public: What the kind needs, summed over public units: (k, k) or flat for dense, (k,) for diagonal, the second
+            moments of every block for kronecker; None for identity, where A = (units / step) I.
+        public_units: The number of public units in the sum.
+        units: The nominal number of private units of a round, from the config.
+        step: The step of the round.
+        damping: The damping, relative to the mean eigenvalue.
+
+    Raises:
+        UsageError: A scale is not positive, the sum has another size or is not finite, or A is not positive definite
+            (raise precision.damping).
     """
-    for name, value in (("privacy.units", n_bar), ("mechanism.step", step)):
+    for name, value in (("privacy.units", units), ("mechanism.step", step)):
         if not (math.isfinite(value) and value > 0):
             raise UsageError(f"precision {kind}: {name} = {value}; expected a finite number above 0")
     if not (math.isfinite(damping) and damping >= 0):
         raise UsageError(f"precision {kind}: precision.damping = {damping}; expected a finite number, 0 or more")
-    return precision_kind(kind).make(k, public, n_public_units, n_bar, step, damping)
+    return precision_kind(kind).make(k, public, public_units, units, step, damping)
 
 
 def precision_from_arrays(kind: str, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
-    """The precision that ``to_arrays`` wrote, bit for bit.
+    """Rebuild the precision that ``Precision.to_arrays`` described, bit for bit.
 
-    Raises FileContentError when an array is absent, of another shape or type, not finite, or no inverse factor.
+    Args:
+        kind: The name of the kind.
+        k: The dimension of the subspace.
+        arrays: The arrays by name, as in the file.
+
+    Raises:
+        FileContentError: An array is missing, has another shape or type, is not finite, or is no inverse factor.
     """
     return precision_kind(kind).restore(k, arrays)
 
 
 def rescaled_arrays(kind: str, arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
-    """The arrays of A / ratio: those of a precision kept from a round whose step was smaller by ``ratio``.
+    """Return the arrays of A / ratio, for a precision that is kept in a later round with a longer step.
 
-    The same arrays, bit for bit, at ratio 1. Raises UsageError unless the ratio is finite and positive.
+    Args:
+        kind: The name of the kind.
+        arrays: The arrays of the precision A.
+        ratio: The later step divided by the step that A was made with. A ratio of 1 gives the same arrays, bit for bit.
+
+    Raises:
+        UsageError: The ratio is not finite and positive.
     """
     if not (math.isfinite(ratio) and ratio > 0):
         raise UsageError(f"precision: rescaled by {ratio}; expected a finite number above 0")
-    return precision_kind(kind).rescaled(arrays, ratio)
+    return precision_kind(kind).rescale(arrays, ratio)

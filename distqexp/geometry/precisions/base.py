@@ -1,4 +1,4 @@
-"""What every precision can do: whiten gradients before the clip, map a released point back."""
+"""What every precision can do: whiten gradients before they are clipped, and map a released point back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 
 Factors = tuple[torch.Tensor, torch.Tensor]
+"""The row and the column factor of one block, each as matrices (copies, n, n) or as diagonals (copies, n)."""
 
 
 class Precision(ABC):
-    """A public precision A = L L^T of shape (k, k), held as the inverse factor L^{-1}, in one array or several.
+    """A public precision A = L L^T of shape (k, k), stored as its inverse factor L^{-1} in one array or several.
 
-    One and the same L^{-1} whitens (g -> L^{-1} g) and maps back (y -> L^{-T} y), and it is what files carry: sites
-    that read it agree to the bit, whatever their linear algebra library. Row i of ``whiten`` depends on row i of its
-    argument alone, to the last bit, among batches of one shape.
+    The same L^{-1} whitens (g -> L^{-1} g), maps back (y -> L^{-T} y), and is what files carry, so that sites that read
+    it agree to the bit, whatever their linear algebra library. Among batches of one shape, row i of ``whiten`` depends on
+    row i of its argument alone, to the last bit.
     """
 
     kind: str
@@ -31,9 +32,9 @@ class Precision(ABC):
         }
 
     def whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        """L^{-1} g for every row g: float64 (B, k) to float64 (B, k), on the same device.
+        """Return L^{-1} g for every row g: float64 (B, k) becomes float64 (B, k) on the same device.
 
-        Raises UsageError when the shape or the type is another.
+        Raises UsageError for another shape or type.
         """
         if gradients.ndim != 2 or gradients.shape[1] != self.k or gradients.dtype != torch.float64:
             raise UsageError(
@@ -45,32 +46,31 @@ class Precision(ABC):
             return self._whiten(gradients.detach())
 
     def unwhiten(self, y: np.ndarray) -> np.ndarray:
-        """L^{-T} y: float64 (k,) to float64 (k,). Raises UsageError when the shape is another."""
+        """Return L^{-T} y: float64 (k,) becomes float64 (k,). Raises UsageError for another shape."""
         y = np.asarray(y, dtype=np.float64)
         if y.shape != (self.k,):
             raise UsageError(f"precision {self.kind}: unwhiten got shape {y.shape}; expected ({self.k},)")
         return self._unwhiten(y)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What a file needs to rebuild it, float64: ``inverse_factor`` (1,), (k,) or lower triangular (k, k).
+        """Return the float64 arrays from which a file can rebuild the precision.
 
-        For kronecker, of each block NNNN, ``row/NNNN`` and ``column/NNNN``.
+        They are ``inverse_factor``, which is (1,), (k,) or lower triangular (k, k), or for kronecker ``row/NNNN`` and
+        ``column/NNNN`` of each block number NNNN.
         """
         return {name: array.cpu().numpy().copy() for name, array in self._arrays.items()}
 
     def by_blocks(self, coordinates: Sequence[Block]) -> list[Factors] | None:
-        """L^{-1} as a pair of factors for each block of the coordinates: of row and column, matrices (copies, n, n) or diagonals
-        (copies, n). None for a kind that mixes blocks.
-        """
+        """Return L^{-1} as a row and a column factor for each block of the coordinates; None for a kind that mixes blocks."""
         return None
 
     @abstractmethod
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        """As whiten, its argument checked and detached, L^{-1} on its device."""
+        """Whiten rows that are checked, detached, and on the same device as L^{-1}."""
 
     @abstractmethod
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        """As unwhiten, its argument checked."""
+        """Map back a vector whose shape is checked."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(k={self.k})"

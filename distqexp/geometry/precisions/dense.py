@@ -1,4 +1,4 @@
-"""A dense: the whole curvature matrix in the subspace."""
+"""The dense precision: it keeps the whole curvature matrix in the subspace."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from distqexp.geometry.precisions.flat import FlatPrecisionKind
 from distqexp.kinds import PRECISIONS
 
 LARGEST_DENSE = 8192
+"""The largest k for which a matrix (k, k) is kept."""
 
 
 class DensePrecision(Precision):
-    """A = L L^T with L lower triangular: whitening is one matrix product with the precomputed L^{-1}."""
+    """A = L L^T with L lower triangular, so that whitening is one matrix product with the precomputed L^{-1}."""
 
     kind = "dense"
 
     @classmethod
     def from_curvature(cls, k: int, curvature: np.ndarray, scale: float, damping: float) -> DensePrecision:
-        """A = scale (H + damping * mean eigenvalue(H) * I), H = ``curvature`` float64 (k, k), symmetrised.
+        """Make A = scale (H + damping * mean eigenvalue(H) * I), where the mean eigenvalue is trace(H) / k.
 
-        The mean eigenvalue is trace(H) / k. Raises UsageError when A is not positive definite.
+        Args:
+            k: The dimension of the subspace.
+            curvature: H, float64 (k, k), which is symmetrised.
+            scale: The factor in front, above 0.
+            damping: The damping, relative to the mean eigenvalue.
+
+        Raises:
+            UsageError: A is not positive definite.
         """
         precision = (curvature + curvature.T) * (scale / 2)
         precision[np.diag_indices(k)] += scale * damping * (np.trace(curvature) / k)
@@ -45,12 +53,12 @@ class DensePrecision(Precision):
         return gradients @ self._arrays["inverse_factor"].T
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        mapped: np.ndarray = self._arrays["inverse_factor"].cpu().numpy().T @ y
-        return mapped
+        point: np.ndarray = self._arrays["inverse_factor"].cpu().numpy().T @ y
+        return point
 
 
 class DenseKind(FlatPrecisionKind):
-    """The whole curvature, k^2 numbers."""
+    """The kind that keeps the whole curvature, k^2 numbers."""
 
     traits = PRECISIONS["dense"]
     operator = DensePrecision
@@ -60,10 +68,10 @@ class DenseKind(FlatPrecisionKind):
             raise UsageError(f"precision dense: k = {k}; expected at most {LARGEST_DENSE}; choose diagonal, or lower k")
         return (k, k)
 
-    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
-        return DensePrecision.from_curvature(k, self.mean_curvature(k, public, units), n_bar / step, damping)
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+        return DensePrecision.from_curvature(k, self.mean_curvature(k, public, public_units), units / step, damping)
 
-    def _summed(self, rows: torch.Tensor) -> torch.Tensor:
+    def _curvature(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.T @ rows
 
     def _is_inverse_factor(self, array: np.ndarray) -> bool:

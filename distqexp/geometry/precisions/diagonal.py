@@ -1,4 +1,4 @@
-"""A diagonal: one curvature a coordinate of the subspace."""
+"""The diagonal precision: it keeps one curvature for each coordinate of the subspace."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from distqexp.kinds import PRECISIONS
 
 
 class DiagonalPrecision(Precision):
-    """A = diag(a): whitening divides coordinate i by sqrt(a_i)."""
+    """A = diag(a), so that whitening divides coordinate i by sqrt(a_i)."""
 
     kind = "diagonal"
 
     @classmethod
     def from_curvature(cls, k: int, curvature: np.ndarray, scale: float, damping: float) -> DiagonalPrecision:
-        """a = scale (h + damping * mean(h)), h = ``curvature`` float64 (k,). Raises UsageError unless every a_i > 0."""
+        """Make a = scale (h + damping * mean(h)).
+
+        Args:
+            k: The dimension of the subspace.
+            curvature: h, float64 (k,).
+            scale: The factor in front, above 0.
+            damping: The damping, relative to the mean of h.
+
+        Raises:
+            UsageError: An entry of a is not positive.
+        """
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             precision = scale * (curvature + damping * curvature.mean())
             inverse = 1.0 / np.sqrt(precision)
@@ -35,15 +45,15 @@ class DiagonalPrecision(Precision):
         return gradients * self._arrays["inverse_factor"]
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        mapped: np.ndarray = y * self._arrays["inverse_factor"].cpu().numpy()
-        return mapped
+        point: np.ndarray = y * self._arrays["inverse_factor"].cpu().numpy()
+        return point
 
 
 class DiagonalKind(FlatPrecisionKind):
-    """One curvature a coordinate, k numbers."""
+    """The kind that keeps one curvature for each coordinate, k numbers."""
 
     traits = PRECISIONS["diagonal"]
     operator = DiagonalPrecision
 
-    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
-        return DiagonalPrecision.from_curvature(k, self.mean_curvature(k, public, units), n_bar / step, damping)
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+        return DiagonalPrecision.from_curvature(k, self.mean_curvature(k, public, public_units), units / step, damping)

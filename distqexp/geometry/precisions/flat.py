@@ -1,4 +1,4 @@
-"""What identity, diagonal and dense have in common: a sum of curvature to start from, one inverse factor to end with."""
+"""What identity, diagonal and dense have in common: they turn one sum of curvatures into one inverse factor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distqexp.geometry.precisions.kind import PrecisionKind
 
 
 class FlatPrecisionKind(PrecisionKind):
-    """A kind whose curvature is one array ``shape(k)``, and whose inverse factor has the same shape."""
+    """A kind whose curvature is one array of shape ``shape(k)``, and whose inverse factor has the same shape."""
 
     operator: type[Precision]
 
     def shape(self, k: int) -> tuple[int, ...]:
-        """Of curvature and inverse factor. Raises UsageError for a k that is too large."""
+        """Return the shape of the curvature and of the inverse factor. Raises UsageError for a k that is too large."""
         return (k,)
 
     def curvature_sum(self, factors: torch.Tensor) -> np.ndarray:
@@ -29,8 +29,8 @@ class FlatPrecisionKind(PrecisionKind):
                 f"curvature: factors of shape {tuple(factors.shape)} of {factors.dtype}; expected float64 (B, r, k)"
             )
         self.shape(factors.shape[2])
-        summed: np.ndarray = self._summed(factors.detach().reshape(-1, factors.shape[2])).cpu().numpy()
-        return summed
+        curvature: np.ndarray = self._curvature(factors.detach().reshape(-1, factors.shape[2])).cpu().numpy()
+        return curvature
 
     def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
         name, shape = self.traits.name, self.shape(k)
@@ -49,12 +49,21 @@ class FlatPrecisionKind(PrecisionKind):
             )
         return self.operator(k, {"inverse_factor": array})
 
-    def mean_curvature(self, k: int, public: Any, units: int) -> np.ndarray:
-        """The curvature of one public unit, shape(k), from their sum. Raises UsageError for a sum that is of no use."""
+    def mean_curvature(self, k: int, public: Any, public_units: int) -> np.ndarray:
+        """Return the mean curvature of a public unit, of shape ``shape(k)``.
+
+        Args:
+            k: The dimension of the subspace.
+            public: The curvature summed over public units, or None.
+            public_units: The number of public units in the sum.
+
+        Raises:
+            UsageError: There is no sum, or it has another size or is not finite.
+        """
         name, shape = self.traits.name, self.shape(k)
-        if public is None or units < 1:
-            found = "no curvature" if public is None else f"{units} public units"
-            raise UsageError(f"precision {name}: {found}; expected at least one public unit, or kind = identity")
+        if public is None or public_units < 1:
+            source = "no curvature" if public is None else f"{public_units} public units"
+            raise UsageError(f"precision {name}: {source}; expected at least one public unit, or kind = identity")
         total = np.asarray(public, dtype=np.float64)
         if total.size != math.prod(shape):
             raise UsageError(f"precision {name}: curvature of shape {total.shape}; expected {shape}")
@@ -62,12 +71,13 @@ class FlatPrecisionKind(PrecisionKind):
             raise UsageError(
                 f"precision {name}: the public curvature has entries that are not finite; check data.public"
             )
-        mean: np.ndarray = total.reshape(shape) / units
+        mean: np.ndarray = total.reshape(shape) / public_units
         return mean
 
-    def _summed(self, rows: torch.Tensor) -> torch.Tensor:
-        """The curvature of rows (n, k) of V, shape(k)."""
+    def _curvature(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what the kind keeps of V^T V, of shape ``shape(k)``, for the rows (n, k) of V."""
         return (rows * rows).sum(dim=0)
 
     def _is_inverse_factor(self, array: np.ndarray) -> bool:
+        """Whether a finite array of shape ``shape(k)`` can be an inverse factor of the kind."""
         return bool((array > 0).all())

@@ -1,4 +1,4 @@
-"""A = c I: no curvature at all."""
+"""The identity precision A = c I, which uses no curvature at all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from distqexp.kinds import PRECISIONS
 
 
 class IdentityPrecision(Precision):
-    """A = c I: whitening divides by sqrt(c)."""
+    """A = c I, so that whitening divides by sqrt(c)."""
 
     kind = "identity"
 
     @classmethod
     def from_scale(cls, k: int, scale: float) -> IdentityPrecision:
-        """A = scale * I, scale > 0."""
+        """Make A = scale * I, where the scale is above 0."""
         return cls(k, {"inverse_factor": np.array([1.0 / math.sqrt(scale)])})
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ class IdentityPrecision(Precision):
 
 
 class IdentityKind(FlatPrecisionKind):
-    """No curvature at all: one number, the scale."""
+    """The kind that uses no curvature and keeps one number, the scale."""
 
     traits = PRECISIONS["identity"]
     operator = IdentityPrecision
@@ -51,8 +51,8 @@ class IdentityKind(FlatPrecisionKind):
     def shape(self, k: int) -> tuple[int, ...]:
         return (1,)
 
-    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
-        return IdentityPrecision.from_scale(k, n_bar / step)
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+        return IdentityPrecision.from_scale(k, units / step)
 
-    def _summed(self, rows: torch.Tensor) -> torch.Tensor:
+    def _curvature(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.new_zeros(0)

@@ -1,4 +1,4 @@
-"""What a kind of precision is: what it is made from, and how it is rebuilt from a file."""
+"""What a kind of precision is: how it is made from public records, and how it is rebuilt from a file."""
 
 from __future__ import annotations
 
@@ -16,32 +16,49 @@ from distqexp.kinds import PRECISIONS, PrecisionTraits
 
 
 class PrecisionKind(ABC):
-    """One kind. ``register_precision`` makes it known by its name."""
+    """One kind of precision. ``register_precision`` makes it known under the name in its traits."""
 
     traits: PrecisionTraits
 
     @abstractmethod
-    def make(self, k: int, public: Any, units: int, n_bar: float, step: float, damping: float) -> Precision:
-        """A = (n_bar / step) (H + damping * mean eigenvalue(H) * I), or what the kind takes for it. Scales are above 0.
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+        """Make A = (units / step) (H + damping * mean eigenvalue(H) * I), or what the kind takes for it.
 
-        public: what the kind needs, summed over public units: ``curvature_sum``'s, or the ``BlockMoments`` of every block in the
-        subspace's coordinates, or None. units: how many. Raises UsageError where it can't be made.
+        The caller has checked that units and step are finite and above 0 and that damping is finite and at least 0.
+
+        Args:
+            k: The dimension of the subspace.
+            public: What the kind needs, summed over public units: the result of ``curvature_sum``, or the ``BlockMoments``
+                of every block in the coordinates of the subspace, or None.
+            public_units: The number of public units in the sum.
+            units: The nominal number of private units of a round, from the config.
+            step: The step of the round.
+            damping: The damping, relative to the mean eigenvalue.
+
+        Raises:
+            UsageError: No precision can be made from these public records.
         """
 
     @abstractmethod
     def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
-        """The precision that ``Precision.to_arrays`` wrote, bit for bit. Raises FileContentError for other arrays."""
+        """Rebuild the precision that ``Precision.to_arrays`` described, bit for bit. Raises FileContentError for other arrays."""
 
-    def rescaled(self, arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
-        """The arrays of A / ratio: those of a precision kept from a round whose step was smaller by ``ratio``, finite and above 0.
+    def rescale(self, arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+        """Return the arrays of A / ratio, for a precision that is kept in a later round with a longer step.
 
-        The same arrays, bit for bit, at ratio 1.
+        Args:
+            arrays: The arrays of the precision A.
+            ratio: The later step divided by the step that A was made with, finite and above 0. A ratio of 1 gives the same
+                arrays, bit for bit.
         """
         root = math.sqrt(ratio)
         return {name: array * root for name, array in arrays.items()}
 
     def curvature_sum(self, factors: torch.Tensor) -> np.ndarray:
-        """Of a kind that needs CURVATURE, what it keeps of V^T V, summed over public records; factors: V, float64 (B, r, k)."""
+        """Return what a kind that needs CURVATURE keeps of V^T V, summed over public records.
+
+        ``factors`` holds V, float64 (B, r, k).
+        """
         raise NotImplementedError(f"precision {self.traits.name}: made without a curvature in the subspace")
 
 
@@ -49,13 +66,13 @@ _KINDS: dict[str, PrecisionKind] = {}
 
 
 def register_precision(kind: PrecisionKind) -> None:
-    """Make a kind known, to configs too. Every process that reads a plan with it has to."""
+    """Make a kind known, also to configs. Every process that reads a plan with this kind has to register it."""
     PRECISIONS.setdefault(kind.traits.name, kind.traits)
     _KINDS[kind.traits.name] = kind
 
 
 def precision_kind(name: str) -> PrecisionKind:
-    """The kind of that name. Raises UsageError for an unknown one."""
+    """Return the kind of that name. Raises UsageError for an unknown name."""
     if name not in _KINDS:
         raise UsageError(f"precision: unknown kind {name!r}; expected {', '.join(_KINDS)}")
     return _KINDS[name]

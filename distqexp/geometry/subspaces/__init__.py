@@ -1,4 +1,4 @@
-"""The subspaces of the parameter space, by kind: theta(w) = theta + P w."""
+"""The subspaces of the parameter space by kind: a run moves theta to theta + P w."""
 
 from __future__ import annotations
 
@@ -46,15 +46,24 @@ def make_subspace(
     *,
     cache_bytes: int = CACHE_BYTES,
 ) -> Subspace:
-    """The flat subspace of one round (public): P of shape (d, k), regenerated from (kind, d, k, seed, round) alone.
+    """Return the public flat subspace of one round, P of shape (d, k), from (kind, d, k, seed, round) alone.
 
-    ``k`` may be None for identity, which has k = d. ``nonzeros`` counts for sjlt only. ``cache_bytes`` bounds the
-    memory that gaussian and rademacher keep their entries in; above it they are made anew for every product,
-    with the same bits. Raises UsageError for an unknown kind, k > d, or nonzeros > k.
+    Args:
+        kind: The name of the kind.
+        d: The number of trainable parameters.
+        k: The dimension; it may be None for identity, which has k = d.
+        seed: The seed of the subspace.
+        round: The round that draws it.
+        nonzeros: The number of nonzeros in a row, for sjlt alone.
+        cache_bytes: The memory in bytes that gaussian and rademacher may keep their entries in. Larger subspaces are
+            generated again for every product, with the same bits.
+
+    Raises:
+        UsageError: The kind is unknown, k is above d, or nonzeros is above k.
     """
-    found = subspace_kind(kind)
-    if found.traits.size is Size.WHOLE:
-        k = found.dimension(Frame(d, k or 0))
+    implementation = subspace_kind(kind)
+    if implementation.traits.size is Size.WHOLE:
+        k = implementation.dimension(Frame(d, k or 0))
     if k is None or not 1 <= k <= d:
         raise UsageError(f"subspace {kind}: k = {k}, with d = {d} trainable parameters; expected 1 <= k <= d; lower k")
-    return found.restore(Frame(d, k, seed, round, nonzeros=nonzeros, cache_bytes=cache_bytes), {})
+    return implementation.restore(Frame(d, k, seed, round, nonzeros=nonzeros, cache_bytes=cache_bytes), {})

@@ -1,4 +1,4 @@
-"""What every subspace can do: P^T on gradients, P on a step."""
+"""What every subspace can do: apply P^T to gradients, and P to a step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import BlockMoments
@@ -18,33 +19,42 @@ from distqexp.geometry.moments import BlockMoments
 
 @dataclass(frozen=True)
 class BlockFactors:
-    """R_row and R_col of one block: float64 (copies or 1, k, n), or None for the identity.
+    """The factors R_row and R_col of one block.
 
-    ``row`` may be int64 (copies, k_row) instead: the rows that are kept, R_row made of unit vectors.
+    Attributes:
+        row: R_row as float64 (copies or 1, k_row, rows), or as int64 (copies, k_row) when it selects rows by their numbers;
+            None for the identity.
+        column: R_col as float64 (copies or 1, k_col, columns); None for the identity.
     """
 
     row: NDArray[Any] | None = None
-    column: NDArray[np.float64] | None = None
+    column: FloatArray | None = None
 
 
 @dataclass(frozen=True)
 class BlockSubspace:
-    """The blocks of theta, the factors of each, and the blocks of the coordinates: R_row G R_col^T for each block."""
+    """A subspace whose projection of each block of parameters G is R_row G R_col^T.
+
+    Attributes:
+        blocks: The blocks of theta.
+        factors: R_row and R_col of each block.
+        coordinates: The blocks of the coordinates, (copies, k_row, k_col) each.
+    """
 
     blocks: tuple[Block, ...]
     factors: tuple[BlockFactors, ...]
     coordinates: tuple[Block, ...]
 
-    def projected(self, moments: Sequence[BlockMoments]) -> list[BlockMoments]:
-        """Second moments of the blocks, in the coordinates."""
-        return [part.projected(factor.row, factor.column) for part, factor in zip(moments, self.factors, strict=True)]
+    def project_moments(self, moments: Sequence[BlockMoments]) -> list[BlockMoments]:
+        """Return the second moments of the blocks in the coordinates of the subspace."""
+        return [part.project(factor.row, factor.column) for part, factor in zip(moments, self.factors, strict=True)]
 
 
 class Subspace(ABC):
-    """A public linear map P of shape (d, k), drawn without looking at a private record.
+    """A public linear map P of shape (d, k), made without looking at a private record.
 
-    Row i of ``project`` depends on row i of its argument alone, to the last bit, among batches of one shape:
-    each row is summed in an order that the other rows' values don't influence.
+    Among batches of one shape, row i of ``project`` depends on row i of its argument alone, to the last bit: each row is
+    summed in an order that the values of other rows don't influence.
     """
 
     kind: str
@@ -54,9 +64,9 @@ class Subspace(ABC):
         self.k = k
 
     def project(self, gradients: torch.Tensor) -> torch.Tensor:
-        """P^T v for every row v: (B, d) of any floating type to (B, k) float64, on the same device.
+        """Return P^T v for every row v: (B, d) of any floating type becomes (B, k) float64 on the same device.
 
-        Raises UsageError when the shape or the type is another.
+        Raises UsageError for another shape or type.
         """
         if gradients.ndim != 2 or gradients.shape[1] != self.d or not gradients.is_floating_point():
             raise UsageError(
@@ -67,29 +77,29 @@ class Subspace(ABC):
             return self._project(gradients.detach())
 
     def lift(self, w: np.ndarray) -> np.ndarray:
-        """P w: float64 (k,) to float64 (d,). Raises UsageError when the shape is another."""
+        """Return P w: float64 (k,) becomes float64 (d,). Raises UsageError for another shape."""
         w = np.asarray(w, dtype=np.float64)
         if w.shape != (self.k,):
             raise UsageError(f"subspace {self.kind}: lift got shape {w.shape}; expected ({self.k},)")
         return self._lift(w)
 
     def by_blocks(self) -> BlockSubspace | None:
-        """The subspace as a pair of factors for each block of parameters, None for one that mixes blocks."""
+        """Return the subspace as a pair of factors for each block of parameters, or None if it mixes blocks."""
         return None
 
     @abstractmethod
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:
-        """As project, its argument checked and detached."""
+        """Project rows that are checked and detached."""
 
     @abstractmethod
     def _lift(self, w: np.ndarray) -> np.ndarray:
-        """As lift, its argument checked."""
+        """Lift a vector whose shape is checked."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(d={self.d}, k={self.k})"
 
 
 def as_float64_array(gradients: torch.Tensor) -> np.ndarray:
-    """The gradients in the computer's own memory, float64 (B, d), C-contiguous; shared where possible: read only."""
+    """Return gradients as a C-contiguous float64 array (B, d) in main memory, shared where possible: read it only."""
     array: np.ndarray = gradients.to(device="cpu", dtype=torch.float64).contiguous().numpy()
     return array

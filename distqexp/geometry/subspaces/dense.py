@@ -1,8 +1,8 @@
-"""Dense random subspaces: independent entries of mean 0 and variance 1/k.
+"""Dense random subspaces: the entries of P are independent, with mean 0 and variance 1/k.
 
-Source of the idea: Johnson and Lindenstrauss 1984; signs in place of normals: Achlioptas, "Database-friendly
-random projections", 2003. Entry (i, j) is word (or bit) i k + j of a counter-based stream, so that blocks of
-rows are made alone, in any order, with the same bits.
+The idea is from Johnson and Lindenstrauss, 1984; signs in place of normal entries are from Achlioptas,
+"Database-friendly random projections", 2003. Entry (i, j) is word (or bit) i k + j of a counter-based stream, so that each
+block of rows can be generated on its own, in any order, with the same bits.
 """
 
 from __future__ import annotations
@@ -22,43 +22,46 @@ from distqexp.geometry.subspaces.kind import CACHE_BYTES, Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
 
 BLOCK_ENTRIES = 2**18
-LEAST_ROWS = 32  # so that a wide P is still a matrix product
+"""The number of entries of Z that are generated at a time, unless ``LEAST_ROWS`` rows have more."""
+LEAST_ROWS = 32
+"""The least number of rows of a block, so that products with a wide P are still products of matrices."""
 
 
 class _DenseSubspace(Subspace):
-    """P = Z / sqrt(k), with Z made in blocks of rows and kept when it fits in ``cache_bytes``.
+    """P = Z / sqrt(k), where Z is generated in blocks of rows and cached when it fits in ``cache_bytes``.
 
-    The blocks are a function of k alone, and products are summed block after block whether or not Z is kept: the
-    memory allowed changes no bit of any result.
+    The blocks are a function of k alone, and products are summed block after block whether or not Z is cached: the
+    size of the cache changes no bit of any result.
     """
 
     def __init__(self, d: int, k: int, key: bytes, cache_bytes: int = CACHE_BYTES) -> None:
         super().__init__(d, k)
         self._key = key
         self._rows = max(LEAST_ROWS, BLOCK_ENTRIES // k)
-        self._keep = self._bytes_an_entry * d * k <= cache_bytes
-        self._kept: dict[int, torch.Tensor] = {}
+        self._is_cached = self._bytes_an_entry * d * k <= cache_bytes
+        self._cache: dict[int, torch.Tensor] = {}
 
     @property
     @abstractmethod
     def _bytes_an_entry(self) -> int:
-        """Bytes of one entry of Z in the cache."""
+        """The bytes of one entry of Z in the cache."""
 
     @abstractmethod
     def _entries(self, first: int, count: int) -> np.ndarray:
-        """Entries ``first`` .. ``first + count - 1`` of Z in row-major order, in the type they are kept in."""
+        """Return the entries ``first`` to ``first + count - 1`` of Z in row-major order, in the type of the cache."""
 
     def _block(self, first: int, last: int, device: torch.device) -> torch.Tensor:
-        """Rows ``first`` .. ``last - 1`` of Z, float64 on ``device``; what is kept moves to the device that asks."""
-        block = self._kept.get(first)
+        """Return rows ``first`` to ``last - 1`` of Z, float64 on ``device``; a cached block moves to the device that asks."""
+        block = self._cache.get(first)
         if block is None:
             block = torch.from_numpy(self._entries(first * self.k, (last - first) * self.k).reshape(-1, self.k))
         block = block.to(device)
-        if self._keep:
-            self._kept[first] = block
+        if self._is_cached:
+            self._cache[first] = block
         return block.to(torch.float64)
 
     def _bounds(self) -> list[tuple[int, int]]:
+        """Return the first row and the end of each block."""
         return [(first, min(first + self._rows, self.d)) for first in range(0, self.d, self._rows)]
 
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:
@@ -72,14 +75,14 @@ class _DenseSubspace(Subspace):
         step = torch.from_numpy(w / math.sqrt(self.k))
         out = np.empty(self.d)
         for first, last in self._bounds():
-            kept = self._kept.get(first)
-            device = step.device if kept is None else kept.device
+            cached_block = self._cache.get(first)
+            device = step.device if cached_block is None else cached_block.device
             out[first:last] = (self._block(first, last, device) @ step.to(device)).cpu().numpy()
         return out
 
 
 class GaussianSubspace(_DenseSubspace):
-    """Independent normal entries of variance 1/k (Z on a grid of 2^-16)."""
+    """P has independent normal entries of variance 1/k (those of Z are multiples of 2^-16)."""
 
     kind = "gaussian"
     _bytes_an_entry = 4
@@ -89,7 +92,7 @@ class GaussianSubspace(_DenseSubspace):
 
 
 class RademacherSubspace(_DenseSubspace):
-    """Independent fair signs over sqrt(k)."""
+    """P has independent fair signs over sqrt(k)."""
 
     kind = "rademacher"
     _bytes_an_entry = 1
@@ -104,7 +107,7 @@ class _DenseKind(SubspaceKind):
 
 
 class GaussianKind(_DenseKind):
-    """Normal entries."""
+    """The kind with normal entries."""
 
     traits = SUBSPACES["gaussian"]
 
@@ -113,7 +116,7 @@ class GaussianKind(_DenseKind):
 
 
 class RademacherKind(_DenseKind):
-    """Signs."""
+    """The kind with random signs."""
 
     traits = SUBSPACES["rademacher"]
 

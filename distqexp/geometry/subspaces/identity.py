@@ -1,4 +1,4 @@
-"""The whole space of trainable parameters: P = I."""
+"""The whole space of trainable parameters, P = I."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
-from distqexp.geometry.subspaces.kronecker import unprojected
+from distqexp.geometry.subspaces.kronecker import whole_space
 from distqexp.kinds import SUBSPACES
 
 
 class IdentitySubspace(Subspace):
-    """P = I, k = d: for a head, low-rank adapters, or any model small enough."""
+    """P = I and k = d, for a head, low-rank adapters, or any model that is small enough."""
 
     kind = "identity"
 
@@ -31,9 +31,9 @@ class IdentitySubspace(Subspace):
 
 
 class IdentityKind(SubspaceKind):
-    """All of it, in the order of the blocks where the run works by blocks."""
+    """The kind of the whole space; its coordinates are in the order of the blocks where the run works by blocks."""
 
     traits = SUBSPACES["identity"]
 
     def restore(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> Subspace:
-        return IdentitySubspace(frame.d) if frame.blocks is None else unprojected(frame.blocks)
+        return IdentitySubspace(frame.d) if frame.blocks is None else whole_space(frame.blocks)

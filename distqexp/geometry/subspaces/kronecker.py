@@ -1,8 +1,8 @@
-"""Kronecker subspaces: every block of parameters moves by R_row^T M R_col, M of shape (k_row, k_col).
+"""Kronecker subspaces: every block of parameters moves by R_row^T M R_col, where M has the shape (k_row, k_col).
 
-A projected gradient R_row G R_col^T needs R_row on output gradients and R_col on activations only: for layers whose
-gradient is a sum of outer products the per-example gradient never has to be formed. Here it is formed: this is the
-plain way, which the fast one is held against.
+A projected gradient R_row G R_col^T needs R_row on output gradients and R_col on activations only, so for layers whose
+gradient is a sum of outer products the gradient of a record never has to be formed. Here it is formed: this is the
+plain way, with which the fast one is compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, eigh
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
 from distqexp.geometry.moments import BlockMoments, coordinate_block
@@ -25,15 +26,14 @@ from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspa
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
 
-FloatArray = NDArray[np.float64]
-Factor = NDArray[Any] | None
+_Factor = NDArray[Any] | None
 
 
 class KroneckerSubspace(Subspace):
-    """P^T v = the blocks R_row G R_col^T one after the other, each as (copies, k_row, k_col) flattened row-major.
+    """The subspace in which P^T v is the blocks R_row G R_col^T in turn, each (copies, k_row, k_col) flattened row-major.
 
-    With no factors at all it is the identity in the order of the blocks. Raises UsageError unless the blocks cover
-    theta and the factors fit them.
+    With no factors at all it is the identity in the order of the blocks. The constructor raises UsageError unless the
+    blocks cover theta and the factors fit them.
     """
 
     kind = "kronecker"
@@ -45,25 +45,26 @@ class KroneckerSubspace(Subspace):
             )
         d = sum(block.size for block in blocks)
         check_cover(blocks, d)
-        found, at = [], 0
+        coordinates, dimension = [], 0
         for block, factor in zip(blocks, factors, strict=True):
             k_row, k_col = _sides(block, factor)
             sparse = block.sparse_rows and (factor.row is None or factor.row.ndim == 2)
-            found.append(coordinate_block(block, k_row, k_col, at, sparse))
-            at += found[-1].size
-        super().__init__(d, at)
+            coordinates.append(coordinate_block(block, k_row, k_col, dimension, sparse))
+            dimension += coordinates[-1].size
+        super().__init__(d, dimension)
         self.blocks = tuple(blocks)
         self.factors = tuple(factors)
-        self.coordinates = tuple(found)
+        self.coordinates = tuple(coordinates)
         self._tensors = [(_tensor(factor.row), _tensor(factor.column)) for factor in factors]
 
     def by_blocks(self) -> BlockSubspace:
+        """Return the blocks of theta, their factors, and the blocks of the coordinates."""
         return BlockSubspace(self.blocks, self.factors, self.coordinates)
 
     def project_blocks(self, gradients: torch.Tensor) -> Iterator[torch.Tensor]:
-        """R_row G R_col^T of every block in turn: (B, d) of any floating type -> (B, copies, k_row, k_col) float64."""
+        """Yield R_row G R_col^T (B, copies, k_row, k_col), float64, of each block for gradients (B, d) of any floating type."""
         for i, block in enumerate(self.blocks):
-            row, column = self._on(i, gradients.device)
+            row, column = self._factors_on(i, gradients.device)
             g = block.gather(gradients.detach()).to(torch.float64)
             if row is not None and row.ndim == 2:
                 g = torch.gather(g, 2, row[None, :, :, None].expand(len(g), -1, -1, g.shape[3]))
@@ -77,51 +78,59 @@ class KroneckerSubspace(Subspace):
 
     def _lift(self, w: FloatArray) -> FloatArray:
         theta = np.empty(self.d)
-        at = 0
+        offset = 0
         for block, factor, part in zip(self.blocks, self.factors, self.coordinates, strict=True):
-            m = w[at : at + part.size].reshape(part.shape)
-            at += part.size
+            m = w[offset : offset + part.size].reshape(part.shape)
+            offset += part.size
             if factor.column is not None:
                 m = np.matmul(m, factor.column)
             if factor.row is not None and factor.row.ndim == 2:
-                lifted = np.zeros((block.copies, block.rows, m.shape[2]))
-                np.put_along_axis(lifted, factor.row[:, :, None], m, axis=1)
-                m = lifted
+                matrices = np.zeros((block.copies, block.rows, m.shape[2]))
+                np.put_along_axis(matrices, factor.row[:, :, None], m, axis=1)
+                m = matrices
             elif factor.row is not None:
                 m = np.matmul(factor.row.transpose(0, 2, 1), m)
             block.scatter(m, theta)
         return theta
 
-    def _on(self, i: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _factors_on(self, i: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the factors of block ``i`` on the device, where they stay."""
         row, column = self._tensors[i]
         self._tensors[i] = (None if row is None else row.to(device), None if column is None else column.to(device))
         return self._tensors[i]
 
 
 def kronecker_sides(block: Block, k_in: int | None, k_out: int | None) -> tuple[int, int]:
-    """(k_row, k_col) of a block: at most k_out and k_in; all rows or columns where that is None."""
+    """Return (k_row, k_col) of a block: at most k_out and k_in, or all rows or columns where that is None."""
     k_row = block.rows if k_out is None else min(k_out, block.rows)
     k_col = block.columns if k_in is None else min(k_in, block.columns)
     return k_row, k_col
 
 
 def kronecker_dimension(blocks: Sequence[Block], k_in: int | None, k_out: int | None) -> int:
-    """k of a Kronecker subspace: the sum of copies k_row k_col."""
+    """Return k of a Kronecker subspace, which is the sum of copies * k_row * k_col over the blocks."""
     return sum(block.copies * math.prod(kronecker_sides(block, k_in, k_out)) for block in blocks)
 
 
-def unprojected(blocks: Sequence[Block]) -> KroneckerSubspace:
-    """All parameters, in the order of the blocks: k = d."""
+def whole_space(blocks: Sequence[Block]) -> KroneckerSubspace:
+    """Return the space of all parameters, k = d, with coordinates in the order of the blocks."""
     return KroneckerSubspace(blocks, [BlockFactors()] * len(blocks))
 
 
 def random_kronecker(
     blocks: Sequence[Block], k_in: int | None, k_out: int | None, seed: int, round: int
 ) -> KroneckerSubspace:
-    """Independent normal factors of variance 1/k_row and 1/k_col, one pair a block, shared by its copies.
+    """Draw a subspace of independent normal factors of variance 1/k_row and 1/k_col, one pair for each block.
 
-    Entry (i, j) of a factor of n columns is word i n + j of the stream of (k, n, seed, round, block number, side). A
-    side that is kept whole has the identity.
+    The copies of a block share its factors. Entry (i, j) of a factor of n columns is word i n + j of the stream of
+    (k, n, seed, round, block number, side). A side whose dimension is not reduced has the identity as its factor.
+
+    Args:
+        blocks: The blocks of theta.
+        k_in: The largest k_col; None leaves all columns.
+        k_out: The largest k_row; None leaves all rows.
+        seed: The seed of the subspace.
+        round: The round that draws it.
     """
 
     def entries(number: int, side: str, k: int, n: int) -> FloatArray | None:
@@ -141,23 +150,32 @@ def random_kronecker(
 def leading_factors(
     blocks: Sequence[Block], moments: Sequence[BlockMoments], k_in: int | None, k_out: int | None
 ) -> list[BlockFactors]:
-    """Per copy the leading eigenvectors of the row and column moments; of sparse rows the most frequent ones.
+    """Return the leading eigenvectors of each copy's row and column moments; of sparse rows, the most frequent ones.
 
-    Each eigenvector's entry of largest size is positive. Made once, where the moments are, and then stored: eigenvectors
-    differ between libraries.
+    The entry of largest size of each eigenvector is positive. The factors are made once, where the moments are, and then
+    stored, because eigenvectors differ between libraries.
+
+    Args:
+        blocks: The blocks of theta.
+        moments: The moments of each block.
+        k_in: The largest k_col; None leaves all columns.
+        k_out: The largest k_row; None leaves all rows.
+
+    Raises:
+        UsageError: A moment has no eigenvectors in float64.
     """
-    found = []
+    factors = []
     for block, moment in zip(blocks, moments, strict=True):
         k_row, k_col = kronecker_sides(block, k_in, k_out)
-        row: Factor = None
+        row: _Factor = None
         if k_row < block.rows:
             row = _most_frequent(moment.row, k_row) if block.sparse_rows else _leading(moment.row, k_row)
-        found.append(BlockFactors(row, _leading(moment.column, k_col) if k_col < block.columns else None))
-    return found
+        factors.append(BlockFactors(row, _leading(moment.column, k_col) if k_col < block.columns else None))
+    return factors
 
 
 def factors_to_arrays(factors: Sequence[BlockFactors]) -> dict[str, NDArray[Any]]:
-    """What a file needs to rebuild them: ``row/NNNN`` and ``column/NNNN`` of every block that has one."""
+    """Return what a file needs to rebuild the factors: ``row/NNNN`` and ``column/NNNN`` of every block that has one."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, factor in enumerate(factors):
         arrays |= {} if factor.row is None else {f"row/{i:04d}": factor.row}
@@ -168,34 +186,45 @@ def factors_to_arrays(factors: Sequence[BlockFactors]) -> dict[str, NDArray[Any]
 def stored_kronecker(
     blocks: Sequence[Block], arrays: Mapping[str, np.ndarray], k_in: int | None, k_out: int | None
 ) -> KroneckerSubspace:
-    """The subspace of ``factors_to_arrays``. Raises FileContentError when an array is absent or isn't the blocks'."""
-    left = dict(arrays)
+    """Rebuild the subspace from the arrays of ``factors_to_arrays``.
+
+    Args:
+        blocks: The blocks of theta.
+        arrays: The arrays by name, as in the file.
+        k_in: The largest k_col; None leaves all columns.
+        k_out: The largest k_row; None leaves all rows.
+
+    Raises:
+        FileContentError: An array is missing, or does not fit the blocks.
+    """
+    remaining = dict(arrays)
     factors = []
     for i, block in enumerate(blocks):
         k_row, k_col = kronecker_sides(block, k_in, k_out)
-        row, column = left.pop(f"row/{i:04d}", None), left.pop(f"column/{i:04d}", None)
-        shape = (block.copies, k_row) if block.sparse_rows else (block.copies, k_row, block.rows)
-        kind = np.dtype(np.int64 if block.sparse_rows else np.float64)
-        _check_stored(block, "row", row, shape if k_row < block.rows else None, kind)
-        stored = (block.copies, k_col, block.columns)
-        _check_stored(block, "column", column, stored if k_col < block.columns else None, np.dtype(np.float64))
+        row, column = remaining.pop(f"row/{i:04d}", None), remaining.pop(f"column/{i:04d}", None)
+        row_shape = (block.copies, k_row) if block.sparse_rows else (block.copies, k_row, block.rows)
+        row_type = np.dtype(np.int64 if block.sparse_rows else np.float64)
+        _check_factor(block, "row", row, row_shape if k_row < block.rows else None, row_type)
+        shape = (block.copies, k_col, block.columns)
+        _check_factor(block, "column", column, shape if k_col < block.columns else None, np.dtype(np.float64))
         factors.append(BlockFactors(row, column))
-    if left:
-        name = re.sub(r"\s", " ", min(left))
+    if remaining:
+        name = re.sub(r"\s", " ", min(remaining))
         raise FileContentError(f"subspace kronecker: unexpected array {name}; expected the model's blocks only")
     return KroneckerSubspace(blocks, factors)
 
 
-def _check_stored(
-    block: Block, side: str, array: np.ndarray | None, shape: tuple[int, ...] | None, kind: np.dtype[np.generic]
+def _check_factor(
+    block: Block, side: str, array: np.ndarray | None, shape: tuple[int, ...] | None, dtype: np.dtype[np.generic]
 ) -> None:
+    """Raise FileContentError unless a factor from a file has the shape (None: there is no factor) and type of the block's."""
     if array is None and shape is None:
         return
-    if array is None or array.shape != shape or array.dtype != kind:
-        found = "nothing" if array is None else f"{array.shape} of {array.dtype}"
-        wanted = "nothing" if shape is None else f"{shape} of {kind}"
-        raise FileContentError(f"subspace kronecker: {side} factor of {block.name}: {found}; expected {wanted}")
-    if kind == np.int64:
+    if array is None or array.shape != shape or array.dtype != dtype:
+        actual = "nothing" if array is None else f"{array.shape} of {array.dtype}"
+        expected = "nothing" if shape is None else f"{shape} of {dtype}"
+        raise FileContentError(f"subspace kronecker: {side} factor of {block.name}: {actual}; expected {expected}")
+    if dtype == np.int64:
         good = bool((array >= 0).all() and (array < block.rows).all() and (np.diff(array, axis=1) > 0).all())
     else:
         good = bool(np.isfinite(array).all())
@@ -207,8 +236,9 @@ def _check_stored(
 
 
 def _leading(moment: FloatArray, k: int) -> FloatArray:
+    """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows."""
     n = moment.shape[1]
-    found = []
+    factors = []
     for part in moment:
         try:
             vectors = eigh((part + part.T) / 2, subset_by_index=[n - k, n - 1])[1].T[::-1]
@@ -217,16 +247,18 @@ def _leading(moment: FloatArray, k: int) -> FloatArray:
                 "subspace kronecker-pca: a public second moment has no eigenvectors in float64; check data.public"
             ) from error
         largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
-        found.append(np.where(largest < 0, -vectors, vectors))
-    return np.stack(found)
+        factors.append(np.where(largest < 0, -vectors, vectors))
+    return np.stack(factors)
 
 
-def _most_frequent(diagonal: FloatArray, k: int) -> NDArray[np.int64]:
+def _most_frequent(diagonal: FloatArray, k: int) -> IntegerArray:
+    """Return the numbers (copies, k) of the rows with the largest moments, in rising order."""
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, :k]
     return np.sort(order, axis=1).astype(np.int64)
 
 
 def _sides(block: Block, factor: BlockFactors) -> tuple[int, int]:
+    """Return (k_row, k_col) of a block's factors. Raises UsageError when they don't fit the block."""
     row, column = factor.row, factor.column
     good = column is None or (column.ndim == 3 and column.shape[0] in (1, block.copies) and column.dtype == np.float64)
     good = good and (column is None or column.shape[2] == block.columns)
@@ -242,16 +274,16 @@ def _sides(block: Block, factor: BlockFactors) -> tuple[int, int]:
     return block.rows if row is None else row.shape[1], block.columns if column is None else column.shape[1]
 
 
-def _shape(factor: Factor) -> tuple[int, ...] | None:
+def _shape(factor: _Factor) -> tuple[int, ...] | None:
     return None if factor is None else factor.shape
 
 
-def _tensor(factor: Factor) -> torch.Tensor | None:
+def _tensor(factor: _Factor) -> torch.Tensor | None:
     return None if factor is None else torch.from_numpy(np.ascontiguousarray(factor))
 
 
 class RandomKroneckerKind(SubspaceKind):
-    """Factors of normal entries."""
+    """The kind whose factors have normal entries."""
 
     traits = SUBSPACES["kronecker"]
 
@@ -263,7 +295,7 @@ class RandomKroneckerKind(SubspaceKind):
 
 
 class KroneckerPcaKind(RandomKroneckerKind):
-    """Factors of leading eigenvectors of public second moments."""
+    """The kind whose factors are leading eigenvectors of public second moments."""
 
     traits = SUBSPACES["kronecker-pca"]
 

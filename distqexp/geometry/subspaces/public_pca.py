@@ -1,9 +1,10 @@
-"""The subspace of public gradients: an orthonormal basis of their leading directions, found by a randomised range finder.
+"""The subspace of public gradients: an orthonormal basis of their leading directions, from a randomised range finder.
 
-G (d, n) has the gradient of a public record's loss in each column. The basis is close to the k leading left singular vectors of
-G, the eigenvectors of the uncentred second moment G G^T. Halko, Martinsson and Tropp, "Finding structure with randomness",
-SIAM Review 2011: algorithm 4.4 (subspace iteration, orthonormal after every product), then 5.1 (a small SVD). G is never held:
-only G W for W (n, width) and Q^T G for Q (d, width) are asked for, sums over the records.
+Each column of G (d, n) is the gradient of the loss of a public record. The basis is close to the k leading left singular
+vectors of G, which are the eigenvectors of the uncentred second moment G G^T. The method is that of Halko, Martinsson and
+Tropp, "Finding structure with randomness", SIAM Review 2011: algorithm 4.4 (subspace iteration, made orthonormal after every
+product), then algorithm 5.1 (a small SVD). G is never stored: only the products G W for W (n, width) and Q^T G for Q (d, width)
+are needed, which are sums over the records.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, qr, svd
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
 
-FloatArray = NDArray[np.float64]
-
 OVERSAMPLING = 10
+"""The number of directions that are followed beyond k."""
 POWER_ITERATIONS = 2
+"""The number of subspace iterations."""
 COPIES = 5
-"""How many arrays of the size of the widened basis one process may hold at once while the basis is found."""
+"""How many arrays of the size of the widened basis one process may hold at once while the basis is computed."""
 UNIT_TOLERANCE = 1e-9
+"""The largest deviation from 1 of the squared length of a stored column."""
 
 
 class PublicPcaSubspace(Subspace):
-    """P with orthonormal columns, float64 (d, k), public: made from public gradients once, stored, never made again."""
+    """P (d, k), float64 and public, with orthonormal columns. It is made once from public gradients and then stored."""
 
     kind = "public-pca"
 
@@ -46,14 +49,20 @@ class PublicPcaSubspace(Subspace):
 
     def _lift(self, w: FloatArray) -> FloatArray:
         step = torch.from_numpy(w).to(self._basis.device)
-        lifted: FloatArray = (self._basis @ step).cpu().numpy()
-        return lifted
+        move: FloatArray = (self._basis @ step).cpu().numpy()
+        return move
 
 
 def stored_basis(d: int, k: int, arrays: Mapping[str, NDArray[np.generic]]) -> PublicPcaSubspace:
-    """The subspace of the arrays of a plan or release, ``basis`` float64 (d, k).
+    """Rebuild the subspace from the arrays of a plan or a release.
 
-    Raises FileContentError when it is absent, of another shape or type, or its columns are not finite and of length 1.
+    Args:
+        d: The number of trainable parameters.
+        k: The dimension.
+        arrays: The arrays by name; there must be ``basis``, float64 (d, k), and no other.
+
+    Raises:
+        FileContentError: The basis is missing or has another shape or type, or its columns are not finite and of length 1.
     """
     if set(arrays) != {"basis"}:
         raise FileContentError(
@@ -72,10 +81,17 @@ def stored_basis(d: int, k: int, arrays: Mapping[str, NDArray[np.generic]]) -> P
 
 
 def range_width(d: int, k: int, records: int, memory: int | None = None) -> int:
-    """How many directions are followed to find k: ``OVERSAMPLING`` more, where there are as many parameters and records.
+    """Return how many directions are followed to find k: ``OVERSAMPLING`` more, but at most d and the number of records.
 
-    ``memory``: bytes of the machine, None where unknown. Raises UsageError when k is larger than d or than the number of
-    public records, or when ``COPIES`` arrays (d, width) are more than the memory.
+    Args:
+        d: The number of trainable parameters.
+        k: The dimension.
+        records: The number of public records.
+        memory: The memory of the machine in bytes, None where it is unknown.
+
+    Raises:
+        UsageError: k is larger than d or than the number of public records, or ``COPIES`` arrays (d, width) need more than
+            the memory.
     """
     if not 1 <= k <= d:
         raise UsageError(
@@ -87,25 +103,35 @@ def range_width(d: int, k: int, records: int, memory: int | None = None) -> int:
             "raise precision.samples, or lower subspace.k"
         )
     width = min(k + OVERSAMPLING, d, records)
-    needed = COPIES * 8 * d * width
-    if memory is not None and needed > memory:
+    requirement = COPIES * 8 * d * width
+    if memory is not None and requirement > memory:
         raise UsageError(
-            f"subspace public-pca: d k = {d} x {k} needs about {needed / 2**30:.3g} GiB; found {memory / 2**30:.3g} GiB of memory; "
+            f"subspace public-pca: d k = {d} x {k} needs about {requirement / 2**30:.3g} GiB; found {memory / 2**30:.3g} GiB of memory; "
             "lower subspace.k, train fewer parameters, or choose kronecker-pca"
         )
     return width
 
 
 def gaussian_rows(seed: int, round: int, first_slot: int, count: int, width: int) -> FloatArray:
-    """Rows ``first_slot`` .. of the Gaussian test matrix (n, width): that of slot s is the words s width .. of one stream."""
+    """Return rows of the Gaussian test matrix (n, width), one for each slot of public records.
+
+    The row of slot s is the words s * width to (s + 1) * width - 1 of one stream.
+
+    Args:
+        seed: The seed of the subspace.
+        round: The round that makes the basis.
+        first_slot: The slot of the first row.
+        count: The number of rows.
+        width: The number of directions that are followed.
+    """
     key = stream_key("subspace", "public-pca", seed, round)
     return standard_normal_entries(key, first_slot * width, count * width).reshape(count, width)
 
 
 def orthonormal(columns: FloatArray) -> FloatArray:
-    """An orthonormal basis whose span holds that of the columns, (m, width) with m >= width, by Householder QR.
+    """Return an orthonormal basis whose span contains the columns (m, width), m >= width, by Householder QR.
 
-    Zeros where a column is not finite: then the last step finds rank 0 and refuses.
+    When an entry is not finite the result is all zeros, and ``leading_basis`` later refuses its rank of 0.
     """
     if not np.isfinite(columns).all():
         return np.zeros_like(columns)
@@ -114,10 +140,15 @@ def orthonormal(columns: FloatArray) -> FloatArray:
 
 
 def leading_basis(basis: FloatArray, coefficients: FloatArray, k: int) -> FloatArray:
-    """The k leading left singular vectors of Q (Q^T G), float64 (d, k), the largest entry of each positive.
+    """Return the k leading left singular vectors of Q (Q^T G), float64 (d, k), the largest entry of each positive.
 
-    basis: Q (d, width), orthonormal columns. coefficients: G^T Q (n, width). Raises UsageError when fewer than k directions
-    have any gradient, in float64.
+    Args:
+        basis: Q (d, width), with orthonormal columns.
+        coefficients: G^T Q (n, width).
+        k: The dimension.
+
+    Raises:
+        UsageError: Fewer than k directions have a gradient above float64's rounding errors.
     """
     try:
         values, rows = svd(coefficients, full_matrices=False)[1:]
@@ -132,13 +163,13 @@ def leading_basis(basis: FloatArray, coefficients: FloatArray, k: int) -> FloatA
             f"subspace public-pca: the public gradients have rank {rank}; expected at least k = {k}; check data.public, "
             "raise precision.samples, or lower subspace.k"
         )
-    found: FloatArray = basis @ rows[:k].T
-    largest = np.take_along_axis(found, np.abs(found).argmax(axis=0)[None, :], axis=0)
-    return np.ascontiguousarray(np.where(largest < 0, -found, found))
+    vectors: FloatArray = basis @ rows[:k].T
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None, :], axis=0)
+    return np.ascontiguousarray(np.where(largest < 0, -vectors, vectors))
 
 
 class PublicPcaKind(SubspaceKind):
-    """The leading directions of public gradients."""
+    """The kind that spans the leading directions of public gradients."""
 
     traits = SUBSPACES["public-pca"]
 

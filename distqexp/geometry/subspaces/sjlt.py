@@ -1,4 +1,4 @@
-"""The sparse Johnson-Lindenstrauss transform: a few signs in every row of P.
+"""The sparse Johnson-Lindenstrauss transform: every row of P has a few signs.
 
 Source: Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", J. ACM 2014 (the block construction).
 """
@@ -24,8 +24,8 @@ from distqexp.kinds import SUBSPACES
 class SparseSubspace(Subspace):
     """Each row of P has ``nonzeros`` entries +-1/sqrt(nonzeros), one in each of ``nonzeros`` blocks of columns.
 
-    Works in the computer's own memory; gradients on another device are copied over. Products only add and
-    subtract, in the order of the parameters, so a row's bits don't depend even on the size of its batch.
+    The products are computed in main memory; gradients on another device are copied there. They only add and subtract,
+    in the order of the parameters, so that the bits of a row don't depend even on the size of its batch.
     """
 
     kind = "sjlt"
@@ -51,13 +51,13 @@ class SparseSubspace(Subspace):
         return torch.from_numpy(rows).to(gradients.device)
 
     def _lift(self, w: np.ndarray) -> np.ndarray:
-        lifted: np.ndarray = self._signs @ w
-        lifted /= math.sqrt(self.nonzeros)
-        return lifted
+        move: np.ndarray = self._signs @ w
+        move /= math.sqrt(self.nonzeros)
+        return move
 
 
 class SparseKind(SubspaceKind):
-    """A few signs in every row."""
+    """The kind with a few signs in every row."""
 
     traits = SUBSPACES["sjlt"]
 

@@ -1,6 +1,6 @@
-"""The subsampled randomised Hadamard transform: signs, a fast orthogonal transform, sampled coordinates.
+"""The subsampled randomised Hadamard transform: random signs, a fast orthogonal transform, and sampled coordinates.
 
-Source: Ailon and Chazelle, "The fast Johnson-Lindenstrauss transform", 2009; Tropp, "Improved analysis of the
+Sources: Ailon and Chazelle, "The fast Johnson-Lindenstrauss transform", 2009; Tropp, "Improved analysis of the
 subsampled randomized Hadamard transform", 2011 (sampling without replacement).
 """
 
@@ -22,10 +22,11 @@ from distqexp.kinds import SUBSPACES
 
 
 class HadamardSubspace(Subspace):
-    """P^T v = sqrt(d_padded / k) S H D pad(v): D random signs, H orthonormal Hadamard, S samples k of d_padded rows.
+    """P^T v = sqrt(d_padded / k) S H D pad(v), with random signs D, the orthonormal Hadamard matrix H, and k sampled rows S.
 
-    d_padded is the next power of two. O(d log d) a vector and no stored matrix. Works in the computer's own memory.
-    The transform only adds and subtracts in a fixed tree, a row at a time: a row's bits don't depend on its batch.
+    The vector is padded to d_padded, the next power of two. A product takes O(d log d) operations and no stored matrix, in
+    main memory. The transform only adds and subtracts in a fixed tree, one row at a time, so that the bits of a row don't
+    depend on its batch.
     """
 
     kind = "srht"
@@ -41,46 +42,51 @@ class HadamardSubspace(Subspace):
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:
         rows = as_float64_array(gradients)
         out = np.empty((rows.shape[0], self.k))
-        padded = np.zeros(self.d_padded)
+        vector = np.zeros(self.d_padded)
         for row, target in zip(rows, out, strict=True):
-            np.multiply(row, self._signs, out=padded[: self.d])
-            padded[self.d :] = 0.0
-            np.take(hadamard_transform(padded), self._sample, out=target)
+            np.multiply(row, self._signs, out=vector[: self.d])
+            vector[self.d :] = 0.0
+            np.take(hadamard_transform(vector), self._sample, out=target)
         out /= math.sqrt(self.k)  # sqrt(d_padded / k), and 1/sqrt(d_padded) of the orthonormal transform
         return torch.from_numpy(out).to(gradients.device)
 
     def _lift(self, w: np.ndarray) -> np.ndarray:
-        padded = np.zeros(self.d_padded)
-        padded[self._sample] = w
-        lifted: np.ndarray = hadamard_transform(padded)[: self.d] * self._signs
-        lifted /= math.sqrt(self.k)
-        return lifted
+        vector = np.zeros(self.d_padded)
+        vector[self._sample] = w
+        move: np.ndarray = hadamard_transform(vector)[: self.d] * self._signs
+        move /= math.sqrt(self.k)
+        return move
 
 
 def sample_without_replacement(key: bytes, n: int, k: int) -> np.ndarray:
-    """A uniform k-subset of 0 .. n-1, sorted, int64 (k,); n a power of two, at most 2^32.
+    """Return a uniformly random subset of k of the numbers 0 to n-1, sorted, int64 (k,).
 
-    The first k different values of the stream (their top bits are uniform on 0 .. n-1), or the complement of such
-    a set when k > n/2.
+    It is the first k different values of the stream (the top bits of its words are uniform on 0 to n-1), or the complement
+    of such a set when k > n/2.
+
+    Args:
+        key: The key of the stream.
+        n: The number of candidates, a power of two, at most 2^32.
+        k: The size of the sample.
     """
     size = min(k, n - k)
     shift = np.uint64(32 - (n.bit_length() - 1))
-    chosen = np.zeros(0, dtype=np.int64)
-    drawn = 0
-    while chosen.size < size:
-        words = raw_words(key, drawn, size).astype(np.uint64) >> shift
-        drawn += size
-        values, places = np.unique(np.concatenate([chosen, words.astype(np.int64)]), return_index=True)
-        chosen = values[np.argsort(places)]  # in the order of their first appearance
-    chosen = np.sort(chosen[:size])
-    return chosen if size == k else np.setdiff1d(np.arange(n), chosen, assume_unique=True)
+    sample = np.zeros(0, dtype=np.int64)
+    position = 0
+    while sample.size < size:
+        words = raw_words(key, position, size).astype(np.uint64) >> shift
+        position += size
+        values, places = np.unique(np.concatenate([sample, words.astype(np.int64)]), return_index=True)
+        sample = values[np.argsort(places)]  # in the order of their first appearance
+    sample = np.sort(sample[:size])
+    return sample if size == k else np.setdiff1d(np.arange(n), sample, assume_unique=True)
 
 
 def hadamard_transform(vector: np.ndarray) -> np.ndarray:
-    """H v, H the unnormalised Hadamard matrix in Sylvester's order: float64 (n,), n a power of two; v is scratch.
+    """Return H v, float64 (n,), where H is the unnormalised Hadamard matrix in Sylvester's order and n is a power of two.
 
-    H of n = a b is the Kronecker product of H of a and H of b: both are done as butterflies on the long axis of a
-    matrix, so that every addition runs over a contiguous stretch.
+    The argument is overwritten. H of n = a b is the Kronecker product of H of a and H of b: both are applied as butterflies
+    on the long axis of a matrix, so that every addition runs over a contiguous stretch.
     """
     n = vector.size
     columns = 1 << ((n.bit_length() - 1) // 2)
@@ -90,7 +96,7 @@ def hadamard_transform(vector: np.ndarray) -> np.ndarray:
 
 
 def _butterflies(matrix: np.ndarray) -> np.ndarray:
-    """H times the matrix (rows, columns), rows a power of two, by log2(rows) passes; the argument is scratch."""
+    """Return H times the matrix (rows, columns), rows a power of two, in log2(rows) passes; the argument is overwritten."""
     rows, columns = matrix.shape
     source, target = matrix, np.empty_like(matrix)
     half = 1
@@ -104,7 +110,7 @@ def _butterflies(matrix: np.ndarray) -> np.ndarray:
 
 
 class HadamardKind(SubspaceKind):
-    """Sampled coordinates of a fast orthogonal transform."""
+    """The kind that samples coordinates of a fast orthogonal transform."""
 
     traits = SUBSPACES["srht"]
 

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention with its input projection written out, so that the projection can be tapped."""
+"""A forward pass of nn.MultiheadAttention with its input projection written out, so that the projection can be tapped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional
 from distqexp.gradients.layers.forms import Positions, Raw, Tensor
 
 Tap = Callable[[Tensor, Tensor, slice], Tensor]
-"""(projection's output, its input, the output features it is) -> the same output, tapped."""
+"""Maps the projection's output, its input and the slice of features that the output has to the same output, tapped."""
 
 
-def supported(module: nn.Module) -> bool:
-    """One packed projection, and no learned or zero key added."""
+def is_supported(module: nn.Module) -> bool:
+    """Return whether the module is a plain nn.MultiheadAttention: one packed projection, no learned or zero key added."""
     return (
         isinstance(module, nn.MultiheadAttention)
         and type(module).forward is nn.MultiheadAttention.forward
@@ -38,7 +38,7 @@ def attend(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """``module.forward`` in evaluation mode, the input projection passed through ``tap``. Same arguments and results."""
+    """Run ``module.forward`` in evaluation mode with the input projection passed through ``tap``. Same arguments and results."""
     width, heads = module.embed_dim, module.num_heads
     parts = _project(module, tap, query, key, value)
     if not module.batch_first:
@@ -52,20 +52,27 @@ def attend(
     if need_weights:
         scores = (q * (width // heads) ** -0.5) @ k.transpose(2, 3)
         weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-        mixed = weights @ v
+        averages = weights @ v
     else:
         weights = None
-        mixed = functional.scaled_dot_product_attention(q, k, v, mask)
-    mixed = mixed.transpose(1, 2).reshape(batch, targets, width)
-    outputs = module.out_proj(mixed if module.batch_first else mixed.transpose(0, 1))
+        averages = functional.scaled_dot_product_attention(q, k, v, mask)
+    averages = averages.transpose(1, 2).reshape(batch, targets, width)
+    outputs = module.out_proj(averages if module.batch_first else averages.transpose(0, 1))
     if weights is not None and average_attn_weights:
         weights = weights.mean(dim=1)
     return outputs, weights
 
 
 def projection(module: nn.Module, inputs: Tensor, gradient: Tensor, part: slice) -> Mapping[str, Raw]:
-    """The input projection's gradients from one tapped part; both tensors with the batch first."""
-    width = module._parameters["in_proj_weight"].shape[0]  # type: ignore[union-attr]  # supported() saw it
+    """Return the gradients of the input projection from one tapped part.
+
+    Args:
+        module: The attention module.
+        inputs: The part's input, the batch first.
+        gradient: The gradient of the part's output, the batch first.
+        part: The output features of the projection that the part has.
+    """
+    width = module._parameters["in_proj_weight"].shape[0]  # type: ignore[union-attr]  # as is_supported() says
     row = functional.pad(gradient, (part.start, width - part.stop)).unsqueeze(1)
     return {"in_proj_weight": Positions(row, inputs.unsqueeze(1)), "in_proj_bias": Positions(row, None, constant=True)}
 
@@ -74,8 +81,8 @@ def _project(module: nn.MultiheadAttention, tap: Tap, query: Tensor, key: Tensor
     width = module.embed_dim
     weight, bias = module.in_proj_weight, module.in_proj_bias
     if query is key and key is value:
-        packed = tap(functional.linear(query, weight, bias), query, slice(0, 3 * width))
-        return list(packed.chunk(3, dim=-1))
+        projections = tap(functional.linear(query, weight, bias), query, slice(0, 3 * width))
+        return list(projections.chunk(3, dim=-1))
     parts = []
     for number, inputs in enumerate((query, key, value)):
         part = slice(number * width, (number + 1) * width)
@@ -84,15 +91,15 @@ def _project(module: nn.MultiheadAttention, tap: Tap, query: Tensor, key: Tensor
 
 
 def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, sources: int) -> Tensor | None:
-    """Both masks as one additive mask that broadcasts to (batch, heads, targets, sources)."""
-    found = None
+    """Join both masks to one additive mask that broadcasts to (batch, heads, targets, sources)."""
+    mask = None
     if attn_mask is not None:
-        found = _additive(attn_mask, q)
-        found = found.reshape(len(q), -1, *found.shape[1:]) if found.ndim == 3 else found
+        mask = _additive(attn_mask, q)
+        mask = mask.reshape(len(q), -1, *mask.shape[1:]) if mask.ndim == 3 else mask
     if key_padding_mask is not None:
         padding = _additive(key_padding_mask, q).reshape(len(q), 1, 1, sources)
-        found = padding if found is None else found + padding
-    return found
+        mask = padding if mask is None else mask + padding
+    return mask
 
 
 def _additive(mask: Tensor, q: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A plan is tried on noise against plain automatic differentiation before it is trusted. Public."""
+"""The check of a routing on noise, against plain automatic differentiation, before it is trusted. Public."""
 
 from __future__ import annotations
 
@@ -10,49 +10,58 @@ import torch
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.gradients.layers.forms import Indexed, Raw, Tensor, Whole
-from distqexp.gradients.layers.routing import make_plan
+from distqexp.gradients.layers.routing import make_routing
 from distqexp.gradients.layers.taps import Taps
 from distqexp.problem.network import Network
 
 RECORDS = 2
+"""How many records of noise the check takes."""
 
 
 def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
-    """The taps for records of the shape and type of ``record`` (1, ...), whose values don't enter.
+    """Return taps whose gradients agree with plain automatic differentiation.
 
-    On two records of noise, every parameter's gradient must be what one record at a time gives. A parameter used in a way
-    that no layer shows (a weight read by another module) is differentiated through the whole network instead.
-    Raises UsageError, naming the layer, when that doesn't help either: the model then couples the records of a batch.
+    On two records of noise, every parameter's gradient must be the one that each record alone gives. A parameter that is used
+    in a way that no layer shows (a weight read by another module) is differentiated through the whole network instead.
 
-    A model that overflows on the noise, in a run that diverged, can't be compared: all of it is left to torch.func, which
+    A model that overflows on the noise, in a run that diverged, can't be compared. All of it is then left to torch.func, which
     takes each record alone by construction, so that the run can be finished.
+
+    Args:
+        network: The model.
+        blocks: Its parameters as matrices.
+        record: A record (1, ...) of the shape and type of those to come; its values don't matter.
+
+    Raises:
+        UsageError: The model couples the records of a batch. The message names a parameter that shows it.
     """
     if not _overflow_free(network, record):
-        return _left_to_torch(network, blocks, record)
+        return _torch_taps(network, blocks, record)
     wrong: frozenset[str] = frozenset()
     for _ in range(2):
-        plan = make_plan(network, blocks, record, wrong)
-        taps = Taps(network, blocks, plan)
-        found = _disagreeing(taps, record)
-        if found is None:
-            return _left_to_torch(network, blocks, record)
-        if not found:
+        routing = make_routing(network, blocks, record, wrong)
+        taps = Taps(network, blocks, routing)
+        names = _wrong_parameters(taps, record)
+        if names is None:
+            return _torch_taps(network, blocks, record)
+        if not names:
             return taps
-        wrong = wrong | found
+        wrong = wrong | names
     raise UsageError(
         f"model: the gradient of {min(wrong)} differs between a batch and its records alone; expected a model whose records "
         "don't affect one another, the same at every call; remove what couples them, or freeze this parameter"
     )
 
 
-def _left_to_torch(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
-    taps = Taps(network, blocks, make_plan(network, blocks, record, frozenset(dict(network.names_shapes))))
-    _batched(taps, _noise(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
+def _torch_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
+    """Return taps that leave every parameter to torch.func."""
+    taps = Taps(network, blocks, make_routing(network, blocks, record, frozenset(dict(network.names_shapes))))
+    _batch_gradients(taps, _noise(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
     return taps
 
 
-def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
-    """Names of the parameters whose gradients differ; None where the gradients overflow."""
+def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
+    """Return the names of the parameters whose gradients differ, or None where the gradients overflow."""
     network = taps.network
     inputs = _noise(record)
     bound = 10 * torch.finfo(network.dtype).eps ** 0.5
@@ -60,11 +69,11 @@ def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
 
-    def value(found: Tensor) -> Tensor:
-        return (found * weights[: len(found)]).reshape(len(found), -1).sum(dim=1)
+    def value(batch: Tensor) -> Tensor:
+        return (batch * weights[: len(batch)]).reshape(len(batch), -1).sum(dim=1)
 
-    found = _batched(taps, inputs, value)
-    expected = _one_at_a_time(network, inputs, weights)
+    actual = _batch_gradients(taps, inputs, value)
+    expected = _single_gradients(network, inputs, weights)
     if not bool(torch.isfinite(expected).all()):
         return None
     size = torch.linalg.vector_norm(expected, dim=1).max()
@@ -74,7 +83,7 @@ def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
         count = torch.Size(shape).numel()
         part = slice(at, at + count)
         own = torch.linalg.vector_norm(expected[:, part], dim=1)
-        error = torch.linalg.vector_norm(found[:, part] - expected[:, part], dim=1)
+        error = torch.linalg.vector_norm(actual[:, part] - expected[:, part], dim=1)
         if not bool((error <= bound * torch.maximum(own, 1e-3 * size)).all()):
             wrong.add(name)
         at += count
@@ -82,6 +91,7 @@ def _disagreeing(taps: Taps, record: Tensor) -> frozenset[str] | None:
 
 
 def _noise(record: Tensor) -> Tensor:
+    """Return records of noise of the shape and type of ``record``, the same at every call."""
     shape = (RECORDS, *record.shape[1:])
     generator = torch.Generator().manual_seed(0)
     if record.is_floating_point():
@@ -93,13 +103,14 @@ def _noise(record: Tensor) -> Tensor:
 
 
 def _overflow_free(network: Network, record: Tensor) -> bool:
-    """Whether the outputs of the noise, a record at a time, are finite, with room for their squares."""
+    """Return whether the outputs for each record of noise alone are finite, with room for their squares."""
     with torch.no_grad():
         outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(_noise(record), 1)])
     return bool((outputs.abs() < torch.finfo(network.dtype).max ** 0.25).all())
 
 
 def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
+    """Return the outputs for a batch. Raises UsageError where they differ from those for each record alone."""
     with torch.no_grad():
         together = network.module(network.prepare(inputs))
         alone = torch.cat([network.module(network.prepare(one)) for one in torch.split(inputs, 1)])
@@ -113,7 +124,8 @@ def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
     return together
 
 
-def _one_at_a_time(network: Network, inputs: Tensor, weights: Tensor) -> Tensor:
+def _single_gradients(network: Network, inputs: Tensor, weights: Tensor) -> Tensor:
+    """Return the gradients of each record alone by plain automatic differentiation, (2, d)."""
     parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
     rows = []
     for j in range(RECORDS):
@@ -124,34 +136,34 @@ def _one_at_a_time(network: Network, inputs: Tensor, weights: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _batched(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """(2, d): the taps' gradients, as vectors."""
-    for fallback in taps.plan.fallbacks.values():
+def _batch_gradients(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the gradients that the taps give for a batch, (2, d); fallbacks learn whether torch.func can vectorise them."""
+    for fallback in taps.routing.fallbacks.values():
         fallback.looped = False
     with suppress(RuntimeError, ValueError, NotImplementedError):  # torch.func can't vectorise everything
         return _vectors(taps, inputs, value)
-    for fallback in taps.plan.fallbacks.values():
+    for fallback in taps.routing.fallbacks.values():
         fallback.looped = True
     return _vectors(taps, inputs, value)
 
 
 def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
     network = taps.network
-    found = torch.zeros((RECORDS, network.d), dtype=network.dtype, device=network.device)
+    gradients = torch.zeros((RECORDS, network.d), dtype=network.dtype, device=network.device)
 
     def receive(number: int, raw: Raw) -> None:
         block = taps.blocks[number]
-        kept = raw.plain(block)
-        if isinstance(kept, Indexed):
-            kept = kept.dense()
-        matrix = kept.matrix if isinstance(kept, Whole) else kept.row.transpose(2, 3) @ kept.column
+        form = raw.plain(block)
+        if isinstance(form, Indexed):
+            form = form.dense()
+        matrix = form.matrix if isinstance(form, Whole) else form.row.transpose(2, 3) @ form.column
         if block.weight is not None:
             weight = matrix[..., : block.weight_columns]
             weight = (weight.transpose(2, 3) if block.transposed else weight).reshape(RECORDS, -1)
-            found[:, block.weight : block.weight + weight.shape[1]] += weight
+            gradients[:, block.weight : block.weight + weight.shape[1]] += weight
         if block.bias is not None:
             bias = matrix[..., -1].reshape(RECORDS, -1)
-            found[:, block.bias : block.bias + bias.shape[1]] += bias
+            gradients[:, block.bias : block.bias + bias.shape[1]] += bias
 
     taps.run(inputs, value, receive)
-    return found
+    return gradients

@@ -1,4 +1,4 @@
-"""Parameters without a rule: torch.func on the layer that uses them, from its inputs and its output's gradient. Private."""
+"""Gradients of parameters without a rule, by torch.func on the layer that uses them. Private."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch.utils import _pytree as pytree
 from distqexp.gradients.layers.forms import Tensor
 
 Dims = Sequence[int | None]
+"""Which dimension of each tensor is the batch; None where a tensor is shared by the batch."""
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """The tensors among the leaves of a tree of arguments or outputs."""
+    """Return the tensors among the leaves of a tree of arguments or outputs."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def floating(tree: Any) -> list[Tensor]:
-    """Those of them that gradients pass through."""
+def floating_tensors(tree: Any) -> list[Tensor]:
+    """Return the floating-point tensors of a tree: those that gradients pass through."""
     return [leaf for leaf in tensors(tree) if leaf.is_floating_point()]
 
 
@@ -33,30 +34,36 @@ def per_example(
     dims: tuple[Dims, Dims],
     looped: bool,
 ) -> dict[str, Tensor]:
-    """(B, *shape) for each named parameter of ``module``: example j's gradient, from example j's inputs alone.
+    """Return the gradients of each named parameter, (B, *shape): example j's from example j's inputs alone.
 
-    ``gradients``: of the outputs' floating-point tensors. ``dims``: where the batch is in every tensor of the arguments (None:
-    shared) and of ``gradients``. ``looped``: an example at a time by plain automatic differentiation, for modules
-    that torch.func can't vectorise.
+    Args:
+        module: The layer.
+        names: The parameters, by their names in ``module``.
+        arguments: The positional and keyword arguments of the layer's call.
+        gradients: The gradients of the floating-point tensors of its outputs.
+        dims: Where the batch is in every tensor of the arguments, and of ``gradients``.
+        looped: Take one example at a time by plain automatic differentiation, for modules that torch.func can't vectorise.
     """
     leaves, tree = pytree.tree_flatten(arguments)
     slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     values = [leaves[number].detach() for number in slots]
     parameters = {name: module.get_parameter(name).detach() for name in names}
 
-    def outputs(chosen: dict[str, Tensor], examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        filled = list(leaves)
+    def outputs(weights: dict[str, Tensor], examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        new_leaves = list(leaves)
         for number, value, dim in zip(slots, examples, dims[0], strict=True):
-            filled[number] = value if dim is None else value.unsqueeze(dim)
-        args, kwargs = pytree.tree_unflatten(filled, tree)
-        return tuple(floating(functional_call(module, chosen, args, kwargs)))
+            new_leaves[number] = value if dim is None else value.unsqueeze(dim)
+        args, kwargs = pytree.tree_unflatten(new_leaves, tree)
+        return tuple(floating_tensors(functional_call(module, weights, args, kwargs)))
 
-    def pulled(chosen: dict[str, Tensor], examples: Sequence[Tensor], grown: Sequence[Tensor]) -> dict[str, Tensor]:
-        _, pull = vjp(lambda current: outputs(current, examples), chosen)[:2]
-        return pull(tuple(_unsqueeze(grown, dims[1])))[0]
+    def gradient(
+        weights: dict[str, Tensor], examples: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        _, pull = vjp(lambda current: outputs(current, examples), weights)[:2]
+        return pull(tuple(_unsqueeze(cotangents, dims[1])))[0]
 
     if not looped:
-        return vmap(pulled, in_dims=(None, list(dims[0]), list(dims[1])))(parameters, values, list(gradients))
+        return vmap(gradient, in_dims=(None, list(dims[0]), list(dims[1])))(parameters, values, list(gradients))
     return _one_by_one(outputs, parameters, values, gradients, dims)
 
 
@@ -73,12 +80,12 @@ def _one_by_one(
     leaves = {name: value.clone().requires_grad_(True) for name, value in parameters.items()}
     for j in range(count):
         examples = [value if dim is None else value.select(dim, j) for value, dim in zip(values, dims[0], strict=True)]
-        grown = [value.select(dim or 0, j) for value, dim in zip(gradients, dims[1], strict=True)]
+        cotangents = [value.select(dim or 0, j) for value, dim in zip(gradients, dims[1], strict=True)]
         with torch.enable_grad():
-            found = outputs(leaves, examples)
+            results = outputs(leaves, examples)
         pairs = [
             (output, gradient)
-            for output, gradient in zip(found, _unsqueeze(grown, dims[1]), strict=True)
+            for output, gradient in zip(results, _unsqueeze(cotangents, dims[1]), strict=True)
             if output.requires_grad
         ]
         if not pairs:

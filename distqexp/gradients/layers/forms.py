@@ -1,4 +1,4 @@
-"""Forms of a block's per-example gradient: raw as a layer's rule gives it, whitened as it is kept. Private."""
+"""The forms that a block's per-example gradient takes: raw as a layer's rule gives it, then as it is stored. Private."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LATE_GROWTH = 2
 """A product taken before whitening may be at most this many times as large as the whitened block."""
 
 PRODUCT_GROWTH = 2
-"""A product over several positions is kept while it is at most this many times as large as its factors."""
+"""A product over several positions is stored, not its factors, while it is at most this many times as large as they are."""
 
 
 class Whitening(Protocol):
-    """Row and column factors of a block: (copies, k, n) matrices or (copies, n) diagonals. Public."""
+    """The row and column factors of a block: matrices (copies, k, n) or diagonals (copies, n). Public."""
 
     @property
     def row(self) -> Tensor: ...
@@ -31,7 +31,12 @@ class Whitening(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """G_j = sum_t row_jt column_jt^T: row (B, copies, L, k_row), column (B, copies, L, k_column)."""
+    """Factors of G_j = sum_t row_jt column_jt^T.
+
+    Attributes:
+        row: (B, copies, L, k_row).
+        column: (B, copies, L, k_column).
+    """
 
     row: Tensor
     column: Tensor
@@ -39,7 +44,14 @@ class Dense:
 
 @dataclass(frozen=True)
 class Indexed:
-    """Rows that are scaled unit vectors: row_jt = scale_jt e_(token_jt). token, scale (B, L); column (B, 1, L, k_column)."""
+    """Factors whose rows are scaled unit vectors: row_jt = scale_jt e_(token_jt).
+
+    Attributes:
+        token: Which entry of the row is not zero, int64 (B, L).
+        scale: That entry, (B, L).
+        column: (B, 1, L, k_column).
+        rows: The length of a row.
+    """
 
     token: Tensor
     scale: Tensor
@@ -47,7 +59,7 @@ class Indexed:
     rows: int
 
     def dense(self) -> Dense:
-        """The same with rows written out, (B, 1, L, rows)."""
+        """Return the same factors with rows written out, (B, 1, L, rows)."""
         row = self.scale.new_zeros((*self.token.shape, self.rows))
         return Dense(row.scatter_(2, self.token.unsqueeze(2), self.scale.unsqueeze(2)).unsqueeze(1), self.column)
 
@@ -59,33 +71,40 @@ class Whole:
     matrix: Tensor
 
 
-Kept = Dense | Indexed | Whole
+Form = Dense | Indexed | Whole
+"""How a block's gradients are stored from the backward pass on."""
 
 
 class Raw(ABC):
     """A block's gradient before whitening, as one use of the layer gives it.
 
-    ``weight`` and ``bias``: which of the block's columns it holds; the others are zero.
+    Columns of the block that the use doesn't give (its bias's, or all but that) are zero.
     """
 
     @abstractmethod
-    def plain(self, block: Block) -> Kept:
-        """The gradient unwhitened, with every column of the block."""
+    def plain(self, block: Block) -> Form:
+        """Return the gradient unwhitened, with every column of the block."""
 
     @abstractmethod
-    def whiten(self, block: Block, whitening: Whitening) -> Kept:
-        """U_row G U_column^T in the form that is cheaper to keep."""
+    def whiten(self, block: Block, whitening: Whitening) -> Form:
+        """Return U_row G U_column^T in the form that is cheaper to store."""
 
 
 @dataclass(frozen=True)
 class Positions(Raw):
-    """Rows (B, copies, L, rows) and columns (B, copies, L, weight columns); None: no weight. ``constant``: the bias's ones."""
+    """Rows and columns, position by position, as a linear layer has them.
+
+    Attributes:
+        row: (B, copies, L, rows).
+        column: (B, copies, L, weight columns); None without a weight.
+        constant: Whether there is a gradient of the bias too, whose column is 1 at every position.
+    """
 
     row: Tensor
     column: Tensor | None
     constant: bool = False
 
-    def plain(self, block: Block) -> Kept:
+    def plain(self, block: Block) -> Form:
         row = self.row
         parts = [] if self.column is None else [self.column]
         if self.column is None:
@@ -95,12 +114,12 @@ class Positions(Raw):
             parts.append(row.new_full((*row.shape[:3], 1), 1.0 if self.constant else 0.0))
         return Dense(row, torch.cat(parts, dim=3) if len(parts) > 1 else parts[0])
 
-    def whiten(self, block: Block, whitening: Whitening) -> Kept:
+    def whiten(self, block: Block, whitening: Whitening) -> Form:
         if self.column is None:
-            # One row a record is enough: the columns of all positions are the same.
+            # One row for each record is enough, as the columns of all positions are the same.
             row = apply(self.row.sum(dim=2, keepdim=True), whitening.row)
-            bias = last_column(whitening.column)
-            return smaller(row, bias.expand(row.shape[0], *bias.shape[1:]))
+            bias = _last_column(whitening.column)
+            return smaller_form(row, bias.expand(row.shape[0], *bias.shape[1:]))
         steps, rows = self.row.shape[2:]
         k_row, k_column = width(whitening.row), width(whitening.column)
         if keeps_factors(steps, k_row, k_column):
@@ -118,31 +137,36 @@ class Positions(Raw):
         return Whole(apply_left(matrix, whitening.row) if row_late else matrix)
 
     def whitened_column(self, whitening: Whitening) -> Tensor:
-        """(B, copies, L, k_column)."""
+        """Return the whitened columns, (B, copies, L, k_column)."""
         assert self.column is not None
-        return apply_with_constant(self.column, whitening.column, self.constant)
+        return _apply_with_constant(self.column, whitening.column, self.constant)
 
 
 @dataclass(frozen=True)
 class Tokens(Raw):
-    """Rows that are one-hot vectors of tokens (B, L); columns (B, L, weight columns), zero where a token gets no gradient."""
+    """Rows that are one-hot vectors, as an embedding has them.
+
+    Attributes:
+        token: The token at every position, (B, L).
+        column: (B, L, weight columns), zero where a token gets no gradient.
+    """
 
     token: Tensor
     column: Tensor
 
-    def plain(self, block: Block) -> Kept:
+    def plain(self, block: Block) -> Form:
         column = self.column.unsqueeze(1)
         if block.bias is not None:
             column = torch.nn.functional.pad(column, (0, 1))
-        found = Indexed(self.token, torch.ones_like(self.column[..., 0]), column, block.rows)
-        return found if block.sparse_rows else found.dense()
+        form = Indexed(self.token, torch.ones_like(self.column[..., 0]), column, block.rows)
+        return form if block.sparse_rows else form.dense()
 
-    def whiten(self, block: Block, whitening: Whitening) -> Kept:
-        column = apply_with_constant(self.column.unsqueeze(1), whitening.column, False)
+    def whiten(self, block: Block, whitening: Whitening) -> Form:
+        column = _apply_with_constant(self.column.unsqueeze(1), whitening.column, False)
         if whitening.row.ndim == 2:
             return Indexed(self.token, whitening.row[0][self.token], column, block.rows)
         row = whitening.row[0].T.contiguous()[self.token].unsqueeze(1)
-        return smaller(row, column)
+        return smaller_form(row, column)
 
 
 @dataclass(frozen=True)
@@ -151,10 +175,10 @@ class Matrices(Raw):
 
     matrix: Tensor
 
-    def plain(self, block: Block) -> Kept:
+    def plain(self, block: Block) -> Form:
         return Whole(self.matrix)
 
-    def whiten(self, block: Block, whitening: Whitening) -> Kept:
+    def whiten(self, block: Block, whitening: Whitening) -> Form:
         k_row, k_column = width(whitening.row), width(whitening.column)
         rows, columns = self.matrix.shape[2:]
         if k_row * rows * columns + k_row * columns * k_column <= rows * columns * k_column + rows * k_column * k_row:
@@ -162,25 +186,20 @@ class Matrices(Raw):
         return Whole(apply_left(apply(self.matrix, whitening.column), whitening.row))
 
 
-def dense(kept: Dense | Indexed) -> Dense:
-    """With rows written out."""
-    return kept.dense() if isinstance(kept, Indexed) else kept
+def product(form: Form) -> Tensor:
+    """Return the matrices themselves, (B, copies, k_row, k_column)."""
+    if isinstance(form, Whole):
+        return form.matrix
+    if isinstance(form, Indexed):
+        rows = form.column[:, 0] * form.scale.unsqueeze(2)
+        matrix = rows.new_zeros((len(rows), form.rows, rows.shape[2]))
+        index = form.token.unsqueeze(2).expand(rows.shape)
+        return matrix.scatter_add_(1, index, rows).unsqueeze(1)
+    return form.row.transpose(2, 3) @ form.column
 
 
-def product(kept: Kept) -> Tensor:
-    """(B, copies, k_row, k_column)."""
-    if isinstance(kept, Whole):
-        return kept.matrix
-    if isinstance(kept, Indexed):
-        scaled = kept.column[:, 0] * kept.scale.unsqueeze(2)
-        found = scaled.new_zeros((len(scaled), kept.rows, scaled.shape[2]))
-        index = kept.token.unsqueeze(2).expand(scaled.shape)
-        return found.scatter_add_(1, index, scaled).unsqueeze(1)
-    return kept.row.transpose(2, 3) @ kept.column
-
-
-def joined(first: Kept, second: Kept) -> Kept:
-    """Two uses of one block: their sum. Factors stay factors, of the positions of both."""
+def join_uses(first: Form, second: Form) -> Form:
+    """Add two uses of one block. Factors stay factors, with the positions of both."""
     if isinstance(first, Whole) or isinstance(second, Whole):
         return Whole(product(first) + product(second))
     if isinstance(first, Indexed) and isinstance(second, Indexed):
@@ -190,47 +209,63 @@ def joined(first: Kept, second: Kept) -> Kept:
             torch.cat([first.column, second.column], dim=2),
             first.rows,
         )
-    one, two = dense(first), dense(second)
+    one, two = _dense(first), _dense(second)
     return Dense(torch.cat([one.row, two.row], dim=2), torch.cat([one.column, two.column], dim=2))
 
 
-def merged(kept: Kept, views: int) -> Kept:
-    """The sum over the ``views`` of each record, which are neighbours in the batch: their positions become the record's."""
-    if isinstance(kept, Whole):
-        return Whole(kept.matrix.reshape(-1, views, *kept.matrix.shape[1:]).sum(dim=1))
-    column = _one_after_another(kept.column, views)
-    if isinstance(kept, Dense):
-        return smaller(_one_after_another(kept.row, views), column)
-    token, scale = (side.reshape(-1, views * side.shape[1]) for side in (kept.token, kept.scale))
-    return Indexed(token, scale, column, kept.rows)
+def merge_views(form: Form, views: int) -> Form:
+    """Add the ``views`` of each record, which are side by side in the batch: their positions become the record's."""
+    if isinstance(form, Whole):
+        return Whole(form.matrix.reshape(-1, views, *form.matrix.shape[1:]).sum(dim=1))
+    column = _one_after_another(form.column, views)
+    if isinstance(form, Dense):
+        return smaller_form(_one_after_another(form.row, views), column)
+    token, scale = (side.reshape(-1, views * side.shape[1]) for side in (form.token, form.scale))
+    return Indexed(token, scale, column, form.rows)
+
+
+def _dense(form: Dense | Indexed) -> Dense:
+    return form.dense() if isinstance(form, Indexed) else form
 
 
 def _one_after_another(side: Tensor, views: int) -> Tensor:
-    """(B views, copies, L, n) -> (B, copies, views L, n)."""
+    """Reshape (B views, copies, L, n) to (B, copies, views L, n)."""
     return side.reshape(-1, views, *side.shape[1:]).transpose(1, 2).flatten(2, 3)
 
 
 def keeps_factors(steps: int, k_row: int, k_column: int) -> bool:
-    """Whether to keep factors rather than their product, by sizes.
+    """Return whether to store factors rather than their product, which depends on sizes alone.
 
-    Where the product is the smaller, it also is the cheaper way to the norm than Gram matrices (the two counts have the same
-    ratio). Somewhat above that it still saves time: factors meet their Gram matrices and the sum in float64.
+    Where the product is smaller than the factors, the norm costs less by the product than by Gram matrices too (the two counts
+    have the same ratio). A product that is somewhat larger still saves time, as Gram matrices and the sum of factors are taken
+    in float64.
+
+    Args:
+        steps: The number of positions.
+        k_row: The length of a row factor.
+        k_column: The length of a column factor.
     """
     growth = 1 if steps == 1 else PRODUCT_GROWTH
     return k_row * k_column > growth * steps * (k_row + k_column)
 
 
-def smaller(row: Tensor, column: Tensor) -> Kept:
-    """Whitened factors, or their product when it is smaller."""
+def smaller_form(row: Tensor, column: Tensor) -> Form:
+    """Return the factors as they are, or their product where ``keeps_factors`` says so."""
     if keeps_factors(row.shape[2], row.shape[3], column.shape[3]):
         return Dense(row, column)
     return Whole(row.transpose(2, 3) @ column)
 
 
 def association(steps: int, rows: int, columns: int, k_row: int, k_column: int, unfolding: int) -> tuple[bool, bool]:
-    """Which side to whiten after the product over positions rather than before, (row, column), by operation counts.
+    """Return which of (row, column) to whiten after the product over positions rather than before, by counts of operations.
 
-    ``unfolding``: what it costs, in operations a position and column, to have the raw columns.
+    Args:
+        steps: The number of positions.
+        rows: The length of a raw row.
+        columns: The length of a raw column.
+        k_row: The length of a whitened row.
+        k_column: The length of a whitened column.
+        unfolding: The cost of having the raw columns at all, in operations for each position and column.
     """
     choices = {}
     for row_late in (False, True):
@@ -248,12 +283,12 @@ def association(steps: int, rows: int, columns: int, k_row: int, k_column: int, 
 
 
 def width(factor: Tensor) -> int:
-    """k: what a factor maps to."""
+    """Return k, the number of coordinates that a factor maps to."""
     return factor.shape[1]
 
 
 def apply(values: Tensor, factor: Tensor) -> Tensor:
-    """(B, copies, L, n) -> (B, copies, L, k), each position on its own."""
+    """Map values (B, copies, L, n) to (B, copies, L, k) by a factor, each position on its own."""
     if factor.ndim == 2:
         return values * factor.unsqueeze(1)
     if factor.shape[0] == 1 and values.shape[1] == 1:
@@ -262,14 +297,14 @@ def apply(values: Tensor, factor: Tensor) -> Tensor:
 
 
 def apply_left(matrix: Tensor, factor: Tensor) -> Tensor:
-    """(B, copies, n, m) -> (B, copies, k, m)."""
+    """Map matrices (B, copies, n, m) to (B, copies, k, m) by a factor from the left."""
     if factor.ndim == 2:
         return matrix * factor.unsqueeze(2)
     return apply(matrix.transpose(2, 3), factor).transpose(2, 3)
 
 
-def apply_with_constant(values: Tensor, factor: Tensor, constant: bool) -> Tensor:
-    """``apply`` on the leading columns that ``values`` has, and a one (or zero) for the bias's column, if there is one."""
+def _apply_with_constant(values: Tensor, factor: Tensor, constant: bool) -> Tensor:
+    """Apply a factor to values that lack the bias's column, if the block has one: it is a constant one, or zero."""
     count = values.shape[3]
     if factor.shape[-1] == count:
         return apply(values, factor)
@@ -280,12 +315,12 @@ def apply_with_constant(values: Tensor, factor: Tensor, constant: bool) -> Tenso
         return torch.cat([apply(values, factor[:, :count]), ones], dim=3)
     if constant and factor.shape[0] == 1 and values.shape[1] == 1:
         return torch.nn.functional.linear(values, factor[0, :, :count], factor[0, :, count])
-    found = apply(values, factor[:, :, :count])
-    return found + factor[:, :, count].unsqueeze(1) if constant else found
+    without_bias = apply(values, factor[:, :, :count])
+    return without_bias + factor[:, :, count].unsqueeze(1) if constant else without_bias
 
 
-def last_column(factor: Tensor) -> Tensor:
-    """(1, copies, 1, k): what the factor makes of the bias's column."""
+def _last_column(factor: Tensor) -> Tensor:
+    """Return what the factor makes of the bias's column, (1, copies, 1, k)."""
     if factor.ndim == 2:
         unit = torch.zeros_like(factor)
         unit[:, -1] = factor[:, -1]

@@ -1,4 +1,4 @@
-"""Which matrices a network's trainable parameters are, by module types and parameter shapes alone. Public."""
+"""The layout of a network's trainable parameters as matrices, by module types and parameter shapes alone. Public."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from distqexp.geometry.blocks import Block, check_cover
 from distqexp.problem.network import Network
 
 SPARSE_ROWS = 1024
-"""A vocabulary above this keeps a diagonal second moment of its rows."""
+"""A vocabulary above this size has a diagonal second moment of its rows."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A weight and the bias that goes with it, by their names in a module, and the matrices (copies, rows, columns)."""
+    """A weight and the bias that goes with it, and the matrices that they are.
+
+    Attributes:
+        weight: The weight's name in its module, if there is one.
+        bias: The bias's name in its module, if there is one.
+        shape: (copies, rows, columns) of the weight's matrices; a bias is one more column.
+        transposed: Whether the weight is stored (columns, rows).
+        vocabulary: Whether the rows are those of a vocabulary.
+    """
 
     weight: str | None
     bias: str | None
@@ -25,16 +33,16 @@ class Pair:
     vocabulary: bool = False
 
 
-def pairs(module: nn.Module) -> list[Pair]:
-    """The module's own parameters, each in one pair, trainable or not."""
-    known = _known_pair(module)
-    taken = [] if known is None else [name for name in (known.weight, known.bias) if name is not None]
-    others = [name for name, parameter in module._parameters.items() if parameter is not None and name not in taken]
-    return ([] if known is None else [known]) + [_alone(module, name) for name in others]
+def _pairs(module: nn.Module) -> list[Pair]:
+    """Return the module's own parameters, each in one pair, trainable or not."""
+    pair = _known_pair(module)
+    names = [] if pair is None else [name for name in (pair.weight, pair.bias) if name is not None]
+    others = [name for name, parameter in module._parameters.items() if parameter is not None and name not in names]
+    return ([] if pair is None else [pair]) + [_single(module, name) for name in others]
 
 
 def block_layout(network: Network) -> list[Block]:
-    """The blocks of the trainable parameters, in the order of ``named_modules``; together they cover theta.
+    """Return the blocks of the trainable parameters, in the order of ``named_modules``; together they cover theta.
 
     A tied parameter belongs to the first module that holds it.
     """
@@ -45,7 +53,7 @@ def block_layout(network: Network) -> list[Block]:
         start += math.prod(shape)
     blocks = []
     for path, module in network.module.named_modules():
-        for pair in pairs(module):
+        for pair in _pairs(module):
             weight, bias = (
                 None if name is None else at.pop(id(module._parameters[name]), None)
                 for name in (pair.weight, pair.bias)
@@ -71,7 +79,7 @@ def block_layout(network: Network) -> list[Block]:
 
 
 def is_scale(module: nn.Module) -> bool:
-    """A normalisation whose own parameters scale and shift entry by entry, torch's or one that looks like it."""
+    """Return whether a module is a normalisation, torch's or alike, whose parameters scale and shift entry by entry."""
     own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     if "weight" not in own or not set(own) <= {"weight", "bias"}:
         return False
@@ -82,13 +90,14 @@ def is_scale(module: nn.Module) -> bool:
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
-    """Hugging Face's Conv1D: a linear layer whose weight is stored (in, out)."""
+    """Return whether a module is Hugging Face's Conv1D: a linear layer whose weight is stored (in, out)."""
     return any(
         f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D" for kind in type(module).mro()
     )
 
 
 def _known_pair(module: nn.Module) -> Pair | None:
+    """Return the weight and bias of a module of a known type."""
     own = module._parameters
     weight_name, bias_name = ("weight", "bias")
     if isinstance(module, nn.MultiheadAttention):
@@ -115,8 +124,9 @@ def _known_pair(module: nn.Module) -> Pair | None:
     return None
 
 
-def _alone(module: nn.Module, name: str) -> Pair:
-    shape = list(module._parameters[name].shape)  # type: ignore[union-attr]  # pairs() skips absent ones
+def _single(module: nn.Module, name: str) -> Pair:
+    """Return the pair of a parameter of no known kind, which is one matrix by its shape."""
+    shape = list(module._parameters[name].shape)  # type: ignore[union-attr]  # _pairs() skips absent ones
     while len(shape) > 1 and shape[0] == 1:
         shape.pop(0)
     rows = shape[0] if shape else 1

@@ -1,4 +1,4 @@
-"""Which rule a layer has: a table by class or by its full name, which users may add to."""
+"""The table of rules by a layer's class or its full name. Users may add to it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,34 @@ from distqexp.gradients.layers.families import embedding, linear, scale, vit_emb
 from distqexp.gradients.layers.forms import Raw, Tensor
 from distqexp.gradients.layers.layout import is_scale, is_transposed_linear
 
-# In these an example's part is the first dimension of inputs and outputs, and no other will do.
+# These layers take the first dimension of inputs and outputs for the batch, and no other.
 BATCH_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class Rule(Protocol):
-    """Per-example gradients of one call of a layer whose output is linear in its own parameters.
+    """A function that computes the per-example gradients of one call of a layer.
 
-    Called with the module, its first input and the gradient of its output, both with the batch B as dimension 0, and
-    the names of the module's own parameters that are wanted. Returns, by name, a tensor (B, *parameter's shape), or
-    ``Positions``: rows (B, 1, L, rows) and columns (B, 1, L, columns) whose outer products, summed over L, are the
-    gradient of a parameter of shape (rows, columns). More names than wanted are no harm. Example j of the result must
-    depend on example j alone. Nothing may need automatic differentiation.
+    The layer's output must be linear in its own parameters. Example j of the result must depend on example j alone, and
+    nothing may need automatic differentiation.
     """
 
     def __call__(
-        self, module: nn.Module, inputs: Tensor, gradient: Tensor, wanted: frozenset[str]
-    ) -> Mapping[str, Raw | Tensor]: ...
+        self, module: nn.Module, inputs: Tensor, gradient: Tensor, names: frozenset[str]
+    ) -> Mapping[str, Raw | Tensor]:
+        """Compute the gradients of the module's own parameters.
+
+        Args:
+            module: The layer.
+            inputs: Its first input, with the batch B as dimension 0.
+            gradient: The gradient of its output, with the batch as dimension 0.
+            names: The names of the parameters whose gradients are needed.
+
+        Returns:
+            By name, a tensor (B, *parameter's shape), or ``Positions``: rows (B, 1, L, rows) and columns (B, 1, L, columns)
+            whose outer products, summed over L, are the gradient of a parameter of shape (rows, columns). Names that are not
+            needed do no harm.
+        """
+        ...
 
 
 _RULES: dict[type[nn.Module] | str, Rule] = {
@@ -50,10 +61,17 @@ _RULES: dict[type[nn.Module] | str, Rule] = {
 
 
 def register_rule(target: type[nn.Module] | str, rule: Rule) -> None:
-    """Use ``rule`` for a module class, given itself or as "package.module.Class", and subclasses with the same forward.
+    """Use a rule for a class of modules and its subclasses with the same ``forward``.
 
-    For any layer whose output is linear in its own parameters (given its input). The rule is checked, on noise,
-    against automatic differentiation when a network that uses it is first run.
+    The layer's output must be linear in its own parameters, for a fixed input. When a network that uses the rule is first run,
+    the rule is checked on noise against automatic differentiation.
+
+    Args:
+        target: The class, or its name as "package.module.Class".
+        rule: The rule.
+
+    Raises:
+        UsageError: ``target`` is a string without a dot.
     """
     if isinstance(target, str) and "." not in target:
         raise UsageError(f'register_rule: found {target!r}; expected a module class or "package.module.Class"')
@@ -61,23 +79,24 @@ def register_rule(target: type[nn.Module] | str, rule: Rule) -> None:
 
 
 def find_rule(module: nn.Module) -> Rule | None:
-    """The rule of the module's class, or of an ancestor whose ``forward`` it shares; None without one."""
+    """Return the rule of the module's class, or of an ancestor whose ``forward`` it shares; None where there is none."""
     kind = type(module)
     for ancestor in kind.mro():
         if not issubclass(ancestor, nn.Module) or ancestor.forward is not kind.forward:
             continue
-        found = _RULES.get(ancestor) or _RULES.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
-        if found is not None:
-            return None if _unusual(module) else found
+        rule = _RULES.get(ancestor) or _RULES.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
+        if rule is not None:
+            return None if _unusual(module) else rule
     if is_transposed_linear(module):
         return linear
     return scale if is_scale(module) and next(module.children(), None) is None else None
 
 
 def _unusual(module: nn.Module) -> bool:
+    """Return whether the rule of the module's class doesn't hold for it. Raises UsageError where no way would."""
     # A weight computed from other parameters (weight normalisation) is no parameter; torch.func differentiates through.
-    named = ("weight",) if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd) else ()
-    if any(name not in module._parameters for name in named):
+    weight_names = ("weight",) if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd) else ()
+    if any(name not in module._parameters for name in weight_names):
         return True
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:

@@ -1,11 +1,11 @@
-"""One forward and one backward pass in which every layer's gradient is handed over the moment it is known. Private."""
+"""One forward and one backward pass that hand over the gradient of each layer as soon as it is known. Private."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,41 +15,62 @@ from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.gradients.layers import attention
 from distqexp.gradients.layers.convolution import Patches
-from distqexp.gradients.layers.fallback import floating, per_example, tensors
+from distqexp.gradients.layers.fallback import floating_tensors, per_example, tensors
 from distqexp.gradients.layers.forms import Matrices, Positions, Raw, Tensor
-from distqexp.gradients.layers.routing import Fallback, Place, Plan, RuleUse, opened_attention
+from distqexp.gradients.layers.routing import Fallback, Place, Routing, RuleUse, opened_attention
 from distqexp.problem.network import Network
 
 Receive = Callable[[int, Raw], None]
+"""Takes the number of a block and the gradients of one use of it."""
+
+
+class _Pass(NamedTuple):
+    """One batch on its way through the network.
+
+    Attributes:
+        anchor: The scalar with respect to which the backward pass differentiates, so that it runs through every tap.
+        records: The number of records.
+        receive: Takes the gradients.
+    """
+
+    anchor: Tensor
+    records: int
+    receive: Receive
 
 
 class Taps:
-    """Runs batches of one size through the network and gives ``receive`` each block's gradient, use by use.
+    """Runs batches through the network and hands over the gradients of each block, use by use.
 
-    No gradient of a parameter is formed by the backward pass: only those of the layers' outputs, each dropped as soon
-    as its layer has answered, so that memory is that of a plain pass.
+    The backward pass forms no gradient of a parameter, only those of the layers' outputs. Each is dropped as soon as its layer's
+    gradients are handed over, so that the pass takes no more memory than a plain one.
     """
 
-    def __init__(self, network: Network, blocks: Sequence[Block], plan: Plan) -> None:
+    def __init__(self, network: Network, blocks: Sequence[Block], routing: Routing) -> None:
         self.network = network
         self.blocks = blocks
-        self.plan = plan
+        self.routing = routing
         self._resting = False
 
     def run(self, inputs: Tensor, value: Callable[[Tensor], Tensor], receive: Receive) -> None:
-        """``inputs`` (B, ...); ``value`` maps the outputs to (B,), the number to differentiate for each record."""
+        """Run one batch.
+
+        Args:
+            inputs: (B, ...).
+            value: Maps the outputs to (B,), the number to differentiate for each record.
+            receive: Takes the gradients.
+        """
         anchor = torch.zeros((), dtype=self.network.dtype, device=self.network.device, requires_grad=True)
-        count = len(inputs)
+        batch = _Pass(anchor, len(inputs), receive)
         handles = []
         try:
-            for module, use in self.plan.rules.items():
-                hook = partial(self._rule_hook, use, anchor, count, receive)
+            for module, use in self.routing.rules.items():
+                hook = partial(self._rule_hook, use, batch)
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))
-            for module, fallback in self.plan.fallbacks.items():
-                fallback_hook = partial(self._fallback_hook, fallback, anchor, receive)
+            for module, fallback in self.routing.fallbacks.items():
+                fallback_hook = partial(self._fallback_hook, fallback, batch)
                 handles.append(module.register_forward_hook(fallback_hook, with_kwargs=True))
-            tap = partial(self._attention_tap, anchor, receive)
-            with torch.enable_grad(), opened_attention(self.plan.opened, tap):
+            tap = partial(self._attention_tap, batch)
+            with torch.enable_grad(), opened_attention(self.routing.attention_modules, tap):
                 values = value(self.network.module(self.network.prepare(inputs)))
                 if values.requires_grad:
                     torch.autograd.grad(values, anchor, torch.ones_like(values), allow_unused=True)
@@ -60,9 +81,7 @@ class Taps:
     def _rule_hook(
         self,
         use: RuleUse,
-        anchor: Tensor,
-        count: int,
-        receive: Receive,
+        batch: _Pass,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -72,43 +91,41 @@ class Taps:
             return None
         inputs = tensors((args, kwargs))[0].detach()
         if use.dim is None:
-            # Shared by all records: with a part for each of them, gradients are each record's own.
-            inputs = inputs.expand(count, *inputs.shape[1:])
-            output = output.expand(count, *output.shape[1:]).contiguous()
+            # All records share the output. Expanded to one for each of them, its gradients are each record's own.
+            inputs = inputs.expand(batch.records, *inputs.shape[1:])
+            output = output.expand(batch.records, *output.shape[1:]).contiguous()
         answer = self._answer(
             module,
             inputs,
             use.dim or 0,
             use.places,
             lambda x, g: use.rule(module, x, g, frozenset(use.places)),
-            receive,
+            batch.receive,
         )
         built_in = type(module).__module__.startswith("torch.nn.")
-        return _Tap.apply(anchor, answer, built_in, output)[0]  # type: ignore[no-untyped-call]
+        return _Tap.apply(batch.anchor, answer, built_in, output)[0]  # type: ignore[no-untyped-call]
 
     def _attention_tap(
         self,
-        anchor: Tensor,
-        receive: Receive,
+        batch: _Pass,
         module: nn.MultiheadAttention,
         output: Tensor,
         inputs: Tensor,
         part: slice,
     ) -> Tensor:
-        places = self.plan.attentions.get(module)
+        places = self.routing.attentions.get(module)
         if self._resting or places is None:
             return output
         dim = 0 if module.batch_first else 1
         answer = self._answer(
-            module, inputs.detach(), dim, places, lambda x, g: attention.projection(module, x, g, part), receive
+            module, inputs.detach(), dim, places, lambda x, g: attention.projection(module, x, g, part), batch.receive
         )
-        return _Tap.apply(anchor, answer, True, output)[0]  # type: ignore[no-untyped-call]
+        return _Tap.apply(batch.anchor, answer, True, output)[0]  # type: ignore[no-untyped-call]
 
     def _fallback_hook(
         self,
         fallback: Fallback,
-        anchor: Tensor,
-        receive: Receive,
+        batch: _Pass,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -122,14 +139,14 @@ class Taps:
 
         def answer(gradients: tuple[Tensor, ...]) -> None:
             for leaf, version in versions:
-                _unchanged(module, leaf, version)
+                _require_unchanged(module, leaf, version)
             names = list(fallback.places)
             dims = (fallback.call.inputs, fallback.call.outputs)
             compute = partial(per_example, module, names, (args, kwargs), gradients, dims, fallback.looped)
-            self._hand_over(fallback.places, compute, receive)
+            self._hand_over(fallback.places, compute, batch.receive)
 
-        tapped = _Tap.apply(anchor, answer, False, *floating(output))  # type: ignore[no-untyped-call]
-        for slot, tensor in zip(slots, tapped, strict=True):
+        outputs = _Tap.apply(batch.anchor, answer, False, *floating_tensors(output))  # type: ignore[no-untyped-call]
+        for slot, tensor in zip(slots, outputs, strict=True):
             leaves[slot] = tensor
         return pytree.tree_unflatten(leaves, tree)
 
@@ -142,11 +159,14 @@ class Taps:
         rule: Callable[[Tensor, Tensor], Mapping[str, Raw | Tensor]],
         receive: Receive,
     ) -> Callable[[tuple[Tensor, ...]], None]:
-        """What hands over ``rule`` of a use's inputs and output gradients, records first, once the latter are known."""
+        """Return a callback that takes the gradients of a use's output, applies ``rule``, and hands the result over.
+
+        The rule gets inputs and gradients with the records as the first dimension, moved there from ``dim``.
+        """
         version = inputs._version
 
         def answer(gradients: tuple[Tensor, ...]) -> None:
-            _unchanged(module, inputs, version)
+            _require_unchanged(module, inputs, version)
             x, g = (tensor.movedim(dim, 0) for tensor in (inputs, gradients[0]))
             self._hand_over(places, partial(rule, x, g), receive)
 
@@ -155,29 +175,33 @@ class Taps:
     def _hand_over(
         self, places: Mapping[str, Place], compute: Callable[[], Mapping[str, Raw | Tensor]], receive: Receive
     ) -> None:
-        self._resting = True  # a rule may call the module again: those calls are no uses
+        """Compute the gradients of a use's parameters and give them to ``receive``, block by block."""
+        self._resting = True  # a rule may call the module again, and such a call is no use of it
         try:
-            found = compute()
+            gradients = compute()
         finally:
             self._resting = False
         by_block: dict[int, dict[str, Raw | Tensor]] = {}
         for name, (number, part) in places.items():
-            by_block.setdefault(number, {})[part] = found[name]
+            by_block.setdefault(number, {})[part] = gradients[name]
         for number, parts in by_block.items():
-            for raw in as_raw(self.blocks[number], parts):
+            for raw in _as_raw(self.blocks[number], parts):
                 receive(number, raw)
 
 
 class _Tap(torch.autograd.Function):
-    """The identity, which hands the gradient of its outputs to a callback. Anchored: it runs though no input has a gradient."""
+    """The identity, whose backward pass gives the gradients of its outputs to a callback.
+
+    The anchor is an input with a gradient, so that the backward pass runs even where no other input has one.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, anchor: Tensor, answer: Callable[[tuple[Tensor, ...]], None], unread: bool, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.answer = answer
-        # A view would forbid activations in place. ``unread``: no backward formula of the layer reads its output, so
-        # the same memory serves; else a copy does, which stays right when an activation overwrites it.
+        # A view would forbid activations in place. Where no backward formula of the layer reads its output (``unread``),
+        # the same memory serves. Elsewhere a copy does, so that the layer's output stays right when an activation overwrites it.
         if unread:
             return tuple(torch.ops.aten._unsafe_view(output, output.shape) for output in outputs)
         return tuple(output.clone() for output in outputs)
@@ -189,21 +213,21 @@ class _Tap(torch.autograd.Function):
         return (None, None, None, *gradients)
 
 
-def as_raw(block: Block, parts: Mapping[str, Raw | Tensor]) -> list[Raw]:
-    """One or two contributions to a block, from its parameters' gradients as a rule gives them."""
+def _as_raw(block: Block, parts: Mapping[str, Raw | Tensor]) -> list[Raw]:
+    """Return one or two contributions to a block, from the gradients of its weight and bias as a rule gives them."""
     weight, bias = parts.get("weight"), parts.get("bias")
     if isinstance(weight, Positions | Patches) and isinstance(bias, Positions) and bias.row is weight.row:
         return [replace(weight, constant=True)]
-    found: list[Raw] = []
+    contributions: list[Raw] = []
     matrices: dict[str, Tensor] = {}
     for part, value in parts.items():
         if isinstance(value, torch.Tensor):
             matrices[part] = value
         elif part == "weight" and isinstance(value, Positions) and value.column is None:
             row = value.row.sum(dim=2, keepdim=True)
-            found.append(Positions(row, torch.ones_like(row[..., :1])))
+            contributions.append(Positions(row, torch.ones_like(row[..., :1])))
         else:
-            found.append(value)
+            contributions.append(value)
     if matrices:
         some = next(iter(matrices.values()))
         columns = []
@@ -214,21 +238,23 @@ def as_raw(block: Block, parts: Mapping[str, Raw | Tensor]) -> list[Raw]:
                 matrices["bias"].reshape(len(some), block.copies, block.rows, 1) if "bias" in matrices else None
             )
         shapes = [block.weight_columns] * (block.weight is not None) + [1] * (block.bias is not None)
-        filled = [
+        column_blocks = [
             some.new_zeros((len(some), block.copies, block.rows, width)) if column is None else column
             for column, width in zip(columns, shapes, strict=True)
         ]
-        found.append(Matrices(torch.cat(filled, dim=3) if len(filled) > 1 else filled[0]))
-    return found
+        contributions.append(Matrices(torch.cat(column_blocks, dim=3) if len(column_blocks) > 1 else column_blocks[0]))
+    return contributions
 
 
 def _weight_matrix(block: Block, weight: Tensor) -> Tensor:
+    """Return a weight's gradients (B, *shape) as the matrices of its block, (B, copies, rows, weight columns)."""
     if block.transposed:
         return weight.reshape(len(weight), block.copies, block.weight_columns, block.rows).transpose(2, 3)
     return weight.reshape(len(weight), block.copies, block.rows, block.weight_columns)
 
 
-def _unchanged(module: nn.Module, tensor: Tensor, version: int) -> None:
+def _require_unchanged(module: nn.Module, tensor: Tensor, version: int) -> None:
+    """Raise UsageError where a tensor was changed in place since it had this version."""
     if tensor._version != version:
         raise UsageError(
             f"model: an input of {type(module).__name__} was changed in place after the layer had read it; expected it unchanged "

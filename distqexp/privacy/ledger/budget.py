@@ -1,4 +1,4 @@
-"""Whether charges fit what a population has left."""
+"""The check whether charges fit the budget that a population has left."""
 
 from __future__ import annotations
 
@@ -14,28 +14,39 @@ from distqexp.privacy.units import require_one_unit
 def require_room(
     books: Books, universe: str, population: str, charges: Sequence[Charge], cap: Cap, remark: str = ""
 ) -> None:
-    """Raise BudgetError when ``charges`` more don't fit the cap of a population; ``cap`` where the ledger has none.
+    """Check that new charges fit the cap of a population.
 
-    remark: what a refusal says besides.
+    Args:
+        books: The ledger's books.
+        universe: "private", or the name of a test run.
+        population: The name that the budget is kept under.
+        charges: The new charges.
+        cap: The cap where the ledger has none for the population.
+        remark: A remark that a refusal includes.
+
+    Raises:
+        BudgetError: The charges don't fit, or can't be counted together with those on record.
     """
-    set_cap = books.caps.get(population)
-    limit = set_cap or cap
-    rows = books.charged(universe, population)
     if not charges:
         return
-    together = [*(row.charge for row in rows), *charges]
-    require_one_unit(population, {charge.unit for charge in together}, books.units(population))
-    guarantee = expenses(together, books.units(population)).guarantee()
-    before = expenses([row.charge for row in rows], books.units(population)).guarantee() if rows else None
+    set_cap = books.caps.get(population)
+    limit = set_cap or cap
+    rows = books.charges(universe, population)
+    earlier_charges = [row.charge for row in rows]
+    all_charges = [*earlier_charges, *charges]
+    declaration = books.declaration(population)
+    require_one_unit(population, {charge.unit for charge in all_charges}, declaration)
+    guarantee = expenses(all_charges, declaration).guarantee()
+    before = expenses(earlier_charges, declaration).guarantee() if rows else None
     require_sound(guarantee, limit.delta, before, limit.epsilon)
     if limit.delta == 0:
-        over = guarantee.pure > limit.epsilon
+        exceeds_cap = guarantee.pure > limit.epsilon
         figures = f"pure epsilon {guarantee.pure!r}, the cap is {limit.epsilon:g} at delta 0, for pure releases only"
     else:
         delta = guarantee.delta(limit.epsilon)
-        over = delta > limit.delta
+        exceeds_cap = delta > limit.delta
         figures = f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g}"
-    if over:
+    if exceeds_cap:
         source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "

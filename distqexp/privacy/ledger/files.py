@@ -1,6 +1,6 @@
-"""The ledger's folder: its key, the file-lock probe, and the arrays that belong to reservations.
+"""The ledger's folder: its key, the probe of file locks, and the arrays that belong to reservations.
 
-Everything here is private to the ledger: mode 0700 for the folder, 0600 for the files.
+Everything here is private to the ledger: the folder has mode 0700, its files 0600.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from distqexp.storage.atomic import remove_unfinished, storage_error, sync_folde
 KEY_BYTES = 32
 SEAL_BYTES = 32
 HAS_HEAD = b"head\n"
+"""The content of the file "begun" once the folder has a head."""
 
 
 def default_path() -> Path:
-    """DISTQEXP_LEDGER, else distqexp/ledger.sqlite in the user's state folder."""
-    if named := os.environ.get("DISTQEXP_LEDGER"):
-        return Path(named).expanduser().absolute()
+    """Return the path in DISTQEXP_LEDGER, else distqexp/ledger.sqlite in the user's state folder."""
+    if path := os.environ.get("DISTQEXP_LEDGER"):
+        return Path(path).expanduser().absolute()
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
     return folder / "distqexp" / "ledger.sqlite"
@@ -46,7 +47,7 @@ class LedgerFiles:
         self._begun = self.folder / "begun"
 
     def prepare(self) -> None:
-        """Make the folder and see that file locks exclude there. Raises StorageError."""
+        """Make the folder and check that file locks work there. Raises StorageError, or UsageError where it can't be a folder."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.mkdir(exist_ok=True, mode=0o700)
@@ -60,7 +61,10 @@ class LedgerFiles:
             raise storage_error(self.folder, error) from error
 
     def load_key(self, *, new: bool) -> None:
-        """Read the key of all seals and tags; a new ledger draws one. Raises FileContentError."""
+        """Read the key of all seals and tags; a new ledger draws one.
+
+        Raises FileContentError where the key is missing or damaged, and StorageError where it can't be read.
+        """
         path = self.folder / "key"
         if new and self._begun.exists():
             raise FileContentError(
@@ -80,12 +84,12 @@ class LedgerFiles:
             )
 
     def mark_begun(self) -> None:
-        """Remember that the ledger exists, and its head: a new one beside this folder would refill every budget."""
+        """Store the fact that the ledger and its head exist: a new ledger beside this folder would refill every budget."""
         if not self.has_head():
             write_atomic(self._begun, HAS_HEAD, private=True)
 
     def has_head(self) -> bool:
-        """Whether the folder is one that had a head at any time."""
+        """Whether the folder had a head at any time."""
         try:
             return self._begun.read_bytes() == HAS_HEAD
         except FileNotFoundError:
@@ -94,7 +98,7 @@ class LedgerFiles:
             raise StorageError(f"{self._begun}: can't be read ({error.strerror}); check its owner and mode") from error
 
     def tag(self, *parts: bytes) -> bytes:
-        """Keyed digest of the parts (HMAC-SHA-256). Never leaves the ledger and its folder."""
+        """Return the keyed digest of the parts (HMAC-SHA-256), which never leaves the ledger and its folder."""
         message = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
         return hmac.new(self.key, message, hashlib.sha256).digest()
 
@@ -103,10 +107,17 @@ class LedgerFiles:
         return self._path(purpose, reservation).exists()
 
     def write(self, purpose: str, reservation: int, owner: bytes, array: npt.NDArray[Any]) -> None:
-        """Store an array of a reservation durably, sealed. Raises StorageError.
+        """Store an array of a reservation durably, with a seal.
 
-        owner: the keyed digest of the reservation's sums. The seal binds the array to it: a file that was
-        left from a lost history of the ledger can't be taken for the draw of other sums.
+        Args:
+            purpose: "noise" or "released".
+            reservation: The number of the reservation.
+            owner: The keyed digest of the reservation's sums. The seal binds the array to it: a file that was left from a
+                lost history of the ledger can't be taken for the draw of other sums.
+            array: The array.
+
+        Raises:
+            StorageError: The file can't be written.
         """
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
@@ -115,7 +126,10 @@ class LedgerFiles:
         write_atomic(self._path(purpose, reservation), data + seal, private=True)
 
     def read(self, purpose: str, reservation: int, owner: bytes) -> npt.NDArray[Any]:
-        """Read it back. Raises FileContentError when it is missing, damaged or of another reservation."""
+        """Read an array back, with the arguments of ``write``.
+
+        Raises FileContentError when it is missing, damaged or of another reservation, and StorageError when it can't be read.
+        """
         path = self._path(purpose, reservation)
         try:
             content = path.read_bytes()
@@ -139,10 +153,10 @@ class LedgerFiles:
         except OSError as error:
             raise storage_error(path, error) from error
 
-    def clean(self, committed: set[int]) -> None:
-        """Remove what kills left: unfinished files, and the noise of committed reservations."""
+    def clean(self, committed_reservations: set[int]) -> None:
+        """Remove what killed processes left: unfinished files, and the noise of committed reservations."""
         remove_unfinished(self.folder)
-        for reservation in committed:
+        for reservation in committed_reservations:
             if self.exists("noise", reservation):
                 self.erase("noise", reservation)
 
@@ -150,7 +164,7 @@ class LedgerFiles:
         return self.folder / f"{purpose}-{reservation}.npy"
 
     def _probe_locks(self) -> None:
-        """SQLite relies on POSIX locks; some network file systems refuse them, some only pretend."""
+        """Check POSIX locks, which SQLite relies on: some network file systems refuse them, and some grant them to everybody."""
         path = self.folder / "lock"
         with contextlib.ExitStack() as stack:
             first = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -161,7 +175,7 @@ class LedgerFiles:
                 fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    return  # another process holds it at this moment: locks exclude
+                    return  # another process holds the lock at this moment, so locks exclude
                 raise self._no_locks(os.strerror(error.errno or 0)) from error
             if sys.platform != "linux":
                 return

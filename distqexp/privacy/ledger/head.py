@@ -1,8 +1,9 @@
-"""The newest entry of a ledger, kept in its folder too and written first: a write-ahead record.
+"""The newest entry of a ledger, which is kept in its folder too and written there first: a write-ahead record.
 
-A ledger file that was put back to an older copy shows by it: it ends before its folder's head. One entry less is what a
-kill between the two writes leaves; the head carries the whole entry, so that it is appended then, never lost. Both
-put back together look like an earlier time; only a head that was noted elsewhere can tell (``Anchor``).
+It shows when the ledger's file was put back to an older copy: the file then ends before its folder's head. A kill between
+the two writes leaves the file one entry short; the head holds the whole entry, which is then appended and never lost. File
+and folder that were put back together look like an earlier time; only a head that was noted elsewhere (``Anchor``) shows
+that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import canonical_json
 
 FIRST_PREVIOUS = "0" * 64
+"""The hash that stands before the first entry."""
+
 RESTORE = (
     "restore the ledger and its folder together from the newest backup; where there is none, whoever answers for the data "
     "decides what counts as spent, moves both away, and sets a cap that leaves it out: distqexp ledger cap"
@@ -30,7 +33,15 @@ RESTORE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry. body: public fields. time: UTC, not covered by the hash."""
+    """One entry of the ledger.
+
+    Attributes:
+        number: Its number, from 1.
+        time: When it was written, in UTC; the hash does not cover it.
+        body: Its public fields.
+        previous: The hash of the entry before it.
+        hash: Its own hash.
+    """
 
     number: int
     time: str
@@ -40,12 +51,12 @@ class Entry:
 
 
 def entry_hash(previous: str, body: bytes) -> str:
-    """The chain's hash."""
+    """Return the hash of an entry from the previous hash and the entry's body."""
     return hashlib.sha256(previous.encode() + b"\n" + body).hexdigest()
 
 
 class Anchor(NamedTuple):
-    """Number and hash of an entry, to note where nobody rolls back: public. Number 0 is a ledger without entries."""
+    """The number and the hash of an entry, to be noted where nobody can roll it back. Public; number 0 is an empty ledger."""
 
     number: int
     hash: str
@@ -55,7 +66,7 @@ class Anchor(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> Anchor:
-        """Read ``N:HASH``. Raises UsageError."""
+        """Parse ``N:HASH``. Raises UsageError."""
         match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text.strip().lower())
         if match is None:
             raise UsageError(
@@ -64,60 +75,65 @@ class Anchor(NamedTuple):
         return Anchor(int(match[1]), match[2])
 
 
-def newest(entries: Sequence[Entry]) -> Anchor:
-    """Number and hash of the last entry."""
+def newest_anchor(entries: Sequence[Entry]) -> Anchor:
+    """Return the number and the hash of the last entry."""
     return Anchor(entries[-1].number, entries[-1].hash) if entries else Anchor(0, FIRST_PREVIOUS)
 
 
-def require_noted(path: Path, entries: Sequence[Entry], noted: Anchor | None) -> None:
-    """Refuse a ledger that does not hold the noted entry, if one is noted. Raises FileContentError."""
-    if noted is None:
+def require_anchor(path: Path, entries: Sequence[Entry], anchor: Anchor | None) -> None:
+    """Raise FileContentError unless the entries of the ledger at ``path`` include the anchor's; None is always included."""
+    if anchor is None:
         return
-    if noted.number > len(entries):
+    if anchor.number > len(entries):
         raise FileContentError(
-            f"{path}: {len(entries)} entries, the noted head is entry {noted.number} with hash {noted.hash}: ledger and folder "
+            f"{path}: {len(entries)} entries, the noted head is entry {anchor.number} with hash {anchor.hash}: ledger and folder "
             f"were put back to an older time; {RESTORE}"
         )
-    found = entries[noted.number - 1].hash if noted.number else FIRST_PREVIOUS
-    if found != noted.hash:
+    actual = entries[anchor.number - 1].hash if anchor.number else FIRST_PREVIOUS
+    if actual != anchor.hash:
         raise FileContentError(
-            f"{path}: entry {noted.number} has hash {found}, the noted head says {noted.hash}: another history; {RESTORE}"
+            f"{path}: entry {anchor.number} has hash {actual}, the noted head says {anchor.hash}: another history; {RESTORE}"
         )
 
 
 @dataclass(frozen=True)
 class Head:
-    """The newest entry, None where there is none, and a reservation's private tag with it."""
+    """The newest entry of a ledger, with its private tag.
+
+    Attributes:
+        entry: The entry; None where the ledger has none.
+        tag: The private tag of the reservation that the entry makes; empty for other entries.
+    """
 
     entry: Entry | None
     tag: bytes = b""
 
     @property
     def anchor(self) -> Anchor:
-        """Its number and hash."""
-        return newest([self.entry] if self.entry else [])
+        """The number and the hash of the entry."""
+        return newest_anchor([self.entry] if self.entry else [])
 
 
 class HeadFile:
-    """The file ``head`` of a ledger's folder, sealed with the ledger's key. To be used inside the ledger's transactions."""
+    """The file ``head`` of a ledger's folder, sealed with the ledger's key. It must be used inside the ledger's transactions."""
 
     def __init__(self, files: LedgerFiles) -> None:
         self._files = files
         self.path = files.folder / "head"
 
     def exists(self) -> bool:
-        """Whether it was ever written."""
+        """Whether the file exists."""
         return self.path.exists()
 
     def write(self, head: Head) -> None:
-        """Store durably. Raises StorageError."""
+        """Store a head durably. Raises StorageError."""
         entry = head.entry
         tree = {"entry": {**vars(entry), "body": dict(entry.body)} if entry else None, "tag": head.tag.hex()}
         data = canonical_json(tree)
         write_atomic(self.path, data + self._seal(data), private=True)
 
     def read(self) -> Head:
-        """Raises FileContentError when it is missing, damaged or of another ledger."""
+        """Read the head. Raises FileContentError when it is missing, damaged or of another ledger."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a ledger tells: caps, charges, what is spent, its chain. Nothing here charges."""
+"""The reading side of a ledger: caps, charges, guarantees, its chain. Nothing here charges."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.ledger.books import PRIVATE, Books, Cap, LedgerRow
 from distqexp.privacy.ledger.chain import Chain
 from distqexp.privacy.ledger.files import LedgerFiles
-from distqexp.privacy.ledger.head import Anchor, newest, require_noted
-from distqexp.privacy.ledger.populations import Accepted, local_name
+from distqexp.privacy.ledger.head import Anchor, newest_anchor, require_anchor
+from distqexp.privacy.ledger.populations import PlanPopulation, local_name
 from distqexp.privacy.units import require_one_unit
 
 
 class LedgerReading:
-    """The side of a ledger that reads. Use ``Ledger.open``."""
+    """The methods of a ledger that only read. Open one by ``Ledger.open``."""
 
     def __init__(self, chain: Chain, files: LedgerFiles) -> None:
         self.path = chain.path
@@ -27,7 +27,7 @@ class LedgerReading:
         self._files = files
 
     def close(self) -> None:
-        """Close the file; reservations live on."""
+        """Close the file; reservations persist."""
         self._chain.close()
 
     def __enter__(self) -> Self:
@@ -39,70 +39,79 @@ class LedgerReading:
         self.close()
 
     def keyed_digest(self, *parts: bytes) -> bytes:
-        """A digest of private facts, for this machine's own files: its key never leaves the ledger's folder."""
+        """Return a digest of private facts for this machine's own files; its key never leaves the ledger's folder."""
         return self._files.tag(b"records", *parts)
 
-    def local_population(self, accepted: Accepted, universe: str = PRIVATE) -> str:
-        """The name under which this site keeps the budget of a plan's population. Raises UsageError, see local_name.
+    def local_population(self, plan_population: PlanPopulation, universe: str = PRIVATE) -> str:
+        """Return the name under which this site keeps the budget of a plan's population.
 
-        It is remembered with the first charge.
+        The name is stored with the first charge. Raises UsageError, see ``populations.local_name``.
         """
         with self._chain.transaction():
-            return local_name(Books(self._chain.entries()), universe, accepted)
+            return local_name(Books(self._chain.entries()), universe, plan_population)
 
-    def accepted(self) -> dict[str, str]:
-        """Of every plan's population that this site took the local name. Public."""
+    def local_names(self) -> dict[str, str]:
+        """Return the local name of every population of a plan that this site charged, by its name in the plan. Public."""
         with self._chain.transaction():
-            accepted = Books(self._chain.entries()).accepted
-        return {plan: local for (universe, plan), local in accepted.items() if universe == PRIVATE}
+            local_names = Books(self._chain.entries()).local_names
+        return {name: local for (universe, name), local in local_names.items() if universe == PRIVATE}
 
     def charged_elsewhere(self, population: str, contents: Sequence[bytes], universe: str = PRIVATE) -> list[str]:
-        """Other populations that files of the same content were charged to. contents: as in ``reserve``."""
+        """Return the other populations that files of the same content were charged to.
+
+        Args:
+            population: The population that is charged now.
+            contents: Keyed digests of the files' content, as in ``Provenance``.
+            universe: "private", or the name of a test run.
+        """
         with self._chain.transaction():
             names = self._chain.names_of_contents(universe, contents)
         return sorted(names - {population})
 
     def cap(self, population: str) -> Cap | None:
-        """The cap that is set for a population, if any."""
+        """Return the cap that is set for a population, or None."""
         with self._chain.transaction():
             return Books(self._chain.entries()).caps.get(population)
 
     def rows(self, population: str | None = None) -> list[LedgerRow]:
-        """Every charge, oldest first, those that were given back ("voided") too. Public."""
+        """Return every charge, or those to one population, oldest first, including those given back ("voided"). Public."""
         with self._chain.transaction():
             rows = Books(self._chain.entries()).rows.values()
         return [row for row in rows if population in (None, row.population)]
 
     def spent(self, population: str, universe: str = PRIVATE) -> Guarantee:
-        """What all charges of a population together still guarantee to each of its units, see Cap.units."""
+        """Return what all charges of a population together still guarantee to each of its units, see ``Cap.declaration``.
+
+        Raises BudgetError where the charges are for units that can't be counted together.
+        """
         with self._chain.transaction():
             books = Books(self._chain.entries())
-        rows = books.charged(universe, population)
-        require_one_unit(population, {row.unit for row in rows}, books.units(population))
-        return expenses([row.charge for row in rows], books.units(population)).guarantee()
+        rows, declaration = books.charges(universe, population), books.declaration(population)
+        require_one_unit(population, {row.unit for row in rows}, declaration)
+        return expenses([row.charge for row in rows], declaration).guarantee()
 
     def export(self) -> list[dict[str, Any]]:
-        """The chain as JSON trees, for others to verify: number, time, body, previous, hash. Public."""
+        """Return the chain as JSON trees for others to verify: number, time, body, previous and hash of each entry. Public."""
         with self._chain.transaction():
             return [{**vars(entry), "body": dict(entry.body)} for entry in self._chain.entries()]
 
     def head(self) -> Anchor:
-        """Number and hash of the newest entry, to note elsewhere: public."""
+        """Return the number and the hash of the newest entry, to be noted elsewhere. Public."""
         with self._chain.transaction():
-            return newest(self._chain.entries())
+            return newest_anchor(self._chain.entries())
 
-    def verify(self, noted: Anchor | None = None) -> None:
+    def verify(self, anchor: Anchor | None = None) -> None:
         """Check the chain, its seal, its folder's head, and the stored arrays. Raises FileContentError.
 
-        noted: a head that was noted elsewhere; the ledger must hold that very entry.
+        ``anchor`` is a head that was noted elsewhere: the ledger must hold exactly that entry.
         """
         with self._chain.transaction():
             books = Books(self._chain.entries())
-            require_noted(self.path, books.entries, noted)
+            require_anchor(self.path, books.entries, anchor)
             for row in books.rows.values():
                 if row.state == "drawn":
                     self._read("noise", row)
-                elif row.id in books.stored:
+                elif row.id in books.stored_releases:
                     self._read("released", row)
 
     def _read(self, purpose: str, row: LedgerRow) -> npt.NDArray[Any]:

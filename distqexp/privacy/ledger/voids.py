@@ -1,8 +1,8 @@
 """Voids: a round that was sketched and never released costs nothing, once nobody can release it any more.
 
-The coordinator's ledger writes down that the release will never be drawn, and refuses it for ever; a site's ledger gives its
-charge back, once. What was drawn can't be voided: whoever saw the draw knows. A site that meets a release of a round that it took
-back for void writes the charge down again. All quantities are public.
+The coordinator's ledger records that the release will never be drawn, and refuses it for ever; a site's ledger gives its
+charge back, once. After a draw nothing can be voided, since somebody may have seen the draw. A site that meets a release of a
+round whose charge it took back records the charge again. All quantities are public.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.privacy.ledger.books import Books, LedgerRow
 
 CURATOR = "release"
-"""The role of whoever draws."""
+"""The role of the party that draws the release."""
 
 
 class Key(NamedTuple):
@@ -28,24 +28,19 @@ class Key(NamedTuple):
 
     @staticmethod
     def of(key: str) -> Key | None:
-        """None for keys of another form, which no plan's rounds have."""
+        """Parse a key; the result is None for keys of another form, which no plan's rounds have."""
         role, *rest = key.split("/")
         if len(rest) != 3 or not (rest[1].isascii() and rest[1].isdigit()):
             return None
         return Key(role, rest[0], int(rest[1]), rest[2])
 
 
-def release_of(key: str) -> str:
-    """The release that a charge's key is about, "PLAN/ROUND/STATE": the same for every role."""
-    return key.partition("/")[2]
-
-
 def require_open(books: Books, path: Path, key: str) -> None:
     """Refuse the curator's charge for a release that was voided. Raises FileContentError."""
-    voided = books.voided.get(release_of(key))
-    if voided is not None and key.partition("/")[0] == CURATOR:
+    void = books.voids.get(_release_of(key))
+    if void is not None and key.partition("/")[0] == CURATOR:
         raise FileContentError(
-            f"{path}: entry {voided.number} voided this round: it is never released, and the sites have their charge back; "
+            f"{path}: entry {void.number} voided this round: it is never released, and the sites have their charge back; "
             "expected a round that is not void: make a new plan"
         )
 
@@ -58,92 +53,115 @@ def require_not_voided(row: LedgerRow) -> None:
         )
 
 
-def to_void(books: Books, path: Path, release: str, drawn: Callable[[int], bool]) -> list[int]:
-    """The curator's charges of a release that was never drawn. Raises UsageError when it, or its round at any state, was.
+def to_void(books: Books, path: Path, release: str, has_draw: Callable[[int], bool]) -> list[int]:
+    """Return the curator's charges for a release that was never drawn.
 
-    drawn: whether a reservation has a stored draw, which a kill may have left without its entry. Rows of every universe
-    count: sums that were released with seeded noise are out as well.
+    Rows of every universe count: sums that were released with seeded noise are known outside as well.
+
+    Args:
+        books: The books of the curator's ledger.
+        path: The path of the ledger, for messages.
+        release: The release, "PLAN/ROUND/STATE".
+        has_draw: Whether a reservation has a stored draw, which a kill may have left without its entry.
+
+    Raises:
+        UsageError: The release, or its round at any state, was drawn, or the ledger is not the one that the plan is charged to.
     """
-    wanted = _required(release)
-    before = {(CURATOR, wanted.round - 1, "committed")}
-    drawn_here = [(row, key) for row, key in _rounds(books, wanted.plan) if row.id not in books.reinstated]
-    if wanted.round and not before & {(key.role, key.round, row.state) for row, key in drawn_here}:
+    target = _release_key(release)
+    plan_rows = _plan_rows(books, target.plan)
+    drawn_here = {(key.role, key.round, row.state) for row, key in plan_rows if row.id not in books.reinstatements}
+    if target.round and (CURATOR, target.round - 1, "committed") not in drawn_here:
         raise UsageError(
-            f"{path}: no release of round {wanted.round - 1} of plan {wanted.plan[:16]}, which round {wanted.round} builds on; "
+            f"{path}: no release of round {target.round - 1} of plan {target.plan[:16]}, which round {target.round} builds on; "
             "expected the ledger that the plan's releases are charged to"
         )
-    for row, key in _rounds(books, wanted.plan):
-        if key.round > wanted.round:
+    for row, key in plan_rows:
+        if key.round > target.round:
             raise UsageError(
-                f"{path}: entry {row.id} is of round {key.round}, which builds on a release of round {wanted.round}; "
+                f"{path}: entry {row.id} is of round {key.round}, which builds on a release of round {target.round}; "
                 f"expected a round that was never released: it can't be voided"
             )
-        if (key.role, key.round) != (CURATOR, wanted.round):
+        if (key.role, key.round) != (CURATOR, target.round):
             continue
-        if row.state in ("drawn", "committed") or drawn(row.id):
+        if row.state in ("drawn", "committed") or has_draw(row.id):
             raise UsageError(
-                f"{path}: entry {row.id} has a draw for round {wanted.round} of this plan; expected none: after a draw nothing can "
+                f"{path}: entry {row.id} has a draw for round {target.round} of this plan; expected none: after a draw nothing can "
                 "be voided"
             )
-    return [row.id for row, key in _standing(books, release) if key.role == CURATOR]
+    return [row.id for row, key in _standing_rows(plan_rows, release) if key.role == CURATOR]
 
 
 def to_give_back(books: Books, path: Path, release: str, population: str, roles: Collection[str]) -> list[LedgerRow]:
-    """The charges of these roles for a void release. Raises FileContentError when the void does not fit the ledger."""
-    wanted = _required(release)
-    if (earlier := books.given_back.get(release)) is not None:
+    """Return the charges that a site gives back for a void release.
+
+    Args:
+        books: The books of the site's ledger.
+        path: The path of the ledger, for messages.
+        release: The release, "PLAN/ROUND/STATE".
+        population: The plan's name of the population that the void is about.
+        roles: The roles whose charges are given back.
+
+    Raises:
+        FileContentError: The void does not fit the ledger.
+    """
+    target = _release_key(release)
+    plan_rows = _plan_rows(books, target.plan)
+    if (earlier := books.accepted_voids.get(release)) is not None:
         raise FileContentError(
             f"{path}: entry {earlier} gave the charge for this void back already; expected a void that is new here: it counts once"
         )
-    rows = [row for row, key in _standing(books, release) if key.role in roles]
+    rows = [row for row, key in _standing_rows(plan_rows, release) if key.role in roles]
     if not rows:
-        rounds = sorted({key.round for _, key in _rounds(books, wanted.plan)})
+        rounds = sorted({key.round for _, key in plan_rows})
         raise FileContentError(
-            f"{path}: no charge of {' or '.join(sorted(roles))} for round {wanted.round} of plan {wanted.plan[:16]} at state "
-            f"{wanted.state[:16]} (of this plan it has rounds {rounds}); expected the void of a round that this site sketched"
+            f"{path}: no charge of {' or '.join(sorted(roles))} for round {target.round} of plan {target.plan[:16]} at state "
+            f"{target.state[:16]} (of this plan it has rounds {rounds}); expected the void of a round that this site sketched"
         )
     for row in rows:
-        # A site may keep the budget under a name of its own; the row then says what the plan calls it.
-        named = books.entries[row.id - 1].body.get("plan_population", row.population)
-        if named != population:
+        # A site may keep the budget under a name of its own; the row's entry then holds the plan's name.
+        plan_population = books.entries[row.id - 1].body.get("plan_population", row.population)
+        if plan_population != population:
             raise FileContentError(
-                f"{path}: entry {row.id} is of population {named!r}, the void of {population!r}; expected the same"
+                f"{path}: entry {row.id} is of population {plan_population!r}, the void of {population!r}; expected the same"
             )
-    for row, key in _rounds(books, wanted.plan):
-        later, drawn = key.round > wanted.round, row.state in ("drawn", "committed")
-        later = later or (row.id in books.reinstated and key.round == wanted.round)
-        if later or (drawn and (key.role, key.round) == (CURATOR, wanted.round)):
+    for row, key in plan_rows:
+        is_later = key.round > target.round
+        is_reinstated = key.round == target.round and row.id in books.reinstatements
+        is_drawn = (key.role, key.round) == (CURATOR, target.round) and row.state in ("drawn", "committed")
+        if is_later or is_reinstated or is_drawn:
             raise FileContentError(
-                f"{path}: by entry {row.id} (round {key.round}) round {wanted.round} was released; expected one that never was: "
+                f"{path}: by entry {row.id} (round {key.round}) round {target.round} was released; expected one that never was: "
                 "its charge stands, ask the coordinator what the void is about"
             )
     return rows
 
 
 def to_reinstate(books: Books, plan: str, round: int) -> list[LedgerRow]:
-    """The charges for ``round`` of a plan, or an earlier one, that were given back, at whatever state.
+    """Return the charges for ``round`` of a plan, or an earlier round, that were given back, at any state.
 
-    With a release of ``round`` at hand none of these voids was true.
+    A release of ``round`` proves that none of these voids was true.
     """
-    return [row for row, key in _rounds(books, plan) if row.state == "voided" and key.round <= round]
+    return [row for row, key in _plan_rows(books, plan) if row.state == "voided" and key.round <= round]
 
 
-def _rounds(books: Books, plan: str) -> list[tuple[LedgerRow, Key]]:
-    """Every charge for a round of a plan, voided ones too."""
-    found = [(row, Key.of(row.key)) for row in books.rows.values()]
-    return [(row, key) for row, key in found if key is not None and key.plan == plan]
+def _release_of(key: str) -> str:
+    """Return the release that a charge's key is about, "PLAN/ROUND/STATE", which is the same for every role."""
+    return key.partition("/")[2]
 
 
-def _standing(books: Books, release: str) -> list[tuple[LedgerRow, Key]]:
-    """The charges of one release that were not given back."""
-    return [
-        (row, key)
-        for row, key in _rounds(books, _required(release).plan)
-        if release_of(row.key) == release and row.state != "voided"
-    ]
+def _plan_rows(books: Books, plan: str) -> list[tuple[LedgerRow, Key]]:
+    """Return every charge for a round of a plan, voided ones included."""
+    rows = [(row, Key.of(row.key)) for row in books.rows.values()]
+    return [(row, key) for row, key in rows if key is not None and key.plan == plan]
 
 
-def _required(release: str) -> Key:
+def _standing_rows(plan_rows: list[tuple[LedgerRow, Key]], release: str) -> list[tuple[LedgerRow, Key]]:
+    """Return the charges for one release that were not given back."""
+    return [(row, key) for row, key in plan_rows if _release_of(row.key) == release and row.state != "voided"]
+
+
+def _release_key(release: str) -> Key:
+    """Parse a release, "PLAN/ROUND/STATE", as a key of the curator."""
     key = Key.of(f"{CURATOR}/{release}")
     if key is None:
         raise ValueError(f"release {release!r}; expected PLAN/ROUND/STATE")

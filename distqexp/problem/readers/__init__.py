@@ -1,4 +1,4 @@
-"""Readers of record files, one file a format: only the rows that are asked for become features."""
+"""Readers of record files, one file for each format: only the rows that are asked for become features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["Reader", "open_reader"]
 
 
 def open_reader(data: DataConfig, private: bool = False) -> Reader:
-    """The reader of ``data.format`` on ``data.path``; ``private``: see Reader. Raises UsageError (a missing path), FileContentError."""
+    """Open the reader of ``data.format`` on ``data.path``; ``private`` is an attribute of Reader.
+
+    Raises UsageError for a missing path and FileContentError for a damaged file.
+    """
     reader = _reader(data)
     reader.private = private
     return reader

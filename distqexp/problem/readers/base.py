@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers.entries import is_missing
@@ -22,12 +23,16 @@ from distqexp.storage.content import Request
 class Reader(ABC):
     """One open source of records. Everything it returns from private files is private.
 
-    ``count``: rows of the file. ``shape``: shape of one record's raw features. ``names``: names of the feature
-    columns of a table, or the one name of an array. ``scale``: factor on raw features (pixels). ``image``:
-    whether records are images, which aren't standardised. ``target_shape``: of one record's target.
-
-    ``private``: entries of public files that are no numbers, and ids that are missing, are refused with an error that helps;
-    of private ones none is, since whoever sees an error learns of a record: numbers are UNREADABLE then, other values None.
+    Attributes:
+        count: the number of rows in the file.
+        shape: the shape of one record's raw features.
+        names: the feature columns of a table, or the one name of an array.
+        scale: the factor on raw features (pixels).
+        image: whether records are images, which aren't standardised.
+        target_shape: the shape of one record's target.
+        private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
+            error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
+            UNREADABLE, any other such value None.
     """
 
     count: int
@@ -39,80 +44,90 @@ class Reader(ABC):
     private: bool = False
 
     @abstractmethod
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Raw features (n, *shape) in the order of ``names`` and targets (n,) or (n, o) of these rows.
+    def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read raw features (n, *shape), in the order of ``names``, and targets (n,) or (n, o) of these rows.
 
-        Numbers (uint8 or floating), NaN for missing ones; of tokens, int64 (n, 2, L) with their mask.
+        They are numbers (uint8 or floating), NaN where missing; tokens are int64 (n, 2, L) with their mask.
         """
 
-    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
-        """(n, len(names) + 1): which entries of ``names`` and of the target are no numbers. For whoever may see the records."""
+    def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
+        """Return bool (n, len(names) + 1): which entries of ``names`` and of the target are no numbers.
+
+        The result is only for people who may see the records.
+        """
         return np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
 
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
-        """The files behind it."""
+        """Return the files behind the source."""
 
-    def opened(self) -> tuple[os.stat_result, ...]:
-        """What the system says of the files that are open, in the order of ``files``: whatever their paths name by now."""
+    def file_stats(self) -> tuple[os.stat_result, ...]:
+        """Return the stat results of the open files, in the order of ``files``, whatever their paths name by now."""
         return ()
 
     @abstractmethod
     def check_whole(self) -> None:
-        """Raise FileContentError now for whatever could end a later ``read``: damage anywhere in the file, a column of another type."""
+        """Raise FileContentError now for whatever could end a later ``read``.
 
-    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
-        """Unit ids of these rows; FileContentError when one is missing, or None for it in private files."""
+        That is damage anywhere in the file, or a column of another type.
+        """
+
+    def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
+        """Return the unit ids of these rows.
+
+        A missing id is None in private files, and raises FileContentError in public ones.
+        """
         raise UsageError(f"data.unit: found {name!r}, but this format has no id columns; use csv, parquet or hdf5")
 
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        """A column of numbers over all rows, for filters; NaN where missing."""
+    def numbers(self, name: str) -> FloatArray:
+        """Return a column of numbers over all rows, for filters; NaN where missing."""
         raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
 
     def texts(self, name: str) -> list[str | None]:
-        """A column of texts over all rows, for filters; None where missing or no UTF-8."""
+        """Return a column of texts over all rows, for filters; None where missing or not in UTF-8."""
         raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
 
 
 def existing_file(path: str | None, key: str) -> Path:
-    """The path, if it is a readable file; else UsageError naming the config key."""
+    """Return the path if it is a readable file; else raise UsageError, which names the config key."""
     if path is None:
         raise UsageError(f"{key}: not given; expected the path of a file")
-    found = Path(path)
-    if not found.exists():
+    file = Path(path)
+    if not file.exists():
         raise UsageError(f"{key}: {path}: no such file; correct the path")
-    if not found.is_file():
+    if not file.is_file():
         raise UsageError(f"{key}: {path}: not a file; expected the path of a file")
-    if not os.access(found, os.R_OK):
+    if not os.access(file, os.R_OK):
         raise UsageError(f"{key}: {path}: not readable; change its permissions")
-    return found
+    return file
 
 
 def feature_names(columns: Sequence[str], data: DataConfig, path: Path) -> tuple[str, ...]:
-    """The feature columns of a table: the listed ones, else all but target, unit and exclude.
+    """Return the feature columns of a table: the listed ones, or else all but target, unit and exclude.
 
-    FileContentError when a column with a role is not in the file, or a name stands twice.
+    Raises FileContentError when a column with a role is not in the file, or a name stands twice.
     """
     roles = data.columns
-    listed = roles.features or ()
-    needed = [name for name in (roles.target, data.unit, *listed) if name is not None]
-    absent = [name for name in needed if name not in columns]
+    features = roles.features or ()
+    role_columns = [name for name in (roles.target, data.unit, *features) if name is not None]
+    absent = [name for name in role_columns if name not in columns]
     if absent:
         raise FileContentError(
-            f"{path}: no column {some(absent)}; {_what_stands(columns)}; correct data.*.columns or the file"
+            f"{path}: no column {some(absent)}; {_header_summary(columns)}; correct data.*.columns or the file"
         )
-    twice = sorted({name for name in columns if list(columns).count(name) > 1})
-    if twice:
-        raise FileContentError(f"{path}: columns {some(twice)} stand twice; expected distinct names; rename them")
+    duplicates = sorted({name for name in columns if list(columns).count(name) > 1})
+    if duplicates:
+        raise FileContentError(f"{path}: columns {some(duplicates)} stand twice; expected distinct names; rename them")
     if roles.features is not None:
         return tuple(roles.features)
     others = {roles.target, data.unit, *roles.exclude}
     return tuple(name for name in columns if name not in others)
 
 
-def _what_stands(columns: Sequence[str]) -> str:
-    """The names of the columns, unless they may be values: without a header, or with a damaged one, the first record's.
+def _header_summary(columns: Sequence[str]) -> str:
+    """Name the columns, unless the names may be values.
 
+    Where a header is missing or damaged, they may be those of the first record.
     Every record has a number or a blank in it: its label at least.
     """
     if all(_is_name(column) for column in columns):
@@ -129,30 +144,42 @@ def _is_name(text: str) -> bool:
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """A short list for a message."""
-    shown = ", ".join(repr(name) for name in names[:most]) or "none"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Return a short list of the first names for a message."""
+    text = ", ".join(repr(name) for name in names[:most]) or "none"
+    return text + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def facts_of(found: os.stat_result) -> tuple[int, int, int, int, int]:
-    """Size, time, inode, time of the last change of any kind, device: what tells a file from others, and from what it was."""
-    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, found.st_dev
+def facts_of(stat: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return size, time, inode, time of the last change of any kind, and device of a file.
+
+    They tell a file from others, and from what it was before.
+    """
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns, stat.st_dev
 
 
-def changed(path: Path) -> FileContentError:
-    """The error for a file that no longer is what it was when it was opened."""
+def changed_file_error(path: Path) -> FileContentError:
+    """Return the error for a file that no longer is what it was when it was opened."""
     return FileContentError(f"{path}: damaged, or changed while it was read; expected it as it was opened; restore it")
 
 
 def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat_result:
-    """Have a process with limits look at a file, once as long as it stays as it is: "structure" of HDF5, "texts" of Parquet.
+    """Have a process with limits look at a file before this one does, once as long as the file stays as it is.
 
-    What ``path.stat()`` gave then. Raises FileContentError for a file that is refused, or that the process died of.
+    Args:
+        path: the file.
+        task: "structure" of HDF5, or "texts" of Parquet.
+        columns: the columns that are looked at.
+
+    Returns:
+        The stat result of the file that was looked at.
+
+    Raises:
+        FileContentError: the file is refused, or the process died of it.
     """
     with path.open("rb") as file:
-        found = os.fstat(file.fileno())
-        _check_once(path, found.st_ino, found.st_size, found.st_mtime_ns, task, columns)
-    return found
+        stat = os.fstat(file.fileno())
+        _check_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, task, columns)
+    return stat
 
 
 @lru_cache(maxsize=64)
@@ -161,8 +188,8 @@ def _check_once(path: Path, inode: int, size: int, modified: int, task: str, col
         check_confined(file, Request(str(path), size, columns=columns), task)
 
 
-def require_unchanged(path: Path, found: os.stat_result) -> None:
-    """Raise FileContentError unless the file is the one that was found."""
+def require_unchanged(path: Path, stat: os.stat_result) -> None:
+    """Raise FileContentError unless the file at ``path`` is the one that ``stat`` describes."""
     now = path.stat()
-    if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
-        raise changed(path)
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (stat.st_ino, stat.st_size, stat.st_mtime_ns):
+        raise changed_file_error(path)

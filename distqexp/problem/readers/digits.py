@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import Reader
 
 
 class DigitsReader(Reader):
-    """Rows in scikit-learn's order; shape (1, 8, 8), pixels divided by 16."""
+    """The rows in scikit-learn's order; a record has shape (1, 8, 8), with pixels divided by 16."""
 
     scale = 1.0 / 16.0
     image = True
@@ -28,22 +29,22 @@ class DigitsReader(Reader):
         self._pixels, self._labels = table[:, :64].astype(np.uint8), table[:, 64].astype(np.float64)
         self.count = len(table)
 
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._pixels[rows].reshape(-1, *self.shape), self._labels[rows]
 
     def check_whole(self) -> None:
-        """Nothing is left to look at: the table is in memory."""
+        """Do nothing: the table is in memory."""
 
     def files(self) -> tuple[Path, ...]:
         return ()
 
 
-def _table() -> NDArray[np.float64]:
-    """(1797, 65): the packaged file itself where it can be found, as importing scikit-learn costs each rank seconds."""
-    found = importlib.util.find_spec("sklearn")
-    if found is None or found.origin is None:
+def _table() -> FloatArray:
+    """Read (1797, 65) from the packaged file where it is there, since importing scikit-learn costs each rank seconds."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
         raise UsageError("data.format: 'digits' needs scikit-learn, which is not installed; pip install scikit-learn")
-    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if path.is_file():
         return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits

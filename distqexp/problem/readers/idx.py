@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin: big-endian header, then unsigned bytes; plain or gzip."""
+"""IDX files, the format of MNIST and its kin: a big-endian header, then unsigned bytes; plain or gzip."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError
-from distqexp.problem.readers.base import Reader, changed, existing_file
+from distqexp.problem.readers.base import Reader, changed_file_error, existing_file
 from distqexp.problem.readers.bytes import ByteSource
 
 
 class IdxReader(Reader):
-    """Images (n, h, w) and labels (n,), both unsigned bytes; shape (1, h, w), pixels divided by 255."""
+    """Images (n, h, w) and labels (n,), both unsigned bytes; a record has shape (1, h, w), with pixels divided by 255."""
 
     scale = 1.0 / 255.0
     image = True
@@ -35,7 +36,7 @@ class IdxReader(Reader):
         self.names = ("pixels",)
         self.shape = (1, *self._images.shape[1:])
 
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._images.read(rows).reshape(-1, *self.shape), self._labels.read(rows).astype(np.float64)
 
     def check_whole(self) -> None:
@@ -45,12 +46,12 @@ class IdxReader(Reader):
     def files(self) -> tuple[Path, ...]:
         return (self._images.source.path, self._labels.source.path)
 
-    def opened(self) -> tuple[os.stat_result, ...]:
-        return (self._images.source.opened(), self._labels.source.opened())
+    def file_stats(self) -> tuple[os.stat_result, ...]:
+        return (self._images.source.stat(), self._labels.source.stat())
 
 
 class _IdxFile:
-    """One IDX file of unsigned bytes; rows along its first axis."""
+    """One IDX file of unsigned bytes, whose rows are along its first axis."""
 
     def __init__(self, path: Path, dimensions: int) -> None:
         self.source = ByteSource(path)
@@ -74,20 +75,20 @@ class _IdxFile:
                 "the file is truncated or damaged: fetch it again"
             )
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 (n, ...) in the order of ``rows``; the file is walked in ascending order, run by run."""
-        found = np.empty((len(rows), self._record), dtype=np.uint8)
+    def read(self, rows: IntegerArray) -> NDArray[np.uint8]:
+        """Return uint8 (n, ...) in the order of ``rows``; the file is walked in ascending order, run by run."""
+        values = np.empty((len(rows), self._record), dtype=np.uint8)
         for run, places in ascending_runs(rows):
             first, count = int(run[0]), len(run)
             raw = self.source.read(self._header + first * self._record, count * self._record)
             if len(raw) != count * self._record:
-                raise changed(self.source.path)
-            found[places] = np.frombuffer(raw, dtype=np.uint8).reshape(count, self._record)
-        return found.reshape(len(rows), *self.shape[1:])
+                raise changed_file_error(self.source.path)
+            values[places] = np.frombuffer(raw, dtype=np.uint8).reshape(count, self._record)
+        return values.reshape(len(rows), *self.shape[1:])
 
 
-def ascending_runs(rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Split rows into runs of consecutive numbers, ascending, each with the places where they stood."""
+def ascending_runs(rows: IntegerArray) -> list[tuple[IntegerArray, IntegerArray]]:
+    """Split rows into runs of consecutive numbers, in ascending order, each with the places where they stood."""
     if len(rows) == 0:
         return []
     order = np.argsort(rows, kind="stable")

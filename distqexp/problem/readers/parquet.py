@@ -1,4 +1,4 @@
-"""Parquet tables: row groups are read one at a time, texts only after a process with limits has read them."""
+"""Parquet tables: row groups are read one at a time, and texts only after a process with limits has read them."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError
-from distqexp.problem.readers.base import changed, check_first, existing_file, require_unchanged
-from distqexp.problem.readers.entries import UNREADABLE, as_array, decoded, is_missing, legible, numbers_of
+from distqexp.problem.readers.base import changed_file_error, check_first, existing_file, require_unchanged
+from distqexp.problem.readers.entries import UNREADABLE, as_array, decode_text, is_missing, legible_text, numbers_of
 from distqexp.problem.readers.table import TableReader
 
 _ROWS_A_BYTE = 1024
-"""More rows than this of a Parquet file are no table of records, whatever their encoding."""
+"""A Parquet file with more rows than this for each of its bytes is no table of records, whatever its encoding."""
 
 _LARGEST_GROUP = 1 << 31
 _GROUP_GROWTH = 64
-"""Numbers of a row group that take more bytes than this, and more than so many times the file, are not read at once."""
+"""How far a row group may unpack.
+
+It is not read where its numbers take more than _LARGEST_GROUP bytes and more than this many times the file.
+"""
 
 
 class ParquetReader(TableReader):
-    """Parquet: row groups are read one at a time, and the last one is kept."""
+    """A Parquet file, whose row groups are read one at a time; the last one is kept."""
 
     def __init__(self, data: DataConfig) -> None:
         path = existing_file(data.path, "data.path")
         self._path = path
         self._file: Any = None
-        self._kept: tuple[int, tuple[str, ...], Any] | None = None
-        opened = self._opened()
-        super().__init__(path, list(opened.schema_arrow.names), data)
-        self.count, size = int(opened.metadata.num_rows), self._found.st_size
+        self._last_group: tuple[int, tuple[str, ...], Any] | None = None
+        handle = self._handle()
+        super().__init__(path, list(handle.schema_arrow.names), data)
+        self.count, size = int(handle.metadata.num_rows), self._stat.st_size
         if not 0 <= self.count <= _ROWS_A_BYTE * size:
             raise FileContentError(f"{path}: declares more rows than a file of its size holds; fetch it again")
-        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+        sizes = [handle.metadata.row_group(group).num_rows for group in range(handle.metadata.num_row_groups)]
         if sum(sizes) != self.count or min(sizes, default=0) < 0:
-            raise changed(path)
+            raise changed_file_error(path)
         numbers = 8 * max(sizes, default=0) * (len(self.names) + 1)
         if numbers > max(_LARGEST_GROUP, _GROUP_GROWTH * size):
             raise FileContentError(
@@ -47,40 +51,40 @@ class ParquetReader(TableReader):
             )
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
 
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        wanted = tuple(dict.fromkeys([*names, self.target]))
+    def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        columns = tuple(dict.fromkeys([*names, self.target]))
         values = np.full((len(rows), len(names) + 1), np.nan)
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
             places = np.flatnonzero(groups == group)
-            table = self._group(group, wanted).take(rows[places] - self._starts[group])
+            table = self._group(group, columns).take(rows[places] - self._starts[group])
             for column, name in enumerate([*names, self.target]):
-                values[places, column] = self._as_numbers(table.column(name), name)
+                values[places, column] = self._numbers_in(table.column(name), name)
         return values[:, :-1], values[:, -1]
 
-    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
-        found = np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
+    def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
+        marks = np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
         for place, name in enumerate([*names, self.target]):
-            if len(rows) and _is_text(self._opened().schema_arrow.field(name).type):
+            if len(rows) and _is_text(self._handle().schema_arrow.field(name).type):
                 numbers = numbers_of(_texts(self._column(name).take(rows)))
-                found[:, place] = [number is None for number in numbers]
-        return found
+                marks[:, place] = [number is None for number in numbers]
+        return marks
 
-    def opened(self) -> tuple[os.stat_result, ...]:
-        self._opened()
-        return (self._found,)
+    def file_stats(self) -> tuple[os.stat_result, ...]:
+        self._handle()
+        return (self._stat,)
 
     def check_whole(self) -> None:
-        wanted = tuple(dict.fromkeys([*self.names, self.target]))
-        self._check(wanted)
-        for name in wanted:
-            self._as_numbers(self._opened().schema_arrow.empty_table().column(name), name)
+        columns = tuple(dict.fromkeys([*self.names, self.target]))
+        self._check(columns)
+        for name in columns:
+            self._numbers_in(self._handle().schema_arrow.empty_table().column(name), name)
         for group in range(len(self._starts) - 1):
-            self._group(group, wanted)
+            self._group(group, columns)
 
-    def numbers(self, name: str) -> NDArray[np.float64]:
+    def numbers(self, name: str) -> FloatArray:
         self._need(name, "data.where")
-        return self._as_numbers(self._column(name), name, np.nan)
+        return self._numbers_in(self._column(name), name, np.nan)
 
     def texts(self, name: str) -> list[str | None]:
         import pyarrow
@@ -88,46 +92,46 @@ class ParquetReader(TableReader):
         self._need(name, "data.where")
         column = self._column(name)
         if _is_text(column.type):
-            return [legible(text) for text in _texts(column)]
+            return [legible_text(text) for text in _texts(column)]
         try:
-            found: list[str | None] = column.cast(pyarrow.string()).to_pylist()
+            texts: list[str | None] = column.cast(pyarrow.string()).to_pylist()
         except (pyarrow.ArrowException, ValueError):
             raise FileContentError(
                 f"{self.path}: column {name!r} holds no text; expected some for data.where"
             ) from None
-        return found
+        return texts
 
-    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+    def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
         import pyarrow
 
         column = self._column(name).take(pyarrow.array(rows))
-        found: list[Any]
+        ids: list[Any]
         if pyarrow.types.is_string(_plain(column.type)) or pyarrow.types.is_large_string(_plain(column.type)):
             texts = _texts(column)
-            found = [legible(text) for text in texts]
+            ids = [legible_text(text) for text in texts]
             legal = all(
-                name is not None or text is None or is_missing(text) for name, text in zip(found, texts, strict=True)
+                name is not None or text is None or is_missing(text) for name, text in zip(ids, texts, strict=True)
             )
         else:
-            found, legal = _values(column)
+            ids, legal = _values(column)
         if not self.private and not legal:
             raise FileContentError(
                 f"{self.path}: unit column {name!r}: an id can't be read; expected numbers, dates or texts in UTF-8"
             )
-        found = [None if value != value else value for value in found]
-        if not self.private and None in found:
+        ids = [None if value != value else value for value in ids]
+        if not self.private and None in ids:
             raise self._missing_id(name)
-        return found
+        return ids
 
-    def _opened(self) -> Any:
+    def _handle(self) -> Any:
         import pyarrow
         import pyarrow.parquet
 
         if self._file is None:
             try:
-                # Opened here, as Arrow's own files don't tell which file they are of.
+                # Opened here, as Arrow's own files don't tell which file they have open.
                 stream = self._path.open("rb")
-                self._found = os.fstat(stream.fileno())
+                self._stat = os.fstat(stream.fileno())
                 self._file = pyarrow.parquet.ParquetFile(stream)
             except (pyarrow.ArrowException, OSError, ValueError):
                 raise FileContentError(
@@ -136,46 +140,46 @@ class ParquetReader(TableReader):
         return self._file
 
     def _check(self, names: Sequence[str]) -> None:
-        """Refuse columns of lists; have a process with limits read those that aren't numbers first."""
+        """Refuse columns of lists, and have a process with limits read those that aren't numbers first."""
         import pyarrow
 
-        types = {name: self._opened().schema_arrow.field(name).type for name in names}
+        types = {name: self._handle().schema_arrow.field(name).type for name in names}
         if lists := [name for name, kind in types.items() if pyarrow.types.is_nested(kind)]:
             raise FileContentError(
                 f"{self.path}: column {lists[0]!r} holds lists; expected one number or text a row; correct data.*.columns"
             )
-        fixed = (pyarrow.types.is_primitive, pyarrow.types.is_decimal, pyarrow.types.is_null)
-        if texts := sorted(name for name, kind in types.items() if not any(test(kind) for test in fixed)):
+        number_tests = (pyarrow.types.is_primitive, pyarrow.types.is_decimal, pyarrow.types.is_null)
+        if texts := sorted(name for name, kind in types.items() if not any(test(kind) for test in number_tests)):
             check_first(self.path, "texts", tuple(texts))
-            require_unchanged(self.path, self._found)
+            require_unchanged(self.path, self._stat)
 
     def _group(self, group: int, names: tuple[str, ...]) -> Any:
         import pyarrow
 
-        if self._kept is None or self._kept[:2] != (group, names):
+        if self._last_group is None or self._last_group[:2] != (group, names):
             self._check(names)
             try:
-                table = self._opened().read_row_group(group, columns=list(names), use_threads=False)
+                table = self._handle().read_row_group(group, columns=list(names), use_threads=False)
             except (pyarrow.ArrowException, OSError, ValueError):
-                raise changed(self.path) from None
+                raise changed_file_error(self.path) from None
             if table.num_rows != self._starts[group + 1] - self._starts[group]:
-                raise changed(self.path)
-            self._kept = (group, names, table)
-        return self._kept[2]
+                raise changed_file_error(self.path)
+            self._last_group = (group, names, table)
+        return self._last_group[2]
 
     def _column(self, name: str) -> Any:
         import pyarrow
 
         self._check([name])
         try:
-            column = self._opened().read(columns=[name], use_threads=False).column(name)
+            column = self._handle().read(columns=[name], use_threads=False).column(name)
         except (pyarrow.ArrowException, OSError, ValueError):
-            raise changed(self.path) from None
+            raise changed_file_error(self.path) from None
         if len(column) != self.count:
-            raise changed(self.path)
+            raise changed_file_error(self.path)
         return column
 
-    def _as_numbers(self, column: Any, name: str, unreadable: float = UNREADABLE) -> NDArray[np.float64]:
+    def _numbers_in(self, column: Any, name: str, unreadable: float = UNREADABLE) -> FloatArray:
         import pyarrow
 
         if _is_text(column.type):
@@ -184,17 +188,17 @@ class ParquetReader(TableReader):
                 raise self._not_numbers(name)
             return as_array(numbers, unreadable)
         try:
-            found: NDArray[np.float64] = column.cast(pyarrow.float64(), safe=False).to_numpy()
+            values: FloatArray = column.cast(pyarrow.float64(), safe=False).to_numpy()
         except (pyarrow.ArrowException, ValueError):
             raise self._not_numbers(name) from None
-        return found
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_kept": None}
+        return {**self.__dict__, "_file": None, "_last_group": None}
 
 
 def _plain(kind: Any) -> Any:
-    """The type of a column's values, whether or not they are kept as a dictionary."""
+    """Return the type of a column's values, whether or not they are stored as a dictionary."""
     import pyarrow
 
     return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
@@ -208,15 +212,18 @@ def _is_text(kind: Any) -> bool:
 
 
 def _texts(column: Any) -> list[str | None]:
-    """A column of texts, each on its own: bytes that are no UTF-8 don't harm the others."""
+    """Return a column of texts, each decoded on its own: bytes that aren't UTF-8 don't harm the others."""
     import pyarrow
 
     binary = column.cast(_plain(column.type)).cast(pyarrow.large_binary())
-    return [None if content is None else decoded(content) for content in binary.to_pylist()]
+    return [None if content is None else decode_text(content) for content in binary.to_pylist()]
 
 
 def _values(column: Any) -> tuple[list[Any], bool]:
-    """A column as Python's values, None for those that Python has none for (dates of other times); and whether all have one."""
+    """Return a column as Python's values, and whether there is one for each.
+
+    It is None where Python has none, as for dates far away.
+    """
     import pyarrow
 
     if pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type):

@@ -1,4 +1,4 @@
-"""Tables: what all have in common, and CSV, plain or gzip. Only the rows asked for are parsed."""
+"""Tables: what all of them have in common, and CSV, plain or gzip. Only the rows asked for are parsed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers.base import Reader, existing_file, feature_names, some
 from distqexp.problem.readers.bytes import ByteSource
-from distqexp.problem.readers.entries import UNREADABLE, as_array, decoded, legible, number_of, numbers_of
+from distqexp.problem.readers.entries import UNREADABLE, as_array, decode_text, legible_text, number_of, numbers_of
 from distqexp.problem.readers.idx import ascending_runs
 from distqexp.problem.readers.lines import LineIndex, index_lines
 
 _SCAN = 65536
 
-Fields = list[str] | None
-"""A record's fields; None where its bytes aren't a record."""
+_Fields = list[str] | None
+"""The fields of a record; None where its bytes aren't a record."""
 
 
 class TableReader(Reader):
@@ -62,8 +63,8 @@ class TableReader(Reader):
 class CsvReader(TableReader):
     """Comma-separated values in UTF-8 with a header line; quoted fields may hold commas and line ends.
 
-    Opening scans the bytes for record borders; a record with fewer or more fields than the header is refused, and so a
-    damaged gzip file. Empty fields, NA, N/A, NaN, null and None (in any case) are missing values.
+    Opening the file scans its bytes for the borders of records. A record with fewer or more fields than the header is refused, and so is
+    a damaged gzip file. Empty fields, NA, N/A, NaN, null and None (in upper or lower case) are missing values.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -76,54 +77,57 @@ class CsvReader(TableReader):
         super().__init__(path, [name.strip() for name in header], data)
         self.count = len(self._index.starts)
 
-    def read(self, rows: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         values = self._numbers(self._lines_of(rows), [*names, self.target])
         return values[:, :-1], values[:, -1]
 
-    def unreadable(self, rows: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.bool_]:
+    def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
         positions = [self.columns.index(name) for name in [*names, self.target]]
-        records = self._parsed(self._lines_of(rows))
+        records = self._records_of(self._lines_of(rows))
         return np.array(
             [[record is None or number_of(record[at]) is None for at in positions] for record in records],
             dtype=np.bool_,
         ).reshape(len(rows), len(positions))
 
-    def opened(self) -> tuple[os.stat_result, ...]:
-        return (self._source.opened(),)
+    def file_stats(self) -> tuple[os.stat_result, ...]:
+        return (self._source.stat(),)
 
     def check_whole(self) -> None:
-        """Nothing is left to look at: every byte was read for the borders of the records, and what is no number is a record's matter."""
+        """Do nothing: every byte was read for the borders of the records.
 
-    def numbers(self, name: str) -> NDArray[np.float64]:
+        An entry that is no number is the matter of its record.
+        """
+
+    def numbers(self, name: str) -> FloatArray:
         self._need(name, "data.where")
-        found = [self._numbers(lines, [name], np.nan)[:, 0] for lines in self._scan()]
-        return np.concatenate(found) if found else np.empty(0)
+        parts = [self._numbers(lines, [name], np.nan)[:, 0] for lines in self._scan()]
+        return np.concatenate(parts) if parts else np.empty(0)
 
     def texts(self, name: str) -> list[str | None]:
         self._need(name, "data.where")
         return self._texts(name)
 
-    def identifiers(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+    def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
         texts = self._texts(name)
-        found = [texts[row] for row in rows.tolist()]
-        if not self.private and any(text is None for text in found):
+        ids = [texts[row] for row in rows.tolist()]
+        if not self.private and any(text is None for text in ids):
             raise self._missing_id(name)
-        return found
+        return ids
 
     def _texts(self, name: str) -> list[str | None]:
         position = self.columns.index(name)
         return [
-            None if record is None else legible(record[position])
+            None if record is None else legible_text(record[position])
             for lines in self._scan()
-            for record in self._parsed(lines)
+            for record in self._records_of(lines)
         ]
 
     def _scan(self) -> Iterator[list[bytes]]:
-        """The bytes of all records, some thousands of them at a time."""
+        """Yield the bytes of all records, some thousands of them at a time."""
         for first in range(0, self.count, _SCAN):
             yield self._lines(first, min(first + _SCAN, self.count))
 
-    def _lines_of(self, rows: NDArray[np.int64]) -> list[bytes]:
+    def _lines_of(self, rows: IntegerArray) -> list[bytes]:
         lines: list[bytes] = [b""] * len(rows)
         for run, places in ascending_runs(rows):
             for place, line in zip(places.tolist(), self._lines(int(run[0]), int(run[-1]) + 1), strict=True):
@@ -131,37 +135,38 @@ class CsvReader(TableReader):
         return lines
 
     def _lines(self, first: int, after: int) -> list[bytes]:
-        """The bytes of these records."""
+        """Return the bytes of the records from ``first`` to before ``after``."""
         starts, ends = self._index.starts[first:after], self._index.ends[first:after]
         start = int(starts[0])
         blob = self._source.read(start, int(ends[-1]) - start)
         return [blob[a:b] for a, b in zip((starts - start).tolist(), (ends - start).tolist(), strict=True)]
 
-    def _parsed(self, lines: Sequence[bytes]) -> list[Fields]:
-        """The fields of each record; None where its bytes are no record of the file's width. A record's depend on its bytes alone."""
+    def _records_of(self, lines: Sequence[bytes]) -> list[_Fields]:
+        """Return the fields of each record; None where its bytes are no record of the file's width.
+
+        The result for a record depends on its bytes alone.
+        """
         try:
-            texts = [decoded(line) if self.private else line.decode() for line in lines]
+            texts = [decode_text(line) if self.private else line.decode() for line in lines]
         except UnicodeDecodeError:
             raise self._no_csv() from None
-        found = _without_quotes(texts) or [_fields(text) for text in texts]
-        records = [record if record is not None and len(record) == len(self.columns) else None for record in found]
+        rows = _unquoted_fields(texts) or [_fields(text) for text in texts]
+        records = [record if record is not None and len(record) == len(self.columns) else None for record in rows]
         if not self.private and None in records:
             raise self._no_csv()
         return records
 
-    def _numbers(
-        self, lines: Sequence[bytes], names: Sequence[str], unreadable: float = UNREADABLE
-    ) -> NDArray[np.float64]:
-        """float64 (n, len(names)); each number is the double nearest to its text."""
+    def _numbers(self, lines: Sequence[bytes], names: Sequence[str], unreadable: float = UNREADABLE) -> FloatArray:
+        """Return float64 (n, len(names)), where each number is the double nearest to its text."""
         positions = [self.columns.index(name) for name in names]
-        found = np.empty((len(lines), len(names)))
-        for place, (line, record) in enumerate(zip(lines, self._parsed(lines), strict=True)):
+        values = np.empty((len(lines), len(names)))
+        for place, (line, record) in enumerate(zip(lines, self._records_of(lines), strict=True)):
             if record is None:
-                found[place] = unreadable
+                values[place] = unreadable
                 continue
             entries = [record[position] for position in positions]
             try:
-                found[place] = [float(entry) for entry in entries]
+                values[place] = [float(entry) for entry in entries]
                 plain = b"_" not in line  # float() takes 1_000 for a number
             except ValueError:  # a missing value, or no number
                 plain = False
@@ -169,8 +174,8 @@ class CsvReader(TableReader):
                 numbers = numbers_of(entries)
                 if not self.private and None in numbers:
                     raise self._not_numbers(names[numbers.index(None)])
-                found[place] = as_array(numbers, unreadable)
-        return found
+                values[place] = as_array(numbers, unreadable)
+        return values
 
     def _no_csv(self) -> FileContentError:
         return FileContentError(
@@ -178,28 +183,31 @@ class CsvReader(TableReader):
         )
 
 
-def _header(source: ByteSource, start: int, end: int) -> Fields:
+def _header(source: ByteSource, start: int, end: int) -> _Fields:
     try:
         return _fields(source.read(start, end - start).decode("utf-8-sig"))
     except UnicodeDecodeError:
         return None
 
 
-def _without_quotes(texts: list[str]) -> list[Fields] | None:
-    """The fields of records, all at once; None where a quote or a lone carriage return might make one of two, or two of one."""
+def _unquoted_fields(texts: list[str]) -> list[_Fields] | None:
+    """Return the fields of records, parsed all at once.
+
+    None where a quote or a lone carriage return might make one record of two, or two of one.
+    """
     if any('"' in text for text in texts):
         return None
     try:
-        found: list[Fields] = list(csv.reader(texts, strict=True))
+        rows: list[_Fields] = list(csv.reader(texts, strict=True))
     except csv.Error:
         return None
-    return found if len(found) == len(texts) else None
+    return rows if len(rows) == len(texts) else None
 
 
-def _fields(text: str) -> Fields:
-    """The fields of one record; None where it is not one."""
+def _fields(text: str) -> _Fields:
+    """Return the fields of one record; None where the text is not one."""
     try:
-        found = list(csv.reader([text], strict=True))
+        rows = list(csv.reader([text], strict=True))
     except csv.Error:
         return None
-    return found[0] if len(found) == 1 else None
+    return rows[0] if len(rows) == 1 else None

@@ -1,1 +1,1 @@
-"""Files that came from elsewhere are read in a process of its own, with limits: the parent, the child, and what the child does."""
+"""Reading files from elsewhere in a process of their own, with limits: the parent, the child, and what the child does."""

@@ -1,8 +1,8 @@
-"""The process that meets files from elsewhere: ``python -m distqexp.storage.confined.child REQUEST``.
+"""The process that reads files from elsewhere: ``python -m distqexp.storage.confined.child TASK REQUEST``.
 
-Standard input is the open file, standard output the answer, frame by frame: eight bytes of length, a JSON object, and the
-bytes of an array where the object names one. The first says that the process is there, the last how it went. Nothing but numpy
-and the libraries of the formats is imported.
+Standard input is the open file. Standard output is the answer, frame by frame: eight bytes of length, a JSON object, and the
+bytes of an array where the object names one. The first frame says that the process has started, the last one how it ended.
+Nothing but numpy and the libraries of the formats is imported.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from distqexp.storage.confined.hdf5 import check_structure
 from distqexp.storage.content import Request, read_content
 
 MEMORY = 5 << 28
-"""Bytes beyond what the interpreter has and three times the file: 1.25 GiB."""
+"""The bytes of memory allowed beyond what the interpreter has and three times the file: 1.25 GiB."""
 CPU_SECONDS = 3
+"""The seconds of processor time allowed for any file."""
 BYTES_A_SECOND = 20 << 20
-"""Much slower than reading and hashing are."""
+"""The bytes for which a second more is allowed, much less than can be read and hashed in a second."""
 
 
 def main() -> None:
@@ -41,7 +42,14 @@ def main() -> None:
 
 
 def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None:
-    """One request: "content" (see read_content), "structure" (see check_structure) or "texts" (see check_texts)."""
+    """Serve one request.
+
+    Args:
+        task: "content" (see ``read_content``), "structure" (see ``check_structure``) or "texts" (see ``check_texts``).
+        request: What to read or check.
+        file: The open file.
+        answer: The stream that the frames go to.
+    """
     end: dict[str, Any] = {"end": True}
     try:
         if task == "content":
@@ -50,7 +58,7 @@ def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None
         elif task == "structure":
             check_structure(file, request)
         else:
-            from distqexp.storage.confined.parquet import check_texts  # of a library that HDF5 files don't need
+            from distqexp.storage.confined.parquet import check_texts  # imports a library that HDF5 files don't need
 
             check_texts(file, request)
     except FileContentError as error:
@@ -61,7 +69,7 @@ def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None
 
 
 def send(answer: BinaryIO, frame: dict[str, Any], array: npt.NDArray[Any] | None = None) -> None:
-    """Write one frame."""
+    """Write one frame to the answer, with the bytes of an array if there is one."""
     text = json.dumps(frame).encode()
     answer.write(struct.pack("<Q", len(text)) + text)
     if array is not None:
@@ -70,7 +78,7 @@ def send(answer: BinaryIO, frame: dict[str, Any], array: npt.NDArray[Any] | None
 
 
 def set_limits(length: int) -> None:
-    """Bound this process by what an honest file of ``length`` bytes can need. No core file: it would hold the content."""
+    """Limit this process to what an honest file of ``length`` bytes can need, and to no core file, which would hold content."""
     seconds = CPU_SECONDS + length // BYTES_A_SECOND
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_CPU, seconds)

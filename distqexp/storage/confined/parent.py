@@ -1,8 +1,8 @@
-"""Reading files that came from elsewhere: in a process of its own, with limits, so that no file can crash this one.
+"""Reading files from elsewhere in a child process with limits, so that no file can crash this process.
 
-The child gets the descriptor that this process opened and checked, not the path. Of a plan, sketch, quadratic or release it
-answers with plain arrays: the HDF5 library of this process never meets the bytes. A file of records is looked through. A child that dies,
-by a signal or at a limit, is a refused file.
+The child gets the descriptor that this process opened and checked, not the path. For a plan, sketch, quadratic or release it
+answers with plain arrays, so that the HDF5 library of this process never sees the bytes. A file of records is only checked
+by the child. When the child dies, by a signal or at a limit, the file is refused.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from distqexp.errors import EngineError, FileContentError
 from distqexp.storage.content import Frame, Request
 
 WALL_SECONDS = 60.0
-SLOWEST_DISK = 1 << 20
-"""Bytes a second: below it, a file is given up."""
+"""The seconds that reading any file may take."""
+_SLOWEST_DISK = 1 << 20
+"""The bytes for which a second more is allowed: reading more slowly than this is given up."""
 _LONGEST_FRAME = 1 << 20
-_PASSED_ON = (
+_ENVIRONMENT_NAMES = (
     "PATH",
     "HOME",
     "LANG",
@@ -44,7 +45,7 @@ _PASSED_ON = (
 
 
 def read_confined(file: BinaryIO, request: Request) -> Generator[Frame, None, None]:
-    """As read_content. Raises FileContentError also when the child crashed, or took too long or too much."""
+    """Yield the frames of ``read_content`` from a child. Raises FileContentError also if it crashes or exceeds a limit."""
     total = 0
     with _child("content", file, request) as answer:
         while (frame := _frame(answer, request)) is not None:
@@ -61,22 +62,28 @@ def read_confined(file: BinaryIO, request: Request) -> Generator[Frame, None, No
 
 
 def check_confined(file: BinaryIO, request: Request, task: str) -> None:
-    """A file of records: "structure" as confined.hdf5.check_structure, "texts" as confined.parquet.check_texts.
+    """Check a file of records in a child.
 
-    Raises FileContentError also when the child crashed, or took too long or too much.
+    Args:
+        file: The open file.
+        request: What to check.
+        task: "structure" for ``confined.hdf5.check_structure``, "texts" for ``confined.parquet.check_texts``.
+
+    Raises:
+        FileContentError: The file is refused, or the child crashed or took too much time or memory.
     """
     with _child(task, file, request) as answer:
         while _frame(answer, request) is not None:
             pass
 
 
-class _Ended(Exception):
+class _BrokenAnswer(Exception):
     """The child stopped in the middle of its answer."""
 
 
 @contextmanager
 def _child(task: str, file: BinaryIO, request: Request) -> Iterator[BinaryIO]:
-    """The child's answer, after its first frame."""
+    """Start a child for one request, and give its answer after the first frame."""
     # -P: never a module from the current folder. The text of the request is ASCII, whatever the path.
     command = [sys.executable, "-P", "-m", "distqexp.storage.confined.child", task, json.dumps(asdict(request))]
     try:
@@ -85,7 +92,7 @@ def _child(task: str, file: BinaryIO, request: Request) -> Iterator[BinaryIO]:
         )
     except OSError as error:
         raise EngineError(f"no process could be started to read {request.path} ({error.strerror})") from error
-    seconds = WALL_SECONDS + request.length / SLOWEST_DISK
+    seconds = WALL_SECONDS + request.length / _SLOWEST_DISK
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
@@ -96,9 +103,9 @@ def _child(task: str, file: BinaryIO, request: Request) -> Iterator[BinaryIO]:
             try:
                 ready = _frame(answer, request) is not None
                 yield answer
-            except _Ended:
+            except _BrokenAnswer:
                 code = process.wait()
-                raise _died(request, code, ready) from None
+                raise _death_error(request, code, ready) from None
             finally:
                 process.kill()
     finally:
@@ -107,7 +114,7 @@ def _child(task: str, file: BinaryIO, request: Request) -> Iterator[BinaryIO]:
 
 
 def _frame(answer: Any, request: Request) -> dict[str, Any] | None:
-    """The next frame; None after the last. Raises FileContentError for a refusal, _Ended for none."""
+    """Return the next frame, or None after the last. Raises FileContentError for a refusal, _BrokenAnswer for no frame."""
     head = bytearray(8)
     _fill(answer, memoryview(head))
     (length,) = struct.unpack("<Q", head)
@@ -122,15 +129,17 @@ def _frame(answer: Any, request: Request) -> dict[str, Any] | None:
 
 
 def _fill(answer: Any, buffer: memoryview) -> None:
-    at = 0
-    while at < len(buffer):
-        count = answer.readinto(buffer[at:])
+    """Fill the whole buffer from the answer."""
+    position = 0
+    while position < len(buffer):
+        count = answer.readinto(buffer[position:])
         if not count:
-            raise _Ended
-        at += count
+            raise _BrokenAnswer
+        position += count
 
 
-def _died(request: Request, code: int, ready: bool) -> Exception:
+def _death_error(request: Request, code: int, ready: bool) -> Exception:
+    """Return the error for a child that ended with an exit code in the middle of its answer."""
     if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
         return EngineError(
             f"{request.path}: the process that reads it was ended from outside ({signal.Signals(-code).name}); expected it to end by "
@@ -141,18 +150,18 @@ def _died(request: Request, code: int, ready: bool) -> Exception:
             f"the process that reads files from elsewhere did not start (exit code {code}); "
             'see what "python -m distqexp.storage.confined.child" says, and mend the installation'
         )
-    how = {
+    resources = {
         -signal.SIGXCPU: "more time than a file of its size can need",
         -signal.SIGKILL: "too long, or more memory than this machine has",
     }.get(code, f"the library that reads it down ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
-    return FileContentError(f"{request.path}: reading it took {how}; it is damaged or hostile: copy it again")
+    return FileContentError(f"{request.path}: reading it took {resources}; it is damaged or hostile: copy it again")
 
 
 def _environment() -> dict[str, str]:
-    """A plain environment: no launcher's variables (the child is no rank), one thread, no plugins of the HDF5 library."""
+    """Return a plain environment: without a launcher's variables (the child is no rank), one thread, no plugins of HDF5."""
     home = str(Path(__file__).parents[2])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
+    return {name: os.environ[name] for name in _ENVIRONMENT_NAMES if name in os.environ} | {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",

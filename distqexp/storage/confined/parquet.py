@@ -1,6 +1,7 @@
-"""Parquet files of records: can the texts that are wanted be read without harm? Runs in a process with limits.
+"""Checks, in a process with limits, that the texts of a Parquet file of records can be read without harm.
 
-A number takes eight bytes, whatever the file says; a text of a few bytes in the file may unpack to gigabytes.
+Numbers need no check: each takes eight bytes, whatever the file says. A text of a few bytes in the file may unpack to
+gigabytes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from distqexp.errors import FileContentError
 from distqexp.storage.content import Request
 
 LARGEST_TEXTS = 1 << 30
-"""Bytes of one column's texts, unpacked."""
+"""The most bytes of the texts of one column, unpacked."""
 
 
 def check_texts(file: BinaryIO, request: Request) -> None:
-    """Refuse, with FileContentError, a Parquet file whose texts in ``request.columns`` are damaged or unpack to more than a GiB."""
+    """Raise FileContentError for a Parquet file whose texts in ``request.columns`` are damaged or unpack to more than a GiB."""
     try:
-        # As dictionaries, where the file has such: a text that stands in many rows is held once.
+        # Dictionaries of the file stay dictionaries, so that a text that many rows have is stored once.
         parquet = pyarrow.parquet.ParquetFile(file, read_dictionary=list(request.columns))
         for name in request.columns:
             size = 0
             for group in range(parquet.metadata.num_row_groups):
-                found = parquet.read_row_group(group, columns=[name], use_threads=False)
-                size += sum(_bytes(chunk) for column in found.columns for chunk in column.chunks)
+                table = parquet.read_row_group(group, columns=[name], use_threads=False)
+                size += sum(_bytes(chunk) for column in table.columns for chunk in column.chunks)
                 if size > LARGEST_TEXTS:
                     raise FileContentError(
                         f"{request.path}: column {name!r} unpacks to more than a GiB of texts; expected numbers or short texts; "
@@ -42,9 +43,9 @@ def check_texts(file: BinaryIO, request: Request) -> None:
 
 
 def _bytes(chunk: Any) -> int:
-    """Of the values of an array of texts, once they are written out."""
+    """Return the bytes that the texts of an array take once they are written out."""
     if not pyarrow.types.is_dictionary(chunk.type):
         return int(chunk.nbytes)
-    used = chunk.indices.drop_null()
-    sizes = pyarrow.compute.binary_length(chunk.dictionary).cast(pyarrow.int64()).take(used)
+    indices = chunk.indices.drop_null()
+    sizes = pyarrow.compute.binary_length(chunk.dictionary).cast(pyarrow.int64()).take(indices)
     return int(pyarrow.compute.sum(sizes).as_py() or 0)

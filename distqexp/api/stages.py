@@ -1,0 +1,286 @@
+"""The interface: each stage by itself, and all of them together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distqexp.api.paths import StrPath, optional_path
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.artefacts.sums import Quadratic
+from distqexp.config import Config, EngineConfig
+from distqexp.engines import make_engine
+from distqexp.engines.base import Engine
+from distqexp.privacy.ledger import Ledger
+from distqexp.report.progress import Progress, ProgressEvent
+from distqexp.stages.by_hand import (
+    ReleaseOrder,
+    SketchOrder,
+    check_source,
+    export_run,
+    release_round,
+    sketch_shard,
+)
+from distqexp.stages.charging import Charging
+from distqexp.stages.count import UnitCount, release_count
+from distqexp.stages.folder import new_file
+from distqexp.stages.plan import make_plan
+from distqexp.stages.pool import pool_by_hand
+from distqexp.stages.rounds import FitResult, run
+
+
+def fit(
+    config: Config,
+    out: StrPath,
+    *,
+    resume: bool = False,
+    insecure_noise_seed: int | None = None,
+    callback: Callable[[ProgressEvent], None] | None = None,
+    engine: Engine | None = None,
+) -> FitResult | None:
+    """Run all stages, from plan to export, in one folder.
+
+    After a kill at any instant, the same call with ``resume=True`` goes on without a second charge.
+
+    Args:
+        config: The config; ``load_config`` reads one.
+        out: The folder of the run, new or empty unless ``resume`` is set.
+        resume: Whether to go on with the run in ``out``.
+        insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
+        callback: Called in this thread with every progress event; no event holds a private figure.
+        engine: Where the work runs; the engine of the config when None.
+
+    Returns:
+        The plan, the releases, the certificate and the metrics. Under MPI the first rank alone gets them; the others get None.
+
+    Raises:
+        BudgetError: The run doesn't fit what the population has left; nothing was read.
+        DistqexpError: Anything else that ends a run, with one line that says what to do.
+    """
+    folder = Path(out)
+    with engine or make_engine(config.engine, os.environ) as running:
+        rounds, silent = config.mechanism.rounds, not running.is_root
+        public = config.privacy.adjacency.counts_public
+        with Progress(folder, rounds=rounds, counts_public=public, silent=silent, callback=callback) as progress:
+            return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
+
+
+def count(
+    config: Config, epsilon: float, *, ledger: StrPath | None = None, insecure_noise_seed: int | None = None
+) -> UnitCount:
+    """Release a noisy count of the private units, for ``privacy.units`` where no public figure is known.
+
+    Args:
+        config: The config whose private units are counted. The ledger must have a cap for its population.
+        epsilon: The epsilon that the count may cost, at the config's delta.
+        ledger: The ledger's file; the user's own when None.
+        insecure_noise_seed: Seed of the noise, for tests: the count is NOT PRIVATE.
+
+    Returns:
+        The count, the standard deviation of its noise, and what is left for a run. Public, because the count is paid for.
+
+    Raises:
+        BudgetError: The count doesn't fit the cap; no record was read.
+        UsageError: The population has no cap, or the adjacency makes the count public anyway.
+    """
+    charging = Charging(Ledger.open(optional_path(ledger)), insecure_noise_seed)
+    return release_count(config, charging, epsilon)
+
+
+def check(
+    source: Config | StrPath,
+    *,
+    shard: str | None = None,
+    data: StrPath | None = None,
+    labels: StrPath | None = None,
+    blank: StrPath | None = None,
+) -> list[str]:
+    """Say which private records are usable, and why others are not.
+
+    The lines are PRIVATE, and marked so: they are for whoever may see the records, on their own terminal. Writes nothing and charges
+    nothing.
+
+    Args:
+        source: A config, or a plan's file.
+        shard: The one shard to check; all shards of the config when None.
+        data: With a plan, the private records of this site.
+        labels: With a plan, the file of the labels, for the format idx.
+        blank: With a plan, a .npy file of booleans; true blanks that row's slot.
+
+    Returns:
+        Lines for people: columns, rules, counts. Private.
+
+    Raises:
+        FileContentError: A file can't be used at all.
+        UsageError: There is no such shard, or files were named beside a config, which names them itself.
+    """
+    return check_source(
+        source if isinstance(source, Config) else Path(source),
+        shard=shard, data=optional_path(data), labels=optional_path(labels), blank=optional_path(blank),
+    )  # fmt: skip
+
+
+def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:
+    """Fix every rule before a private record is read.
+
+    Args:
+        config: The config. Public data alone are read.
+        out: The plan's file, which must be new.
+        engine: Where the work runs; the engine of the config when None.
+
+    Returns:
+        The plan, on every rank. Public.
+
+    Raises:
+        UsageError: The subspace is larger than the model, the grid would overflow, or public data are missing or useless.
+    """
+    path = new_file(Path(out))
+    with engine or make_engine(config.engine, os.environ) as running:
+        new_plan = make_plan(config, running)
+        running.on_root(lambda: new_plan.write(path))
+        return new_plan
+
+
+def sketch(
+    plan_file: StrPath,
+    data: StrPath | None,
+    out: StrPath,
+    *,
+    release: StrPath | None = None,
+    shard: str | None = None,
+    labels: StrPath | None = None,
+    blank: StrPath | None = None,
+    population: str | None = None,
+    insecure_noise_seed: int | None = None,
+    ledger: StrPath | None = None,
+    callback: Callable[[ProgressEvent], None] | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """At a site: sketch one shard of private records for the plan's first round, or for the round after ``release``.
+
+    Charges the site's own ledger, once for the same records. Interrupted work in ``OUT.parts`` is taken up again.
+
+    Args:
+        plan_file: The plan's file.
+        data: The private records of this site; None for the embedded digits.
+        out: The sketch's file, which must be new; as sensitive as the records (mode 0600).
+        release: The release that this round builds on; None for the first round.
+        shard: The shard's name in the plan; not needed where the plan has one shard, or ``data`` or ``out`` carries its name.
+        labels: The file of the labels, for the format idx.
+        blank: A .npy file of booleans; true blanks that row's slot.
+        population: What this site calls the plan's population; needed once, where its ledger knows other names.
+        insecure_noise_seed: Seed of the test run to take part in. Its releases are NOT PRIVATE and its charges are in books of their
+            own; releases of other test runs are refused.
+        ledger: The ledger's file; the user's own when None.
+        callback: Called in this thread with every progress event; no event holds a private figure.
+        engine: Where the work runs; serial, or MPI under a launcher, when None.
+
+    Raises:
+        BudgetError: The plan's rounds don't fit what this site has left; no record was read.
+        FileContentError: The plan or a release was changed, or a file of records can't be used.
+        RecordsChangedError: The records are no longer those that were opened; nothing is charged.
+    """
+    path = new_file(Path(out))
+    with engine or make_engine(EngineConfig(), os.environ) as running:
+        sketch_shard(
+            SketchOrder(
+                Path(plan_file), optional_path(data), path, release=optional_path(release), shard=shard,
+                labels=optional_path(labels), blank=optional_path(blank),
+                population=population, noise_seed=insecure_noise_seed, ledger=optional_path(ledger), callback=callback,
+            ),
+            running,
+        )  # fmt: skip
+
+
+def pool(plan_file: StrPath, sketches: Sequence[StrPath], out: StrPath) -> Quadratic:
+    """Add the sketches of one round, one for each shard of the plan.
+
+    Args:
+        plan_file: The plan's file.
+        sketches: The sketch files of the round, in any order.
+        out: The file of the pooled sum, which must be new; as sensitive as the records (mode 0600).
+
+    Returns:
+        The pooled sum: int64, as wide as a sketch. Private until noise is added.
+
+    Raises:
+        FileContentError: A shard is missing, double or unfinished, or its sketch is of another round, release or plan.
+    """
+    return pool_by_hand(Path(plan_file), [Path(sketch) for sketch in sketches], Path(out))
+
+
+def release(
+    plan_file: StrPath,
+    quadratic: StrPath,
+    out: StrPath,
+    *,
+    previous: StrPath | None = None,
+    config: Config | None = None,
+    insecure_noise_seed: int | None = None,
+    ledger: StrPath | None = None,
+    keep_quadratic: bool = False,
+    engine: Engine | None = None,
+) -> Release:
+    """At the coordinator: charge the ledger, draw, and store the release of a round.
+
+    Another call with the same pooled sum gives the same release without a second charge. The file of the pooled sum is deleted
+    afterwards.
+
+    Args:
+        plan_file: The plan's file.
+        quadratic: The file of the round's pooled sum.
+        out: The release's file, which must be new.
+        previous: The release of the round before, from the second round on.
+        config: Says where the public data are, for the next round's precision and clip.
+        insecure_noise_seed: Seed of the noise, for tests: the release is NOT PRIVATE, and says so.
+        ledger: The ledger's file; the user's own when None.
+        keep_quadratic: Whether to keep the file of the pooled sum.
+        engine: Where the work runs; serial, or MPI under a launcher, when None.
+
+    Returns:
+        The noisy sums, the new parameters and the next round's state, on every rank. Public.
+
+    Raises:
+        BudgetError: The round doesn't fit what the population has left; nothing was drawn.
+        FileContentError: A file was changed, or is of another plan, round or state.
+    """
+    path = new_file(Path(out))
+    with engine or make_engine(EngineConfig(), os.environ) as running:
+        return release_round(
+            ReleaseOrder(
+                Path(plan_file), Path(quadratic), path, previous=optional_path(previous), config=config, noise_seed=insecure_noise_seed,
+                ledger=optional_path(ledger), keep_quadratic=keep_quadratic,
+            ),
+            running,
+        )  # fmt: skip
+
+
+def export(
+    plan_file: StrPath,
+    releases: Sequence[StrPath],
+    out: StrPath,
+    *,
+    config: Config | None = None,
+    ledger: StrPath | None = None,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Write model.safetensors, model.pt and certificate.json into a folder.
+
+    Args:
+        plan_file: The plan's file.
+        releases: The releases of all rounds, in any order.
+        out: The folder, new or empty.
+        config: Says where the evaluation data are; no metrics when None.
+        ledger: The ledger that the releases were charged to; the user's own when None.
+
+    Returns:
+        The certificate, and the metrics before and after by name. Metrics are not covered by epsilon.
+
+    Raises:
+        FileContentError: The releases don't build on one another, or the ledger has no charge for one.
+        UsageError: A round is missing or double.
+    """
+    paths = [Path(path) for path in releases]
+    return export_run(Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger))

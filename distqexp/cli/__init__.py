@@ -1,0 +1,68 @@
+"""The ``distqexp`` command: one stage at a time, so that a site can run ``sketch`` and nothing else.
+
+Importing this package loads nothing heavy: each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from distqexp.cli import ledger, looking, stages
+from distqexp.errors import NotAvailableYet
+
+__all__ = ["main", "run"]
+
+app = typer.Typer(
+    name="distqexp",
+    help="Fine-tune a pretrained model with differential privacy, stage by stage.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+unavailable = typer.Typer()
+
+
+def _add_unavailable(name: str, help_text: str) -> None:
+    """Add a command that takes any arguments and only says that it is not available yet."""
+
+    @unavailable.command(
+        name,
+        help=help_text,
+        epilog="not available yet",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def command() -> None:
+        raise NotAvailableYet(f"distqexp {name}")
+
+
+_add_unavailable("doctor", "Check this machine (not available yet).")
+_add_unavailable("cost", "Forecast time and memory (not available yet).")
+
+# Help lists the commands in this order.
+for commands in (stages.commands, looking.commands, unavailable):
+    app.add_typer(commands)
+app.add_typer(ledger.commands, name="ledger")
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its code: the entry point of the ``distqexp`` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; ``--debug`` adds the places of a traceback to an error."""
+    from distqexp.engines.base import exit_code, places, reason
+
+    debug = "--debug" in arguments
+    try:
+        code = app(args=[word for word in arguments if word != "--debug"], prog_name="distqexp", standalone_mode=False)
+        return int(code or 0)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a script its exit code
+        if hasattr(error, "format_message"):  # the command line parser's own errors, whichever library it comes from
+            sys.stderr.write(f"distqexp: {' '.join(error.format_message().split())} See --help.\n")
+            return 2
+        if not getattr(error, "reported", False):
+            sys.stderr.write((places(error) if debug else "") + f"distqexp: {reason(error)}\n")
+        return exit_code(error)

@@ -1,0 +1,115 @@
+"""The commands of ``distqexp ledger``: what was spent, and what may be spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distqexp.cli.options import say
+
+if TYPE_CHECKING:
+    from distqexp.privacy.ledger import Ledger, LedgerRow
+
+commands = typer.Typer(help="What was spent, and what may be spent.", rich_markup_mode=None)
+
+
+@commands.command("show", epilog="example: distqexp ledger show --population icu")
+def show(population: Annotated[str | None, typer.Option(help="this population only")] = None) -> None:
+    """Print every charge, what the charges add up to, and the caps."""
+    from distqexp.privacy.ledger import Ledger
+
+    ledger = Ledger.open(create=False)
+    rows = ledger.rows(population)
+    for row in rows:
+        say(_charge_line(row))
+    for name in sorted({row.population for row in rows} | ({population} if population else set())):
+        for line in _population_lines(ledger, name):
+            say(line)
+
+
+def _charge_line(row: LedgerRow) -> str:
+    part = f", part {row.part.number} of {row.part.parts}" if row.part else ""
+    unit = f"unit {row.unit}" if row.unit else "unit unknown"
+    return (
+        f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}, {unit}"
+        + ("" if row.private else f", NOT PRIVATE ({row.universe})")
+    )
+
+
+def _population_lines(ledger: Ledger, name: str) -> Iterator[str]:
+    """What plans call the population where that differs, its cap, and what its charges add up to."""
+    for plan in sorted(plan for plan, own in ledger.local_names().items() if own == name != plan):
+        yield f"{name}: plans call it {plan!r}"
+    cap = ledger.cap(name)
+    capped = cap and cap.line()
+    yield f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}"
+    guarantee = ledger.spent(name)  # seeded test runs protect nobody and are not in it
+    deltas = [cap.delta] if cap else [1e-5, 1e-6]
+    figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
+    pure = f", epsilon {guarantee.pure:.6g} at delta 0" if 0 < guarantee.pure < math.inf else ""
+    yield f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}{pure}"
+
+
+@commands.command(
+    "cap",
+    epilog="example: distqexp ledger cap icu --epsilon 2 --delta 1e-5 --unit pid --records-per-unit 50   (or without the last two)",
+)
+def cap(
+    population: Annotated[str, typer.Argument(help="the name in data.population, or the one that this site gave it")],
+    epsilon: Annotated[float, typer.Option(help="cap on epsilon")],
+    delta: Annotated[float, typer.Option(help="cap on delta")],
+    unit: Annotated[
+        str | None, typer.Option(help="for each of these: the column of the unit ids, or record; as before when absent")
+    ] = None,
+    records_per_unit: Annotated[
+        int | None,
+        typer.Option(
+            help="no unit has more records than this in any data that are charged: plans for single records count for so many"
+        ),
+    ] = None,
+) -> None:
+    """Set the cap of a population. No config can raise it."""
+    from distqexp.privacy.ledger import Ledger
+
+    ledger = Ledger.open()
+    ledger.set_cap(population, epsilon, delta, unit, records_per_unit)
+    stored = ledger.cap(population)
+    if stored is not None:
+        say(f"{population}: {stored.line()}")
+
+
+@commands.command("accept-void", epilog="example: distqexp ledger accept-void void-000.h5")
+def accept_void(
+    file: Annotated[Path, typer.Argument(help="the void file, from the coordinator itself")],
+) -> None:
+    """At a site: take the charge back for a round that the coordinator voided, once."""
+    from distqexp import api
+
+    for row in api.accept_void(file):
+        say(f"{row.id}: {row.population}, {row.key}: mu {row.event.mu:.6g} given back")
+
+
+@commands.command("head", epilog="example: distqexp ledger head")
+def head() -> None:
+    """Print number and hash of the newest entry as one line N:HASH, to note elsewhere."""
+    from distqexp import api
+
+    say(api.ledger_head())
+
+
+@commands.command("verify", epilog="example: distqexp ledger verify   (with a noted head: --head 12:9f2c...)")
+def verify(
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="N:HASH", help="a head that was noted elsewhere; the ledger must hold that entry"),
+    ] = None,
+) -> None:
+    """Check the hash chain, and that the ledger still holds a noted head."""
+    from distqexp import api
+
+    api.ledger_verify(head)
+    say("ledger: the hash chain holds" + (f", and holds the noted head {head.strip()}" if head else ""))

@@ -1,0 +1,98 @@
+"""The commands beside the stages, which charge nothing: inspect, verify, tune, audit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distqexp.cli.options import AsJson, ConfigPath, Overrides, Seed, say
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="example: distqexp inspect plan.h5")
+def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> None:
+    """Tell a person what a file is. Of private files the header only."""
+    from distqexp.storage.inspect import describe
+
+    say(describe(file))
+
+
+@commands.command(epilog="example: distqexp verify runs/digits   (or: distqexp verify model plan.h5 release-000.h5)")
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")],
+) -> None:
+    """Check checksums and identities, every figure of plan and releases, and a certificate against them, its model and the ledger."""
+    from distqexp.stages.verify import verify_paths
+
+    say(*verify_paths(paths))
+
+
+@commands.command(epilog="example: distqexp tune configs/digits.toml --out runs/tuned --epsilon 1 --epsilon 4")
+def tune(
+    out: Annotated[
+        Path, typer.Option(help="the folder of tuned-epsE.toml, trials.csv and tune.png; goes on with an old one")
+    ],
+    config: ConfigPath = None,
+    epsilon: Annotated[list[float] | None, typer.Option(help="target; the config's own when absent")] = None,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(help="settings to try, instead of tune.trials")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose hyperparameters on public records that play the private ones. Opens no private file, charges nothing."""
+    from distqexp.tuning import tune as tune_config
+
+    choices = tune_config(config, out, epsilon or [], overrides or [], trials)
+    for choice in choices:
+        say(*choice.lines)
+    if as_json:
+        summaries = {f"{choice.epsilon:g}": choice.summary() for choice in choices}
+        say(json.dumps({"out": str(out), "epsilons": summaries}, sort_keys=True))
+
+
+@commands.command(
+    epilog="example: distqexp audit plan.h5 --out runs/audit   (a whole run: configs/digits.toml --canaries 400 --out runs/audit)"
+)
+def audit(
+    out: Annotated[Path, typer.Option(help="the folder of the findings: a JSON file and a plot")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="plan.h5; with --canaries a TOML config, the embedded digits task when absent"),
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="releases of each round on either of two datasets; 100000 when absent")
+    ] = None,
+    canaries: Annotated[
+        int | None, typer.Option(help="audit one whole run with so many made-up records among public ones")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    insecure_noise_seed: Seed = None,
+) -> None:
+    """Draw many releases of a plan's mechanism, or make one run with canaries, and see whether they tell more than claimed.
+
+    No private record is read and nothing is charged. Exit 1 where the claim is wrong.
+    """
+    from distqexp import api
+    from distqexp.errors import UsageError
+
+    if canaries is None and (source is None or overrides or insecure_noise_seed is not None):
+        raise UsageError(
+            "audit: a plan file alone, or --canaries N and a config, --set and --insecure-noise-seed with it"
+        )
+    if canaries is not None and draws is not None:
+        raise UsageError("--draws: found with --canaries, which makes one run; expected one of the two")
+    findings: api.Audit | api.RunAudit
+    if canaries is not None:
+        config = api.load_config(source, overrides or [])
+        findings = api.audit_run(config, canaries, out, insecure_noise_seed=insecure_noise_seed)
+    elif source is not None:
+        findings = api.audit(source, out, draws=100_000 if draws is None else draws)
+    say(*findings.lines())
+    if as_json:
+        say(json.dumps(findings.tree(), sort_keys=True))
+    if not findings.holds:
+        raise typer.Exit(1)

@@ -1,0 +1,194 @@
+"""The stages as commands: what a coordinator or a site runs, one file after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, say
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="example: distqexp plan configs/icu.toml --out plan.h5")
+def plan(
+    out: Annotated[Path, typer.Option(help="the plan file to write")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fix every rule from public data, print the accuracy forecast and what a rank will need."""
+    from distqexp import api
+    from distqexp.stages.plan import describe_plan
+
+    say(*describe_plan(api.plan(api.load_config(config, overrides or []), out)))
+
+
+@commands.command(
+    epilog="example: distqexp check configs/icu.toml   (at a site: distqexp check plan.h5 --data north.csv --shard north)"
+)
+def check(
+    source: Annotated[
+        Path | None, typer.Argument(help="TOML config, or plan.h5; the embedded digits task when absent")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="this shard alone")] = None,
+    data: Annotated[Path | None, typer.Option(help="with a plan: the private records of this site")] = None,
+    labels: Annotated[Path | None, typer.Option(help="with a plan: file of the labels, for idx")] = None,
+    blank: Annotated[Path | None, typer.Option(help="with a plan: .npy file of booleans")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """For whoever may see the private records: which are usable, and why others are not. What it prints is PRIVATE.
+
+    Writes no file and charges nothing. No other command tells of a bad record: it contributes nothing, as if it were blank.
+    """
+    from distqexp import api
+    from distqexp.errors import UsageError
+
+    if source is not None and source.suffix == ".h5":
+        if overrides:
+            raise UsageError("--set: found with a plan, whose config is fixed; expected it with a config")
+        say(*api.check(source, shard=shard, data=data, labels=labels, blank=blank))
+        return
+    config = api.load_config(source, overrides or [])
+    say(*api.check(config, shard=shard, data=data, labels=labels, blank=blank))
+
+
+@commands.command(epilog="example: distqexp count configs/icu.toml --epsilon 0.05")
+def count(
+    epsilon: Annotated[float, typer.Option(help="what the count may cost, at the config's delta")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    insecure_noise_seed: Seed = None,
+) -> None:
+    """Release a noisy count of the private units, for privacy.units where no public figure is known."""
+    from distqexp import api
+
+    unit_count = api.count(api.load_config(config, overrides or []), epsilon, insecure_noise_seed=insecure_noise_seed)
+    say(*unit_count.lines())
+    if as_json:
+        say(json.dumps(unit_count.tree(), sort_keys=True))
+
+
+@commands.command(
+    epilog="example: distqexp sketch plan.h5 --data ccu.csv --out ccu.h5   (next round: --release release-000.h5; patients whose "
+    "budget has another name here: --population icu)"
+)
+def sketch(
+    plan: PlanPath,
+    out: Annotated[Path, typer.Option(help="the sketch file to write; as sensitive as the records")],
+    data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
+    release: Annotated[Path | None, typer.Option(help="the release that this round builds on")] = None,
+    shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx")] = None,
+    blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+    population: Annotated[
+        str | None,
+        typer.Option(
+            help="what this site calls the plan's population; needed once, where its ledger knows other names"
+        ),
+    ] = None,
+    insecure_noise_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--insecure-noise-seed",
+            metavar="N",
+            help="take part in the test run of this seed, whose releases are NOT PRIVATE",
+        ),
+    ] = None,
+) -> None:
+    """At a site: sketch its own private records and charge its own ledger."""
+    from distqexp import api
+
+    api.sketch(
+        plan,
+        data,
+        out,
+        release=release,
+        shard=shard,
+        labels=labels,
+        blank=blank,
+        population=population,
+        insecure_noise_seed=insecure_noise_seed,
+    )
+
+
+@commands.command(epilog="example: distqexp pool plan.h5 ccu.h5 csru.h5 --out quadratic-000.h5")
+def pool(
+    plan: PlanPath,
+    sketches: Annotated[list[Path], typer.Argument(help="sketch files of one round: exactly the plan's shards")],
+    out: Annotated[Path, typer.Option(help="the pooled quadratic to write; as sensitive as the records")],
+) -> None:
+    """At the curator: add the sites' integer sketches."""
+    from distqexp.stages.pool import pool_by_hand  # not distqexp.api: this command needs no torch
+
+    pool_by_hand(plan, sketches, out)
+
+
+@commands.command(
+    epilog="example: distqexp release plan.h5 quadratic-000.h5 --config configs/icu.toml --out release-000.h5"
+)
+def release(
+    plan: PlanPath,
+    quadratic: Annotated[Path, typer.Argument(help="the pooled quadratic of the round; deleted afterwards")],
+    out: Annotated[Path, typer.Option(help="the release file to write")],
+    previous: Annotated[Path | None, typer.Option(help="the release before, from the second round on")] = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    keep_quadratic: Annotated[bool, typer.Option("--keep-quadratic", help="don't delete the quadratic file")] = False,
+    insecure_noise_seed: Seed = None,
+) -> None:
+    """At the curator: charge the ledger, draw the sample, store the release and the next round's state."""
+    from distqexp import api
+    from distqexp.artefacts.plan import Plan
+    from distqexp.artefacts.release import diagnostics_of
+
+    stored = api.release(
+        plan,
+        quadratic,
+        out,
+        previous=previous,
+        config=api.load_config(config, overrides or []) if config else None,
+        insecure_noise_seed=insecure_noise_seed,
+        keep_quadratic=keep_quadratic,
+    )
+    diagnostics = diagnostics_of(Plan.read(plan), stored)
+    if diagnostics is not None:
+        say(f"round {stored.round + 1}: {diagnostics.line()} (released: paid for)")
+
+
+@commands.command(epilog="example: distqexp void plan.h5 --out void-000.h5   (a later round: --release release-000.h5)")
+def void(
+    plan: PlanPath,
+    out: Annotated[Path, typer.Option(help="the void file to write; public")],
+    release: Annotated[Path | None, typer.Option(help="the release that the void round builds on")] = None,
+) -> None:
+    """At the coordinator: give up, for ever, a round that was never drawn, so that the sites can take their charge back."""
+    from distqexp import api
+
+    stored = api.void(plan, out, release=release)
+    say(
+        f"round {stored.round} of plan {stored.plan_id[:16]} is void: it is never released (ledger entry {stored.entry.number})",
+        f"{out}: for each site that sketched it: distqexp ledger accept-void; it is not signed yet, hand it on by a way they trust",
+    )
+
+
+@commands.command(epilog="example: distqexp export plan.h5 release-000.h5 --config configs/icu.toml --out model")
+def export(
+    plan: PlanPath,
+    releases: Annotated[list[Path], typer.Argument(help="the releases of all rounds")],
+    out: Annotated[Path, typer.Option(help="the folder to write: weights and certificate")],
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the weights and the certificate; with --config, print metrics before and after."""
+    from distqexp import api
+
+    certificate, metrics = api.export(
+        plan, releases, out, config=api.load_config(config, overrides or []) if config else None
+    )
+    say(certificate["statement"])
+    if config:
+        say(json.dumps(metrics, sort_keys=True))

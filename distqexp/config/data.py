@@ -1,0 +1,142 @@
+"""[data]: the public and the private records. The config of a source is public, whatever its records are."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from distqexp.config.rules import Need, Rule, field_needs, key
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """[data.*.columns]: the roles of the columns of a table, or of the arrays of an HDF5 file."""
+
+    target: str | None = key("column or HDF5 dataset of the label", default=None)
+    features: tuple[str, ...] | None = key(
+        "feature columns or one HDF5 dataset; all the others when absent", default=None
+    )
+    exclude: tuple[str, ...] = key("columns that are never features", default=())
+    missing_flag_above: float | None = key(
+        "add a 0/1 missingness column for features missing in more than this share of the public rows",
+        Rule("a share, 0 or more and below 1", lambda value: 0 <= value < 1),
+        default=None,
+    )
+    standardise: bool = key("centre and scale features by public moments", default=True)
+    winsorise_above: float | None = key(
+        "cut standardised features off at so many public standard deviations above and below the public mean",
+        default=None,
+    )
+    constant: bool = key("append a column of ones", default=False)
+    tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
+    mask: str | None = key(
+        "hdf5 tokens: dataset (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None
+    )
+
+    def needs(self, where: str, format: str) -> Iterator[Need]:
+        """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
+        tabular = format in ("csv", "parquet", "hdf5")
+        yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
+        yield Need(not self.tokens or format == "hdf5", f"{where}.tokens", True, "format = hdf5")
+        yield Need(self.mask is None or self.tokens, f"{where}.mask", self.mask, "columns.tokens = true with it")
+        extra = self.constant or self.missing_flag_above is not None
+        yield Need(
+            not (self.tokens and extra), f"{where}.tokens", True, "neither constant nor missing_flag_above with it"
+        )
+        yield from field_needs(where, self)
+        bound = self.winsorise_above
+        yield Need(
+            bound is None or (bound > 0 and math.isfinite(bound) and self.standardise),
+            f"{where}.winsorise_above", bound, "a finite number above 0, and standardise = true",
+        )  # fmt: skip
+        yield Need(bound is None or not self.tokens, f"{where}.tokens", True, "no winsorise_above with it")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """[data.public], [data.private] and [data.eval]: one source of records each."""
+
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5"] = key("the reader")
+    path: str | None = key("file; ${NAME} is an environment variable; relative to the config file", default=None)
+    labels: str | None = key("file of the labels, for idx", default=None)
+    rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
+    where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"', default=None)
+    rotate: float = key(
+        "rotate images by so many degrees, counter-clockwise", Rule("degrees", math.isfinite), default=0.0
+    )
+    columns: ColumnsConfig = key("roles of the columns", default_factory=ColumnsConfig)
+    unit: str | None = key(
+        "column or array of the privacy unit's id; when absent, every record is a unit of its own", default=None
+    )
+    shard: str | None = key("name of the shard; the plan expects each name exactly once", default=None)
+    blank: str | None = key(
+        ".npy file of booleans, one for each row of the file; true blanks that record's slot", default=None
+    )
+
+    @property
+    def unit_name(self) -> str:
+        """The column of the unit's id, or "record" where every record is a unit of its own."""
+        return "record" if self.unit is None else self.unit
+
+    def needs(self, where: str) -> Iterator[Need]:
+        """Yield what the keys of one source must be. ``where`` names the section."""
+        for first, last in self.rows or ():
+            yield Need(0 <= first < last, f"{where}.rows", [first, last], "0 <= first < last")
+        yield from field_needs(where, self)
+        yield from self.columns.needs(f"{where}.columns", self.format)
+
+
+@dataclass(frozen=True)
+class AllDataConfig:
+    """[data]: all sources of records."""
+
+    private: tuple[DataConfig, ...] = key("the sensitive records: a table, or an array of tables (one for each shard)")
+    population: str = key(
+        "name under which the ledger keeps the budget", Rule("a name", lambda value: bool(value.strip()))
+    )
+    public: DataConfig | None = key("public records: pretraining, curvature, clip quantile", default=None)
+    record_shape: tuple[int, ...] | None = key(
+        "shape of a record, where no data.public shows it: [28, 28] for idx, [3, 32, 32] or tokens [128] for hdf5",
+        Rule("sizes of 1 or more", lambda value: bool(value) and min(value) >= 1),
+        default=None,
+    )
+    eval: DataConfig | None = key("records that metrics are computed on", default=None)
+    eval_private: bool = key("whether data.eval is private: its metrics are then marked as not covered", default=False)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The names of the expected shards, in order."""
+        return tuple(data.shard or "all" for data in self.private)
+
+    def needs(self) -> Iterator[Need]:
+        """Yield what the keys must be, by themselves and together."""
+        names = self.shards
+        yield Need(len(self.private) > 0, "data.private", "no shard", "at least one table")
+        yield Need(len(set(names)) == len(names), "data.private.shard", list(names), "a different name for every shard")
+        for name in names:
+            plain = name.replace("-", "").replace("_", "").isalnum()
+            yield Need(plain, "data.private.shard", name, "letters, digits, - and _ only")
+        for where, data in (("data.public", self.public), ("data.eval", self.eval)):
+            if data is not None:
+                yield from data.needs(where)
+        for data in self.private:
+            yield from data.needs("data.private")
+            yield Need(
+                data.unit is None or (data.unit != "record" and bool(data.unit.strip())),
+                "data.private.unit", data.unit, "another name of a column: record is the ledger's word for records that are units of "
+                "their own; rename the column, or leave the key out",
+            )  # fmt: skip
+        yield Need(
+            len({data.unit is None for data in self.private}) == 1,
+            "data.private.unit", [data.unit for data in self.private], "a column in every shard or in none: a run protects one kind "
+            "of unit",
+        )  # fmt: skip
+        yield from field_needs("data", self)
+        normal = unicodedata.normalize("NFC", self.population).strip()
+        yield Need(
+            self.population == normal,
+            "data.population", self.population, f"{normal!r}: no blanks around it, Unicode form NFC",
+        )  # fmt: skip

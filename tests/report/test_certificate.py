@@ -1,0 +1,90 @@
+"""The certificate holds every field of its contract, and says loudly when there is no privacy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distqexp.report.certificate import Certificate, certificate_bytes, write_certificate
+
+
+def certificate(**changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "epsilon": 0.99,
+        "delta": 1e-5,
+        "mu": 0.27,
+        "rho": 0.036,
+        "adjacency": "zero-out",
+        "unit": "one record",
+        "units": 800,
+        "pure_epsilon": None,
+        "rounds": [{"round": 0, "mu": 0.27, "clip": 1.0, "temperature": 13.7, "sigma": 65536, "grid_step": 2**-14}],
+        "parts": 1,
+        "micro_batch": None,
+        "noise": "discrete",
+        "arithmetic": "exact integer",
+        "mechanism": "exponential mechanism, beta = 0, infinite trust radius",
+        "subspace": {"kind": "srht", "k": 100, "d": 650, "seed": 7},
+        "precision": {"kind": "dense", "source": "public", "damping": 0.1},
+        "plan_id": "ab" * 32,
+        "ledger": {"entry": 4, "hash": "cd" * 32},
+        "model_sha256": "ef" * 32,
+        "versions": {"distqexp": "0.2.0"},
+    }
+    return Certificate(**(fields | changes)).tree()
+
+
+def test_every_field_of_the_contract() -> None:
+    tree = certificate()
+    assert {
+        "epsilon", "delta", "mu", "rho", "adjacency", "unit", "units", "rounds", "parts", "noise", "mechanism",
+        "subspace", "precision", "plan_id", "ledger", "model_sha256", "versions", "not_covered",
+    } <= tree.keys()  # fmt: skip
+    assert tree["private"] is True
+    assert tree["statement"].startswith("The released parameters are (0.99, 1e-05)-")
+    covered = " ".join(tree["not_covered"])
+    assert all(word in covered for word in ("evaluation metrics", "timing", "counts", "m times mu"))
+
+
+def test_a_seeded_run_is_not_private() -> None:
+    tree = certificate(noise_seed=3)
+    assert tree["private"] is False
+    assert tree["statement"].startswith("NOT PRIVATE")
+    assert tree["noise_seed"] == 3
+    assert b"NOT PRIVATE" in certificate_bytes(tree)
+
+
+def test_idealised_arithmetic_and_private_evaluation_are_said() -> None:
+    tree = certificate(arithmetic="idealised float64", evaluation_private=True, adjacency="add-remove", rho=None)
+    covered = " ".join(tree["not_covered"])
+    assert "rounding errors" in covered
+    assert "private records" in covered
+    assert "none is released" in covered
+    assert "rounding errors" not in " ".join(certificate()["not_covered"])
+
+
+def test_what_is_drawn_is_on_the_grid_and_its_slack_is_said() -> None:
+    exact, rounded, point = (
+        certificate(noise=noise, sampler_slack=slack)["noise"]
+        for noise, slack in (("discrete", 0.0), ("gaussian", 0.0), ("gaussian", 3e-9))
+    )
+    assert all(noise["rounded_to_grid"] is True for noise in (exact, rounded, point))
+    assert [noise["sampler_slack"] for noise in (exact, rounded, point)] == [0.0, 0.0, 3e-9]
+    assert "exactly" in exact["meaning"]
+    assert "rounded to whole grid steps, exactly" in rounded["meaning"]
+    assert "of ideal arithmetic" in point["meaning"]
+    assert "don't include" in point["meaning"]
+
+
+def test_the_file_is_sorted_json_with_exact_floats(tmp_path: Path) -> None:
+    path = tmp_path / "certificate.json"
+    write_certificate(path, certificate(epsilon=0.1 + 0.2))
+    text = path.read_text()
+    assert json.loads(text)["epsilon"] == 0.1 + 0.2
+    assert list(json.loads(text)) == sorted(json.loads(text))
+    assert text.endswith("}\n")
+    with pytest.raises(ValueError, match="JSON"):
+        certificate_bytes(certificate(mu=float("nan")))

@@ -1,0 +1,95 @@
+"""The configs of configs/mnist at their real size. Fewer noise draws than scripts/frontier.py, to save time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fitted_tasks import CONFIGS, fitted
+
+from distqexp.api import load_config
+from distqexp.config import Config
+
+ALL = {"k_in": 1024, "k_out": 1024}
+
+
+def mnist(
+    name: str,
+    start: Path,
+    *,
+    folder: str = "mnist",
+    precision: dict[str, Any] | None = None,
+    subspace: dict[str, Any] | None = None,
+    **mechanism: Any,
+) -> Config:
+    config = load_config(CONFIGS / folder / f"tuned-{name}.toml")
+    return replace(
+        config,
+        model=replace(config.model, weights=str(start), pretrain=None),
+        precision=replace(config.precision, **precision or {}),
+        subspace=replace(config.subspace, **subspace or {}),
+        mechanism=replace(config.mechanism, **mechanism),
+    )
+
+
+def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
+    results = [fitted(config, folder / f"{seed}", seed) for seed in range(seeds)]
+    assert all(result.certificate["epsilon"] <= config.privacy.epsilon for result in results)
+    assert all(result.certificate["sums"]["rounded"] == "per micro-batch" for result in results)
+    return float(np.mean([result.metrics["after"]["accuracy"] for result in results]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "accuracy"), [("eps0.5", 0.93), ("eps8", 0.963)])
+def test_twenty_passes(name: str, accuracy: float, mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist(name, mnist_start)
+    assert config.mechanism.passes <= 20
+    assert mean_accuracy(config, tmp_path, 1) >= accuracy
+
+
+@pytest.mark.slow
+def test_views_of_the_private_images(mnist_start: Path, tmp_path: Path) -> None:
+    """Half the rounds of the config, to save time."""
+    config = mnist("eps1", mnist_start, folder="mnist-views", rounds=10, final_step=None, warmup=1)
+    assert config.augment.views == 4
+    assert mean_accuracy(config, tmp_path, 1) >= 0.945
+
+
+@pytest.mark.slow
+def test_two_passes_in_parts(mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", mnist_start, folder="mnist-fast")
+    assert config.mechanism.passes == 2
+    assert mean_accuracy(config, tmp_path, 2) >= 0.925
+
+
+@pytest.mark.slow
+def test_ten_passes(mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist("eps1", mnist_start, rounds=10, final_step=None, warmup=1, precision={"samples": 2000})
+    assert mean_accuracy(config, tmp_path, 1) >= 0.94
+
+
+@pytest.mark.slow
+def test_one_round(mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist(
+        "eps1",
+        mnist_start,
+        rounds=1,
+        step=4.0,
+        final_step=None,
+        warmup=0,
+        momentum=0.0,
+        precision={"damping": 0.05},
+        subspace=ALL,
+    )
+    assert mean_accuracy(config, tmp_path, 2) >= 0.80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "accuracy"), [("eps1", 0.90), ("eps8", 0.92)])
+def test_one_pass_in_parts(name: str, accuracy: float, mnist_start: Path, tmp_path: Path) -> None:
+    config = mnist(name, mnist_start, folder="mnist-one-pass")
+    assert config.mechanism.passes == 1
+    assert mean_accuracy(config, tmp_path, 2) >= accuracy
