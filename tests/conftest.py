@@ -28,8 +28,8 @@ from distqexp.tuning.rehearsal import only_pretrained
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of tests that run alone come first, then those that start processes: the others share the workers to the end."""
-    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("alone", "process")])
+    """Files of tests that run alone come first, then those that start processes, then slow ones: short ones fill the end."""
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("alone", "process", "slow")])
 
 
 @pytest.hookimpl(tryfirst=True)
