@@ -90,7 +90,8 @@ def test_tokens_out_of_range_are_refused_without_their_value(tmp_path: Path, tok
         FileContentError, match=r"'ids': a token is out of range; expected whole numbers from 0 to 19"
     ) as e:
         dataset.read([2, 3])
-    assert str(token) not in str(e.value).replace(f"0 to {VOCABULARY - 1}", "")
+    said = str(e.value).replace(str(tmp_path), "").replace(f"0 to {VOCABULARY - 1}", "")
+    assert str(token) not in said
 
 
 def test_huge_unsigned_tokens_do_not_wrap(tmp_path: Path) -> None:
