@@ -8,15 +8,14 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from command_server import commands
-from consortium import ROUNDS, SEED, SHARDS, Consortium, gather
+from consortium import ROUNDS, SEED, SHARDS, four_sites
 from fit_harness import fit_arguments, pooled, released
 from mpi_harness import run_environ
-from run_harness import Commands, table_source, table_tree, write_table
+from run_harness import Commands
 from same_bytes import PARTS
 
 from distqexp import fit
@@ -87,26 +86,12 @@ def test_a_killed_run_goes_on_with_its_part(where: str, tmp_path: Path, serial: 
     assert [(row.state, row.part) for row in rows] == [("committed", Part(r % 2, 2)) for r in range(4)]
 
 
-def consortium_of(
-    root: Path, adjacency: str, run: Commands, patch: pytest.MonkeyPatch, mechanism: dict[str, Any]
-) -> Consortium:
-    tree = table_tree(data={"eval": table_source("eval.csv")}, privacy={"adjacency": adjacency})
-    tree["mechanism"] = {"clip_quantile": 0.8} | mechanism
-    tree["data"]["private"] = [table_source(f"../{shard}/{shard}.csv", unit=True, shard=shard) for shard in SHARDS]
-    found = gather(root, tree, SHARDS, run, patch)
-    write_table(found.curator / "public.csv", 1, 80)
-    write_table(found.curator / "eval.csv", 2, 40)
-    for number, shard in enumerate(SHARDS):
-        write_table(found.site(shard) / f"{shard}.csv", 10 + number, 12 + 7 * number, records=4, shift=0.3)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("adjacency", ["zero-out", "add-remove"])
 def test_sites_with_files_are_one_run(
     adjacency: str, tmp_path: Path, run: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = consortium_of(tmp_path, adjacency, run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS})
+    found = four_sites(tmp_path, run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS}, adjacency)
     found.all_rounds(own_processes=0)
     found.check_against(found.as_one_run())
     for folder in (found.curator, *(found.site(shard) for shard in SHARDS)):
@@ -127,7 +112,7 @@ def test_sites_with_files_are_one_run(
 def test_a_site_whose_table_changed_pays_for_everybody(
     tmp_path: Path, run: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = consortium_of(tmp_path, "zero-out", run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS})
+    found = four_sites(tmp_path, run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS})
     found.plan()
     found.pool(0, [found.sketch(shard, 0) for shard in SHARDS])
     found.release(0)
@@ -148,7 +133,7 @@ def test_a_site_whose_table_changed_pays_for_everybody(
 
 def test_a_site_cannot_finish_in_another_part(tmp_path: Path, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """The part is that of the release: files of two rounds don't go together."""
-    found = consortium_of(tmp_path, "zero-out", run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS})
+    found = four_sites(tmp_path, run, monkeypatch, {"rounds": ROUNDS, "parts": ROUNDS})
     found.plan()
     first = [found.sketch(shard, 0) for shard in SHARDS]
     found.pool(0, first)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_harness import to_toml
 from small_runs import context_of, plan_of, unit_integers, with_blank
 from token_files import LENGTH, MODELS, VOCABULARY, factory, random_tokens, token_config, write_tokens
 from torch import nn
@@ -278,7 +279,7 @@ def test_a_whole_run(tmp_path: Path, name: str) -> None:
     if "Image" in name:
         rows = {"private": [[0, 30]], "public": [[30, 50]], "eval": [[50, 90]]}
         tree["data"] |= {part: {"format": "digits", "rows": found} for part, found in rows.items()}
-    (tmp_path / "run.toml").write_text(_toml(tree), "utf-8")
+    (tmp_path / "run.toml").write_text(to_toml(tree), "utf-8")
     out = tmp_path / "out"
     assert fit.main([str(tmp_path / "run.toml"), "--out", str(out), "--insecure-noise-seed", "1"]) == 0
     certificate = json.loads((out / "certificate.json").read_text("utf-8"))
@@ -287,16 +288,3 @@ def test_a_whole_run(tmp_path: Path, name: str) -> None:
     network = Network(_model(name))
     load_weights(network, out / "model.safetensors")
     assert bool(np.isfinite(network.theta()).all())
-
-
-def _toml(tree: dict[str, Any]) -> str:
-    """A nested mapping as TOML: tables inline."""
-
-    def value(item: Any) -> str:
-        if isinstance(item, dict):
-            return "{" + ", ".join(f"{name} = {value(part)}" for name, part in item.items()) + "}"
-        if isinstance(item, list | tuple):
-            return "[" + ", ".join(value(part) for part in item) + "]"
-        return json.dumps(item)
-
-    return "\n".join(f"{name} = {value(part)}" for name, part in tree.items()) + "\n"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_harness import to_toml
 from scipy import stats
 from small_runs import make_config, plan_of, random_table
 from token_files import LENGTH, VOCABULARY, factory, token_config, write_tokens
@@ -131,14 +132,8 @@ GEOMETRIES = [
 
 def _write(folder: Path, tree: dict[str, Any]) -> Path:
     path = folder / "run.toml"
-    path.write_text("\n".join(f"{name} = {_toml(part)}" for name, part in tree.items()) + "\n", "utf-8")
+    path.write_text(to_toml(tree), "utf-8")
     return path
-
-
-def _toml(item: Any) -> str:
-    if isinstance(item, dict):
-        return "{" + ", ".join(f"{name} = {_toml(part)}" for name, part in item.items()) + "}"
-    return "[" + ", ".join(map(_toml, item)) + "]" if isinstance(item, list) else json.dumps(item)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_harness import Commands, run_process, to_toml
+from run_harness import Commands, run_process, table_source, table_tree, to_toml, write_table
 
 from distqexp.privacy.ledger import Ledger
 from distqexp.storage.hdf5 import read_file
@@ -136,3 +136,18 @@ def gather(
         (root / folder / "books").mkdir(parents=True)
     (root / "curator" / "task.toml").write_text(to_toml(tree), "utf-8")
     return Consortium(root, shards, run, patch)
+
+
+def four_sites(
+    root: Path, run: Commands, patch: pytest.MonkeyPatch, mechanism: Mapping[str, Any], adjacency: str = "zero-out"
+) -> Consortium:
+    """Four sites of generated patients with one to four records each, and a curator with public and evaluation data."""
+    tree = table_tree(data={"eval": table_source("eval.csv")}, privacy={"adjacency": adjacency})
+    tree["mechanism"] = {"clip_quantile": 0.8, **mechanism}
+    tree["data"]["private"] = [table_source(f"../{shard}/{shard}.csv", unit=True, shard=shard) for shard in SHARDS]
+    sites = gather(root, tree, SHARDS, run, patch)
+    write_table(sites.curator / "public.csv", 1, 80)
+    write_table(sites.curator / "eval.csv", 2, 40)
+    for number, shard in enumerate(SHARDS):
+        write_table(sites.site(shard) / f"{shard}.csv", 10 + number, 12 + 7 * number, records=4, shift=0.3)
+    return sites
