@@ -15,7 +15,7 @@ from distqexp.errors import UsageError
 from distqexp.kinds import Noise
 from distqexp.mechanism.diagnostics import SUMS
 from distqexp.mechanism.factor_grid import RESOLUTION, FactorGrid, choose_factor_grid
-from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball
+from distqexp.mechanism.forecast import excess_bound, expected_excess, expected_excess_in_ball, sampling_excess
 from distqexp.mechanism.grid import (
     LARGEST_CLIP_INTEGER,
     Grid,
@@ -27,7 +27,15 @@ from distqexp.mechanism.grid import (
     with_pure_noise,
 )
 from distqexp.mechanism.rounding_slack import BatchSums
-from distqexp.privacy.calibration import Calibration, calibrate, calibrate_pure, sigma_minimum
+from distqexp.privacy.calibration import (
+    FAILURE_SHARE,
+    Calibration,
+    Sampling,
+    calibrate,
+    calibrate_pure,
+    sigma_minimum,
+)
+from distqexp.privacy.sampled import joint_rate
 
 
 def coordinates_of(config: Config, k: int) -> int:
@@ -35,17 +43,33 @@ def coordinates_of(config: Config, k: int) -> int:
     return k + SUMS if config.diagnostics.share else k
 
 
-def derived_calibration(config: Config, k: int) -> Calibration:
-    """Calibrate the noise of the config's rounds, each of ``k`` coordinates."""
+def derived_calibration(config: Config, k: int, guess: float | None = None) -> Calibration:
+    """Calibrate the noise of the config's rounds, each of ``k`` coordinates.
+
+    ``guess`` is where to look first for the mu of a sampled round; the result is the same without it.
+    """
     privacy, mechanism = config.privacy, config.mechanism
-    return _calibration(privacy.epsilon, privacy.delta, mechanism.passes, coordinates_of(config, k), mechanism.noise)
+    # A unit at several shards has a coin at each.
+    rate = joint_rate(mechanism.sampling, privacy.presence)
+    sampling = Sampling(rate, guess if mechanism.sampled else None)
+    coordinates = coordinates_of(config, k)
+    return _calibration(privacy.epsilon, privacy.delta, mechanism.passes, coordinates, mechanism.noise, sampling)
+
+
+def sample_failure(config: Config) -> float:
+    """Return the chance, in one round and shard, that a sample needs more work than is set aside for it; 0 without samples."""
+    if not config.mechanism.sampled:
+        return 0.0
+    return FAILURE_SHARE * config.privacy.delta / config.mechanism.rounds / len(config.shards)
 
 
 @functools.lru_cache(64)  # Checking a chain of files asks for the same calibration again and again.
-def _calibration(epsilon: float, delta: float, rounds: int, coordinates: int, noise: Noise) -> Calibration:
+def _calibration(
+    epsilon: float, delta: float, rounds: int, coordinates: int, noise: Noise, sampling: Sampling
+) -> Calibration:
     if delta == 0:
         return calibrate_pure(epsilon=epsilon, rounds=rounds, k=coordinates)
-    return calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise)
+    return calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise, sampling=sampling)
 
 
 def derived_grid(config: Config, calibration: Calibration, clip: float, k: int) -> Grid:
@@ -93,11 +117,15 @@ def derived_forecast(config: Config, grid: Grid, k: int) -> dict[str, float]:
     if config.mechanism.trust_radius is not None:
         return {"expected": expected_excess_in_ball(temperature, k)}
     failure = 1e-3
-    return {
+    forecast = {
         "expected": expected_excess(temperature, k),
         "bound": excess_bound(temperature, k, failure),
         "failure_probability": failure,
     }
+    if not config.mechanism.sampled:
+        return forecast
+    clip = grid.clip_integer * grid.step
+    return forecast | {"sampling": sampling_excess(clip, config.privacy.units, config.mechanism.sampling)}
 
 
 def _grid(config: Config, calibration: Calibration, clip: float, k: int, batches: BatchSums | None) -> Grid:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from distqexp.arrays import Arrays
-from distqexp.artefacts.derived import coordinates_of
+from distqexp.artefacts.derived import coordinates_of, sample_failure
 from distqexp.artefacts.recomputed import check_plan
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState, under
@@ -25,6 +25,7 @@ from distqexp.privacy.calibration import Calibration
 from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Part
 from distqexp.privacy.pure import pure_epsilon
+from distqexp.privacy.sampled import joint_rate
 from distqexp.problem.schema import Schema
 from distqexp.storage.canonical import plan_identity
 from distqexp.storage.hdf5 import read_file, write_file
@@ -83,7 +84,11 @@ class Plan:
         trust_radius, discrete = self.config.mechanism.trust_radius, self.config.mechanism.noise == Noise.DISCRETE
         if trust_radius is None:
             return GaussianRelease(
-                mu=grid.mu, coordinates=self.coordinates, sigma=float(grid.sigma) if discrete else None
+                mu=grid.mu,
+                coordinates=self.coordinates,
+                sigma=float(grid.sigma) if discrete else None,
+                sampling=joint_rate(self.config.mechanism.sampling, self.config.privacy.presence),
+                failure=sample_failure(self.config) * len(self.config.shards),
             )
         step = Fraction(grid.step)
         epsilon = pure_epsilon(grid.sensitivity * step, trust_radius, (grid.sigma * step) ** 2)

@@ -40,6 +40,10 @@ TOLERANCE = 1e-9
 """A relative tolerance: far above the last bits in which numerical libraries differ, far below what a forger would gain by it."""
 
 
+SAMPLED_TOLERANCE = 2.0**-14
+"""The same for the mu of sampled rounds, which is a number of 16 bits."""
+
+
 def refuse_unlike(where: str, actual: Any, expected: Any, tolerance: float = 0.0) -> None:
     """Raise FileContentError, with both values, at the first place where two JSON trees differ.
 
@@ -90,7 +94,7 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
     if not 1 <= k <= plan.d:
         raise _difference("k", k, f"1 to d = {plan.d}")
     _check_schema(plan)
-    _check_calibration(plan.calibration, derived_calibration(config, k))
+    _check_calibration(plan, derived_calibration(config, k, _guess(plan)))
     _check_state(plan, plan.state, 0, "state")
     refuse_unlike("forecast", dict(plan.forecast), derived_forecast(config, plan.state.grid, k), TOLERANCE)
 
@@ -175,16 +179,24 @@ def _check_state(plan: Plan, state: RoundState, round: int, where: str) -> None:
         raise _difference(f"{where}.subspace", f"{len(state.subspace)} arrays", f"none for {config.subspace.kind}")
 
 
-def _check_calibration(calibration: Calibration, expected: Calibration) -> None:
+def _guess(plan: Plan) -> float | None:
+    mu = plan.calibration.mu_round
+    return mu if type(mu) is float and 0 < mu < math.inf else None
+
+
+def _check_calibration(plan: Plan, expected: Calibration) -> None:
+    calibration = plan.calibration
     sigma = calibration.sigma_minimum
-    # A numerical library has a part in this whole number: it may be off by one, or by TOLERANCE of it.
-    near = type(sigma) is int and abs(sigma - expected.sigma_minimum) <= max(1, TOLERANCE * expected.sigma_minimum)
+    # The mu of a sampled round is found among numbers of 16 bits: another library may find the next one.
+    tolerance = SAMPLED_TOLERANCE if plan.config.mechanism.sampled else TOLERANCE
+    # A numerical library has a part in this whole number: it may be off by one, or by the tolerance.
+    near = type(sigma) is int and abs(sigma - expected.sigma_minimum) <= max(1, tolerance * expected.sigma_minimum)
     if not (near and sigma >= 1):
         raise _difference("calibration.sigma_minimum", sigma, expected.sigma_minimum)
     for name in ("slack_delta", "epsilon_round"):
         refuse_unlike(f"calibration.{name}", getattr(calibration, name), getattr(expected, name))
     for name in ("mu_total", "mu_round"):
-        refuse_unlike(f"calibration.{name}", getattr(calibration, name), getattr(expected, name), TOLERANCE)
+        refuse_unlike(f"calibration.{name}", getattr(calibration, name), getattr(expected, name), tolerance)
 
 
 def _check_schema(plan: Plan) -> None:

@@ -117,4 +117,11 @@ def diagnostics_of(plan: Plan, release: Release) -> Diagnostics | None:
     if not plan.config.diagnostics.share:
         return None
     grid = Grid(**release.state_header["grid"])
-    return estimates(release.noisy_sums[plan.k :], grid.counter, grid.sigma, plan.config.diagnostics.largest_loss)
+    config = plan.config
+    return estimates(
+        release.noisy_sums[plan.k :],
+        grid.counter,
+        grid.sigma,
+        config.diagnostics.largest_loss,
+        config.mechanism.sampling,
+    )

@@ -26,7 +26,7 @@ from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
 from distqexp.stages.export import guarantee_of
 from distqexp.stages.rounds import FitResult, run
-from distqexp.stages.sketch import open_shards
+from distqexp.stages.shards import open_shards
 from distqexp.storage.atomic import write_atomic
 
 CAVEATS = (

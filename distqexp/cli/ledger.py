@@ -34,8 +34,10 @@ def show(population: Annotated[str | None, typer.Option(help="this population on
 def _charge_line(row: LedgerRow) -> str:
     part = f", part {row.part.number} of {row.part.parts}" if row.part else ""
     unit = f"unit {row.unit}" if row.unit else "unit unknown"
+    sampling = getattr(row.event, "sampling", 1.0)
+    sampled = f" sampled at {sampling:g}" if sampling < 1 else ""
     return (
-        f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}, {row.adjacency}, {row.state}, {unit}"
+        f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}{sampled}, {row.adjacency}, {row.state}, {unit}"
         + ("" if row.private else f", NOT PRIVATE ({row.universe})")
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distqexp.config.rules import Need, field_needs, require
 from distqexp.config.sections import Config
-from distqexp.kinds import Needs, Size
+from distqexp.kinds import Adjacency, Needs, Size
 
 
 def check(config: Config) -> None:
@@ -104,14 +104,18 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.parts", mechanism.parts, "1, or data.private.unit: under add-remove a unit's part is a hash of its id",
     )  # fmt: skip
     yield Need(
+        not mechanism.sampled or config.privacy.adjacency != Adjacency.REPLACE_ONE,
+        "mechanism.sampling", mechanism.sampling, "1 under replace-one, whose worst pair of samples is another: use zero-out or add-remove",
+    )  # fmt: skip
+    yield Need(
         mechanism.trust_radius is None or counts_public,
         "mechanism.trust_radius", mechanism.trust_radius, "none under add-remove, where sums wrap modulo 2^64 rather than tell a "
         "count: a truncated draw can't undo that; use zero-out or replace-one",
     )  # fmt: skip
     yield Need(
         mechanism.rounding != "batch" or config.batches_can_be_rounded,
-        "mechanism.rounding", "batch", "unit, or: precision.kind or subspace.kind = kronecker, no data.private.unit, and an "
-        "adjacency other than add-remove",
+        "mechanism.rounding", "batch", "unit, or: precision.kind or subspace.kind = kronecker, no data.private.unit, no "
+        "mechanism.sampling, and an adjacency other than add-remove",
     )  # fmt: skip
     yield Need(
         mechanism.clip_quantile is None or _has_curvature_source(config),

@@ -133,7 +133,17 @@ class MechanismConfig:
 
     rounds: int = key("expansions of the quadratic, one after the other; a multiple of parts", at_least(1), default=1)
     parts: int = key("round r uses the units of part r mod parts alone (1: every round uses every unit)", default=1)
-    step: float = key("the prior precision is (units / parts / step) (curvature + damping)", POSITIVE, default=1.0)
+    sampling: float = key(
+        "probability with which a unit takes part in a round, by a secret coin; a round costs this share of a pass, and the guarantee "
+        "counts that nobody knows who took part (1: every unit does)",
+        Rule("a probability, 0.0001 to 1", lambda value: 1e-4 <= value <= 1),
+        default=1.0,
+    )
+    step: float = key(
+        "the prior precision is (units in a round / step) (curvature + damping); with units / parts * sampling",
+        POSITIVE,
+        default=1.0,
+    )
     final_step: float | None = key(
         "step of the last round, with geometric steps in between; when absent, every round has the same step",
         POSITIVE,
@@ -147,7 +157,7 @@ class MechanismConfig:
         default=None,
     )
     clip_natural: float | None = key(
-        "C as this many times sqrt(step parts / units): a bound on gradients whitened by curvature and damping alone, the "
+        "C as this many times sqrt(step / units in a round): a bound on gradients whitened by curvature and damping alone, the "
         "same in every round",
         POSITIVE,
         default=None,
@@ -180,8 +190,18 @@ class MechanismConfig:
 
     @property
     def passes(self) -> int:
-        """The number of rounds that a unit takes part in."""
+        """The number of rounds that a unit may take part in."""
         return self.rounds // self.parts
+
+    @property
+    def work(self) -> float:
+        """How many passes over the records all rounds cost together, on average."""
+        return self.passes * self.sampling
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the units of a round are a secret sample."""
+        return self.sampling < 1
 
     def part_of(self, round: int) -> int:
         """Return the part whose units a round uses."""
@@ -201,7 +221,7 @@ class MechanismConfig:
         """Return the clip C of a round, with ``units`` nominal units; None when it is a quantile of public norms."""
         if self.clip_natural is None:
             return self.clip
-        return self.clip_natural * math.sqrt(self.step_of(round) * self.parts / units)
+        return self.clip_natural * math.sqrt(self.step_of(round) * self.parts / (units * self.sampling))
 
     def needs(self) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together."""
@@ -210,6 +230,14 @@ class MechanismConfig:
             self.parts < 1 or self.rounds % self.parts == 0,  # the config as a whole says which parts there may be
             "mechanism.rounds", self.rounds, f"a multiple of mechanism.parts = {self.parts}, so that every unit takes part in equally "
             "many rounds",
+        )  # fmt: skip
+        yield Need(
+            not self.sampled or self.parts <= 1,
+            "mechanism.sampling", self.sampling, "1 with mechanism.parts above 1: who is in a part is known",
+        )  # fmt: skip
+        yield Need(
+            not self.sampled or self.trust_radius is None,
+            "mechanism.sampling", self.sampling, "1 with mechanism.trust_radius: its accounting has no samples",
         )  # fmt: skip
         yield Need(
             self.trust_radius is None or self.noise == Noise.GAUSSIAN,

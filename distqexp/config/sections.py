@@ -63,8 +63,8 @@ class Config:
 
     @property
     def units_in_a_round(self) -> float:
-        """The nominal number of units whose gradients one round sums, which are those of one part."""
-        return self.privacy.units / self.mechanism.parts
+        """The nominal number of units whose gradients one round sums: those of one part, or the mean size of a sample."""
+        return self.privacy.units / self.mechanism.parts * self.mechanism.sampling
 
     @property
     def private_curvature(self) -> bool:
@@ -85,11 +85,12 @@ class Config:
     def batches_can_be_rounded(self) -> bool:
         """Whether sums of micro-batches may be rounded in place of the vectors of units.
 
-        For that, units must be single records whose micro-batch does not depend on which other units are present, and layers
-        must give sums of gradients.
+        For that, units must be single records whose micro-batch does not depend on which other units are present or drawn, and
+        layers must give sums of gradients.
         """
         single = all(data.unit is None for data in self.data.private)
-        return self._has_fast_layers and single and self.privacy.adjacency.counts_public
+        fixed = self.privacy.adjacency.counts_public and not self.mechanism.sampled
+        return self._has_fast_layers and single and fixed
 
     @property
     def unit(self) -> str:

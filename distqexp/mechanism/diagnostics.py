@@ -24,8 +24,9 @@ class Diagnostics:
     ``clipped``, ``loss`` and their deviations are None where the noise hides how many units there are.
 
     Attributes:
-        units: How many units are present with a finite gradient (of the round's part alone, where the plan has parts).
-        units_deviation: The standard deviation of the noise in ``units``.
+        units: How many units are present with a finite gradient (of the round's part alone, where the plan has parts; an estimate
+            from the sample, where a round has one).
+        units_deviation: The standard deviation of the noise in ``units``, and of the sample.
         clipped: The share of these units whose gradient was longer than the clip.
         clipped_deviation: The standard deviation of the noise in ``clipped``.
         loss: The mean over units of a unit's mean loss, cut off at the largest loss that counts.
@@ -64,7 +65,9 @@ def unit_length(clip_integer: int, counter: int) -> int:
     return math.isqrt(square - 1) + 1
 
 
-def estimates(noisy_sums: IntegerArray, counter: int, sigma: int, largest_loss: float) -> Diagnostics:
+def estimates(
+    noisy_sums: IntegerArray, counter: int, sigma: int, largest_loss: float, sampling: float = 1.0
+) -> Diagnostics:
     """Turn the three noisy sums of a release into estimates. This is post-processing and costs no privacy.
 
     Args:
@@ -72,15 +75,18 @@ def estimates(noisy_sums: IntegerArray, counter: int, sigma: int, largest_loss: 
         counter: How many grid steps stand for one.
         sigma: The standard deviation of the noise, in grid steps.
         largest_loss: The largest loss that counts.
+        sampling: The probability with which a unit took part.
     """
     clipped_units, total_loss, units = (float(value) / counter for value in noisy_sums)
     deviation = sigma / counter
+    all_units = units / sampling
+    all_deviation = math.hypot(deviation, math.sqrt(max(units, 0.0) * (1 - sampling))) / sampling
     if units < 2 * deviation:
-        return Diagnostics(units, deviation, None, None, None, None)
+        return Diagnostics(all_units, all_deviation, None, None, None, None)
     share, mean = min(max(clipped_units / units, 0.0), 1.0), min(max(total_loss / units, 0.0), 1.0)
     # The deviations hold to first order: the noises of numerator and denominator are independent.
     return Diagnostics(
-        units, deviation,
+        all_units, all_deviation,
         share, deviation / units * math.hypot(1, share),
         largest_loss * mean, largest_loss * deviation / units * math.hypot(1, mean),
     )  # fmt: skip

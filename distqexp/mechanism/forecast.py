@@ -39,6 +39,20 @@ def expected_excess_in_ball(temperature: float, k: int) -> float:
     return temperature * k
 
 
+def sampling_excess(clip: float, units: float, sampling: float) -> float:
+    """Bound how much a sample of the units adds, on average, to the excess over the quadratic of all units, scaled by ``sampling``.
+
+    Of vectors of length at most C a sample's sum varies by at most q (1 - q) n C^2 around q times the sum of all, and the
+    excess is half of that.
+
+    Args:
+        clip: C, in whitened units.
+        units: The nominal number of units n.
+        sampling: The probability q with which a unit takes part.
+    """
+    return sampling * (1.0 - sampling) * units * clip**2 / 2
+
+
 def _check(temperature: float, k: int) -> None:
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UsageError(f"temperature: found {temperature!r}; expected a finite number above 0")

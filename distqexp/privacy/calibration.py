@@ -8,16 +8,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
 from distqexp.privacy import discrete_slack, gdp, pure
+from distqexp.privacy.events import GaussianRelease, cost
+from distqexp.privacy.sampled import COARSE
+from distqexp.privacy.search import last_holding, next_number
 
 SLACK_SHARE = 1e-3
 """The share of delta that is set aside for the difference between discrete and rounded Gaussian noise."""
 
 RESOLUTION = 1024
 """The clip is at least about RESOLUTION * sqrt(k) grid steps, so that rounding to the grid costs no accuracy."""
+
+FAILURE_SHARE = 1e-6
+"""The share of delta that pays for the chance that a sampled round's work tells how many units take part."""
 
 MARGIN = 1e-9
 """The relative margin on delta, above the rounding errors of composition and of the curves."""
@@ -34,7 +41,8 @@ class Calibration:
     may give less.
 
     Attributes:
-        mu_total: The Gaussian-DP parameter of all rounds that a unit takes part in.
+        mu_total: The Gaussian-DP parameter of all rounds that a unit takes part in; with sampled rounds, of all rounds with
+            the coins left aside.
         mu_round: The Gaussian-DP parameter of one round.
         sigma_minimum: The smallest allowed standard deviation of the noise in grid steps. It keeps the grid fine against
             the clip and, for discrete noise, the slack within its share.
@@ -49,7 +57,25 @@ class Calibration:
     epsilon_round: float | None = None
 
 
-def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: Noise) -> Calibration:
+class Sampling(NamedTuple):
+    """How units are sampled.
+
+    Attributes:
+        rate: The probability with which a unit takes part in a round.
+        guess: Where to look first for the mu of a round; the result is the same without it.
+    """
+
+    rate: float = 1.0
+    guess: float | None = None
+
+
+EVERYBODY = Sampling()
+"""No sampling: every unit takes part."""
+
+
+def calibrate(
+    *, epsilon: float, delta: float, rounds: int, k: int, noise: Noise, sampling: Sampling = EVERYBODY
+) -> Calibration:
     """Calibrate the noise of equal releases that together are (epsilon, delta)-DP.
 
     Args:
@@ -58,6 +84,7 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: Noise
         rounds: The number of rounds that a unit takes part in; with disjoint parts of the units, the rounds of one part.
         k: The number of coordinates of a release.
         noise: "discrete" or "gaussian".
+        sampling: How units are sampled for each round.
 
     Raises:
         UsageError: A value is out of range.
@@ -68,10 +95,15 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: Noise
     if noise not in list(Noise):
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
     slack = SLACK_SHARE * delta if noise == Noise.DISCRETE else 0.0
-    mu_total = gdp.mu(epsilon, (delta - slack) * (1 - MARGIN))
+    failure = FAILURE_SHARE * delta if sampling.rate < 1 else 0.0
+    target = (delta - slack - failure) * (1 - MARGIN)
+    mu_total = gdp.mu(epsilon, target)
     mu_round = mu_total / math.sqrt(rounds)
     while rounds * Fraction(mu_round) ** 2 > Fraction(mu_total) ** 2:
         mu_round = math.nextafter(mu_round, 0.0)
+    if sampling.rate < 1:
+        mu_round = _sampled_mu(mu_round, epsilon, target, rounds, sampling)
+        mu_total = mu_round * math.sqrt(rounds)
     smallest_sigma = sigma_minimum(mu_round, k)
     if noise == Noise.DISCRETE:
         log_variation = (math.log(slack) if slack > 0 else -math.inf) - epsilon - math.log1p(math.exp(-epsilon))
@@ -89,6 +121,25 @@ def calibrate(*, epsilon: float, delta: float, rounds: int, k: int, noise: Noise
             + (remedy if noise == Noise.DISCRETE else "raise epsilon, or lower k or rounds")
         )
     return Calibration(mu_total, mu_round, smallest_sigma, slack)
+
+
+def _sampled_mu(least: float, epsilon: float, delta: float, rounds: int, sampling: Sampling) -> float:
+    """Return the largest mu of a sampled round, of 16 bits, at which all rounds have at most ``delta`` at ``epsilon``.
+
+    ``least`` is the mu that serves without the coins; it is the result where no larger one does.
+    """
+
+    def holds(mu: float) -> bool:
+        releases = [GaussianRelease(mu=mu, coordinates=1, sampling=sampling.rate)] * rounds
+        return cost(releases).guarantee().delta(epsilon) <= delta
+
+    guess = sampling.guess
+    if guess is not None and guess > least and holds(guess) and not holds(next_number(guess, COARSE)):
+        return guess
+    high = 2 * least
+    while holds(high):
+        high *= 2
+    return last_holding(holds, inside=least, outside=high, bits=COARSE)
 
 
 def calibrate_pure(*, epsilon: float, rounds: int, k: int) -> Calibration:

@@ -12,6 +12,7 @@ from distqexp.privacy import discrete_slack, pure, zcdp
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.pld import LARGEST_TOTAL, MOST_RESPONSES, MixedReleases
 from distqexp.privacy.rounding import square_above, sum_above
+from distqexp.privacy.sampled import SampledRelease, SampledReleases, joint_rate
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,27 @@ class GaussianRelease:
         mu: The sensitivity divided by the standard deviation of the noise.
         coordinates: How many numbers are released.
         sigma: The standard deviation in grid steps (at least 3) for discrete noise; None for continuous noise.
+        sampling: The probability with which a unit takes part, by a secret coin of its own; 1 where every unit does.
+        failure: A bound on the probability that the work of a sampled round tells how many units take part.
     """
 
     mu: float
     coordinates: int
     sigma: float | None = None
+    sampling: float = 1.0
+    failure: float = 0.0
 
     def __post_init__(self) -> None:
         _require_positive("mu", self.mu)
         _require_coordinates(self.coordinates)
+        if not 0 < self.sampling <= 1:
+            raise UsageError(
+                f"sampling of a release: found {self.sampling!r}; expected a probability, above 0 and at most 1"
+            )
+        if not 0 <= self.failure < 1:
+            raise UsageError(
+                f"failure of a release: found {self.failure!r}; expected a probability, 0 or more and below 1"
+            )
         if self.sigma is not None and not discrete_slack.SMALLEST_SIGMA <= self.sigma <= discrete_slack.LARGEST_SIGMA:
             raise UsageError(f"sigma of a discrete release: found {self.sigma!r} grid steps; expected 3 to 2^62")
 
@@ -75,28 +88,39 @@ class Cost:
     """The privacy cost of a list of releases.
 
     Attributes:
-        square: The sum of mu^2 over the Gaussian releases.
-        divergence: The sum of the divergences of their discrete noise.
+        square: The sum of mu^2 over the Gaussian releases in which every unit takes part.
+        divergence: The sum of the divergences of their discrete noise, and of that of sampled releases.
         bounded_releases: The bounded releases, in falling order of epsilon, then of mu; their coordinates are set to 1.
+        sampled_releases: The sampled Gaussian releases, in falling order of mu, then of sampling.
+        failure: The sum of the failures of sampled releases.
     """
 
     square: float = 0.0
     divergence: float = 0.0
     bounded_releases: tuple[BoundedRelease, ...] = ()
+    sampled_releases: tuple[SampledRelease, ...] = ()
+    failure: float = 0.0
 
     def guarantee(self) -> Guarantee:
         """Return the guarantee of releases of this cost."""
-        bounded = self.bounded_releases
-        gaussian_mu, epsilon = math.sqrt(self.square), pure.total(event.epsilon for event in bounded)
+        bounded, sampled = self.bounded_releases, self.sampled_releases
+        # Without its coins a sampled release is a Gaussian one like any other (docs/proofs/sampled.md).
+        square = sum_above([self.square, *(square_above(event.mu) for event in sampled)])
+        gaussian_mu, epsilon = math.sqrt(square), pure.total(event.epsilon for event in bounded)
+        bounded_squares = [square_above(event.gdp_mu) for event in bounded]
         return Guarantee(
-            mu=math.sqrt(sum_above([self.square, *(square_above(event.gdp_mu) for event in bounded)])),
+            mu=math.sqrt(sum_above([square, *bounded_squares])),
             total_variation=discrete_slack.total_variation([self.divergence]),
             rho=sum_above([zcdp.rho(gaussian_mu), *(event.rho for event in bounded)]),
-            pure=math.inf if self.square else epsilon,
+            pure=math.inf if square else epsilon,
             # All bounded releases count as pure here, whatever their figures: otherwise a larger cost could look smaller.
             mixed_releases=(MixedReleases(gaussian_mu, tuple(event.epsilon for event in bounded)),)
             if 1 <= len(bounded) <= MOST_RESPONSES and epsilon < LARGEST_TOTAL
             else (),
+            sampled_releases=SampledReleases(math.sqrt(sum_above([self.square, *bounded_squares])), sampled)
+            if sampled
+            else None,
+            failure=self.failure,
         )
 
 
@@ -106,7 +130,14 @@ def cost(events: Iterable[Event]) -> Cost:
     gaussian = [event for event in events if isinstance(event, GaussianRelease)]
     divergences = [discrete_slack.divergence(event.coordinates, event.sigma) for event in gaussian if event.sigma]
     bounded = [replace(event, coordinates=1) for event in events if isinstance(event, BoundedRelease)]
-    return Cost(sum_above([square_above(event.mu) for event in gaussian]), sum_above(divergences), _in_order(bounded))
+    sampled = [SampledRelease(event.mu, event.sampling) for event in gaussian if event.sampling < 1]
+    return Cost(
+        sum_above([square_above(event.mu) for event in gaussian if event.sampling == 1]),
+        sum_above(divergences),
+        _in_order(bounded),
+        tuple(sorted(sampled, reverse=True)),
+        sum_above([event.failure for event in gaussian]),
+    )
 
 
 def total_cost(costs: Iterable[Cost]) -> Cost:
@@ -116,6 +147,8 @@ def total_cost(costs: Iterable[Cost]) -> Cost:
         sum_above([item.square for item in costs]),
         sum_above([item.divergence for item in costs]),
         _in_order(event for item in costs for event in item.bounded_releases),
+        tuple(sorted((event for item in costs for event in item.sampled_releases), reverse=True)),
+        sum_above([item.failure for item in costs]),
     )
 
 
@@ -124,30 +157,39 @@ def worst_cost(costs: Iterable[Cost]) -> Cost:
 
     The lists of bounded releases are compared place by place: the largest mu and the largest epsilon of every list, then the
     second largest ones, and so on. The mu and the epsilon of one release may then end up in different places. The guarantee's
-    figures rise with both, and are largest when the large ones meet.
+    figures rise with both, and are largest when the large ones meet. Lists of sampled releases are compared by mu in the same
+    way, and each then counts with the largest sampling of all.
     """
     costs = list(costs)
     if len(costs) == 1:
         return costs[0]
     mus = _largest([sorted((event.mu for event in item.bounded_releases), reverse=True) for item in costs])
     epsilons = _largest([sorted((event.epsilon for event in item.bounded_releases), reverse=True) for item in costs])
+    sampled_mus = _largest([[event.mu for event in item.sampled_releases] for item in costs])
+    sampling = max((event.sampling for item in costs for event in item.sampled_releases), default=1.0)
     return Cost(
         max((item.square for item in costs), default=0.0),
         max((item.divergence for item in costs), default=0.0),
         _in_order(BoundedRelease(mu, epsilon) for mu, epsilon in zip(mus, epsilons, strict=True)),
+        tuple(SampledRelease(mu, sampling) for mu in sampled_mus),
+        max((item.failure for item in costs), default=0.0),
     )
 
 
-def of_group(events: Iterable[Event], size: int) -> list[Event]:
+def of_group(events: Iterable[Event], size: int, *, replaced: bool = False) -> list[Event]:
     """Return the same releases as they bear on ``size`` units together, or on one unit that is present at ``size`` sites.
 
-    mu and epsilon are ``size`` times as large, since a chain of ``size`` neighbours leads from one dataset to the other.
-    Raises UsageError for a size below 1.
+    mu and epsilon are ``size`` times as large, since a chain of ``size`` neighbours leads from one dataset to the other. A
+    sampled release is one that any of the units joins. Where the units of the group come in the place of others (``replaced``) it
+    counts as if all units took part.
+
+    Raises:
+        UsageError: The size is below 1.
     """
     if size < 1:
         raise UsageError(f"size of a group: found {size!r}; expected 1 or more")
     return [
-        replace(event, mu=size * event.mu)
+        replace(event, mu=size * event.mu, sampling=1.0 if replaced else joint_rate(event.sampling, size))
         if isinstance(event, GaussianRelease)
         else replace(event, mu=size * event.mu, epsilon=size * event.epsilon)
         for event in events

@@ -49,7 +49,7 @@ def expenses(charges: Sequence[Charge], declaration: UnitDeclaration | None = No
     charges disagree about the part is charged to everybody.
 
     Charges under several adjacencies are converted to replace-one: replacing a unit is removing one and adding
-    another, which costs twice the mu and the epsilon.
+    another, which costs twice the mu and the epsilon. A sampled release then counts as if every unit took part.
 
     Members of a group may be in different parts. For mu, epsilon and rho the worst case has all of them in one part, but the
     slack of discrete noise is that of every round that one of them takes part in (docs/proofs/composition.md).
@@ -70,7 +70,7 @@ def expenses(charges: Sequence[Charge], declaration: UnitDeclaration | None = No
     for number, charge in enumerate(charges):
         doubled = any_replace_one and charge.adjacency != Adjacency.REPLACE_ONE
         size = (2 if doubled else 1) * (group_size(charge.unit, declaration) or 1)
-        [event] = of_group([charge.event], size)
+        [event] = of_group([charge.event], size, replaced=doubled)
         release = charge.key.partition("/")[2] or f"charge {number}"
         if size > 1:
             plans_with_groups.add(release.partition("/")[0])

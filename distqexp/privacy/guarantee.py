@@ -10,8 +10,9 @@ from functools import cached_property
 from scipy.special import ndtri
 
 from distqexp.privacy import gdp, zcdp
-from distqexp.privacy.pld import COARSE, MixedReleases
+from distqexp.privacy.pld import COARSE, Law, MixedReleases
 from distqexp.privacy.rounding import below, coarse_above, exp_above, with_margin
+from distqexp.privacy.sampled import SampledReleases
 from distqexp.privacy.search import first_below, last_holding
 
 SMALLEST_EPSILON = 2.0**-1022
@@ -37,6 +38,8 @@ class Guarantee:
         rho: The sequence is ``rho``-zCDP, exactly.
         pure: The sequence is ``pure``-DP with delta 0; infinity where a release is not pure.
         mixed_releases: The sequence is within ``total_variation`` of sequences with these privacy losses.
+        sampled_releases: So is this one, where some rounds use a secret sample of the units; else None.
+        failure: All of this holds but for events of at most this probability, which is added to every delta.
     """
 
     mu: float
@@ -44,6 +47,8 @@ class Guarantee:
     rho: float
     pure: float = math.inf
     mixed_releases: tuple[MixedReleases, ...] = ()
+    sampled_releases: SampledReleases | None = None
+    failure: float = 0.0
 
     def delta(self, epsilon: float) -> float:
         """Return the delta, at most 1, at ``epsilon`` >= 0; it is 0 from ``pure`` on, and nowhere else."""
@@ -54,7 +59,10 @@ class Guarantee:
         by_zcdp = self._log_delta_by_zcdp(epsilon)  # raises UsageError where epsilon is out of range
         if epsilon >= self.pure:
             return -math.inf
-        return min([by_zcdp, *(curve(epsilon) for curve in self._curves)])
+        log_delta = min([by_zcdp, *(curve(epsilon) for curve in self._curves)])
+        if self.failure == 0:
+            return log_delta
+        return with_margin(math.log(min(1.0, exp_above(log_delta) + self.failure)), _SUM)
 
     def epsilon(self, delta: float) -> float:
         """Return the smallest epsilon, rounded upwards, at which the delta is at most ``delta``; above 0 for any release at all.
@@ -64,6 +72,10 @@ class Guarantee:
         """
         if delta == 0:
             return self.pure
+        gdp.log_target(delta)  # raises UsageError where delta is out of range
+        delta = (delta - self.failure) * (1 - _SUM) if self.failure else delta
+        if delta <= 0:
+            return math.inf
         target = gdp.log_target(delta)
         if self.pure == 0:
             return 0.0
@@ -81,7 +93,9 @@ class Guarantee:
     def _curves(self) -> list[Callable[[float], float]]:
         """The curves of log delta by GDP and by the privacy losses, with the slack of discrete noise."""
         mu = min(self.mu, gdp.HOPELESS)
-        laws = [law for releases in self.mixed_releases for law in releases.laws]
+        laws: list[Law | SampledReleases] = [law for releases in self.mixed_releases for law in releases.laws]
+        if self.sampled_releases is not None and self.sampled_releases.computable:
+            laws.append(self.sampled_releases)
         return [
             _with_slack(lambda epsilon: gdp.log_delta(epsilon, mu), self._lowest, mu, self.total_variation),
             *(_on_coarse_values(_with_slack(law.log_delta, law.lowest, law.mu, self.total_variation)) for law in laws),

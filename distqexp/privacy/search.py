@@ -87,6 +87,11 @@ def first_below(curve: Callable[[float], float], target: float, guess: float) ->
     return _number(last, BITS)
 
 
+def next_number(value: float, bits: int) -> float:
+    """Return the smallest number of so many bits above ``value`` >= 0, if that has no more bits itself."""
+    return _number(_place(value, bits, up=True) + 1, bits)
+
+
 def _place(value: float, bits: int, *, up: bool) -> int:
     """Return the index of ``value`` >= 0 among the floats of ``bits`` bits, rounded up or down between two of them."""
     (pattern,) = struct.unpack("<q", struct.pack("<d", value))

@@ -32,7 +32,12 @@ SINGLE_RECORDS = (
     "whoever has several records: each record is protected by itself, m records of one person together with m times mu"
 )
 
-ALL_UNITS = "every round used every unit"
+NO_SAMPLES = "every unit that a round was for took part in it"
+SAMPLED = (
+    "each unit joined each round by a secret coin of its own; epsilon counts that, mu and rho do not: they are those of a unit that "
+    "joined every round. How many units joined stays secret but for the stated failure, which delta includes"
+)
+NO_PARTS = "the units were not split"
 ONE_PART = (
     "a unit is in one part, and pays for the rounds of that part and for those without one; epsilon, mu and rho are "
     "those of the worst part"
@@ -89,6 +94,8 @@ class Certificate:
         ledger: The entry of the last charge, and its hash.
         model_sha256: The digest of the model's file, in hexadecimal.
         versions: The versions of the programs, by name.
+        sampling: The probability with which a unit took part in a round; 1 where every unit did.
+        sampling_failure: The chance that the work of any round told how many units took part.
         unit_column: The column of the unit ids; None where each record is a unit.
         diagnostics: What the rounds released about the units beside the parameters, within the same guarantee; None for nothing.
         sampler_slack: See ``ReleaseRule``; summed over the rounds, and above 0 with a trust region.
@@ -116,6 +123,8 @@ class Certificate:
     ledger: Mapping[str, Any]
     model_sha256: str
     versions: Mapping[str, str]
+    sampling: float = 1.0
+    sampling_failure: float = 0.0
     unit_column: str | None = None
     diagnostics: Mapping[str, Any] | None = None
     sampler_slack: float = 0.0
@@ -143,7 +152,12 @@ class Certificate:
             "unit_column": self.unit_column,
             "units": self.units,
             "rounds": [dict(entry) for entry in self.rounds],
-            "parts": {"count": self.parts, "meaning": ALL_UNITS if self.parts == 1 else ONE_PART},
+            "parts": {"count": self.parts, "meaning": ONE_PART if self.parts > 1 else NO_PARTS},
+            "sampling": {
+                "rate": self.sampling,
+                "failure": self.sampling_failure,
+                "meaning": NO_SAMPLES if self.sampling == 1 else SAMPLED,
+            },
             "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
             if self.micro_batch is None
             else {"rounded": "per micro-batch", "micro_batch": self.micro_batch, "meaning": EACH_BATCH},

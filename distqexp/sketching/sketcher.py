@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from distqexp.arrays import IntegerArray
+from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.errors import UsageError
 from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch
 from distqexp.gradients.by_layer import BlockGradients
 from distqexp.sketching.clip import clip_units
-from distqexp.sketching.counters import COUNTS, UnitCounters
+from distqexp.sketching.counters import COUNTS, UnitCounters, Watch
 from distqexp.sketching.integers import round_sum, round_to_grid
+
+NUMBERS_AT_ONCE = 1 << 17
+"""How many coordinates are clipped and rounded at a time: as many as a processor's cache holds."""
 
 
 class Sketcher:
@@ -47,19 +50,28 @@ class Sketcher:
 
     def sketch(self, batches: Iterable[Batch]) -> IntegerArray:
         """Return the sum over the units of one piece, int64 (k,) or (k + 3,), which wraps modulo 2^64. Private."""
-        total: IntegerArray = self.unit_integers(batches).sum(axis=0, dtype=np.int64)
-        return total
+        return np.sum([part.sum(axis=0, dtype=np.int64) for part in self._integers(batches)], axis=0, dtype=np.int64)
 
     def unit_integers(self, batches: Iterable[Batch]) -> IntegerArray:
         """Return the integers of each unit, int64 (units, k) or (units, k + 3). Private."""
+        return np.concatenate(list(self._integers(batches)))
+
+    def _integers(self, batches: Iterable[Batch]) -> Iterator[IntegerArray]:
+        """Yield the integers of each unit of a piece, some units at a time."""
         watch = self.counters.watch() if self.counters else None
         vectors, finite = self.gradients.of_piece(watch.over(batches) if watch else batches)
-        integers = round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)
-        if watch is None:
-            return integers
+        size = max(1, NUMBERS_AT_ONCE // vectors.shape[1])
+        counts = None if watch is None else self._counts(watch, vectors, finite)
+        for first in range(0, len(vectors), size):
+            part = slice(first, first + size)
+            clipped = clip_units(vectors[part], finite[part], self.clip)
+            integers = round_to_grid(clipped, self.step, self.clip_integer)
+            yield integers if counts is None else np.concatenate([integers, counts[part]], axis=1)
+
+    def _counts(self, watch: Watch, vectors: FloatArray, finite: BoolArray) -> IntegerArray:
         with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
             norms = np.sqrt(np.square(vectors).sum(axis=1))
-        return np.concatenate([integers, watch.counts(finite & np.isfinite(norms), norms > self.clip)], axis=1)
+        return watch.counts(finite & np.isfinite(norms), norms > self.clip)
 
 
 class BatchSketcher:

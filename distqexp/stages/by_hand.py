@@ -45,8 +45,10 @@ from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.sampling import forget_coins, secrets_of
+from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
-from distqexp.stages.sketch import basis_of, open_shards, sketch_same_records, whole_sketch
+from distqexp.stages.sketch import sketch_same_records, whole_sketch
 from distqexp.stages.void import Void, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
 
@@ -86,11 +88,9 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     role = f"site-{spec.shard or 'all'}"
     engine.on_root(lambda: check_budget(plan, require(charging), role, first_round=state.round))
 
-    def digest(*facts: bytes) -> bytes:  # runs on the root
-        return require(charging).ledger.keyed_digest(*facts)
-
+    secrets = secrets_of(plan, charging, role)
     engine.on_root(lambda: refuse_overlaps(dataclasses.replace(plan.config.data, private=(spec,)), worker.readers))
-    shards = open_shards(plan, [spec], engine, digest, state, worker)
+    shards = open_shards(plan, [spec], engine, secrets.digest, state, worker)
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),
@@ -101,7 +101,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     with Progress(rounds=rounds, counts_public=public, silent=not engine.is_root, callback=order.callback) as progress:
         engine.on_progress = progress.advance
         progress.stage("sketch", state.round)
-        sums = sketch_same_records(plan, state, shards, parts, engine, digest, worker)
+        sums = sketch_same_records(plan, state, shards, parts, engine, secrets, worker)
         progress.advance(1.0)
 
     def finish() -> None:
@@ -110,6 +110,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
         books.ledger.commit(reservation, None)
         whole_sketch(plan, state, shards.sources[0], total, everybody_pays(plan, reservation)).write(out)
         shutil.rmtree(parts)
+        forget_coins(plan, books, role, range(state.round + 1))
 
     engine.on_root(finish)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distqexp.arrays import IntegerArray
@@ -10,7 +10,6 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
 from distqexp.errors import FileContentError
-from distqexp.kinds import Noise
 from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Provenance
@@ -54,8 +53,8 @@ def _plan_cap(plan: Plan) -> Cap:
     return Cap(epsilon=plan.config.privacy.epsilon, delta=plan.config.privacy.delta)
 
 
-def _round_key(plan: Plan, round: int, role: str) -> str:
-    """The first part of a charge's key: the role ("release" at the curator, "site-SHARD" at a site), the plan and the round."""
+def round_key(plan: Plan, round: int, role: str) -> str:
+    """Return the first part of a charge's key: the role ("release" at the curator, "site-SHARD" at a site), the plan and the round."""
     return f"{role}/{plan.plan_id}/{round}"
 
 
@@ -65,7 +64,7 @@ def _charge_key(plan: Plan, state: RoundState, role: str) -> str:
     Without the state, a round that is repeated on another release would share the charge and the draw exactly when the sums
     happen to agree: the number of charges, and a repeated release, would tell something about the records.
     """
-    return f"{_round_key(plan, state.round, role)}/{state.identity()}"
+    return f"{round_key(plan, state.round, role)}/{state.identity()}"
 
 
 def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
@@ -82,7 +81,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
     earlier_rounds = {_round_of(row).partition("/")[2] for row in rows}
     adjacency = plan.config.privacy.adjacency
     charges = [
-        Charge(_round_key(plan, r, role), adjacency, event, plan.part(r))
+        Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
         for r in range(first_round, plan.config.mechanism.rounds)
     ]
     # The certificate will cover the rounds that are charged already, too.
@@ -101,7 +100,7 @@ def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
 
     Raises FileContentError when the ledger has no such charge.
     """
-    key = _round_key(plan, round, "release")
+    key = round_key(plan, round, "release")
     rows = [row for row in _standing_rows(charging, charging.population_of(plan)) if _round_of(row) == key]
     if not rows:
         raise FileContentError(
@@ -116,7 +115,7 @@ def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
     rows = _standing_rows(charging, charging.population_of(plan))
     payers: list[Part | None] = []
     for round in range(plan.config.mechanism.rounds):
-        key = _round_key(plan, round, "release")
+        key = round_key(plan, round, "release")
         parts = {row.part for row in rows if _round_of(row) == key}
         payers.append(parts.pop() if len(parts) == 1 else None)
     return payers
@@ -177,11 +176,13 @@ def everybody_pays(plan: Plan, reservation: Reservation) -> bool:
 
 def _dearest_event(plan: Plan) -> Event:
     """The privacy event of the dearest round that the plan's calibration allows."""
-    calibration, discrete = plan.calibration, plan.config.mechanism.noise == Noise.DISCRETE
+    calibration, first = plan.calibration, plan.event(plan.state.grid)
     if calibration.epsilon_round is not None:
         return BoundedRelease(mu=calibration.mu_round, epsilon=calibration.epsilon_round, coordinates=plan.k)
-    sigma = float(calibration.sigma_minimum) if discrete else None
-    return GaussianRelease(mu=calibration.mu_round, coordinates=plan.coordinates, sigma=sigma)
+    if isinstance(first, BoundedRelease):
+        return GaussianRelease(mu=calibration.mu_round, coordinates=plan.coordinates)
+    sigma = None if first.sigma is None else float(calibration.sigma_minimum)
+    return replace(first, mu=calibration.mu_round, sigma=sigma)
 
 
 def _standing_rows(charging: Charging, population: str) -> list[LedgerRow]:

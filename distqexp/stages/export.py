@@ -150,6 +150,8 @@ def certificate_of(
             for release, grid, part in zip(releases, grids, parts, strict=True)
         ],
         parts=config.mechanism.parts,
+        sampling=config.mechanism.sampling,
+        sampling_failure=guarantee.failure,
         micro_batch=config.engine.micro_batch if config.by_batch else None,
         noise=config.mechanism.noise,
         arithmetic=_arithmetic(plan),
@@ -182,6 +184,7 @@ def _round_figures(plan: Plan, release: Release, grid: Grid, part: Part | None) 
         "round": release.round,
         "part": part.number if part else None,
         "mu": plan.event(grid).mu,
+        "sampling": plan.config.mechanism.sampling,
         "clip": release.state_header["clip"],
         "grid_step": grid.step,
         "sensitivity": grid.sensitivity * grid.step,
@@ -228,6 +231,7 @@ def _mechanism(plan: Plan) -> str:
 def _arithmetic(plan: Plan) -> str:
     if plan.config.mechanism.noise == Noise.GAUSSIAN:
         return "idealised float64"
-    if plan.config.privacy.adjacency == Adjacency.ZERO_OUT:
+    # The place of a unit in its micro-batch depends on the other units' coins.
+    if plan.config.privacy.adjacency == Adjacency.ZERO_OUT and not plan.config.mechanism.sampled:
         return "exact integer"
     return "exact integer sums and noise; gradient evaluation counts as idealised floating point"

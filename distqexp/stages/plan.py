@@ -61,6 +61,9 @@ def describe_plan(plan: Plan) -> list[str]:
     calibration, grid, privacy = plan.calibration, plan.state.grid, plan.config.privacy
     mechanism = plan.config.mechanism
     parts = f" in {mechanism.parts} parts, {mechanism.passes} for each unit" if mechanism.parts > 1 else ""
+    if mechanism.sampled:
+        parts = f", each of a secret sample at {mechanism.sampling:g} (the work of {mechanism.work:g} passes)"
+    in_all = " in all if a unit joined every round" if mechanism.sampled else " in all"
     micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
     # With rounding by micro-batch no record's gradient is held: its factors are about as large as the activations of a plain pass.
     each = k if plan.config.by_batch else d + 2 * k
@@ -69,7 +72,7 @@ def describe_plan(plan: Plan) -> list[str]:
     return [
         f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {mechanism.rounds} round(s){parts}, shards {', '.join(plan.config.shards)}",
         f"privacy: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, {privacy.adjacency}, "
-        f"mu {calibration.mu_total:.6g} in all, {grid.mu:.6g} a round",
+        f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
         *_describe_diagnostics(plan),
@@ -151,6 +154,11 @@ def _describe_forecast(plan: Plan) -> str:
             f"{plan.config.mechanism.trust_radius:g} by at most {forecast['expected']:.6g} on average"
         )
     return (
-        f"forecast: the release is above the minimum of the clipped quadratic by {forecast['expected']:.6g} on average, "
+        f"forecast: the release is above the minimum of its clipped quadratic by {forecast['expected']:.6g} on average, "
         f"at most {forecast['bound']:.6g} with probability {1 - forecast['failure_probability']:g}"
+        + (
+            f"; the choice of a sample adds at most {forecast['sampling']:.6g} on average"
+            if "sampling" in forecast
+            else ""
+        )
     )

@@ -25,6 +25,7 @@ from distqexp.gradients.worker import Worker
 from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
+from distqexp.stages.sampling import forget_coins
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
@@ -55,7 +56,9 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
     reservation = charge(
         plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
     )
-    return paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
+    noisy_sums = paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
+    forget_coins(plan, charging, "release", range(state.round + 1))
+    return noisy_sums
 
 
 def paid_draw(

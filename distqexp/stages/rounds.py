@@ -22,7 +22,6 @@ from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
-from distqexp.problem.identity import Digest
 from distqexp.report.progress import Progress
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
@@ -34,8 +33,10 @@ from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, plan_and_worker
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.sampling import Secrets, secrets_of
+from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
-from distqexp.stages.sketch import Shards, basis_of, open_shards, sketch_files, sketch_same_records
+from distqexp.stages.sketch import sketch_files, sketch_same_records
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Work:
     plan: Plan
     worker: Worker
     shards: Shards
-    digest: Digest
+    secrets: Secrets
     out: Path
     charging: Charging | None
     noise_seed: int | None
@@ -147,12 +148,9 @@ def _open_work(
     noise_seed: int | None,
 ) -> _Work:
     """Open the private shards, and refuse those that can't be used."""
-
-    def digest(*facts: bytes) -> bytes:  # runs on the root
-        return require(charging).ledger.keyed_digest(*facts)
-
+    secrets = secrets_of(plan, charging, "release")
     engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
-    shards = open_shards(plan, config.data.private, engine, digest, worker=worker)
+    shards = open_shards(plan, config.data.private, engine, secrets.digest, worker=worker)
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), config.data.population, config.data.private, worker.readers),
@@ -162,7 +160,7 @@ def _open_work(
         plan=plan,
         worker=worker,
         shards=shards,
-        digest=digest,
+        secrets=secrets,
         out=out,
         charging=charging_with_contents,
         noise_seed=noise_seed,
@@ -221,7 +219,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     plan, path = work.plan, quadratic_path(work.out, state.round)
     progress.stage("sketch", state.round)
     if not engine.on_root(path.exists):
-        sums = sketch_same_records(plan, state, work.shards, work.out, engine, work.digest, work.worker)
+        sums = sketch_same_records(plan, state, work.shards, work.out, engine, work.secrets, work.worker)
         progress.advance(1.0)  # so that a shard without records gives the same lines
         progress.stage("pool", state.round)
         basis = basis_of(work.shards.sources)

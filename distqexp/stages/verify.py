@@ -19,6 +19,7 @@ from distqexp.artefacts.restoring import with_file_errors
 from distqexp.errors import DistqexpError, FileContentError, UsageError
 from distqexp.gradients.worker import Worker
 from distqexp.privacy import gdp
+from distqexp.privacy.events import GaussianRelease, cost
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.books import LedgerRow
 from distqexp.privacy.ledger.files import default_path
@@ -221,11 +222,19 @@ def _check_itself(certificate: Mapping[str, Any]) -> None:
     for entry in certificate["rounds"]:
         costs[entry["part"]] = costs.get(entry["part"], 0.0) + entry["mu"] ** 2
     most = math.sqrt(costs.pop(None, 0.0) + max(costs.values(), default=0.0))
-    pure = certificate["pure_epsilon"] is not None
+    pure, rate = certificate["pure_epsilon"] is not None, certificate["sampling"]["rate"]
+    if any(entry["sampling"] != rate for entry in certificate["rounds"]):
+        raise FileContentError(f"sampling.rate: found {rate!r}; its rounds have another: one of them was changed")
     # With a trust region rounds may be cheaper than their mu says; without one their costs add up.
     if not (math.isclose(mu, most, rel_tol=1e-9) or (pure and mu < most)):
         raise FileContentError(f"mu: found {mu!r}; its rounds add up to {most!r}: one of them was changed")
-    if not pure:
+    if rate < 1:
+        least = _sampled_epsilon(certificate)
+        if not epsilon >= least * (1 - 1e-6):
+            raise FileContentError(
+                f"epsilon: found {epsilon!r} at delta {delta!r}; its sampled rounds give {least!r} or more: one of them was changed"
+            )
+    elif not pure:
         least = gdp.epsilon(delta, mu)
         if not epsilon >= least * (1 - 1e-9):
             raise FileContentError(
@@ -237,6 +246,12 @@ def _check_itself(certificate: Mapping[str, Any]) -> None:
     text = statement_of(epsilon, delta, certificate["unit"], certificate["adjacency"]["kind"], seed)
     refuse_unlike("statement of epsilon, delta, unit and adjacency.kind", certificate["statement"], text)
     refuse_unlike("private", certificate["private"], seed is None)
+
+
+def _sampled_epsilon(certificate: Mapping[str, Any]) -> float:
+    """Return the epsilon of the certificate's rounds, with the coins of one shard and without the slack of discrete noise."""
+    events = [GaussianRelease(entry["mu"], 1, sampling=entry["sampling"]) for entry in certificate["rounds"]]
+    return cost(events).guarantee().epsilon(certificate["delta"])
 
 
 def _check_figures(path: Path, certificate: dict[str, Any], plan: Plan, releases: Sequence[Release]) -> None:

@@ -28,7 +28,8 @@ from distqexp.privacy import gdp
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.dataset import Dataset
 from distqexp.stages.plan import make_plan
-from distqexp.stages.sketch import Shards, open_shards, sketch_round
+from distqexp.stages.shards import Shards, open_shards
+from distqexp.stages.sketch import sketch_round
 
 QUICK = ("mechanism.rounds=2", "model.pretrain.epochs=5", "precision.samples=100", "privacy.epsilon=0.5")
 LEVEL = 1e-7

@@ -45,7 +45,8 @@ from distqexp.stages import sketch as sketch_stage
 from distqexp.stages.charging import Charging, check_budget
 from distqexp.stages.plan import describe_plan
 from distqexp.stages.release import draw_release
-from distqexp.stages.sketch import open_shards, whole_sketch
+from distqexp.stages.shards import open_shards
+from distqexp.stages.sketch import whole_sketch
 
 SIZES = [1, 2, 1, 9, 1, 3, 1, 1, 4, 1, 12, 2, 1, 1, 5, 1, 2]
 PARTS = 3

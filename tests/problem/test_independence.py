@@ -18,8 +18,8 @@ from distqexp.errors import UsageError
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.models import cnn, logistic, mlp
 from distqexp.problem.network import Network
-from distqexp.stages import sketch as sketch_stage
-from distqexp.stages.sketch import open_shards
+from distqexp.stages import shards as shards_stage
+from distqexp.stages.shards import open_shards
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,6 @@ def test_a_site_refuses_before_it_reads_a_record(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError, match="StubbornNorm"):
         open_shards(plan, config.data.private, SerialEngine())
     assert not read
-    monkeypatch.setattr(sketch_stage, "refuse_coupling", lambda *arguments: None)
+    monkeypatch.setattr(shards_stage, "refuse_coupling", lambda *arguments: None)
     sources, _ = open_shards(plan, config.data.private, SerialEngine())
     assert np.array_equal(sources[0].slots.rows, np.arange(12))

@@ -20,7 +20,7 @@ from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.faults import Fault
-from distqexp.stages.sketch import open_shards
+from distqexp.stages.shards import open_shards
 
 
 def made(folder: Path, name: str, **sections: Any) -> tuple[Config, Spoiled]:

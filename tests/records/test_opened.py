@@ -26,7 +26,7 @@ from distqexp.problem.readers import open_reader
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import slot_map
 from distqexp.problem.sources import DataSource
-from distqexp.stages import sketch as sketch_module
+from distqexp.stages import shards as shards_module
 
 RECORDS = 4
 TABLE = Patients.some(30, RECORDS, seed=2, first=100)
@@ -97,7 +97,7 @@ def elsewhere_while(patch: pytest.MonkeyPatch, module: Any, name: str, lead: Cal
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(sources_module, "open_reader"), (sketch_module, "open_reader")],
+    [(sources_module, "open_reader"), (shards_module, "open_reader")],
 )
 def test_a_path_that_leads_elsewhere_for_an_instant_ends_the_run_uncharged(
     way: Way, module: Any, name: str, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,7 +84,7 @@ def after_round_zero(change: Callable[[], None]) -> Callable[[ProgressEvent], No
 
 def amid(patch: pytest.MonkeyPatch, round: int, change: Callable[[], None]) -> None:
     """Make the change after the first batch of a round was sketched."""
-    batches, original = [0], Sketcher.unit_integers
+    batches, original = [0], Sketcher.sketch
     rounds, sketch_round = [-1], sketch_stage.sketch_round
 
     def next_round(*arguments: Any, **keywords: Any) -> Any:
@@ -99,7 +99,7 @@ def amid(patch: pytest.MonkeyPatch, round: int, change: Callable[[], None]) -> N
         return sums
 
     patch.setattr(sketch_stage, "sketch_round", next_round)
-    patch.setattr(Sketcher, "unit_integers", changing)
+    patch.setattr(Sketcher, "sketch", changing)
 
 
 def refused(config: Config, out: Path, **keywords: Any) -> str:
@@ -216,7 +216,7 @@ def test_a_site_whose_table_changes_while_it_is_read_hands_nothing_on(
 ) -> None:
     config = task(tmp_path)
     api.plan(config, tmp_path / "plan.h5")
-    original, out, changes = Sketcher.unit_integers, tmp_path / "site.h5", [change]
+    original, out, changes = Sketcher.sketch, tmp_path / "site.h5", [change]
 
     def changing(self: Sketcher, found: Any) -> Any:
         sums = original(self, found)
@@ -225,7 +225,7 @@ def test_a_site_whose_table_changes_while_it_is_read_hands_nothing_on(
         return sums
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sketcher, "unit_integers", changing)
+        patch.setattr(Sketcher, "sketch", changing)
         with pytest.raises(FileContentError):
             api.sketch(tmp_path / "plan.h5", tmp_path / "private.csv", out)
     assert parts_charged(own_ledger) == []

@@ -29,7 +29,7 @@ from distqexp.problem.records import Records
 from distqexp.sketching.choice import sketcher_of
 from distqexp.sketching.sketcher import BatchSketcher
 from distqexp.stages.plan import make_plan
-from distqexp.stages.sketch import open_shards
+from distqexp.stages.shards import open_shards
 
 VIEWS = 3
 

@@ -26,7 +26,8 @@ from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
 from distqexp.engines.serial import SerialEngine
 from distqexp.stages.rounds import FitResult
-from distqexp.stages.sketch import Shards, open_shards, sketch_round
+from distqexp.stages.shards import Shards, open_shards
+from distqexp.stages.sketch import sketch_round
 
 NOISE_SEED = 7
 FINE = 2**40

@@ -18,7 +18,8 @@ from distqexp.engines.serial import SerialEngine
 from distqexp.gradients.context import RoundContext
 from distqexp.sketching.sketcher import Sketcher
 from distqexp.stages.plan import make_plan
-from distqexp.stages.sketch import Shards, open_shards, sketch_round
+from distqexp.stages.shards import Shards, open_shards
+from distqexp.stages.sketch import sketch_round
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "logistic": (

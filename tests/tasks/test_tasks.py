@@ -16,7 +16,8 @@ from distqexp.mechanism.noise import draw_insecure
 from distqexp.stages.export import evaluate
 from distqexp.stages.plan import make_plan
 from distqexp.stages.release import moved_parameters
-from distqexp.stages.sketch import Shards, open_shards, sketch_round
+from distqexp.stages.shards import Shards, open_shards
+from distqexp.stages.sketch import sketch_round
 
 SEEDS = range(5)
 

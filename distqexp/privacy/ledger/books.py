@@ -230,18 +230,26 @@ class Books:
 def event_fields(event: Event) -> dict[str, Any]:
     """Return an event as fields of an entry.
 
-    Older versions read a bounded release as the continuous Gaussian release that it also is.
+    Older versions read a bounded release as the continuous Gaussian release that it also is, and a sampled one as one in which
+    every unit takes part.
     """
-    fields = {"mu": event.mu, "coordinates": event.coordinates}
-    return fields | (
-        {"sigma": event.sigma} if isinstance(event, GaussianRelease) else {"sigma": None, "epsilon": event.epsilon}
-    )
+    fields: dict[str, Any] = {"mu": event.mu, "coordinates": event.coordinates}
+    if isinstance(event, BoundedRelease):
+        return fields | {"sigma": None, "epsilon": event.epsilon}
+    fields |= {"sigma": event.sigma}
+    return fields | ({"sampling": event.sampling, "failure": event.failure} if event.sampling < 1 else {})
 
 
 def _event(body: Mapping[str, Any]) -> Event:
     if "epsilon" in body:
         return BoundedRelease(mu=body["mu"], epsilon=body["epsilon"], coordinates=body["coordinates"])
-    return GaussianRelease(mu=body["mu"], coordinates=body["coordinates"], sigma=body["sigma"])
+    return GaussianRelease(
+        mu=body["mu"],
+        coordinates=body["coordinates"],
+        sigma=body["sigma"],
+        sampling=body.get("sampling", 1.0),
+        failure=body.get("failure", 0.0),
+    )
 
 
 def _part(body: Mapping[str, Any]) -> Part | None:

@@ -102,18 +102,18 @@ class LedgerFiles:
         message = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
         return hmac.new(self.key, message, hashlib.sha256).digest()
 
-    def exists(self, purpose: str, reservation: int) -> bool:
-        """Whether a reservation's "noise" or "released" array is stored."""
+    def exists(self, purpose: str, reservation: int | str) -> bool:
+        """Whether the "noise" or "released" array of a reservation, or "coins" of a name, are stored."""
         return self._path(purpose, reservation).exists()
 
-    def write(self, purpose: str, reservation: int, owner: bytes, array: npt.NDArray[Any]) -> None:
+    def write(self, purpose: str, reservation: int | str, owner: bytes, array: npt.NDArray[Any]) -> None:
         """Store an array of a reservation durably, with a seal.
 
         Args:
-            purpose: "noise" or "released".
-            reservation: The number of the reservation.
-            owner: The keyed digest of the reservation's sums. The seal binds the array to it: a file that was left from a
-                lost history of the ledger can't be taken for the draw of other sums.
+            purpose: "noise", "released" or "coins".
+            reservation: The number of the reservation; for coins the name of their round and shard.
+            owner: The keyed digest of the reservation's sums, or of the coins' round and shard. The seal binds the array to it: a
+                file that was left from a lost history of the ledger can't be taken for the draw of other sums.
             array: The array.
 
         Raises:
@@ -125,7 +125,7 @@ class LedgerFiles:
         seal = self.tag(purpose.encode(), owner, data)
         write_atomic(self._path(purpose, reservation), data + seal, private=True)
 
-    def read(self, purpose: str, reservation: int, owner: bytes) -> npt.NDArray[Any]:
+    def read(self, purpose: str, reservation: int | str, owner: bytes) -> npt.NDArray[Any]:
         """Read an array back, with the arguments of ``write``.
 
         Raises FileContentError when it is missing, damaged or of another reservation, and StorageError when it can't be read.
@@ -153,6 +153,15 @@ class LedgerFiles:
         except OSError as error:
             raise storage_error(path, error) from error
 
+    def erase_all(self, purpose: str, name: str) -> None:
+        """Remove durably every array of this purpose whose name begins with ``name``. Raises StorageError."""
+        try:
+            for path in self.folder.glob(f"{purpose}-{name}*.npy"):
+                path.unlink(missing_ok=True)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+
     def clean(self, committed_reservations: set[int]) -> None:
         """Remove what killed processes left: unfinished files, and the noise of committed reservations."""
         remove_unfinished(self.folder)
@@ -160,7 +169,7 @@ class LedgerFiles:
             if self.exists("noise", reservation):
                 self.erase("noise", reservation)
 
-    def _path(self, purpose: str, reservation: int) -> Path:
+    def _path(self, purpose: str, reservation: int | str) -> Path:
         return self.folder / f"{purpose}-{reservation}.npy"
 
     def _probe_locks(self) -> None:

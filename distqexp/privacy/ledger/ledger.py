@@ -26,9 +26,9 @@ from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger.books import PRIVATE, Books, Cap, LedgerRow, Reservation, event_fields
 from distqexp.privacy.ledger.budget import require_room
 from distqexp.privacy.ledger.chain import Chain
+from distqexp.privacy.ledger.coins import LedgerCoins
 from distqexp.privacy.ledger.files import LedgerFiles, default_path
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name, require_spelling
-from distqexp.privacy.ledger.voiding import LedgerVoiding
 from distqexp.privacy.ledger.voids import require_not_voided, require_open
 from distqexp.privacy.units import UnitDeclaration, require_countable, require_one_unit
 from distqexp.storage.atomic import storage_error
@@ -58,7 +58,7 @@ class Provenance(NamedTuple):
 NO_PROVENANCE = Provenance()
 
 
-class Ledger(LedgerVoiding):
+class Ledger(LedgerCoins):
     """One ledger, to read and to charge. Open it by ``Ledger.open``, as a context manager; it is not for use from two threads."""
 
     @classmethod
