@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from scipy.optimize import brentq
+
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
 from distqexp.privacy import discrete_slack, gdp, pure
 from distqexp.privacy.events import GaussianRelease, cost
+from distqexp.privacy.rounding import exp_above
 from distqexp.privacy.sampled import COARSE
-from distqexp.privacy.search import last_holding, next_number
+from distqexp.privacy.search import next_number
 
 SLACK_SHARE = 1e-3
 """The share of delta that is set aside for the difference between discrete and rounded Gaussian noise."""
@@ -129,17 +132,28 @@ def _sampled_mu(least: float, epsilon: float, delta: float, rounds: int, samplin
     ``least`` is the mu that serves without the coins; it is the result where no larger one does.
     """
 
-    def holds(mu: float) -> bool:
+    def excess(mu: float) -> float:
         releases = [GaussianRelease(mu=mu, coordinates=1, sampling=sampling.rate)] * rounds
-        return cost(releases).guarantee().delta(epsilon) <= delta
+        return cost(releases).guarantee().log_delta(epsilon)
+
+    def holds(mu: float) -> bool:
+        return exp_above(excess(mu)) <= delta
 
     guess = sampling.guess
     if guess is not None and guess > least and holds(guess) and not holds(next_number(guess, COARSE)):
         return guess
-    high = 2 * least
+    low, high = least, 2 * least
     while holds(high):
-        high *= 2
-    return last_holding(holds, inside=least, outside=high, bits=COARSE)
+        low, high = high, 2 * high
+    # Where the smooth curve crosses the target is found in a few steps; which of the numbers beside it hold is then tried.
+    target = math.log(delta)
+    place = brentq(lambda log: excess(math.exp(log)) - target, math.log(low), math.log(high), xtol=1e-6)
+    largest = next_number(math.exp(place), COARSE, steps=0)
+    while largest > least and not holds(largest):
+        largest = next_number(largest, COARSE, steps=-1)
+    while holds(following := next_number(largest, COARSE)):
+        largest = following
+    return max(largest, least)
 
 
 def calibrate_pure(*, epsilon: float, rounds: int, k: int) -> Calibration:

@@ -20,8 +20,11 @@ from distqexp.privacy.rounding import above, with_margin
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-CELLS = 2**16
-"""The range of the total loss is at least half as many steps of the grid as this, and at most as many."""
+CELLS = 2**14
+"""The range of the loss of one release is about so many steps of the grid, that of the total 2^k times as many for 4^k releases."""
+
+MOST_CELLS = 2**21
+"""The largest number of steps in the range of the total loss."""
 
 DEVIATIONS = 12.0
 """The range of the total loss ends so many standard deviations above its mean, with the coins left aside."""
@@ -35,11 +38,13 @@ COARSE = 16
 EPSILONS = np.concatenate([[0.0], np.ldexp(1.0 + np.arange(8) / 8, np.arange(-10, 9)[:, None]).ravel()])
 """The epsilons among which ``SampledReleases.lowest`` chooses: from 2^-10 to below 2^9, and 0."""
 
-ROUNDING = 2e-11
-"""The absolute margin on delta for each composed release, above what Fourier transforms of at most 2^20 numbers lose.
+ROUNDING = 5e-11
+ROUNDING_PER_RELEASE = 1e-12
+"""The absolute margin on delta, above what Fourier transforms lose (docs/proofs/sampled.md).
 
-A transform of numbers that sum to 1 is off by at most 2e-14 an entry, its T-th power by T times as much, and the sum of 2^20 absolute
-errors of the way back by at most 2^10 times that.
+A transform of n numbers that sum to 1 is off by at most 1.2e-14 an entry. After a T-th power and the way back, the absolute errors
+sum to at most (T + 1) 1.2e-14 sqrt(n sum p^2), where p is the law of the total loss: sqrt(n) at the very most, which the first
+number covers, and below 80 for the smooth laws of many releases.
 """
 
 
@@ -70,7 +75,7 @@ class SampledReleases:
     def delta(self, epsilon: float) -> float:
         """Return a delta, at most 1, at ``epsilon`` >= 0, rounded upwards."""
         value = float(self._losses.get_delta_for_epsilon(epsilon))
-        return min(1.0, max(value, 0.0) + ROUNDING * (len(self.releases) + 1))
+        return min(1.0, max(value, 0.0) + ROUNDING + ROUNDING_PER_RELEASE * len(self.releases))
 
     def log_delta(self, epsilon: float) -> float:
         """Return the natural logarithm of ``delta(epsilon)``."""
@@ -88,8 +93,10 @@ class SampledReleases:
     @property
     def _losses(self) -> PrivacyLossDistribution:
         total = self._mu_of_all
-        # The step depends on this sum alone, and never falls as it grows: a coarser grid of powers of two gives larger deltas.
-        exponent = math.ceil(math.log2((total**2 / 2 + DEVIATIONS * total) / CELLS))
+        # The loss of a release must span many steps, or its rounding adds up. Grids of powers of two lie in each other: of two,
+        # the coarser one gives the larger deltas.
+        root = 2 ** math.ceil(math.log2(len(self.releases)) / 2)
+        exponent = math.ceil(math.log2((total**2 / 2 + DEVIATIONS * total) / min(CELLS * root, MOST_CELLS)))
         counts = Counter(SampledRelease(_coarse_above(release.mu), release.sampling) for release in self.releases)
         return _composed(above(self.mu) if self.mu else 0.0, tuple(sorted(counts.items())), exponent)
 

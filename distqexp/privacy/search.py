@@ -87,9 +87,9 @@ def first_below(curve: Callable[[float], float], target: float, guess: float) ->
     return _number(last, BITS)
 
 
-def next_number(value: float, bits: int) -> float:
-    """Return the smallest number of so many bits above ``value`` >= 0, if that has no more bits itself."""
-    return _number(_place(value, bits, up=True) + 1, bits)
+def next_number(value: float, bits: int, steps: int = 1) -> float:
+    """Return the number of so many bits that is ``steps`` numbers above ``value`` > 0, which is rounded down to one first."""
+    return _number(_place(value, bits, up=False) + steps, bits)
 
 
 def _place(value: float, bits: int, *, up: bool) -> int:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from distqexp.errors import FileContentError
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KINDS = ("plan", "sketch", "quadratic", "release", "void")
 
 Frame = tuple[dict[str, Any], npt.NDArray[Any] | None]

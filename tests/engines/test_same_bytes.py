@@ -14,6 +14,8 @@ from fit_harness import pooled, rank_processes, released, start_fit
 from mpi_harness import Finished
 from same_bytes import DIGITS, ROUNDS, opened_rows, public_bytes, runs_on_dask, runs_on_ranks, serial_runs
 
+from distqexp.mechanism.coins import toss_insecure_coins
+
 pytestmark = pytest.mark.process
 
 ENGINES = {"1 rank": ("dense",), "2 ranks": tuple(ROUNDS), "3 ranks": tuple(ROUNDS), "2 dask workers": tuple(ROUNDS)}
@@ -65,6 +67,8 @@ def test_rank_0_alone_prints(engine: str, jobs: dict[str, tuple[Path, Finished]]
 def test_each_rank_opens_its_own_slots_only(jobs: dict[str, tuple[Path, Finished]]) -> None:
     folder, _ = jobs["3 ranks"]
     for name in DIGITS:
+        if "sampled" in name:
+            continue
         visits = ROUNDS[name] // 2 if name == "parts" else ROUNDS[name]
         opened = opened_rows(folder, name, 3)
         assert sorted(row for rows in opened for row in rows) == sorted([*PRIVATE] * visits), (
@@ -80,6 +84,17 @@ def test_each_rank_opens_its_own_slots_of_the_part(jobs: dict[str, tuple[Path, F
         first, second = rows[: len(rows) // 4], rows[len(rows) // 4 : len(rows) // 2]
         assert {row % 2 for row in first} == {PRIVATE[0] % 2}
         assert {row % 2 for row in second} == {PRIVATE[1] % 2}
+
+
+@pytest.mark.parametrize(("name", "sampling"), [("sampled", 0.25), ("sampled layers", 0.125)])
+def test_ranks_open_the_units_that_were_drawn_and_nobody_else(
+    name: str, sampling: float, jobs: dict[str, tuple[Path, Finished]]
+) -> None:
+    opened = opened_rows(jobs["3 ranks"][0], name, 3)
+    drawn = [toss_insecure_coins(len(PRIVATE), sampling, 7, round, "all") for round in range(ROUNDS[name])]
+    expected = [row for coins in drawn for row, coin in zip(PRIVATE, coins, strict=True) if coin]
+    assert sorted(row for rows in opened for row in rows) == sorted(expected)
+    assert 0 < len(expected) < 1.5 * sampling * ROUNDS[name] * len(PRIVATE)
 
 
 @pytest.mark.slow

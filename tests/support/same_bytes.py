@@ -44,6 +44,8 @@ PROBES = (
     "mechanism.rounds=2",
 )
 
+SAMPLED = (*QUICK, "mechanism.sampling=0.25", "mechanism.momentum=0.5", "diagnostics.share=0.1")
+
 DIGITS: dict[str, tuple[str, ...]] = {
     "dense": QUICK,
     "parts": PARTS,
@@ -51,6 +53,15 @@ DIGITS: dict[str, tuple[str, ...]] = {
     "public-pca": (*QUICK, *PUBLIC_PCA),
     "private curvature": PRIVATE_CURVATURE,
     "probes": PROBES,
+    "sampled": SAMPLED,
+    "sampled layers": (
+        *QUICK,
+        *MLP,
+        *KRONECKER_PCA,
+        "mechanism.sampling=0.125",
+        "augment.views=2",
+        "augment.shift=1.0",
+    ),
     "one piece": (*QUICK, "engine.micro_batch=1024", "mechanism.rounds=1"),
 }
 """Overrides of the digits task by the name of the run. Of one piece most ranks and workers have nothing to do."""
@@ -63,6 +74,8 @@ ROUNDS = {
     "public-pca": 3,
     "private curvature": 3,
     "probes": 2,
+    "sampled": 3,
+    "sampled layers": 3,
     "one piece": 1,
     BAD_RECORDS: 2,
 }
@@ -79,7 +92,7 @@ original = Dataset.read
 
 def read(self, rows, views=None):
     if self.data.rows == ((597, 1397),):  # the private records of digits
-        opened.extend(int(row) for row in rows)
+        opened.extend(int(row) for row in rows if row >= 0)
     return original(self, rows, views)
 
 if __name__ == "__main__":
