@@ -26,8 +26,29 @@ _LORA_KEYS = (
 _REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
+class MeanPooled(nn.Module):
+    """A body, the mean of its last hidden states over a record's tokens, and a linear head: (n, 2, L) to (n, outputs)."""
+
+    def __init__(self, body: nn.Module, width: int, outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.classifier = nn.Linear(width, outputs)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        """Return the logits of int64 records, tokens and mask; a record without tokens has the head's bias alone."""
+        tokens, mask = records[:, 0], records[:, 1]
+        hidden = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weights = mask.to(hidden.dtype)[..., None]
+        logits: torch.Tensor = self.classifier((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+        return logits
+
+
 def from_config(
-    model: str, config: Mapping[str, Any] | None = None, lora: Mapping[str, Any] | None = None
+    model: str,
+    config: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    pooling: str | None = None,
+    head: str | None = None,
 ) -> nn.Module:
     """Make a transformers model with random weights; pretrained ones come from ``model.weights``. Nothing is fetched.
 
@@ -35,7 +56,9 @@ def from_config(
         model: a class such as "BertForSequenceClassification", of one of the families in FAMILIES.
         config: keyword arguments of its configuration class.
         lora: keyword arguments of peft.LoraConfig, when low-rank factors are to be added; ``model.trainable`` then chooses what is
-            trained, such as ["*lora_*", "*classifier*"].
+            trained, such as ["*lora_*", "*classifier*"], or ["*lora_B*", "*classifier*"] with the first factors frozen.
+        pooling: "mean" puts a linear head on the mean of a text model's last hidden states; None keeps the model's own head.
+        head: "zero" starts the head at zero, so that the first outputs are those of no knowledge at all; None draws it.
 
     Raises:
         UsageError: an argument is not allowed, or a package is not installed.
@@ -72,7 +95,34 @@ def from_config(
     except (KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"model.args.config: {model} refuses it ({reason}); correct the value") from None
+    if pooling is not None:
+        module = _mean_pooled(module, pooling, model)
+    if head is not None:
+        _zero_head(module, head)
     return module if lora is None else _with_lora(module, dict(lora))
+
+
+def _mean_pooled(module: nn.Module, pooling: str, model: str) -> nn.Module:
+    """Return the body of a text classifier under a mean and a linear head."""
+    body = getattr(module, str(getattr(module, "base_model_prefix", "")), None)
+    if pooling != "mean" or body is None or getattr(body, "main_input_name", None) != "input_ids":
+        raise UsageError(
+            f"model.args.pooling: found {pooling!r} with {model}; expected mean, with a ForSequenceClassification class, or none"
+        )
+    if isinstance(getattr(body, "pooler", None), nn.Module):
+        body.pooler = None
+    _keep_records_apart(body)
+    settings: Any = body.config
+    return MeanPooled(body, settings.hidden_size, settings.num_labels)
+
+
+def _zero_head(module: nn.Module, head: str) -> None:
+    """Set the last linear layer to zero."""
+    if head != "zero":
+        raise UsageError(f"model.args.head: found {head!r}; expected zero, or none")
+    last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
 
 
 def adapt(module: nn.Module) -> None:
@@ -92,12 +142,13 @@ def adapt(module: nn.Module) -> None:
 
 
 def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of a model without low-rank factors as one of the same model with them, and any other state as it is.
+    """Return the state of a plain model as that of one with low-rank factors, or with a head on means, and any other as it is.
 
     Args:
-        own: the state of the module with the factors, which keep their values.
+        own: the state of the module; its factors and its head keep their values.
         state: the state from a file.
     """
+    state = _body_weights(own, state)
     prefix = "base_model.model."
     if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
         return state
@@ -109,6 +160,18 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
             tensors[name] = state[plain]
             rest.pop(plain, None)
     return {**tensors, **rest}
+
+
+def _body_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a body alone as that of ``MeanPooled``, without its own pooling and the positions that old files have."""
+    prefix = re.match(r"(base_model\.model\.)?", next(iter(own), ""))
+    outer = prefix.group() if prefix else ""
+    heads = {name: own[outer + name] for name in ("classifier.weight", "classifier.bias") if outer + name in own}
+    if not any(name.startswith(f"{outer}body.") for name in own) or any(name.startswith("body.") for name in state):
+        return state
+    unused = re.compile(r"pooler\..*|embeddings\.position_ids")
+    body = {f"body.{name}": tensor for name, tensor in state.items() if not unused.fullmatch(name)}
+    return {**heads, **body}
 
 
 def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:

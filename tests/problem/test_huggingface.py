@@ -288,3 +288,89 @@ def test_a_whole_run(tmp_path: Path, name: str) -> None:
     network = Network(_model(name))
     load_weights(network, out / "model.safetensors")
     assert bool(np.isfinite(network.theta()).all())
+
+
+def _pooled(name: str, **more: Any) -> nn.Module:
+    return _model(name, pooling="mean", **more)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_mean_pooling_is_the_mean_over_tokens(name: str) -> None:
+    """By hand from the plain body's last hidden states; padding counts in neither sum nor number."""
+    pooled, inputs = _pooled(name), _inputs()
+    network = Network(pooled)
+    body = dict(pooled.named_modules())["body"]
+    expected = []
+    for record in inputs:
+        hidden = body(input_ids=record[:1], attention_mask=record[1:]).last_hidden_state[0]
+        mean = hidden[record[1].bool()].mean(dim=0)
+        expected.append(pooled.classifier(mean))  # type: ignore[operator]
+    torch.testing.assert_close(network.outputs(inputs), torch.stack(expected).detach(), rtol=1e-4, atol=1e-5)
+    refuse_coupling(network, (2, LENGTH), True, VOCABULARY)
+
+
+def test_gradients_of_a_mean_pooled_model_are_those_of_single_records() -> None:
+    name, inputs = TEXT[0], _inputs()
+    targets = torch.tensor([0, 1, 1, 0, 1])
+    network = Network(_pooled(name), ["*classifier*", "*query*"])
+    rows = []
+    for record, target in zip(inputs, targets, strict=True):
+        network.module.zero_grad()
+        nn.functional.cross_entropy(network.module(record[None]), target[None]).backward()
+        named = dict(network.module.named_parameters())
+        rows.append(torch.cat([named[key].grad.reshape(-1) for key, _ in network.names_shapes]))  # type: ignore[union-attr]
+    found = per_example_gradients(network, LOSS, inputs, targets)
+    torch.testing.assert_close(found, torch.stack(rows), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": ["query"]}])
+def test_a_zero_head_starts_without_an_opinion(lora: dict[str, Any] | None) -> None:
+    for pooling in (None, "mean"):
+        module = _model(TEXT[0], pooling=pooling, head="zero", lora=lora)
+        assert not Network(module).outputs(_inputs()).any()
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": ["query"]}])
+def test_a_mean_pooled_model_takes_the_weights_of_its_body(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    """As a plain body is saved: with a pooling of its own, which is not used, and with positions, as older files have them."""
+    plain = _model(TEXT[0])
+    body = getattr(plain, plain.base_model_prefix)  # type: ignore[call-overload]
+    state = {name: tensor.clone() + 0.25 for name, tensor in body.state_dict().items()}
+    state |= {"embeddings.position_ids": torch.arange(5.0), "pooler.dense.weight": torch.ones(2, 2)}
+    safetensors_torch.save_file(state, tmp_path / "body.safetensors")
+    module = _pooled(TEXT[0], lora=lora)
+    head = {name: tensor.clone() for name, tensor in module.state_dict().items() if "classifier" in name}
+    load_weights(Network(module), tmp_path / "body.safetensors")
+    loaded = {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): tensor
+        for name, tensor in module.state_dict().items()
+        if "lora" not in name
+    }
+    for name, tensor in state.items():
+        if not name.startswith("pooler.") and name != "embeddings.position_ids":
+            assert torch.equal(loaded[f"body.{name}"], tensor), name
+    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in head.items())
+
+
+def test_low_rank_factors_with_the_first_one_frozen() -> None:
+    """What is trained is the second factors and the head; all of them have a gradient from the first step on."""
+    lora = {"r": 2, "target_modules": ["query", "value"]}
+    network = Network(_pooled(TEXT[0], lora=lora), ["*lora_B*", "*classifier*"])
+    names = [name for name, _ in network.names_shapes]
+    assert [name for name in names if "lora_A" in name] == []
+    assert any("lora_B" in name for name in names)
+    gradients = per_example_gradients(network, LOSS, _inputs(), torch.tensor([0, 1, 1, 0, 1]))
+    parts = network.split(gradients.abs().sum(dim=0).double())
+    assert all(part.any() for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [({"pooling": "max"}, r"model\.args\.pooling"), ({"head": "one"}, r"model\.args\.head")],
+)
+def test_other_poolings_and_heads_are_refused(arguments: dict[str, str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        _model(TEXT[0], **arguments)
+    image = next(name for name in MODELS if "Image" in name)
+    with pytest.raises(UsageError, match=r"model\.args\.pooling"):
+        _pooled(image)
