@@ -14,7 +14,7 @@ from distqexp.stages.verify import verify_paths
 from distqexp.storage.inspect import describe
 
 
-def audit(plan_file: StrPath, out: StrPath, *, draws: int = 100_000) -> Audit:
+def audit(plan_file: StrPath, out: StrPath, *, draws: int = 100_000, runs: int = 1) -> Audit:
     """Draw many releases of a plan's mechanism on two neighbouring datasets, and see whether they tell more than claimed.
 
     Reads no record and charges nothing. Writes audit.json and audit.png.
@@ -23,11 +23,12 @@ def audit(plan_file: StrPath, out: StrPath, *, draws: int = 100_000) -> Audit:
         plan_file: The plan's file.
         out: The folder to write the findings to.
         draws: How many releases of each round to draw on either dataset.
+        runs: How many runs of the plan are audited as one, against the claim for all of them together.
 
     Returns:
         The findings; ``holds`` says whether the claim survives.
     """
-    findings = audit_plan(Plan.read(Path(plan_file)), draws)
+    findings = audit_plan(Plan.read(Path(plan_file)), draws, runs=runs)
     write_audit(findings, Path(out))
     return findings
 

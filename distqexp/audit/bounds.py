@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy.special import betaincinv, ndtri
 
+from distqexp.arrays import FloatArray
 from distqexp.errors import UsageError
+from distqexp.privacy.guarantee import Guarantee
+from distqexp.privacy.sampled import EPSILONS
 
 FAILURE = 1e-6
 """Probability with which a sound mechanism fails an audit, at most."""
@@ -47,3 +51,33 @@ def epsilon_below(false_positive: float, false_negative: float, delta: float) ->
         if hits > 0 and one > 0:
             bounds.append(math.log(hits / one))
     return max(bounds)
+
+
+def curve_of(claim: Guarantee, *others: float) -> tuple[FloatArray, FloatArray]:
+    """Return the epsilons at which a claimed curve is tried, (n,), and the delta that is claimed at each.
+
+    They are a fixed grid from small to large ones, and the finite ones among ``others``. All points of a curve hold at once, so that as
+    many as one likes are tried at no price.
+    """
+    finite = [epsilon for epsilon in others if math.isfinite(epsilon)]
+    epsilons = np.unique(np.concatenate([EPSILONS, finite]))
+    return epsilons, np.array([claim.delta(float(epsilon)) for epsilon in epsilons])
+
+
+def excess(false_positive: float, false_negative: float, epsilons: FloatArray, deltas: FloatArray) -> FloatArray:
+    """Return by how much a test with these error rates beats each (epsilon, delta), either way round, (n,); 0 or less where it may not.
+
+    The hits of a test of (epsilon, delta)-private releases are at most e^epsilon times its false alarms, plus delta.
+    """
+    factors = np.exp(epsilons)
+    one = 1.0 - false_negative - factors * false_positive
+    other = 1.0 - false_positive - factors * false_negative
+    return np.asarray(np.maximum(one, other) - deltas)
+
+
+def fewest_misses(false_positives: FloatArray, epsilons: FloatArray, deltas: FloatArray) -> FloatArray:
+    """Return the smallest false negative rate that all points of a curve together allow at each false positive rate, (n,)."""
+    rates = false_positives[:, None]
+    one = 1.0 - deltas - np.exp(epsilons) * rates
+    other = np.exp(-epsilons) * (1.0 - deltas - rates)
+    return np.asarray(np.maximum(0.0, np.maximum(one, other).max(axis=1)))

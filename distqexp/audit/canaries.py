@@ -40,6 +40,9 @@ FEATURE_SHARES = (1.0, 0.3, 0.1, 0.03)
 NOISE_FACTORS = 2.0 ** np.arange(-10, 1.5, 0.5)
 """The true noise over the noise of the plan, as the guesser allows for it: a fault is found best by somebody who expects it."""
 
+SAMPLED_NOISE_FACTORS = 2.0 ** np.arange(-10, 10.5, 0.5)
+"""The same for sampled rounds, where who joined adds to the noise: so many units may vary that the noise of the plan is small beside it."""
+
 
 def make_canaries(plan: Plan, base: Records, count: int, seed: int) -> Records:
     """Mix records from the present ones of ``base``, with labels that the plan's pretrained model doesn't expect.
@@ -122,6 +125,9 @@ def coin_estimates(
     A round's noisy sums less those of the other units are G^T b plus noise of variance sigma^2. The rows of G are the canaries'
     clipped integer vectors at the round's theta, and b are the canaries' coins.
 
+    In a sampled round each of the units joins with probability q, and the guesser doesn't know which. On average the sums are q times
+    those of all members, so G and the other units' sum count q times. How far the sample is from its average counts as noise.
+
     Args:
         plan: The plan of the run.
         releases: The releases of all rounds.
@@ -130,7 +136,7 @@ def coin_estimates(
         canaries: The number of canaries.
     """
     gram, right = np.zeros((canaries, canaries)), np.zeros(canaries)
-    squares, numbers = 0.0, 0
+    squares, numbers, share = 0.0, 0, plan.config.mechanism.sampling
     state: RoundState | None = plan.state
     for release in releases:
         if state is None:
@@ -144,8 +150,8 @@ def coin_estimates(
         sums = release.noisy_sums[: plan.k].astype(np.float64)
         if curvature is not None:
             sums = curvature @ sums
-        deviation = (sums - known_sum - vectors.sum(axis=0) / 2) / state.grid.sigma
-        rows = vectors / state.grid.sigma
+        deviation = (sums - share * (known_sum + vectors.sum(axis=0) / 2)) / state.grid.sigma
+        rows = share * vectors / state.grid.sigma
         weights = np.vstack([rows, deviation])
         if curvature is not None:  # the noise of B y has the covariance sigma^2 B
             weights = solve(curvature, weights.T, assume_a="pos").T
@@ -153,11 +159,14 @@ def coin_estimates(
         right += weights[:-1] @ deviation
         squares, numbers = squares + float(weights[-1] @ deviation), numbers + plan.k
         state = release.next_state
-    return 0.5 + _posterior_means(gram, right, squares, numbers)
+    factors = SAMPLED_NOISE_FACTORS if plan.config.mechanism.sampled else NOISE_FACTORS
+    return 0.5 + _posterior_means(gram, right, squares, numbers, factors)
 
 
-def _posterior_means(gram: FloatArray, right: FloatArray, squares: float, numbers: int) -> FloatArray:
-    """Return the means of coins less a half, (n,), given y = G^T b plus noise, which the likeliest of NOISE_FACTORS scales.
+def _posterior_means(
+    gram: FloatArray, right: FloatArray, squares: float, numbers: int, factors: FloatArray = NOISE_FACTORS
+) -> FloatArray:
+    """Return the means of coins less a half, (n,), given y = G^T b plus noise, which the likeliest of ``factors`` scales.
 
     gram: G G^T, (n, n). right: G y, (n,). squares: the squared length of y. numbers: the length of y. All are in units of the noise
     that the plan says.
@@ -165,7 +174,7 @@ def _posterior_means(gram: FloatArray, right: FloatArray, squares: float, number
     values, vectors = np.linalg.eigh(gram)
     values, rotation = np.maximum(values, 0.0), vectors.T @ right
     best, means = -np.inf, np.zeros(len(right))
-    for variance in np.square(NOISE_FACTORS):
+    for variance in np.square(factors):
         ridge = values + variance / COIN_VARIANCE
         cost = (squares - float(np.square(rotation) @ (1 / ridge))) / variance
         likelihood = -cost - numbers * np.log(variance) - float(np.log(ridge * COIN_VARIANCE / variance).sum())

@@ -17,6 +17,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from distqexp.arrays import BoolArray, FloatArray
+from distqexp.audit.bounds import curve_of
 from distqexp.errors import UsageError
 from distqexp.privacy import gdp
 from distqexp.privacy.guarantee import Guarantee
@@ -111,10 +112,12 @@ def judge(
     numbers = sorted({max(2, 2 * int(count * share / 2)) for share in SHARES})
     level = failure / len(SHARES)
     tests = []
+    epsilons, deltas = _curve(claim)
     for guesses in numbers:
         half = guesses // 2
         correct = int(included[order[-half:]].sum() + (~included[order[:half]]).sum())
-        tests.append((_chance_of_claim(correct, guesses, count, claim), guesses, correct))
+        # The best point of the curve: all of them bound the same probability.
+        tests.append((float(chance(correct, guesses, count, epsilons, deltas).min()), guesses, correct))
     chance_of_claim, guesses, correct = min(tests)
     mu = max(mu_shown(right, total, count, level) for _, total, right in tests)
     return Guesses(
@@ -168,12 +171,16 @@ def epsilon_shown(correct: int, guesses: int, candidates: int, delta: float, lev
     return _largest(refuted)
 
 
-def _chance_of_claim(correct: int, guesses: int, candidates: int, claim: Guarantee) -> float:
-    """Bound the probability of that many right guesses under a guarantee, by the best point of its curve."""
+def _curve(claim: Guarantee) -> tuple[FloatArray, FloatArray]:
+    """Return the epsilons at which a claim is tried, (n,), and their deltas.
+
+    The mu of a claim on sampled rounds leaves their coins aside and is far too large, so that a fixed grid is tried as well.
+    """
     epsilons = [claim.mu**2 / 2 + claim.mu * spread for spread in SPREADS]
     epsilons += [claim.pure] if math.isfinite(claim.pure) else []
-    deltas = np.array([claim.delta(epsilon) for epsilon in epsilons])
-    return float(chance(correct, guesses, candidates, np.array(epsilons), deltas).min())
+    if claim.sampled_releases is not None:
+        return curve_of(claim, *epsilons)
+    return np.array(epsilons), np.array([claim.delta(epsilon) for epsilon in epsilons])
 
 
 def _largest(refuted: Callable[[float], bool]) -> float:

@@ -55,6 +55,7 @@ class RunAudit:
         attacks: The rates of the same scores.
         differences: In which ways the run differs from the user's config, in words.
         noise_seed: The seed of noise and coins, in tests; None for an audit.
+        sampling: The probability with which a unit joins a round; ``mu`` leaves it aside.
     """
 
     plan_id: str
@@ -67,6 +68,7 @@ class RunAudit:
     attacks: tuple[Attack, ...]
     differences: tuple[str, ...]
     noise_seed: int | None
+    sampling: float = 1.0
 
     @property
     def holds(self) -> bool:
@@ -75,7 +77,8 @@ class RunAudit:
 
     def lines(self) -> list[str]:
         """Return the findings as lines for people."""
-        claim = f"epsilon {self.epsilon:.4g} at delta {self.delta:g}, mu {self.mu:.4g}, {self.adjacency}"
+        aside = "" if self.sampling == 1 else f" with the coins of samples (probability {self.sampling:g}) left aside"
+        claim = f"epsilon {self.epsilon:.4g} at delta {self.delta:g}, mu {self.mu:.4g}{aside}, {self.adjacency}"
         seeded = (
             [f"noise and coins from seed {self.noise_seed}: a test of the audit, no audit"]
             if self.noise_seed is not None
@@ -90,7 +93,13 @@ class RunAudit:
         """Return the findings as a tree for JSON."""
         return {
             "plan_id": self.plan_id,
-            "claim": {"epsilon": self.epsilon, "delta": self.delta, "mu": self.mu, "adjacency": self.adjacency},
+            "claim": {
+                "epsilon": self.epsilon,
+                "delta": self.delta,
+                "mu": self.mu,
+                "sampling": self.sampling,
+                "adjacency": self.adjacency,
+            },
             "failure_probability": FAILURE,
             "holds": self.holds,
             "canaries": asdict(self.canaries),
@@ -179,7 +188,7 @@ def _judge_run(
         plan_id=result.plan.plan_id, epsilon=epsilon, delta=delta, mu=claim.mu,
         adjacency=result.plan.config.privacy.adjacency, canaries=guesses[0], members=tuple(guesses[1:]),
         attacks=tuple(measure_attack(name, *scores[name], epsilon, delta) for name in losses),
-        differences=candidates.differences, noise_seed=noise_seed,
+        differences=candidates.differences, noise_seed=noise_seed, sampling=result.plan.config.mechanism.sampling,
     )  # fmt: skip
     sides = {name: (values[inside], values[~inside]) for name, (values, inside) in scores.items()}
     return ScoredAudit(audit, sides)

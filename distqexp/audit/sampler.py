@@ -99,6 +99,18 @@ class Finding:
         """Whether nothing was found beyond the claim."""
         return self.mu <= self.claimed_mu
 
+    @property
+    def words(self) -> str:
+        """What was found beside what is claimed."""
+        return (
+            f"at least mu {self.mu:.4g} and epsilon {self.epsilon:.4g} were found; mu {self.claimed_mu:.4g} is claimed"
+        )
+
+    @property
+    def label(self) -> str:
+        """What the point in the plot is called."""
+        return f"{self.pair}: mu at least {self.mu:.3g}"
+
 
 def worst_units(rule: ReleaseRule) -> list[Unit]:
     """Make units that use up the clip: by gradient alone, and with private curvature by curvature alone and by half of each."""
@@ -138,10 +150,7 @@ def audit_sampler(
     Raises:
         UsageError: There are no rounds, too few draws, or rounds of different mechanisms.
     """
-    if not rules or draws < FEWEST_DRAWS:
-        raise UsageError(
-            f"audit: found {len(rules)} rounds, {draws} draws; expected one or more, {FEWEST_DRAWS} or more"
-        )
+    check_draws(rules, draws)
     if len({(rule.factors is None, rule.trust_radius is None) for rule in rules}) > 1:
         raise UsageError("audit: rounds of different mechanisms; expected one: audit them apart")
     findings = []
@@ -161,12 +170,20 @@ def audit_sampler(
     return findings
 
 
+def check_draws(rules: Sequence[ReleaseRule], draws: int) -> None:
+    """Raise UsageError where there are no rounds or too few draws."""
+    if not rules or draws < FEWEST_DRAWS:
+        raise UsageError(
+            f"audit: found {len(rules)} rounds, {draws} draws; expected one or more, {FEWEST_DRAWS} or more"
+        )
+
+
 def draw_points(rule: ReleaseRule, sums: IntegerArray, count: int, noise_seed: int | None, round: int) -> FloatArray:
     """Draw released points by the rule itself.
 
     Args:
         rule: The rule of the round.
-        sums: The sums, (width,).
+        sums: The sums, (width,); where noise is independent of them also those of each draw, (count, width).
         count: How many points to draw.
         noise_seed: The seed of the noise; it comes from the operating system's entropy when None.
         round: The number of the round, from 0.
@@ -176,7 +193,7 @@ def draw_points(rule: ReleaseRule, sums: IntegerArray, count: int, noise_seed: i
     """
     if rule.independent:
         # Noise is independent from coordinate to coordinate: one wide release is many narrow ones.
-        wide, many = replace(rule, k=rule.k * count), np.tile(sums, count)
+        wide, many = replace(rule, k=rule.k * count), np.broadcast_to(sums, (count, rule.k)).reshape(-1)
         noisy_sums = wide.noisy_sums(many, wide.draw(many, noise_seed, round))
         return released_point(noisy_sums, rule.grid).reshape(count, rule.k)
     points, sampler = (

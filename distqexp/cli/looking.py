@@ -65,6 +65,10 @@ def audit(
     draws: Annotated[
         int | None, typer.Option(help="releases of each round on either of two datasets; 100000 when absent")
     ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(help="runs of the plan that are audited as one: coins that come again show; 1 when absent"),
+    ] = None,
     canaries: Annotated[
         int | None, typer.Option(help="audit one whole run with so many made-up records among public ones")
     ] = None,
@@ -83,14 +87,15 @@ def audit(
         raise UsageError(
             "audit: a plan file alone, or --canaries N and a config, --set and --insecure-noise-seed with it"
         )
-    if canaries is not None and draws is not None:
-        raise UsageError("--draws: found with --canaries, which makes one run; expected one of the two")
+    for name, value in (("--draws", draws), ("--runs", runs)):
+        if canaries is not None and value is not None:
+            raise UsageError(f"{name}: found with --canaries, which makes one run; expected one of the two")
     findings: api.Audit | api.RunAudit
     if canaries is not None:
         config = api.load_config(source, overrides or [])
         findings = api.audit_run(config, canaries, out, insecure_noise_seed=insecure_noise_seed)
     elif source is not None:
-        findings = api.audit(source, out, draws=100_000 if draws is None else draws)
+        findings = api.audit(source, out, draws=100_000 if draws is None else draws, runs=1 if runs is None else runs)
     say(*findings.lines())
     if as_json:
         say(json.dumps(findings.tree(), sort_keys=True))
