@@ -13,6 +13,7 @@ from distqexp.config.rules import SEED, SHARE, Need, Rule, at_least, between, fi
 LISTS: dict[str, str] = {
     "rounds": "mechanism",
     "parts": "mechanism",
+    "sampling": "mechanism",
     "step": "mechanism",
     "final_step": "mechanism",
     "warmup": "mechanism",
@@ -40,6 +41,7 @@ def _each(expected: str, holds: Any) -> tuple[Rule, Rule]:
 _EACH_AT_LEAST_ONE = _each("1 or more", lambda value: value >= 1)
 _EACH_AT_LEAST_ZERO = _each("0 or more", lambda value: value >= 0)
 _EACH_POSITIVE = _each("above 0", lambda value: value > 0)
+_EACH_SAMPLING = _each("a probability, 0.0001 to 1", lambda value: 1e-4 <= value <= 1)
 
 
 def _is_range(value: float | tuple[float, float]) -> bool:
@@ -114,8 +116,11 @@ class TuneConfig:
         "values of mechanism.rounds to try; the config's own when absent", *_EACH_AT_LEAST_ONE, default=None
     )
     parts: tuple[int, ...] | None = key("values of mechanism.parts", *_EACH_AT_LEAST_ONE, default=None)
+    sampling: tuple[float, ...] | None = key("values of mechanism.sampling", *_EACH_SAMPLING, default=None)
     max_passes: int | None = key(
-        "try no setting in which a unit takes part in more rounds than this", at_least(1), default=None
+        "try no setting whose rounds together cost more passes over the records than this: rounds / parts * sampling",
+        at_least(1),
+        default=None,
     )
     step: tuple[float, ...] | None = key("values of mechanism.step", *_EACH_POSITIVE, default=None)
     final_step: tuple[float, ...] | None = key("values of mechanism.final_step", *_EACH_POSITIVE, default=None)

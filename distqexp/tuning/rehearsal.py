@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -35,20 +36,26 @@ from distqexp.engines.collectives import require
 from distqexp.errors import UsageError
 from distqexp.kinds import Adjacency, Noise
 from distqexp.privacy import gdp
-from distqexp.privacy.calibration import MARGIN, SLACK_SHARE
+from distqexp.privacy.calibration import FAILURE_SHARE, MARGIN, SLACK_SHARE, Sampling, calibrate
+from distqexp.privacy.events import GaussianRelease, cost
+from distqexp.privacy.sampled import joint_rate
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.records import Records, concatenate
 from distqexp.problem.weights import write_weights
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
 from distqexp.stages.plan import make_plan
 from distqexp.stages.release import Draw, make_release
-from distqexp.stages.sketch import Shards, open_shards, sketch_round
+from distqexp.stages.sampling import Secrets, drawn_shards, insecure_toss
+from distqexp.stages.shards import Shards, open_shards
+from distqexp.stages.sketch import sketch_round
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import StandIns, hold
 from distqexp.tuning.trials import Run
 
 LARGEST_DISCRETE = 500.0
 """The largest epsilon with discrete noise, which serves up to about 600; beyond, a rehearsal takes continuous noise of the same size."""
+LARGEST_SAMPLED_DISCRETE = 10.0
+"""The same with sampled rounds, whose raised epsilons are large, and whose vectors are rounded unit by unit to at most 2^30 steps."""
 LARGEST_EPSILON = 1e4
 """The largest epsilon that a rehearsal is run at."""
 METRICS = {
@@ -104,7 +111,8 @@ class Rehearsal:
         Let m units stand in for n = privacy.units. Whitened by the precision of m units, unit vectors are sqrt(n/m) times as long as
         by that of n units, and so is a clip that follows their lengths; a move of the parameters is sqrt(m/n) times as long, and so
         is a trust radius. The sum of m unit vectors moves the parameters as far as the sum of n would; noise of C/mu then moves them
-        n/m times as far. So mu is n/m times the real one.
+        n/m times as far. So mu is n/m times the real one. With sampled rounds a share q of either is summed, and it is the mu of a
+        round that is n/m times the real one, at the same q.
 
         Raises:
             UsageError: The epsilon is beyond all bounds, or the config that results is not allowed.
@@ -112,12 +120,13 @@ class Rehearsal:
         raised_epsilon = self.raised_epsilon(config, epsilon)
         mechanism, privacy = config.mechanism, config.privacy
         ratio = privacy.units / self.roles.units
+        largest_discrete = LARGEST_SAMPLED_DISCRETE if mechanism.sampled else LARGEST_DISCRETE
         single = all(data.unit is None for data in self.roles.stand_ins)
         mechanism = dataclasses.replace(
             mechanism,
             clip=None if mechanism.clip is None else mechanism.clip * math.sqrt(ratio),
             trust_radius=None if mechanism.trust_radius is None else mechanism.trust_radius / math.sqrt(ratio),
-            noise=Noise.GAUSSIAN if raised_epsilon > LARGEST_DISCRETE else mechanism.noise,
+            noise=Noise.GAUSSIAN if raised_epsilon > largest_discrete else mechanism.noise,
             rounding="batch" if config.by_batch and single else "unit",
         )
         adjacency = privacy.adjacency if privacy.adjacency.counts_public else Adjacency.ZERO_OUT  # the same noise
@@ -134,7 +143,12 @@ class Rehearsal:
         units, delta = config.privacy.units, config.privacy.delta
         if delta == 0:
             raise UsageError("tune: privacy.delta is 0; expected one above 0: rehearse with that, then set 0")
-        raised_epsilon = rehearsed_epsilon(epsilon, delta, units / self.roles.units, config.mechanism.noise)
+        ratio, mechanism = units / self.roles.units, config.mechanism
+        if mechanism.sampled:
+            rate = joint_rate(mechanism.sampling, config.privacy.presence)
+            raised_epsilon = rehearsed_sampled_epsilon(epsilon, delta, ratio, mechanism.noise, rate, mechanism.passes)
+        else:
+            raised_epsilon = rehearsed_epsilon(epsilon, delta, ratio, mechanism.noise)
         if raised_epsilon > LARGEST_EPSILON:
             raise UsageError(
                 f"tune: {self.roles.units} public units play {units} private ones; too few to rehearse noise of epsilon "
@@ -173,13 +187,15 @@ class Rehearsal:
             plan: A plan of ``config``.
             config: A config of ``config_of``.
             noise_seed: The seed of the noise.
-            folder: For sketches. In one folder the seeds of a plan share the sums of round 0, which no noise has touched yet.
+            folder: For sketches. In one folder the seeds of a plan share the sums of round 0, which no noise has touched yet, but
+                for sampled rounds: there each seed has coins of its own.
         """
-        shards = self._shards(plan)
+        shards, secrets = self._shards(plan), Secrets(toss=insecure_toss(plan, noise_seed))
         state: RoundState | None = plan.state
         theta = plan.state.theta
         while state is not None:
-            sums = require(sketch_round(plan, state, shards, folder, self._engine))
+            drawn = drawn_shards(plan, state, shards, secrets, self._engine)
+            sums = require(sketch_round(plan, state, drawn, folder, self._engine))
             rule = plan.rule(state)
             noisy_sums = rule.noisy_sums(sums, rule.draw(sums, noise_seed, state.round))
             release = make_release(plan, state, Draw(noisy_sums, noise_seed), config.data.public, self._engine)
@@ -230,6 +246,31 @@ def rehearsed_epsilon(epsilon: float, delta: float, ratio: float, noise: Noise) 
     target = delta * (1 - (SLACK_SHARE if noise == Noise.DISCRETE else 0.0)) * (1 - MARGIN)
     mu = gdp.mu(epsilon, target) * ratio
     return gdp.epsilon(target, mu) if mu < math.sqrt(2 * LARGEST_EPSILON) else math.inf
+
+
+@functools.lru_cache(64)  # Settings that differ in other keys ask for the same epsilon.
+def rehearsed_sampled_epsilon(
+    epsilon: float, delta: float, ratio: float, noise: Noise, rate: float, rounds: int
+) -> float:
+    """Return the epsilon at which sampled rounds have ``ratio`` times the mu that they have at ``epsilon``, at the same delta.
+
+    Args:
+        epsilon: The target for the private units.
+        delta: Its delta.
+        ratio: The number of nominal private units for each stand-in.
+        noise: The kind of noise; discrete noise sets a share of delta aside.
+        rate: The probability with which a unit takes part in a round, below 1.
+        rounds: The number of rounds.
+
+    Raises:
+        UsageError: No noise serves the target.
+    """
+    if ratio == 1:
+        return epsilon
+    calibration = calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=1, noise=noise, sampling=Sampling(rate))
+    shares = FAILURE_SHARE + (SLACK_SHARE if noise == Noise.DISCRETE else 0.0)
+    release = GaussianRelease(mu=calibration.mu_round * ratio, coordinates=1, sampling=rate)
+    return cost([release] * rounds).guarantee().epsilon(delta * (1 - shares) * (1 - MARGIN))
 
 
 def only_pretrained(config: Config) -> Config:

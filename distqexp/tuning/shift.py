@@ -18,6 +18,7 @@ from distqexp.problem.images import Turns, Views, with_views
 from distqexp.problem.readers import open_reader
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
+from distqexp.problem.slots import NO_ROW
 from distqexp.problem.sources import DataSource, Readers
 
 
@@ -30,10 +31,17 @@ class HeldDataset(Dataset):
         self.records = records
 
     def read(self, rows: IntegerArray | Sequence[int], views: Views | None = None) -> Records:
-        """Return the records of these rows, in this order. Raises KeyError for a row that isn't in memory."""
-        places = torch.tensor([self._place[int(row)] for row in rows], dtype=torch.int64)
+        """Return the records of these rows, in this order; NO_ROW becomes an absent record of zeros.
+
+        Raises KeyError for a row that isn't in memory.
+        """
+        numbers = np.asarray(rows, dtype=np.int64)
+        places = torch.tensor([0 if row == NO_ROW else self._place[row] for row in numbers.tolist()], dtype=torch.int64)
         records = Records(self.records.inputs[places], self.records.targets[places], self.records.present[places])
-        return with_views(records, np.asarray(rows, dtype=np.int64), views) if views else records
+        nobody = torch.from_numpy(numbers == NO_ROW)
+        for side in (records.inputs, records.targets, records.present):  # indexing copied them
+            side[nobody] = 0
+        return with_views(records, numbers, views) if views else records
 
 
 @dataclass(frozen=True)

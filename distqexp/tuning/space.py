@@ -66,8 +66,9 @@ class Space:
         """Return the config with a setting's values, checked. Raises UsageError where they don't go together."""
         config = with_values(self.config, self.values(setting))
         most = (config.tune or TuneConfig()).max_passes
-        if most is not None and config.mechanism.passes > most:
-            raise UsageError(f"tune.max_passes: {config.mechanism.passes} rounds a unit; expected at most {most}")
+        work = config.mechanism.work
+        if most is not None and work > most * (1 + 1e-9):  # 70 rounds at 0.1 are 7 passes, whatever floats make of it
+            raise UsageError(f"tune.max_passes: {work:g} passes over the records; expected at most {most}")
         return config
 
     def allowed(self, setting: Setting) -> bool:
@@ -165,6 +166,8 @@ def _around(config: Config) -> dict[str, list[Any]]:
         "rounds": [max(1, mechanism.passes // 2) * mechanism.parts, mechanism.rounds, 2 * mechanism.rounds],
         "step": [mechanism.step / 2, mechanism.step, mechanism.step * 2],
     }
+    if mechanism.sampled:
+        lists["sampling"] = [max(1e-4, mechanism.sampling / 2), mechanism.sampling, min(1.0, mechanism.sampling * 2)]
     if config.precision.kind != "identity" and config.precision.damping > 0:
         damping = config.precision.damping
         lists["damping"] = [damping / 3, damping, damping * 3]

@@ -212,9 +212,9 @@ class Methods:
 
     def _config(self, epsilon: float, path: Path | None, split: int) -> Config:
         config = self.start.config(path, epsilon, split)
-        if config.mechanism.passes > self.passes:
+        if config.mechanism.work > self.passes * (1 + 1e-9):
             raise SystemExit(
-                f"frontier: {path or self.start.base}: {config.mechanism.passes} passes; expected at most {self.passes}; "
+                f"frontier: {path or self.start.base}: {config.mechanism.work:g} passes; expected at most {self.passes}; "
                 "lower mechanism.rounds, or raise --passes"
             )
         return config

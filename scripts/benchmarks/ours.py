@@ -46,7 +46,7 @@ def run_distqexp(problem: Problem, config: Config, seed: int, log: Path, curve: 
         "cpu_seconds": cpu_seconds,
         "stages": result.seconds,
         "k": result.plan.k,
-        "passes": config.mechanism.passes,
+        "passes": config.mechanism.work if config.mechanism.sampled else config.mechanism.passes,
         "certified_epsilon": result.certificate["epsilon"],
         "metrics": problem.metrics_at(result.releases[-1].theta),
     }

@@ -320,8 +320,14 @@ KRONECKER = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [["mechanism.rounds=2"], ["mechanism.rounds=4", "mechanism.parts=2"], KRONECKER, ["privacy.units=50"]],
-    ids=["plain", "parts", "kronecker", "as many stand-ins as units"],
+    [
+        ["mechanism.rounds=2"],
+        ["mechanism.rounds=4", "mechanism.parts=2"],
+        KRONECKER,
+        ["privacy.units=50"],
+        ["mechanism.rounds=3", "mechanism.sampling=0.3"],
+    ],
+    ids=["plain", "parts", "kronecker", "as many stand-ins as units", "samples"],
 )
 def test_a_rehearsal_is_a_real_seeded_run_bit_for_bit(tmp_path: Path, settings: list[str]) -> None:
     config = load_config(None, [*DIGITS, *settings])

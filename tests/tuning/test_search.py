@@ -92,8 +92,33 @@ def test_without_lists_the_grid_lies_around_the_config() -> None:
 def test_lists_without_an_allowed_combination_are_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match=r"mechanism\.rounds: found 3; expected a multiple of mechanism\.parts = 2"):
         make_space(config_with(rounds=(3,), parts=(2,))).first(4, 0)
-    with pytest.raises(UsageError, match=r"tune\.max_passes: 8 rounds a unit; expected at most 3"):
+    with pytest.raises(UsageError, match=r"tune\.max_passes: 8 passes over the records; expected at most 3"):
         make_space(config_with(step=(1.0,), max_passes=3)).first(4, 0)
+
+
+def test_samples_are_tried_where_a_config_allows_them_and_passes_are_the_work() -> None:
+    config = config_with(rounds=(8, 20, 70, 80), parts=(1, 2), sampling=(0.1, 1.0, 0.25), max_passes=7)
+    space = make_space(config)
+    values = [space.values(setting) for setting in space.order(0)]
+    assert {(v["rounds"], v["parts"], v["sampling"]) for v in values} == {
+        (8, 2, 1.0),  # 4 passes; sampled rounds have no parts
+        (8, 1, 0.1),
+        (20, 1, 0.1),
+        (70, 1, 0.1),  # 7 passes, although 70 * 0.1 is above 7 in floats
+        (8, 1, 0.25),
+        (20, 1, 0.25),
+    }
+    made = space.config_of(space.first(1, 0)[0])
+    assert made.mechanism.work <= 7 * (1 + 1e-9)
+    with pytest.raises(UsageError, match=r"tune\.max_passes: 8 passes over the records; expected at most 7"):
+        make_space(config_with(rounds=(80,), sampling=(0.1,), max_passes=7)).first(1, 0)
+
+
+def test_without_lists_a_sampled_config_has_samples_around_its_own() -> None:
+    config = with_values(config_with(), values_of(load_config()) | {"sampling": 0.6})
+    space = make_space(config)
+    assert space.own_setting() is not None
+    assert {space.values(setting)["sampling"] for setting in space.order(0)} == {0.3, 0.6, 1.0}
 
 
 def test_a_clip_takes_the_place_of_the_other_ones() -> None:
@@ -109,6 +134,7 @@ def test_a_clip_takes_the_place_of_the_other_ones() -> None:
         ("tune.step=[]", "tune.step: found (); expected at least one value"),
         ("tune.step=[0.5, 0]", "tune.step: found 0.0; expected above 0"),
         ("tune.rounds=[0]", "tune.rounds: found 0; expected 1 or more"),
+        ("tune.sampling=[0.5, 1.5]", "tune.sampling: found 1.5; expected a probability, 0.0001 to 1"),
         ("tune.rotate=[30, -30]", "two angles, the smaller one first"),
         ("tune.rotate=[30]", "expected a pair"),
         ("tune.trials=0", "tune.trials: found 0"),
