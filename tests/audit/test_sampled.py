@@ -210,6 +210,10 @@ def test_the_command_audits_a_sampled_plan(
     assert "probability 0.25" in outcome.out
     assert "coins of different units" in outcome.out
     assert (tmp_path / "audit" / "audit.png").read_bytes().startswith(b"\x89PNG")
+    two = run.done("audit", tmp_path / "plan.h5", "--out", tmp_path / "two", "--draws", "5000", "--runs", "2")
+    assert "2 runs" in two.out
+    refused = run.distqexp("audit", "--out", tmp_path / "no", "--canaries", "40", "--runs", "2")
+    refused.refused(2, "--runs", "makes one run")
     assert not own_ledger.exists()
 
 
