@@ -103,7 +103,16 @@ class PrecisionConfig:
         "where the curvature comes from: data.public, or synthetic records (probes), which need no data",
         default="public",
     )
-    damping: float = key("added to the curvature, relative to its mean eigenvalue", at_least(0), default=1.0)
+    damping: float = key("added to the curvature, relative to the size of its spectrum", at_least(0), default=1.0)
+    reference: Literal["bulk", "mean"] = key(
+        "the size of a spectrum: its mean eigenvalue without the largest one (bulk), or with it (mean)",
+        default="bulk",
+    )
+    floor: float = key(
+        "kronecker: the size that a layer's curvature is damped by at least, relative to the mean over the whole network",
+        at_least(0),
+        default=0.1,
+    )
     samples: int = key(
         "the number of probes that a round uses, or the largest number of public records", at_least(1), default=500
     )

@@ -31,14 +31,19 @@ class FisherMoments:
         loss: The training loss.
         subspace: The coordinates.
         micro_batch: The number of records in a batch, padding included.
+        may_refuse: Whether a model that couples records may be refused, because nothing has been charged for yet.
 
     Raises:
         UsageError: The rows of a block of the subspace are picked, not projected.
     """
 
-    def __init__(self, *, network: Network, loss: Loss, subspace: BlockSubspace, micro_batch: int) -> None:
+    def __init__(
+        self, *, network: Network, loss: Loss, subspace: BlockSubspace, micro_batch: int, may_refuse: bool = True
+    ) -> None:
         self.subspace = subspace
-        self.gradients = RawGradients(network=network, loss=loss, blocks=subspace.blocks, micro_batch=micro_batch)
+        self.gradients = RawGradients(
+            network=network, loss=loss, blocks=subspace.blocks, micro_batch=micro_batch, may_refuse=may_refuse
+        )
         self._factors: list[tuple[Tensor | None, Tensor | None]] = []
         for block, factors in zip(subspace.blocks, subspace.factors, strict=True):
             if factors.row is not None and factors.row.ndim != 3:

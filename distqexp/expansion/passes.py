@@ -62,6 +62,7 @@ class PublicContext(RoundContext):
             loss=self.loss,
             subspace=self.moment_subspace,
             micro_batch=self.config.engine.micro_batch,
+            may_refuse=self.round == 0,
         )
 
     @cached_property

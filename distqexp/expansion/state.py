@@ -29,7 +29,7 @@ from distqexp.expansion.passes import (
 from distqexp.expansion.range_finder import public_range
 from distqexp.geometry.moments import BlockMoments, unpack
 from distqexp.geometry.precisions import Precision, make_precision, rescaled_arrays
-from distqexp.gradients.setup import make_subspace_arrays
+from distqexp.gradients.setup import damping_of, make_subspace_arrays
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import Needs
 from distqexp.mechanism.factor_grid import FactorGrid
@@ -171,7 +171,7 @@ def _leading_arrays(context: PublicContext, engine: Engine, earlier: Earlier | N
 
 def _precision(context: PublicContext, public: Any) -> Precision:
     config, public_units = context.config, context.sources[0].slots.units if context.sources else 0
-    step, damping = config.mechanism.step_of(context.round), config.precision.damping
+    step, damping = config.mechanism.step_of(context.round), damping_of(config)
     return make_precision(
         config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping
     )

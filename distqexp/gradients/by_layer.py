@@ -32,6 +32,7 @@ class BlockGradients(RawGradients):
         whitening: The factors of each block. Public.
         blocks: What ``block_layout(network)`` gives. Public.
         micro_batch: The number of records in a batch, padding included.
+        may_refuse: Whether a model that couples records may be refused, because nothing has been charged for yet.
 
     Raises:
         UsageError: The factors don't fit the blocks.
@@ -45,8 +46,9 @@ class BlockGradients(RawGradients):
         whitening: Sequence[BlockWhitening],
         blocks: Sequence[Block],
         micro_batch: int,
+        may_refuse: bool = True,
     ) -> None:
-        super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch)
+        super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch, may_refuse=may_refuse)
         if len(whitening) != len(self.blocks):
             raise UsageError(
                 f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"

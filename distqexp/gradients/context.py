@@ -142,6 +142,7 @@ class RoundContext:
             whitening=layers[1],
             blocks=layers[0],
             micro_batch=self.config.engine.micro_batch,
+            may_refuse=self.round == 0,
         )
 
     @cached_property

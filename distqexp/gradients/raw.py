@@ -25,14 +25,18 @@ Shrink = Callable[[int, Form], Form]
 class RawGradients:
     """Runs micro-batches of one padded shape and hands over each block's gradient in the form that its layer gives.
 
-    ``blocks`` must be what ``block_layout(network)`` gives. Public.
+    ``blocks`` must be what ``block_layout(network)`` gives. A model that couples records is refused while it ``may_refuse``: not
+    in later rounds, when others have been paid for. Public.
     """
 
-    def __init__(self, *, network: Network, loss: Loss, blocks: Sequence[Block], micro_batch: int) -> None:
+    def __init__(
+        self, *, network: Network, loss: Loss, blocks: Sequence[Block], micro_batch: int, may_refuse: bool = True
+    ) -> None:
         self.network = network
         self.loss = loss
         self.blocks = list(blocks)
         self.micro_batch = micro_batch
+        self.may_refuse = may_refuse
         self._taps: tuple[tuple[object, ...], Taps] | None = None
 
     def raw_factors(self, records: Records, targets: Tensor, shrink: Shrink | None = None) -> Iterator[RawFactors]:
@@ -77,7 +81,8 @@ class RawGradients:
         inputs, targets = flatten_views(inputs, targets, views)
         key = (tuple(inputs.shape[1:]), inputs.dtype)
         if self._taps is None or self._taps[0] != key:
-            self._taps = (key, checked_taps(self.network, self.blocks, torch.zeros_like(inputs[:1])))
+            record = torch.zeros_like(inputs[:1])
+            self._taps = (key, checked_taps(self.network, self.blocks, record, may_refuse=self.may_refuse))
         truth = targets.to(self.network.device)
         self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive)
 

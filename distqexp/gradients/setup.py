@@ -14,6 +14,7 @@ from distqexp.engines.launcher import local_rank
 from distqexp.engines.placement import device_of
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.subspaces import Frame, Subspace, subspace_kind
 from distqexp.gradients.layers.layout import block_layout
 from distqexp.problem.models import build_model
@@ -69,6 +70,12 @@ def subspace_of(
             f"subspace {config.subspace.kind}: k = {k}, with d = {d} trainable parameters; expected 1 <= k <= d; lower k"
         )
     return subspace_kind(config.subspace.kind).restore(_frame(config, d, k, round, blocks), arrays or {})
+
+
+def damping_of(config: Config) -> Damping:
+    """Return what the config adds to a public curvature."""
+    precision = config.precision
+    return Damping(precision.damping, precision.reference, precision.floor)
 
 
 def make_subspace_arrays(

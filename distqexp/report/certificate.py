@@ -89,7 +89,7 @@ class Certificate:
         arithmetic: In words, what of the arithmetic is exact and what idealised; "exact integer" where nothing is idealised.
         mechanism: The mechanism, in words.
         subspace: Kind and sizes of the subspace.
-        precision: Kind, source and damping of the precision.
+        precision: Kind, source and damping of the precision, and what the damping is relative to.
         plan_id: The plan's identity, in hexadecimal.
         ledger: The entry of the last charge, and its hash.
         model_sha256: The digest of the model's file, in hexadecimal.

@@ -18,7 +18,7 @@ from distqexp.errors import FileContentError
 from distqexp.expansion.passes import PublicContext
 from distqexp.geometry.precisions import make_precision, precision_from_arrays
 from distqexp.geometry.whitening import Whitening
-from distqexp.gradients.setup import dimension_of, subspace_of
+from distqexp.gradients.setup import damping_of, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import Needs
 from distqexp.problem.independence import vocabulary_of
@@ -88,7 +88,7 @@ def check_geometry(plan: Plan, state: RoundState, where: str) -> None:
     config, k = plan.config, plan.k
     precision = precision_from_arrays(config.precision.kind, k, dict(state.precision))
     if config.precision.traits.needs is Needs.NOTHING:  # The config alone gives the precision.
-        step, damping = config.mechanism.step_of(state.round), config.precision.damping
+        step, damping = config.mechanism.step_of(state.round), damping_of(config)
         expected = make_precision(config.precision.kind, k, None, 0, config.units_in_a_round, step, damping).to_arrays()
         for name, array in precision.to_arrays().items():
             refuse_unlike(f"{where}.precision.{name}", array.tolist(), expected[name].tolist(), TOLERANCE)

@@ -161,6 +161,8 @@ def certificate_of(
             "kind": config.precision.kind,
             "source": config.precision.source,
             "damping": config.precision.damping,
+            "reference": config.precision.reference,
+            "floor": config.precision.floor,
         },
         plan_id=plan.plan_id,
         ledger=ledger_entry,

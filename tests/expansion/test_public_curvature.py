@@ -36,7 +36,7 @@ def config_of(folder: Path, model: str, subspace: str, precision: str, **mechani
         folder,
         model,
         subspace={"kind": subspace} | ({} if subspace == "identity" else {"k": 6}),
-        precision={"kind": precision, "damping": DAMPING},
+        precision={"kind": precision, "damping": DAMPING, "reference": "mean"},
         privacy={"units": UNITS},
         mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, **mechanism},
     )

@@ -40,7 +40,7 @@ def config_of(folder: Path, subspace: str, precision: str = "kronecker", refresh
         folder,
         "double",
         subspace={"kind": subspace} | ({} if subspace == "identity" else SIDES),
-        precision={"kind": precision, "damping": DAMPING, "refresh": refresh},
+        precision={"kind": precision, "damping": DAMPING, "reference": "mean", "floor": 0.0, "refresh": refresh},
         privacy={"units": UNITS},
         mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, "rounds": rounds},
     )

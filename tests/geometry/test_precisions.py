@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import solve_triangular
 
 from distqexp.errors import FileContentError, UsageError
-from distqexp.geometry.precisions import Precision, curvature_sum, make_precision, precision_from_arrays
+from distqexp.geometry.precisions import Damping, Precision, curvature_sum, make_precision, precision_from_arrays
 
 KINDS = ("identity", "diagonal", "dense")
 K, UNITS, N_BAR, STEP = 17, 40, 3000, 1.5
@@ -36,7 +36,7 @@ def expected(kind: str, damping: float, k: int = K) -> np.ndarray:
 
 
 def make(kind: str, damping: float = 0.3, k: int = K) -> Precision:
-    return make_precision(kind, k, curvature_sum(kind, factors(k)), UNITS, N_BAR, STEP, damping)
+    return make_precision(kind, k, curvature_sum(kind, factors(k)), UNITS, N_BAR, STEP, Damping(damping, "mean"))
 
 
 @pytest.fixture(params=[(kind, damping, k) for kind in KINDS for damping in (0.0, 0.3, 10.0) for k in (1, K)], ids=str)
@@ -115,19 +115,20 @@ def test_curvature_sums_add_up_over_batches_and_masked_examples_count_nothing(ki
 
 def test_curvature_may_come_flat() -> None:
     total = curvature_sum("dense", factors())
-    flat = make_precision("dense", K, total.ravel(), UNITS, N_BAR, STEP, 0.1).to_arrays()
-    square = make_precision("dense", K, total, UNITS, N_BAR, STEP, 0.1).to_arrays()
+    flat = make_precision("dense", K, total.ravel(), UNITS, N_BAR, STEP, Damping(0.1)).to_arrays()
+    square = make_precision("dense", K, total, UNITS, N_BAR, STEP, Damping(0.1)).to_arrays()
     assert np.array_equal(flat["inverse_factor"], square["inverse_factor"])
 
 
 def test_identity_needs_no_curvature() -> None:
-    precision = make_precision("identity", 3, None, 0, 100, 4.0, 0.0)
+    precision = make_precision("identity", 3, None, 0, 100, 4.0, Damping(0.0))
     np.testing.assert_allclose(precision.unwhiten(np.ones(3)), 0.2)
 
 
 def refused(error: type[Exception], words: str, kind: str, k: int, *arguments: object) -> None:
+    *others, share = arguments
     with pytest.raises(error, match=words) as caught:
-        make_precision(kind, k, *arguments)  # type: ignore[arg-type]
+        make_precision(kind, k, *others, Damping(share))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -139,7 +140,7 @@ def test_unusable_curvature_is_refused(kind: str) -> None:
     refused(UsageError, "raise precision.damping", kind, K, -total, UNITS, N_BAR, STEP, 0.1)
     low_rank = curvature_sum(kind, factors() * (torch.arange(K) < 4))
     refused(UsageError, "raise precision.damping", kind, K, low_rank, UNITS, N_BAR, STEP, 0.0)
-    make_precision(kind, K, low_rank, UNITS, N_BAR, STEP, 1e-3)
+    make_precision(kind, K, low_rank, UNITS, N_BAR, STEP, Damping(1e-3))
     refused(UsageError, "not finite", kind, K, total * np.nan, UNITS, N_BAR, STEP, 0.1)
     refused(UsageError, "shape", kind, K + 1, total, UNITS, N_BAR, STEP, 0.1)
     refused(UsageError, "no curvature", kind, K, None, UNITS, N_BAR, STEP, 0.1)

@@ -14,7 +14,7 @@ from distqexp.geometry.moments import (
     BlockMoments,
     explicit_moments,
 )
-from distqexp.geometry.precisions import Precision, make_kronecker_precision
+from distqexp.geometry.precisions import Damping, Precision, make_kronecker_precision
 from distqexp.geometry.subspaces.kronecker import (
     KroneckerSubspace,
     leading_factors,
@@ -23,6 +23,12 @@ from distqexp.geometry.subspaces.kronecker import (
 )
 
 UNITS, N_BAR, STEP = 40, 3000.0, 1.5
+
+
+def mean_damping(share: float) -> Damping:
+    """Damping relative to mean eigenvalues, without a floor across blocks."""
+    return Damping(share, "mean", 0.0)
+
 
 BLOCKS = [
     Block("dense", 1, 5, 4, weight=0, bias=15),  # (5, 3) and its bias
@@ -118,7 +124,7 @@ def block_diagonal(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 def precision_of(subspace: KroneckerSubspace, damping: float = 0.3) -> tuple[Precision, NDArray[np.float64]]:
     """The precision of the gradients' moments in the subspace, and A as an explicit matrix."""
     moments = moments_of(subspace, gradients(UNITS))
-    made = make_kronecker_precision(moments, UNITS, N_BAR, STEP, damping)
+    made = make_kronecker_precision(moments, UNITS, N_BAR, STEP, mean_damping(damping))
     return made, N_BAR / STEP * block_diagonal(dense_h(moments, damping))
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from torch import nn
 
-from distqexp.geometry.precisions import make_precision
+from distqexp.geometry.precisions import Damping, make_precision
 from distqexp.geometry.precisions.base import Precision
 from distqexp.geometry.subspaces import make_subspace
 from distqexp.geometry.subspaces.base import Subspace
@@ -109,13 +109,17 @@ def make_geometry(subspace: str, precision: str, d: int, k: int) -> tuple[Subspa
     curvature = root @ root.T * np.geomspace(0.1, 10, k) * np.geomspace(0.1, 10, k)[:, None]
     public_units, units, step, damping = 7, 40, 0.5, 0.3
     if precision == "identity":
-        return chosen, make_precision("identity", k, None, public_units, units, step, damping), np.eye(k) * units / step
+        return (
+            chosen,
+            make_precision("identity", k, None, public_units, units, step, Damping(damping, "mean")),
+            np.eye(k) * units / step,
+        )
     if precision == "diagonal":
         curvature = np.diag(np.diag(curvature))
     summed = np.diag(curvature) if precision == "diagonal" else curvature
     mean = curvature / public_units
     dense = (units / step) * (mean + damping * np.linalg.eigvalsh(mean).mean() * np.eye(k))
-    return chosen, make_precision(precision, k, summed, public_units, units, step, damping), dense
+    return chosen, make_precision(precision, k, summed, public_units, units, step, Damping(damping, "mean")), dense
 
 
 def dense_matrix(subspace: Subspace) -> NDArray[np.float64]:

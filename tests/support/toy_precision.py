@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distqexp.geometry.precisions import Precision, PrecisionKind
+from distqexp.geometry.precisions import Damping, Precision, PrecisionKind
 from distqexp.kinds import PrecisionTraits
 
 
@@ -31,10 +31,10 @@ class TwoLevelKind(PrecisionKind):
         rows = factors.reshape(-1, factors.shape[2])
         return np.asarray((rows * rows).sum(dim=0).numpy())
 
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
         mean = public / public_units
         high = mean > np.median(mean)
-        levels = np.where(high, mean[high].mean(), mean[~high].mean()) + damping * mean.mean()
+        levels = np.where(high, mean[high].mean(), mean[~high].mean()) + damping.share * mean.mean()
         return TwoLevelPrecision(k, {"inverse_root": 1 / np.sqrt(units / step * levels)})
 
     def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:

@@ -11,6 +11,7 @@ import torch
 
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.dense import DenseKind, DensePrecision
 from distqexp.geometry.precisions.diagonal import DiagonalKind, DiagonalPrecision
 from distqexp.geometry.precisions.identity import IdentityKind, IdentityPrecision
@@ -18,6 +19,7 @@ from distqexp.geometry.precisions.kind import PrecisionKind, precision_kind, reg
 from distqexp.geometry.precisions.kronecker import KroneckerKind, KroneckerPrecision, make_kronecker_precision
 
 __all__ = [
+    "Damping",
     "DensePrecision",
     "DiagonalPrecision",
     "IdentityPrecision",
@@ -51,9 +53,9 @@ def curvature_sum(kind: str, factors: torch.Tensor) -> np.ndarray:
 
 
 def make_precision(
-    kind: str, k: int, public: Any, public_units: int, units: float, step: float, damping: float
+    kind: str, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping
 ) -> Precision:
-    """Return the precision A = (units / step) (H + damping * mean eigenvalue(H) * I), where H = public / public_units.
+    """Return the precision A = (units / step) (H + damping.share * size of H's spectrum * I), H = public / public_units.
 
     Args:
         kind: The name of the kind.
@@ -63,7 +65,7 @@ def make_precision(
         public_units: The number of public units in the sum.
         units: The nominal number of private units of a round, from the config.
         step: The step of the round.
-        damping: The damping, relative to the mean eigenvalue.
+        damping: What is added to the curvature, and relative to what.
 
     Raises:
         UsageError: A scale is not positive, the sum has another size or is not finite, or A is not positive definite
@@ -72,8 +74,7 @@ def make_precision(
     for name, value in (("privacy.units", units), ("mechanism.step", step)):
         if not (math.isfinite(value) and value > 0):
             raise UsageError(f"precision {kind}: {name} = {value}; expected a finite number above 0")
-    if not (math.isfinite(damping) and damping >= 0):
-        raise UsageError(f"precision {kind}: precision.damping = {damping}; expected a finite number, 0 or more")
+    damping.check(kind)
     return precision_kind(kind).make(k, public, public_units, units, step, damping)
 
 

@@ -10,6 +10,7 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.flat import FlatPrecisionKind
 from distqexp.kinds import PRECISIONS
 
@@ -23,30 +24,30 @@ class DensePrecision(Precision):
     kind = "dense"
 
     @classmethod
-    def from_curvature(cls, k: int, curvature: np.ndarray, scale: float, damping: float) -> DensePrecision:
-        """Make A = scale (H + damping * mean eigenvalue(H) * I), where the mean eigenvalue is trace(H) / k.
+    def from_curvature(cls, k: int, curvature: np.ndarray, scale: float, damping: Damping) -> DensePrecision:
+        """Make A = scale (H + damping.share * size of H's spectrum * I).
 
         Args:
             k: The dimension of the subspace.
             curvature: H, float64 (k, k), which is symmetrised.
             scale: The factor in front, above 0.
-            damping: The damping, relative to the mean eigenvalue.
+            damping: What is added to the curvature.
 
         Raises:
             UsageError: A is not positive definite.
         """
         precision = (curvature + curvature.T) * (scale / 2)
-        precision[np.diag_indices(k)] += scale * damping * (np.trace(curvature) / k)
+        precision[np.diag_indices(k)] += scale * damping.share * damping.size(curvature)
         advice = "raise precision.damping, or choose kind = identity"
         try:
             factor = cholesky(precision, lower=True, overwrite_a=True)
             inverse = np.tril(solve_triangular(factor, np.eye(k), lower=True, overwrite_b=True))
         except (LinAlgError, ValueError) as error:
             raise UsageError(
-                f"precision dense: the damped public curvature is not positive definite at damping {damping}; {advice}"
+                f"precision dense: the damped public curvature is not positive definite at damping {damping.share}; {advice}"
             ) from error
         if not np.isfinite(inverse).all():
-            raise UsageError(f"precision dense: the inverse factor overflows at damping {damping}; {advice}")
+            raise UsageError(f"precision dense: the inverse factor overflows at damping {damping.share}; {advice}")
         return cls(k, {"inverse_factor": inverse})
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ class DenseKind(FlatPrecisionKind):
             raise UsageError(f"precision dense: k = {k}; expected at most {LARGEST_DENSE}; choose diagonal, or lower k")
         return (k, k)
 
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
         return DensePrecision.from_curvature(k, self.mean_curvature(k, public, public_units), units / step, damping)
 
     def _curvature(self, rows: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions.base import Factors, Precision
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.flat import FlatPrecisionKind
 from distqexp.kinds import PRECISIONS
 
@@ -51,7 +52,7 @@ class IdentityKind(FlatPrecisionKind):
     def shape(self, k: int) -> tuple[int, ...]:
         return (1,)
 
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
         return IdentityPrecision.from_scale(k, units / step)
 
     def _curvature(self, rows: torch.Tensor) -> torch.Tensor:

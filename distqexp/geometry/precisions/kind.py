@@ -12,6 +12,7 @@ import torch
 
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions.base import Precision
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.kinds import PRECISIONS, PrecisionTraits
 
 
@@ -21,10 +22,10 @@ class PrecisionKind(ABC):
     traits: PrecisionTraits
 
     @abstractmethod
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
-        """Make A = (units / step) (H + damping * mean eigenvalue(H) * I), or what the kind takes for it.
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
+        """Make A = (units / step) (H + damping.share * size of H's spectrum * I), or what the kind takes for it.
 
-        The caller has checked that units and step are finite and above 0 and that damping is finite and at least 0.
+        The caller has checked that units and step are finite and above 0, and the damping.
 
         Args:
             k: The dimension of the subspace.
@@ -33,7 +34,7 @@ class PrecisionKind(ABC):
             public_units: The number of public units in the sum.
             units: The nominal number of private units of a round, from the config.
             step: The step of the round.
-            damping: The damping, relative to the mean eigenvalue.
+            damping: What is added to the curvature.
 
         Raises:
             UsageError: No precision can be made from these public records.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,24 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.moments import BlockMoments, traces
 from distqexp.geometry.precisions.base import Factors, Precision
+from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.kind import PrecisionKind
 from distqexp.kinds import PRECISIONS
+
+STILL = 2.0**-34
+"""A copy whose mean squared public gradient is at most this share of the largest block's stands still.
+
+Its gradients are then below 1e-5 of the others': what is left in float32 of terms that cancel, as for the bias of an attention's
+keys.
+"""
 
 
 class KroneckerPrecision(Precision):
     """The precision whose L^{-1} g is, block by block, L_S^{-1} M L_A^{-T}, with M the block of g as (copies, k_row, k_col).
 
     Block number NNNN has two arrays. ``row/NNNN`` is L_S^{-1}, lower triangular (copies, k_row, k_row), or (copies, k_row)
-    when it is diagonal, and carries all scales; ``column/NNNN`` is L_A^{-1} (copies, k_col, k_col).
+    when it is diagonal, and carries all scales; it is zero for a copy that stands still. ``column/NNNN`` is L_A^{-1}
+    (copies, k_col, k_col).
     """
 
     kind = "kronecker"
@@ -68,21 +78,25 @@ class KroneckerPrecision(Precision):
 
 
 def make_kronecker_precision(
-    moments: Sequence[BlockMoments], public_units: int, units: float, step: float, damping: float
+    moments: Sequence[BlockMoments], public_units: int, units: float, step: float, damping: Damping
 ) -> KroneckerPrecision:
-    """Make (units / step) h (S + sqrt(damping) I) kron (A + sqrt(damping) I) for every copy of every block.
+    """Make (units / step) h (S + r_S I) kron (A + r_A I) for every copy of every block.
 
     S and A are the row and column moments over their mean eigenvalues, and h = energy / (public units rows columns) is the mean
     eigenvalue of the block's curvature, so that h S kron A has the trace of the mean over public units of vec G vec G^T.
-    Each factor is damped by itself, because a damped product would be no Kronecker product; the damping of the product
-    is then about ``damping`` h. A copy whose gradients are all zero gets the mean over all parameters as h, and S = A = I.
+    Each factor is damped by itself, because a damped product would be no Kronecker product: r is sqrt(damping.share) times the
+    size of the factor's spectrum (``Damping``), and h r_S r_A = damping.share times the size of the block's. In a block that is
+    smaller than ``damping.floor`` times the network, both are raised until that holds with the floor for the block's size.
+
+    A copy whose public gradients are zero, or nothing next to those of the network (``STILL``), has L^{-1} = 0: nothing would say
+    how far it may go. Its whitened gradients are zero, noise does not reach it, and it stands still for the round.
 
     Args:
         moments: The sums over public records for every block, in the coordinates of the subspace.
         public_units: The number of public units in the sums.
         units: The nominal number of private units of a round, finite and above 0.
         step: The step of the round, finite and above 0.
-        damping: The damping, finite and at least 0.
+        damping: What is added to the curvature.
 
     Raises:
         UsageError: There are no public units, or a factor is not positive definite (raise precision.damping).
@@ -95,29 +109,71 @@ def make_kronecker_precision(
         return _from_moments(moments, public_units, step / units, damping)
 
 
+@dataclass(frozen=True)
+class _Spectrum:
+    """How large the curvature of a block is, for each of its copies: whether it moves, h, and the sizes of S and A."""
+
+    live: BoolArray
+    h: FloatArray
+    row: FloatArray
+    column: FloatArray
+
+    @property
+    def size(self) -> FloatArray:
+        """The size of the spectrum of h S kron A, 0 where the copy stands still."""
+        return np.where(self.live, self.h * self.row * self.column, 0.0)
+
+
 def _from_moments(
-    moments: Sequence[BlockMoments], public_units: int, scale: float, damping: float
+    moments: Sequence[BlockMoments], public_units: int, scale: float, damping: Damping
 ) -> KroneckerPrecision:
-    k = sum(len(part.energy) * part.row.shape[1] * part.column.shape[1] for part in moments)
-    mean = sum(float(part.energy.sum()) for part in moments) / (public_units * k)
-    if not (math.isfinite(mean) and mean > 0):
+    spectra = _spectra(moments, public_units, damping)
+    sizes = np.concatenate([spectrum.size for spectrum in spectra])
+    counts = np.concatenate([np.full(len(m.energy), m.row.shape[1] * m.column.shape[1]) for m in moments])
+    least = damping.floor * float(np.average(sizes, weights=counts))
+    arrays: dict[str, FloatArray] = {}
+    for i, (part, spectrum) in enumerate(zip(moments, spectra, strict=True)):
+        live = spectrum.live
+        root = math.sqrt(damping.share) * np.sqrt(np.maximum(1.0, least / np.where(live, spectrum.size, least or 1.0)))
+        row = _inverse_factor(part.row, live, root * spectrum.row, damping.share)
+        column = _inverse_factor(part.column, live, root * spectrum.column, damping.share)
+        row = row * np.where(live, np.sqrt(scale / spectrum.h), 0.0).reshape(-1, *[1] * (row.ndim - 1))
+        moves = row.reshape(len(row), -1).any(axis=1)
+        if not (_is_row_factor(row) and _is_inverse_factor(column) and np.array_equal(moves, live)):
+            raise UsageError(
+                f"precision kronecker: the inverse factor overflows at damping {damping.share}; raise precision.damping, or "
+                "choose kind = identity"
+            )
+        arrays |= {f"row/{i:04d}": row, f"column/{i:04d}": column}
+    return KroneckerPrecision(int(counts.sum()), arrays)
+
+
+def _spectra(moments: Sequence[BlockMoments], public_units: int, damping: Damping) -> list[_Spectrum]:
+    """Measure the curvature of every block. Raises UsageError where there is none."""
+    means = [part.energy / (public_units * part.row.shape[1] * part.column.shape[1]) for part in moments]
+    largest = max(float(h.max()) for h in means)
+    if not (all(np.isfinite(h).all() for h in means) and largest > 0):
         raise UsageError(
             "precision kronecker: the public gradients are all zero or not finite; expected curvature: check data.public, "
             "or choose kind = identity"
         )
-    arrays: dict[str, FloatArray] = {}
-    for i, part in enumerate(moments):
-        live = (part.energy > 0) & (traces(part.row) > 0) & (traces(part.column) > 0)
-        h = np.where(live, part.energy / (public_units * part.row.shape[1] * part.column.shape[1]), mean)
-        row, column = (_inverse_factor(moment, live, damping) for moment in (part.row, part.column))
-        row = row * np.sqrt(scale / h).reshape(-1, *[1] * (row.ndim - 1))
-        if not (_is_inverse_factor(row) and _is_inverse_factor(column)):
-            raise UsageError(
-                f"precision kronecker: the inverse factor overflows at damping {damping}; raise precision.damping, or "
-                "choose kind = identity"
-            )
-        arrays |= {f"row/{i:04d}": row, f"column/{i:04d}": column}
-    return KroneckerPrecision(k, arrays)
+    spectra = []
+    for part, h in zip(moments, means, strict=True):
+        live = (h > STILL * largest) & (traces(part.row) > 0) & (traces(part.column) > 0)
+        row, column = (_relative_sizes(moment, live, damping) for moment in (part.row, part.column))
+        spectra.append(_Spectrum(live, h, row, column))
+    return spectra
+
+
+def _relative_sizes(moment: FloatArray, live: BoolArray, damping: Damping) -> FloatArray:
+    """Return the size of each copy's spectrum over its mean eigenvalue; 1 for one that stands still."""
+    means = np.where(live, traces(moment) / moment.shape[1], 1.0)
+    if damping.reference == "mean":
+        return np.ones(len(moment))
+    sizes = [
+        damping.size(part / mean) if is_live else 1.0 for part, mean, is_live in zip(moment, means, live, strict=True)
+    ]
+    return np.array(sizes)
 
 
 class KroneckerKind(PrecisionKind):
@@ -125,7 +181,7 @@ class KroneckerKind(PrecisionKind):
 
     traits = PRECISIONS["kronecker"]
 
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: float) -> Precision:
+    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
         return make_kronecker_precision(public, public_units, units, step, damping)
 
     def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
@@ -146,9 +202,7 @@ def _from_arrays(k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision
     total = 0
     for i in range(count):
         row, column = arrays[f"row/{i:04d}"], arrays[f"column/{i:04d}"]
-        if not (
-            _is_inverse_factor(row) and _is_inverse_factor(column) and column.ndim == 3 and len(row) == len(column)
-        ):
+        if not (_is_row_factor(row) and _is_inverse_factor(column) and column.ndim == 3 and len(row) == len(column)):
             raise FileContentError(
                 f"precision kronecker: the factors of block {i} are not finite float64 lower triangles of positive "
                 "diagonal; get the file again"
@@ -161,19 +215,22 @@ def _from_arrays(k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision
     return KroneckerPrecision(k, arrays)
 
 
-def _inverse_factor(moment: FloatArray, live: BoolArray, damping: float) -> FloatArray:
-    """Return L^{-1} of moment / mean eigenvalue + sqrt(damping) I, shaped like the moment, which is I for a dead copy."""
-    n, ridge = moment.shape[1], math.sqrt(damping)
+def _inverse_factor(moment: FloatArray, live: BoolArray, ridges: FloatArray, damping: float) -> FloatArray:
+    """Return L^{-1} of moment / mean eigenvalue + ridge I, shaped like the moment; I for a copy that stands still."""
+    n = moment.shape[1]
     mean = np.where(live, traces(moment) / n, 1.0)
     if moment.ndim == 2:
-        diagonal = np.where(live[:, None], moment / mean[:, None], 1.0) + ridge
+        diagonal = np.where(live[:, None], moment / mean[:, None] + ridges[:, None], 1.0)
         if not (diagonal > 0).all():
             raise _not_definite(damping)
         inverse: FloatArray = 1.0 / np.sqrt(diagonal)
         return inverse
     factors = []
-    for part, scale, is_live in zip(moment, mean, live, strict=True):
-        matrix = (part + part.T) / (2 * scale) if is_live else np.eye(n)
+    for part, scale, ridge, is_live in zip(moment, mean, ridges, live, strict=True):
+        if not is_live:
+            factors.append(np.eye(n))
+            continue
+        matrix = (part + part.T) / (2 * scale)
         matrix[np.diag_indices(n)] += ridge
         try:
             factor = cholesky(matrix, lower=True)
@@ -190,9 +247,21 @@ def _not_definite(damping: float) -> UsageError:
     )
 
 
+def _is_row_factor(array: np.ndarray) -> bool:
+    """Whether the array is an inverse factor of each copy, or zero for a copy that stands still."""
+    if array.ndim not in (2, 3) or array.dtype != np.float64:
+        return False
+    moving = array.reshape(len(array), -1).any(axis=1)
+    return _has_inverse_shape(array) and (not moving.any() or _is_inverse_factor(array[moving]))
+
+
+def _has_inverse_shape(array: np.ndarray) -> bool:
+    return array.dtype == np.float64 and array.ndim in (2, 3) and array.size > 0 and array.shape[1] == array.shape[-1]
+
+
 def _is_inverse_factor(array: np.ndarray) -> bool:
     """Whether the array is a finite float64 lower triangle, or diagonal, of each copy, with a positive diagonal."""
-    if array.dtype != np.float64 or array.ndim not in (2, 3) or array.size == 0 or array.shape[1] != array.shape[-1]:
+    if not _has_inverse_shape(array):
         return False
     diagonal = array if array.ndim == 2 else np.diagonal(array, axis1=1, axis2=2)
     good = np.isfinite(array).all() and (diagonal > 0).all()

@@ -17,26 +17,56 @@ from distqexp.problem.network import Network
 RECORDS = 2
 """How many records of noise the check takes."""
 
+ROUNDING = 1000.0
+"""How many units in the last place of the largest gradient of the network two ways to the same gradient may differ by."""
 
-def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
+
+def check_gradients(network: Network, blocks: Sequence[Block], shape: Sequence[int], tokens: bool) -> None:
+    """Refuse a model whose gradients couple the records of a batch: for plans, and for shards before anything is charged.
+
+    Args:
+        network: The model at the parameters of the plan.
+        blocks: Its parameters as matrices.
+        shape: The shape of one record's inputs.
+        tokens: Whether inputs are tokens with their mask.
+
+    Raises:
+        UsageError: The model couples records.
+    """
+    record = torch.zeros((1, *shape), dtype=torch.int64 if tokens else torch.float32, device=network.device)
+    checked_taps(network, blocks, record, may_refuse=True)
+
+
+def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor, *, may_refuse: bool) -> Taps:
     """Return taps whose gradients agree with plain automatic differentiation.
 
     On two records of noise, every parameter's gradient must be the one that each record alone gives. A parameter that is used
     in a way that no layer shows (a weight read by another module) is differentiated through the whole network instead.
 
     A model that overflows on the noise, in a run that diverged, can't be compared. All of it is then left to torch.func, which
-    takes each record alone by construction, so that the run can be finished.
+    takes each record alone by construction, so that the run can be finished. So is one that disagrees when nothing may be
+    refused any more: it has passed the check before, and what is new is the rounding at the parameters of a later round.
 
     Args:
         network: The model.
         blocks: Its parameters as matrices.
         record: A record (1, ...) of the shape and type of those to come; its values don't matter.
+        may_refuse: Whether nothing has been charged for yet.
 
     Raises:
-        UsageError: The model couples the records of a batch. The message names a parameter that shows it.
+        UsageError: The model couples the records of a batch, and may be refused. The message names a parameter that shows it.
     """
     if not _overflow_free(network, record):
         return _torch_taps(network, blocks, record)
+    try:
+        return _agreeing_taps(network, blocks, record)
+    except UsageError:
+        if may_refuse:
+            raise
+        return _torch_taps(network, blocks, record)
+
+
+def _agreeing_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
     wrong: frozenset[str] = frozenset()
     for _ in range(2):
         routing = make_routing(network, blocks, record, wrong)
@@ -76,7 +106,8 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     expected = _single_gradients(network, inputs, weights)
     if not bool(torch.isfinite(expected).all()):
         return None
-    size = torch.linalg.vector_norm(expected, dim=1).max()
+    # A parameter without a gradient of its own has what is left of larger terms that cancel: rounding of the network's size.
+    size, rounding = torch.linalg.vector_norm(expected, dim=1).max(), ROUNDING * torch.finfo(network.dtype).eps
     wrong = set()
     at = 0
     for name, shape in network.names_shapes:
@@ -84,7 +115,7 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
         part = slice(at, at + count)
         own = torch.linalg.vector_norm(expected[:, part], dim=1)
         error = torch.linalg.vector_norm(actual[:, part] - expected[:, part], dim=1)
-        if not bool((error <= bound * torch.maximum(own, 1e-3 * size)).all()):
+        if not bool((error <= torch.maximum(bound * own, rounding * size)).all()):
             wrong.add(name)
         at += count
     return frozenset(wrong)
