@@ -45,7 +45,7 @@ def synthetic_records(schema: Schema, count: int, seed: int, round: int, first: 
     """Return the records ``first`` .. ``first + count - 1`` of the stream of (seed, round).
 
     Images have pixels from 0 to 1. Tables and arrays are about standard normal, with missingness columns of 0 or 1 and the constant 1.
-    Tokens are uniform over the vocabulary, without padding. Raises UsageError when the schema doesn't know the shape of a record.
+    Tokens are uniform over the vocabulary, and so is their number from one to the longest; padding has token 0. Raises UsageError when the schema doesn't know the shape of a record.
     """
     shape = schema.input_shape
     if shape is None or (schema.tokens and schema.vocabulary is None):
@@ -81,7 +81,9 @@ def _record(schema: Schema, shape: tuple[int, ...], stream: _Stream) -> FloatArr
     if schema.tokens:
         length = shape[1]
         tokens = np.floor(stream.uniform(length) * (schema.vocabulary or 1)).astype(np.int64)
-        return np.stack([tokens, np.ones(length, dtype=np.int64)])
+        # Texts are shorter than the longest: a token of a short one weighs more in a mean, and curvature must know that.
+        seen = (np.arange(length) < length * stream.uniform(1)).astype(np.int64)
+        return np.stack([tokens * seen, seen])
     if schema.image:
         return _image(shape, stream)
     if len(shape) > 1:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_harness import to_toml
 from scipy import stats
+from scipy.stats import chi2
 from small_runs import make_config, plan_of, random_table
 from token_files import LENGTH, VOCABULARY, factory, token_config, write_tokens
 
@@ -76,13 +77,17 @@ def test_arrays_have_unit_variance_and_neighbours_that_agree() -> None:
     assert (inputs[:, 0] * inputs[:, 1]).mean() > 0.1  # channels agree in part
 
 
-def test_tokens_are_uniform_and_all_seen() -> None:
-    tokens = synthetic_records(TOKENS, 1000, 0, 0, 0).inputs
-    assert tokens.dtype == torch.int64
-    assert bool((tokens[:, 1] == 1).all())
-    counts = np.bincount(tokens[:, 0].reshape(-1).numpy(), minlength=7)
-    assert len(counts) == 7
-    assert stats.chisquare(counts).pvalue > 1e-6  # false alarm 1e-6; the seed is fixed
+def test_tokens_are_uniform_and_so_is_their_number() -> None:
+    """Chi-square of 4,000 lengths and of their tokens, each beyond its bound with a probability below 1e-6 (the seed is fixed)."""
+    tokens = synthetic_records(TOKENS, 4000, 0, 0, 0).inputs.numpy()
+    assert tokens.dtype == np.int64
+    ids, seen = tokens[:, 0], tokens[:, 1]
+    lengths = seen.sum(axis=1)
+    assert np.array_equal(seen, np.arange(9) < lengths[:, None])
+    assert not ids[seen == 0].any()
+    for counts in (np.bincount(lengths, minlength=10)[1:], np.bincount(ids[seen == 1], minlength=7)):
+        expected = counts.sum() / len(counts)
+        assert float(np.square(counts - expected).sum() / expected) < chi2.isf(1e-6, len(counts) - 1)
 
 
 def test_an_unknown_shape_is_refused_with_the_key_that_gives_it() -> None:
