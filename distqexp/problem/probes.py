@@ -45,7 +45,8 @@ def synthetic_records(schema: Schema, count: int, seed: int, round: int, first: 
     """Return the records ``first`` .. ``first + count - 1`` of the stream of (seed, round).
 
     Images have pixels from 0 to 1. Tables and arrays are about standard normal, with missingness columns of 0 or 1 and the constant 1.
-    Tokens are uniform over the vocabulary, and so is their number from one to the longest; padding has token 0. Raises UsageError when the schema doesn't know the shape of a record.
+    Tokens are uniform over the vocabulary, and so is their number from one to the longest; padding has token 0. Raises UsageError
+    when the schema doesn't know the shape of a record.
     """
     shape = schema.input_shape
     if shape is None or (schema.tokens and schema.vocabulary is None):
