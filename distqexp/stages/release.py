@@ -57,7 +57,7 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
         plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
     )
     noisy_sums = paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
-    forget_coins(plan, charging, "release", range(state.round + 1))
+    forget_coins(plan, charging, "release", range(state.round, state.round + 1))
     return noisy_sums
 
 

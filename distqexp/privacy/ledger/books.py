@@ -237,7 +237,9 @@ def event_fields(event: Event) -> dict[str, Any]:
     if isinstance(event, BoundedRelease):
         return fields | {"sigma": None, "epsilon": event.epsilon}
     fields |= {"sigma": event.sigma}
-    return fields | ({"sampling": event.sampling, "failure": event.failure} if event.sampling < 1 else {})
+    return fields | (
+        {"sampling": event.sampling, "failure": event.failure} if event.sampling < 1 or event.failure else {}
+    )
 
 
 def _event(body: Mapping[str, Any]) -> Event:
