@@ -105,8 +105,8 @@ class PrecisionConfig:
     )
     damping: float = key("added to the curvature, relative to the size of its spectrum", at_least(0), default=1.0)
     reference: Literal["bulk", "mean"] = key(
-        "the size of a spectrum: its mean eigenvalue without the largest one (bulk), or with it (mean)",
-        default="bulk",
+        "the size of a spectrum: its mean eigenvalue (mean), or that without the largest one (bulk), for pretrained features",
+        default="mean",
     )
     floor: float = key(
         "kronecker: the size that a layer's curvature is damped by at least, relative to the mean over the whole network",

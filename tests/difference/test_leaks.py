@@ -31,7 +31,7 @@ from distqexp.problem.slots import partition_by_slot, slot_map
 from distqexp.problem.sources import DataSource
 from distqexp.sketching import curvature_sketcher, sketcher
 from distqexp.sketching.curvature_sketcher import CurvatureSketcher
-from distqexp.stages import export, sketch
+from distqexp.stages import export, shards, sketch
 
 Patch = pytest.MonkeyPatch
 
@@ -102,7 +102,7 @@ def parts_by_place(patch: Patch) -> None:
         found = partition_by_slot(slots, plan.config.mechanism.parts, dataset.identifiers(slots.rows), "")
         return replace(found, basis=b"")
 
-    patch.setattr(sketch, "_partition", partition)
+    patch.setattr(shards, "_partition", partition)
 
 
 def no_slack(patch: Patch) -> None:

@@ -49,17 +49,17 @@ def bulk(matrix: np.ndarray) -> float:
 @pytest.mark.parametrize("share", [0.1, 2.0])
 def test_damping_is_relative_to_the_bulk(share: float) -> None:
     h = moment(6, 3, np.array([500.0, 3, 2, 1, 1, 0.5]))
-    dense = make_precision("dense", 6, h * UNITS, UNITS, N_BAR, STEP, Damping(share))
+    dense = make_precision("dense", 6, h * UNITS, UNITS, N_BAR, STEP, Damping(share, "bulk"))
     expected = N_BAR / STEP * (h + share * bulk(h) * np.eye(6))
     np.testing.assert_allclose(dense_a(dense), expected, rtol=1e-9, atol=1e-7)
-    diagonal = make_precision("diagonal", 6, np.diag(h) * UNITS, UNITS, N_BAR, STEP, Damping(share))
+    diagonal = make_precision("diagonal", 6, np.diag(h) * UNITS, UNITS, N_BAR, STEP, Damping(share, "bulk"))
     expected = N_BAR / STEP * np.diag(np.diag(h) + share * bulk(np.diag(np.diag(h))))
     np.testing.assert_allclose(dense_a(diagonal), expected, rtol=1e-9, atol=1e-7)
     part = block(30.0)
     s, a = (m[0] / np.trace(m[0]) * len(m[0]) for m in (part.row, part.column))
     root, mean = math.sqrt(share), 30.0 / (UNITS * 12)
     expected = N_BAR / STEP * mean * np.kron(s + root * bulk(s) * np.eye(3), a + root * bulk(a) * np.eye(4))
-    made = make_kronecker_precision([part], UNITS, N_BAR, STEP, Damping(share))
+    made = make_kronecker_precision([part], UNITS, N_BAR, STEP, Damping(share, "bulk"))
     np.testing.assert_allclose(dense_a(made), expected, rtol=1e-9)
 
 
@@ -70,7 +70,7 @@ def test_one_huge_direction_does_not_drown_the_others() -> None:
         mean = np.full(5, size)
         column = np.block([[spread + np.outer(mean, mean), mean[:, None]], [mean[None], np.ones((1, 1))]])
         share: dict[str, float] = {}
-        for damping in (Damping(1.0), Damping(1.0, "mean")):
+        for damping in (Damping(1.0, "bulk"), Damping(1.0, "mean")):
             added = damping.size(column)
             share[damping.reference] = float(np.trace(spread) / 5 / (np.trace(spread) / 5 + added))
         assert share["bulk"] > 0.3
@@ -81,7 +81,7 @@ def test_a_bias_centres_the_activations() -> None:
     """The precision of a weight, once its bias is free, is that of centred activations (docs/whitening.md)."""
     spread, mean = moment(5, 5) * 0.01, np.arange(1.0, 6.0)
     column = np.block([[spread + np.outer(mean, mean), mean[:, None]], [mean[None], np.ones((1, 1))]])
-    ridge = Damping(1.0).size(column)
+    ridge = Damping(1.0, "bulk").size(column)
     damped = column + ridge * np.eye(6)
     left = damped[:5, :5] - np.outer(damped[:5, 5], damped[5, :5]) / damped[5, 5]
     expected = spread + ridge * np.eye(5) + ridge / (1 + ridge) * np.outer(mean, mean)
@@ -90,14 +90,14 @@ def test_a_bias_centres_the_activations() -> None:
 
 def test_a_spectrum_of_one_direction_has_a_size() -> None:
     one = np.ones((2, 2))  # the outputs' side of a model of two classes
-    assert Damping(1.0).size(one) == pytest.approx(0.5)
-    assert Damping(1.0).size(np.array([4.0, 0.0])) == pytest.approx(1.0)
-    assert Damping(1.0).size(np.array([[3.0]])) == 3.0
-    assert math.isnan(Damping(1.0).size(np.full((2, 2), np.nan)))
+    assert Damping(1.0, "bulk").size(one) == pytest.approx(0.5)
+    assert Damping(1.0, "bulk").size(np.array([4.0, 0.0])) == pytest.approx(1.0)
+    assert Damping(1.0, "bulk").size(np.array([[3.0]])) == 3.0
+    assert math.isnan(Damping(1.0, "bulk").size(np.full((2, 2), np.nan)))
 
 
 def test_a_small_block_is_damped_by_the_network() -> None:
-    large, small, damping = block(120.0), block(1e-5, seed=5), Damping(0.5, floor=0.2)
+    large, small, damping = block(120.0), block(1e-5, seed=5), Damping(0.5, "bulk", floor=0.2)
     precision = make_kronecker_precision([large, small], UNITS, N_BAR, STEP, damping)
     sizes = []
     for part in (large, small):
@@ -115,13 +115,13 @@ def test_a_block_without_public_gradient_stands_still(rest: float) -> None:
     live, dead = block(120.0), block(120.0 * rest, seed=5)
     if rest == 0:
         dead = BlockMoments(dead.row * 0, dead.column * 0, dead.energy)
-    precision = make_kronecker_precision([live, dead], UNITS, N_BAR, STEP, Damping(0.5))
+    precision = make_kronecker_precision([live, dead], UNITS, N_BAR, STEP, Damping(0.5, "bulk"))
     rows = torch.randn(5, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whitened = precision.whiten(rows)
     assert not whitened[:, 12:].any()  # so that it takes nothing of the clip
     noise = np.random.default_rng(2).normal(size=24)
     assert not precision.unwhiten(noise)[12:].any()  # and noise doesn't reach it
-    alone = make_kronecker_precision([live], UNITS, N_BAR, STEP, Damping(0.5, floor=0.0))
+    alone = make_kronecker_precision([live], UNITS, N_BAR, STEP, Damping(0.5, "bulk", floor=0.0))
     np.testing.assert_allclose(whitened[:, :12].numpy(), alone.whiten(rows[:, :12]).numpy(), rtol=1e-12)
     np.testing.assert_allclose(precision.unwhiten(noise)[:12], alone.unwhiten(noise[:12]), rtol=1e-12)
     arrays = rescaled_arrays("kronecker", precision.to_arrays(), 2.0)

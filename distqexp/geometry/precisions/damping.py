@@ -35,7 +35,7 @@ class Damping:
     """
 
     share: float
-    reference: Reference = "bulk"
+    reference: Reference = "mean"
     floor: float = 0.1
 
     def check(self, kind: str) -> None:
