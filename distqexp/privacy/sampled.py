@@ -11,6 +11,7 @@ import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class SampledReleases:
     def _mu_of_all(self) -> float:
         return math.sqrt(math.fsum([self.mu**2, *(release.mu**2 for release in self.releases)]))
 
-    @property
+    @cached_property
     def _losses(self) -> PrivacyLossDistribution:
         total = self._mu_of_all
         # The loss of a release must span many steps, or its rounding adds up. Grids of powers of two lie in each other: of two,

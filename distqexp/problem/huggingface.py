@@ -23,6 +23,8 @@ _LORA_KEYS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
+_LORA_PREFIX = "base_model.model."
+"""What peft puts before the names of a model with low-rank factors."""
 _REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
@@ -149,7 +151,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
         state: the state from a file.
     """
     state = _body_weights(own, state)
-    prefix = "base_model.model."
+    prefix = _LORA_PREFIX
     if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
         return state
     tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
@@ -164,8 +166,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
 
 def _body_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state of a body alone as that of ``MeanPooled``, without its own pooling and the positions that old files have."""
-    prefix = re.match(r"(base_model\.model\.)?", next(iter(own), ""))
-    outer = prefix.group() if prefix else ""
+    outer = _LORA_PREFIX if next(iter(own), "").startswith(_LORA_PREFIX) else ""
     heads = {name: own[outer + name] for name in ("classifier.weight", "classifier.bias") if outer + name in own}
     if not any(name.startswith(f"{outer}body.") for name in own) or any(name.startswith("body.") for name in state):
         return state

@@ -146,21 +146,19 @@ class LedgerFiles:
 
     def erase(self, purpose: str, reservation: int) -> None:
         """Remove an array durably; nothing happens when there is none. Raises StorageError."""
-        path = self._path(purpose, reservation)
+        self._remove(self._path(purpose, reservation))
+
+    def erase_all(self, purpose: str, name: str) -> None:
+        """Remove durably every array of this purpose whose name begins with ``name``. Raises StorageError."""
+        for path in self.folder.glob(f"{purpose}-{name}*.npy"):
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
             sync_folder(self.folder)
         except OSError as error:
             raise storage_error(path, error) from error
-
-    def erase_all(self, purpose: str, name: str) -> None:
-        """Remove durably every array of this purpose whose name begins with ``name``. Raises StorageError."""
-        try:
-            for path in self.folder.glob(f"{purpose}-{name}*.npy"):
-                path.unlink(missing_ok=True)
-            sync_folder(self.folder)
-        except OSError as error:
-            raise storage_error(self.folder, error) from error
 
     def clean(self, committed_reservations: set[int]) -> None:
         """Remove what killed processes left: unfinished files, and the noise of committed reservations."""
