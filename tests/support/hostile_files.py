@@ -125,9 +125,21 @@ def _fuzz_part(folder: Path, kind: str, seed: int, first: int, count: int) -> Fu
     return found
 
 
+class _NotBegun(AssertionError):
+    """The child died of something else than a mutant."""
+
+
 def _until_death(folder: Path, kind: str, seed: int, first: int, count: int, found: Fuzzed) -> int:
+    """The index to go on from. A child that dies before its first mutant says nothing about files: it is started once more."""
+    try:
+        return _one_child(folder, kind, seed, first, count, found)
+    except _NotBegun:
+        return _one_child(folder, kind, seed, first, count, found)
+
+
+def _one_child(folder: Path, kind: str, seed: int, first: int, count: int, found: Fuzzed) -> int:
     command = [sys.executable, str(CHILD), str(folder), kind, str(seed), str(first), str(count)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with tempfile.TemporaryFile() as words, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as process:
         index, at_work, buffer = first - 1, "start", b""
         while True:
             assert process.stdout is not None
@@ -137,7 +149,10 @@ def _until_death(folder: Path, kind: str, seed: int, first: int, count: int, fou
                 return index + 1
             chunk = process.stdout.read1(1 << 16)
             if not chunk:
-                assert index >= first, "the child did not begin"
+                if index < first:
+                    code = process.wait()
+                    words.seek(0)
+                    raise _NotBegun(f"the child did not begin, exit code {code}: {words.read()[-2000:]!r}")
                 found.deaths.append((index, at_work))
                 return index + 1
             *lines, buffer = (buffer + chunk).split(b"\n")
