@@ -127,7 +127,7 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     if release.round == last:
         raise _difference("next", f"the state of round {successor.round}", "null: it is the plan's last round")
     _check_state(plan, successor, release.round + 1, "next")
-    if plan.config.precision.refresh_round(successor.round) != successor.round:
+    if plan.config.refresh_round(successor.round) != successor.round:
         clip = _carried_clip(plan, release.state_header["clip"], release.round)
         refuse_unlike("next.clip", successor.clip, clip, TOLERANCE)
 

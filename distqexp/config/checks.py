@@ -118,6 +118,10 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.sampling, and an adjacency other than add-remove",
     )  # fmt: skip
     yield Need(
+        not mechanism.head or config.precision.kind == "kronecker",
+        "mechanism.head", list(mechanism.head), "none, or precision.kind = kronecker: in others the parameters have no blocks of their own",
+    )  # fmt: skip
+    yield Need(
         mechanism.clip_quantile is None or _has_curvature_source(config),
         "mechanism.clip_quantile", mechanism.clip_quantile, "precision.source = probes, data.public, or mechanism.clip",
     )  # fmt: skip

@@ -131,10 +131,6 @@ class PrecisionConfig:
         """The traits of the kind."""
         return PRECISIONS[self.kind]
 
-    def refresh_round(self, round: int) -> int:
-        """Return the round that made the precision, the subspace and the clip that ``round`` uses."""
-        return round - round % self.refresh
-
 
 @dataclass(frozen=True)
 class MechanismConfig:
@@ -175,6 +171,14 @@ class MechanismConfig:
         "share of the previous round's move that is added to a round's own; it is taken from released points, so it costs no privacy",
         Rule("0 or more, below 1", lambda value: 0 <= value < 1),
         default=0.0,
+    )
+    head: tuple[str, ...] = key(
+        "patterns of the parameters that alone move in the first head_rounds rounds, such as ['classifier.*']: head first, body later; "
+        "needs precision.kind = kronecker",
+        default=(),
+    )
+    head_rounds: int = key(
+        "number of rounds at the start in which the head alone moves, and the rest stands still", default=0
     )
     trust_radius: float | None = key(
         "R, the largest length of a released move, in whitened units; infinite when absent; needs noise = gaussian",
@@ -259,6 +263,15 @@ class MechanismConfig:
         yield Need(
             self.final_step is None or self.rounds > 1,
             "mechanism.final_step", self.final_step, "mechanism.rounds of 2 or more, or mechanism.step alone",
+        )  # fmt: skip
+        yield Need(
+            0 <= self.head_rounds < self.rounds,
+            "mechanism.head_rounds", self.head_rounds, "0 or more, below mechanism.rounds; freeze the body by model.trainable "
+            "where it is never to move",
+        )  # fmt: skip
+        yield Need(
+            (self.head_rounds > 0) == bool(self.head),
+            "mechanism.head", list(self.head), "patterns of parameter names together with mechanism.head_rounds above 0, or neither",
         )  # fmt: skip
         yield Need(0 <= self.warmup < self.rounds, "mechanism.warmup", self.warmup, "0 or more, below mechanism.rounds")
         clips = [self.clip, self.clip_quantile, self.clip_natural]

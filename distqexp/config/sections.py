@@ -66,6 +66,11 @@ class Config:
         """The nominal number of units whose gradients one round sums: those of one part, or the mean size of a sample."""
         return self.privacy.units / self.mechanism.parts * self.mechanism.sampling
 
+    def refresh_round(self, round: int) -> int:
+        """Return the round that made the precision, the subspace and the clip that ``round`` uses."""
+        last, body = round - round % self.precision.refresh, self.mechanism.head_rounds
+        return max(last, body) if round >= body else last
+
     @property
     def private_curvature(self) -> bool:
         """Whether units add their own curvature (beta = 1)."""

@@ -28,8 +28,8 @@ from distqexp.expansion.passes import (
 )
 from distqexp.expansion.range_finder import public_range
 from distqexp.geometry.moments import BlockMoments, unpack
-from distqexp.geometry.precisions import Precision, make_precision, rescaled_arrays
-from distqexp.gradients.setup import damping_of, make_subspace_arrays
+from distqexp.geometry.precisions import KroneckerPrecision, Precision, make_precision, rescaled_arrays
+from distqexp.gradients.setup import damping_of, make_subspace_arrays, still_blocks
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import Needs
 from distqexp.mechanism.factor_grid import FactorGrid
@@ -76,7 +76,7 @@ def next_state(
     context = PublicContext(worker=worker, theta=theta, round=round, k=k, sources=(source,) if source else ())
     fixed_clip = config.mechanism.clip_of(round, config.privacy.units)
     earlier = None if previous is None else _earlier(config, previous, round)
-    if earlier is not None and config.precision.refresh_round(round) != round:
+    if earlier is not None and config.refresh_round(round) != round:
         subspace, precision, clip = earlier
     else:
         subspace, precision = _new_arrays(context, engine, earlier)
@@ -172,9 +172,12 @@ def _leading_arrays(context: PublicContext, engine: Engine, earlier: Earlier | N
 def _precision(context: PublicContext, public: Any) -> Precision:
     config, public_units = context.config, context.sources[0].slots.units if context.sources else 0
     step, damping = config.mechanism.step_of(context.round), damping_of(config)
-    return make_precision(
+    precision = make_precision(
         config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping
     )
+    if not (config.mechanism.head and isinstance(precision, KroneckerPrecision)):
+        return precision
+    return precision.with_still(still_blocks(config, context.network, require(context.worker.blocks), context.round))
 
 
 def _make_or_keep(make: Callable[[], NewArrays], earlier: NewArrays | None) -> NewArrays:

@@ -65,6 +65,8 @@ class BlockGradients(RawGradients):
                     f"whitening: block {block.name} has factors {tuple(factors.row.shape)} and {tuple(factors.column.shape)}; "
                     f"expected {block.copies} copies on {block.rows} rows and {block.columns} columns"
                 )
+        # The whitened gradients of a block that stands still are zero, whatever its layer would give.
+        self._still = frozenset(n for n, factors in enumerate(self.whitening) if not factors.row.any())
         self.shapes = [
             (block.copies, factors.row.shape[1], factors.column.shape[1])
             for block, factors in zip(self.blocks, self.whitening, strict=True)

@@ -38,6 +38,7 @@ class RawGradients:
         self.micro_batch = micro_batch
         self.may_refuse = may_refuse
         self._taps: tuple[tuple[object, ...], Taps] | None = None
+        self._still: frozenset[int] = frozenset()
 
     def raw_factors(self, records: Records, targets: Tensor, shrink: Shrink | None = None) -> Iterator[RawFactors]:
         """Yield each block's unwhitened gradients of the loss: (number, row, column) or (number, matrix).
@@ -84,7 +85,7 @@ class RawGradients:
             record = torch.zeros_like(inputs[:1])
             self._taps = (key, checked_taps(self.network, self.blocks, record, may_refuse=self.may_refuse))
         truth = targets.to(self.network.device)
-        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive)
+        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still)
 
 
 def _floating_sides(form: Form) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +37,43 @@ def build_network(config: Config) -> Network:
 def blocks_of(config: Config, network: Network) -> list[Block] | None:
     """Return the parameters as matrices, where the subspace or the precision works layer by layer; else None."""
     return block_layout(network) if config.by_blocks else None
+
+
+def still_blocks(config: Config, network: Network, blocks: Sequence[Block], round: int) -> frozenset[int]:
+    """Return the numbers of the blocks that stand still in a round, because the head alone moves first.
+
+    Args:
+        config: The config.
+        network: The model.
+        blocks: What ``blocks_of`` gives.
+        round: The round.
+
+    Raises:
+        UsageError: ``mechanism.head`` holds no block or every one, or one parameter of a block without the other.
+    """
+    mechanism = config.mechanism
+    if not mechanism.head:
+        return frozenset()
+    chosen, start = {}, 0
+    for name, shape in network.names_shapes:
+        chosen[start] = any(fnmatch.fnmatchcase(name, pattern) for pattern in mechanism.head)
+        start += math.prod(shape)
+    still = set()
+    for number, block in enumerate(blocks):
+        sides = {chosen[place] for place in (block.weight, block.bias) if place is not None}
+        if len(sides) == 2:
+            raise UsageError(
+                f"mechanism.head: {list(mechanism.head)} match one of weight and bias of {block.name}; expected both or neither"
+            )
+        if not sides.pop():
+            still.add(number)
+    if len(still) in (0, len(blocks)):
+        names = ", ".join(name for name, _ in network.names_shapes[-8:])
+        raise UsageError(
+            f"mechanism.head: {list(mechanism.head)} match {'every' if not still else 'no'} trainable parameter; expected patterns "
+            f"of some, such as of {names}"
+        )
+    return frozenset(still) if round < mechanism.head_rounds else frozenset()
 
 
 def dimension_of(config: Config, network: Network) -> int:
@@ -91,7 +130,7 @@ def _frame(config: Config, d: int, k: int, round: int, blocks: Sequence[Block] |
         d=d,
         k=k,
         seed=subspace.seed,
-        round=config.precision.refresh_round(round),  # it lasts as long as the precision in its coordinates
+        round=config.refresh_round(round),  # it lasts as long as the precision in its coordinates
         blocks=blocks,
         k_in=subspace.k_in,
         k_out=subspace.k_out,

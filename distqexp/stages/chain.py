@@ -64,7 +64,7 @@ def check_follows(
         return
     if successor.velocity is not None and not _same(successor.velocity, release.theta - before.theta):
         raise _other_numbers(f"{where}: next.velocity", "the move of this round")
-    if plan.config.precision.refresh_round(successor.round) == successor.round:
+    if plan.config.refresh_round(successor.round) == successor.round:
         return
     mechanism = plan.config.mechanism
     ratio = mechanism.step_of(successor.round) / mechanism.step_of(before.round)

@@ -141,7 +141,7 @@ def make_release(
     arrays = arrays_from_root(engine, move)
     successor = None
     if state.round + 1 < plan.config.mechanism.rounds:
-        anew = plan.config.precision.refresh_round(state.round + 1) == state.round + 1
+        anew = plan.config.refresh_round(state.round + 1) == state.round + 1
         source = curvature_source(plan.config, public, plan.schema, state.round + 1, worker.readers) if anew else None
         successor = next_state(
             worker=worker,

@@ -1,4 +1,4 @@
-"""What the benchmark scripts remember, and how they choose Opacus' best setting."""
+"""What the benchmark scripts remember, and how they choose the best settings of baselines."""
 
 from __future__ import annotations
 
@@ -19,52 +19,106 @@ def _scripts_importable(monkeypatch: pytest.MonkeyPatch) -> None:
         del sys.modules[name]
 
 
-def test_the_learning_rates_grow_until_the_best_is_inside() -> None:
-    from benchmarks.search import best_of_grid, half_decade
+def test_the_search_follows_a_ridge_of_rate_and_clip_and_ends_at_the_top() -> None:
+    """Rate times clip is what counts, and the best clip is three numbers from the start: rates at clip 1 alone end elsewhere."""
+    from benchmarks.search import Axis, climb, half_decade, listed, rates
 
-    asked: list[tuple[str, float]] = []
+    asked: list[tuple[float, float, str]] = []
 
     def score(setting: dict[str, object]) -> float:
-        rate = float(str(setting["learning_rate"]))
-        asked.append((str(setting["name"]), rate))
-        peak = 3 if setting["name"] == "high" else -1
-        return -abs(math.log10(rate) * 2 - peak) + (5.0 if setting["name"] == "high" else 0.0)
+        rate, clip, name = (setting[key] for key in ("learning_rate", "clip", "name"))
+        assert isinstance(rate, float)
+        assert isinstance(clip, float)
+        asked.append((rate, clip, str(name)))
+        product, alone = 2 * math.log10(rate * clip) - 1, 2 * math.log10(clip) + 3
+        return -abs(product) - abs(alone) / 10 + (5.0 if name == "b" else 0.0)
 
-    best = best_of_grid([{"name": "low"}, {"name": "high"}], [-1, 0, 1], score)
+    axes = [
+        rates([-1, 0, 1]),
+        Axis("clip", half_decade, [-1, 0, 1], least=-4, most=4, slide=lambda index: -index),
+        listed("name", ["a", "b", "a"]),
+    ]
+    best = climb(axes, {"learning_rate": 0, "clip": 0, "name": 0}, {"fixed": 7}, score)
     assert best is not None
-    assert best.setting == {"name": "high", "learning_rate": half_decade(3)}
-    assert (best.at_edge, best.complete, best.tried) == (False, True, len(asked))
-    high = [rate for name, rate in asked if name == "high"]
-    assert high == [half_decade(index) for index in (-1, 0, 1, 2, 3, 4)]
-    assert [rate for name, rate in asked if name == "low"] == [half_decade(index) for index in (-1, 0, 1, -2)]
+    assert best.setting == {"fixed": 7, "learning_rate": half_decade(4), "clip": half_decade(-3), "name": "b"}
+    assert (best.at_edge, best.complete, best.converged) == ((), True, True)
+    assert best.tried == len(asked) == len(set(asked)), "no setting is scored twice"
+    neighbours = {(half_decade(rate), half_decade(-3), "b") for rate in (3, 5)}
+    assert neighbours <= set(asked), "the best has a smaller and a larger rate beside it"
 
 
-def test_the_smallest_rate_is_extended_downwards_and_an_endless_slope_is_said_to_be_at_the_edge() -> None:
-    from benchmarks.search import FURTHEST, best_of_grid, half_decade
+def test_without_a_slide_the_old_rate_is_taken_along_and_rates_beside_it_can_win() -> None:
+    from benchmarks.search import Axis, climb, rates
 
-    best = best_of_grid([{}], [-2, -1, 0], lambda setting: -math.log(setting["learning_rate"]))
+    def score(setting: dict[str, object]) -> float:
+        return 1.0 if (setting["learning_rate"], setting["clip"]) == (10.0, 2) else 0.0
+
+    def axes(beside: int) -> list[Axis]:
+        return [rates([-1, 0, 1]), Axis("clip", lambda index: index, [1, 2, 3], beside=beside)]
+
+    start = {"learning_rate": 0, "clip": 1}
+    narrow, wide = (climb(axes(beside), start, {}, score) for beside in (1, 2))
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.score, wide.score) == (0.0, 1.0)
+
+
+def test_an_endless_slope_is_said_to_be_at_the_edge() -> None:
+    from benchmarks.search import FURTHEST, climb, half_decade, rates
+
+    best = climb([rates([-2, -1, 0])], {"learning_rate": -1}, {}, lambda setting: -math.log(setting["learning_rate"]))
     assert best is not None
-    assert best.at_edge
+    assert best.at_edge == ("learning_rate",)
     assert best.setting["learning_rate"] == half_decade(-2 - FURTHEST)
     assert best.tried == 3 + FURTHEST
 
 
 def test_of_equal_scores_an_inner_rate_is_the_best_and_nan_is_the_worst() -> None:
-    from benchmarks.search import best_of_grid, half_decade
+    from benchmarks.search import climb, half_decade, rates
 
-    best = best_of_grid([{}], [0, 1, 2], lambda setting: math.nan if setting["learning_rate"] > 9 else 1.0)
+    def score(setting: dict[str, float]) -> float:
+        return math.nan if setting["learning_rate"] > 9 else 1.0
+
+    best = climb([rates([0, 1, 2])], {"learning_rate": 0}, {}, score)
     assert best is not None
     assert best.setting["learning_rate"] == half_decade(1)
-    assert not best.at_edge
+    assert best.at_edge == ()
 
 
-def test_an_unfinished_grid_is_neither_extended_nor_complete() -> None:
-    from benchmarks.search import best_of_grid
+def test_an_unfinished_search_is_neither_extended_nor_complete() -> None:
+    from benchmarks.search import climb, rates
 
-    best = best_of_grid([{}], [0, 1, 2], lambda setting: None if setting["learning_rate"] == 1.0 else 5.0)
+    start = {"learning_rate": 1}
+    best = climb([rates([0, 1, 2])], start, {}, lambda setting: None if setting["learning_rate"] == 1.0 else 5.0)
     assert best is not None
-    assert (best.complete, best.tried) == (False, 3)
-    assert best_of_grid([{}], [0, 1], lambda setting: None) is None
+    assert (best.complete, best.converged, best.tried) == (False, False, 2)
+    assert climb([rates([0, 1])], start, {}, lambda setting: None) is None
+
+
+def test_the_mean_of_all_seeds_and_splits_chooses_not_the_first_seed(tmp_path: Path) -> None:
+    """On planted results: one setting is best at seed 0, another one in the mean of three."""
+    pytest.importorskip("opacus")
+    from benchmarks.methods import CHOICE_SEEDS, mean_score
+    from benchmarks.search import climb, rates
+
+    planted = {1.0: (0.9, 0.5, 0.5), 3.16: (0.7, 0.7, 0.71), 10.0: (0.6, 0.6, 0.6)}
+
+    def results(setting: dict[str, float], seed: int) -> list[dict[str, object]]:
+        values = planted.get(setting["learning_rate"], (0.0, 0.0, 0.0))
+        return [{"metrics": {"auroc": values[seed] + shift}} for shift in (0.0, 0.1)]
+
+    def chosen(seeds: int) -> float:
+        best = climb(
+            [rates([0, 1, 2])], {"learning_rate": 1}, {},
+            lambda setting: mean_score([results(setting, seed) for seed in range(seeds)], "auroc"),
+        )  # fmt: skip
+        assert best is not None
+        return float(best.setting["learning_rate"])
+
+    assert CHOICE_SEEDS == 3
+    assert (chosen(1), chosen(CHOICE_SEEDS)) == (1.0, 3.16)
+    assert mean_score([[{"metrics": {"auroc": 0.5}}, None]], "auroc") is None
+    assert math.isnan(mean_score([[{"metrics": {"auroc": None}}]], "auroc") or 0.0)
 
 
 def test_a_run_is_made_once_and_a_line_cut_short_is_made_again(tmp_path: Path) -> None:

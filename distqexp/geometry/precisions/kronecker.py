@@ -7,7 +7,7 @@ row-major, so the matrix of a block is kron(S, A), with S on the row side (outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,14 @@ class KroneckerPrecision(Precision):
         if shapes != [((part.copies, part.rows), (part.copies, part.columns)) for part in coordinates]:
             raise UsageError("whitening by blocks: the precision is of other blocks than the subspace's; plan again")
         return factors
+
+    def with_still(self, numbers: Collection[int]) -> KroneckerPrecision:
+        """Return the precision under which the blocks of these numbers stand still as well: their L^{-1} is zero."""
+        arrays = {
+            name: np.zeros_like(array) if name.startswith("row/") and int(name[4:]) in numbers else array
+            for name, array in self.to_arrays().items()
+        }
+        return KroneckerPrecision(self.k, arrays)
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
         parts, offset = [], 0

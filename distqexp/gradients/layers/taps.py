@@ -31,11 +31,17 @@ class _Pass(NamedTuple):
         anchor: The scalar with respect to which the backward pass differentiates, so that it runs through every tap.
         records: The number of records.
         receive: Takes the gradients.
+        still: The numbers of blocks whose gradients nobody asks for.
     """
 
     anchor: Tensor
     records: int
     receive: Receive
+    still: frozenset[int]
+
+    def asks_for(self, places: Mapping[str, Place]) -> bool:
+        """Return whether the gradient of any of these parameters is asked for."""
+        return any(number not in self.still for number, _ in places.values())
 
 
 class Taps:
@@ -51,22 +57,33 @@ class Taps:
         self.routing = routing
         self._resting = False
 
-    def run(self, inputs: Tensor, value: Callable[[Tensor], Tensor], receive: Receive) -> None:
-        """Run one batch.
+    def run(
+        self,
+        inputs: Tensor,
+        value: Callable[[Tensor], Tensor],
+        receive: Receive,
+        still: frozenset[int] = frozenset(),
+    ) -> None:
+        """Run one batch. Where all blocks of the first layers are ``still``, the backward pass ends before these layers.
 
         Args:
             inputs: (B, ...).
             value: Maps the outputs to (B,), the number to differentiate for each record.
             receive: Takes the gradients.
+            still: The numbers of blocks whose gradients are not asked for; a layer that has others too may give them all the same.
         """
         anchor = torch.zeros((), dtype=self.network.dtype, device=self.network.device, requires_grad=True)
-        batch = _Pass(anchor, len(inputs), receive)
+        batch = _Pass(anchor, len(inputs), receive, still)
         handles = []
         try:
             for module, use in self.routing.rules.items():
+                if not batch.asks_for(use.places):
+                    continue
                 hook = partial(self._rule_hook, use, batch)
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))
             for module, fallback in self.routing.fallbacks.items():
+                if not batch.asks_for(fallback.places):
+                    continue
                 fallback_hook = partial(self._fallback_hook, fallback, batch)
                 handles.append(module.register_forward_hook(fallback_hook, with_kwargs=True))
             tap = partial(self._attention_tap, batch)
@@ -114,7 +131,7 @@ class Taps:
         part: slice,
     ) -> Tensor:
         places = self.routing.attentions.get(module)
-        if self._resting or places is None:
+        if self._resting or places is None or not batch.asks_for(places):
             return output
         dim = 0 if module.batch_first else 1
         answer = self._answer(
