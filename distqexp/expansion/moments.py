@@ -12,7 +12,7 @@ from distqexp.geometry.moments import explicit_moments, moments_size, pack, posi
 from distqexp.geometry.subspaces.base import BlockSubspace
 from distqexp.gradients.labels import label_noise
 from distqexp.gradients.layers import CHUNK, Dense, Form, Indexed, Tensor, Whole, apply, apply_left
-from distqexp.gradients.raw import RawGradients
+from distqexp.gradients.raw import RawGradients, TapsOf
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
@@ -31,18 +31,24 @@ class FisherMoments:
         loss: The training loss.
         subspace: The coordinates.
         micro_batch: The number of records in a batch, padding included.
-        may_refuse: Whether a model that couples records may be refused, because nothing has been charged for yet.
+        taps_of: Gives checked taps, see ``RawGradients``.
 
     Raises:
         UsageError: The rows of a block of the subspace are picked, not projected.
     """
 
     def __init__(
-        self, *, network: Network, loss: Loss, subspace: BlockSubspace, micro_batch: int, may_refuse: bool = True
+        self,
+        *,
+        network: Network,
+        loss: Loss,
+        subspace: BlockSubspace,
+        micro_batch: int,
+        taps_of: TapsOf | None = None,
     ) -> None:
         self.subspace = subspace
         self.gradients = RawGradients(
-            network=network, loss=loss, blocks=subspace.blocks, micro_batch=micro_batch, may_refuse=may_refuse
+            network=network, loss=loss, blocks=subspace.blocks, micro_batch=micro_batch, taps_of=taps_of
         )
         self._factors: list[tuple[Tensor | None, Tensor | None]] = []
         for block, factors in zip(subspace.blocks, subspace.factors, strict=True):

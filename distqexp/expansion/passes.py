@@ -33,7 +33,7 @@ class PublicContext(RoundContext):
     @cached_property
     def curvature_rows(self) -> int:
         """The number of factors that the loss's curvature has for one record, which blank inputs alone show."""
-        network = self.network
+        network = self.worker.network_at(self.theta)
         outputs = network.outputs(blank_inputs(self.worker.schema, 1).to(network.device))
         return int(self.loss.hessian_factor(outputs).shape[-1])
 
@@ -62,7 +62,7 @@ class PublicContext(RoundContext):
             loss=self.loss,
             subspace=self.moment_subspace,
             micro_batch=self.config.engine.micro_batch,
-            may_refuse=self.round == 0,
+            taps_of=self.worker.taps_of,
         )
 
     @cached_property

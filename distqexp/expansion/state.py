@@ -177,7 +177,9 @@ def _precision(context: PublicContext, public: Any) -> Precision:
     )
     if not (config.mechanism.head and isinstance(precision, KroneckerPrecision)):
         return precision
-    return precision.with_still(still_blocks(config, context.network, require(context.worker.blocks), context.round))
+    return precision.with_still(
+        still_blocks(config, context.worker.network, require(context.worker.blocks), context.round)
+    )
 
 
 def _make_or_keep(make: Callable[[], NewArrays], earlier: NewArrays | None) -> NewArrays:

@@ -51,15 +51,17 @@ def sum_by_unit(
 
 def pad_records(records: Records, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return inputs, targets and presence of exactly ``micro_batch`` records, with absent records of zeros added at the end."""
-    count = len(records.present)
-    if count > micro_batch:
-        raise UsageError(f"micro-batch: {count} records; expected at most {micro_batch}")
-    missing = micro_batch - count
+    sides = (records.inputs, records.targets, records.present)
+    inputs, targets, present = (pad_inputs(side, micro_batch) for side in sides)
+    return inputs, targets, present
 
-    def grow(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
 
-    return grow(records.inputs), grow(records.targets), grow(records.present)
+def pad_inputs(tensor: torch.Tensor, micro_batch: int) -> torch.Tensor:
+    """Return a tensor (n, ...) as (micro_batch, ...), with zeros added at the end. Raises UsageError where it is longer."""
+    missing = micro_batch - len(tensor)
+    if missing < 0:
+        raise UsageError(f"micro-batch: {len(tensor)} records; expected at most {micro_batch}")
+    return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
 
 
 def flatten_views(inputs: torch.Tensor, targets: torch.Tensor, views: int | None) -> tuple[torch.Tensor, torch.Tensor]:

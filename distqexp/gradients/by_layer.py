@@ -14,7 +14,7 @@ from distqexp.geometry.whitening import BlockWhitening
 from distqexp.gradients.batching import Batch, pad_records, sum_by_unit
 from distqexp.gradients.layers.forms import Raw, Tensor, merge_views
 from distqexp.gradients.layers.store import BlockStore
-from distqexp.gradients.raw import RawGradients
+from distqexp.gradients.raw import RawGradients, TapsOf
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
@@ -32,7 +32,7 @@ class BlockGradients(RawGradients):
         whitening: The factors of each block. Public.
         blocks: What ``block_layout(network)`` gives. Public.
         micro_batch: The number of records in a batch, padding included.
-        may_refuse: Whether a model that couples records may be refused, because nothing has been charged for yet.
+        taps_of: Gives checked taps, see ``RawGradients``.
 
     Raises:
         UsageError: The factors don't fit the blocks.
@@ -46,9 +46,9 @@ class BlockGradients(RawGradients):
         whitening: Sequence[BlockWhitening],
         blocks: Sequence[Block],
         micro_batch: int,
-        may_refuse: bool = True,
+        taps_of: TapsOf | None = None,
     ) -> None:
-        super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch, may_refuse=may_refuse)
+        super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch, taps_of=taps_of)
         if len(whitening) != len(self.blocks):
             raise UsageError(
                 f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"

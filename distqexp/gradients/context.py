@@ -19,7 +19,7 @@ from distqexp.geometry.precisions import Precision, precision_from_arrays
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.whitening import Whitening
 from distqexp.gradients.autodiff import UnitGradients
-from distqexp.gradients.batching import Batch
+from distqexp.gradients.batching import Batch, pad_inputs
 from distqexp.gradients.by_layer import BlockGradients
 from distqexp.gradients.labels import label_noise
 from distqexp.gradients.setup import subspace_of
@@ -98,8 +98,16 @@ class RoundContext:
 
     @property
     def network(self) -> Network:
-        """The model at theta, frozen parts included."""
-        return self.worker.network_at(self.theta)
+        """The model at theta; its trainable module alone, where ``batches`` gives what the frozen part below makes of records."""
+        network, frozen = self.worker.network_at(self.theta), self.worker.frozen
+        return network if frozen is None else frozen.head
+
+    def frozen_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen part of the model gives for inputs (micro_batch, ...), on the CPU."""
+        self.worker.network_at(self.theta)
+        if self.worker.frozen is None:
+            raise ValueError("a model without a frozen part; expected one")
+        return self.worker.frozen.features(inputs)
 
     @property
     def loss(self) -> Loss:
@@ -122,7 +130,8 @@ class RoundContext:
     def datasets(self) -> list[Dataset | Probes]:
         """The records of the sources. Each dataset counts the rows that this process read in the round."""
         datasets = [source.open(self.worker.schema, self.round, self.worker.readers) for source in self.sources]
-        return [dataset.of_model(self.network) if isinstance(dataset, Dataset) else dataset for dataset in datasets]
+        network = self.worker.network_at(self.theta)
+        return [dataset.of_model(network) if isinstance(dataset, Dataset) else dataset for dataset in datasets]
 
     @cached_property
     def whitening(self) -> Whitening:
@@ -142,7 +151,7 @@ class RoundContext:
             whitening=layers[1],
             blocks=layers[0],
             micro_batch=self.config.engine.micro_batch,
-            may_refuse=self.round == 0,
+            taps_of=self.worker.taps_of,
         )
 
     @cached_property
@@ -178,10 +187,26 @@ class RoundContext:
         slots = source.slots
         for start in range(first, last, size):
             window = slice(start, min(start + size, last))
-            records = self.on_device(self.datasets[number].read(slots.rows[window], views))
+            records = self.on_device(self._as_features(number, slots.rows[window], views))
             if isinstance(source, ProbeSource):
                 records = self.at_sampled_targets(records, start)
             yield start, records, slots.unit[window]
+
+    def _as_features(self, number: int, rows: IntegerArray, views: Views | None) -> Records:
+        """Read these rows of a source; where the model has a frozen part, with its features in place of their inputs."""
+        source, records = self.sources[number], self.datasets[number].read(rows, views)
+        if self.worker.frozen is None:
+            return records
+        kept = source.features if isinstance(source, DataSource) else None
+        if kept is not None and views is None:
+            return dataclasses.replace(records, inputs=kept.read(rows))
+        inputs, count = records.inputs, len(records)
+        if records.views is None:
+            features = self.frozen_features(pad_inputs(inputs, self.config.engine.micro_batch))[:count]
+            return dataclasses.replace(records, inputs=features)
+        size = self.config.engine.micro_batch * records.views
+        features = self.frozen_features(pad_inputs(inputs.flatten(0, 1), size))[: count * records.views]
+        return dataclasses.replace(records, inputs=features.reshape(count, records.views, *features.shape[1:]))
 
     def at_sampled_targets(self, records: Records, first_slot: int) -> Records:
         """Return public records with targets drawn from the model at their first view, as second moments need them.

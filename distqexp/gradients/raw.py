@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -18,6 +19,9 @@ from distqexp.problem.records import Records
 RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
 """The number of a block, and its gradients: (number, matrix) or (number, row, column)."""
 
+TapsOf = Callable[[Tensor], Taps]
+"""Gives the taps for records of the shape and type of one record (1, ...)."""
+
 Shrink = Callable[[int, Form], Form]
 """Maps the number of a block and the gradients of one use of it to smaller ones."""
 
@@ -25,18 +29,24 @@ Shrink = Callable[[int, Form], Form]
 class RawGradients:
     """Runs micro-batches of one padded shape and hands over each block's gradient in the form that its layer gives.
 
-    ``blocks`` must be what ``block_layout(network)`` gives. A model that couples records is refused while it ``may_refuse``: not
-    in later rounds, when others have been paid for. Public.
+    ``blocks`` must be what ``block_layout(network)`` gives. ``taps_of`` gives the checked taps for records like one (1, ...), which
+    ``Worker.taps_of`` keeps over rounds; without it they are checked here, and a model that couples records is refused. Public.
     """
 
     def __init__(
-        self, *, network: Network, loss: Loss, blocks: Sequence[Block], micro_batch: int, may_refuse: bool = True
+        self,
+        *,
+        network: Network,
+        loss: Loss,
+        blocks: Sequence[Block],
+        micro_batch: int,
+        taps_of: TapsOf | None = None,
     ) -> None:
         self.network = network
         self.loss = loss
         self.blocks = list(blocks)
         self.micro_batch = micro_batch
-        self.may_refuse = may_refuse
+        self._taps_of = taps_of or partial(checked_taps, network, self.blocks, may_refuse=True)
         self._taps: tuple[tuple[object, ...], Taps] | None = None
         self._still: frozenset[int] = frozenset()
 
@@ -83,7 +93,7 @@ class RawGradients:
         key = (tuple(inputs.shape[1:]), inputs.dtype)
         if self._taps is None or self._taps[0] != key:
             record = torch.zeros_like(inputs[:1])
-            self._taps = (key, checked_taps(self.network, self.blocks, record, may_refuse=self.may_refuse))
+            self._taps = (key, self._taps_of(record))
         truth = targets.to(self.network.device)
         self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still)
 
@@ -94,4 +104,4 @@ def _floating_sides(form: Form) -> list[Tensor]:
     return [form.column] if isinstance(form, Indexed) else [form.row, form.column]
 
 
-__all__ = ["RawFactors", "RawGradients"]
+__all__ = ["RawFactors", "RawGradients", "TapsOf"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from distqexp.arrays import Arrays, FloatArray
 from distqexp.artefacts.plan import Plan
@@ -11,7 +14,10 @@ from distqexp.config import Config
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_kind, register_precision
 from distqexp.geometry.subspaces import register_subspace, subspace_kind
+from distqexp.gradients.layers.check import checked_taps
+from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
+from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.schema import Schema
@@ -46,6 +52,7 @@ class Worker:
         self.readers = readers or Readers()
         self._network = network
         self._theta: FloatArray | None = None
+        self._taps: dict[tuple[object, ...], Taps] = {}
 
     @staticmethod
     def of_plan(plan: Plan) -> Worker:
@@ -89,6 +96,40 @@ class Worker:
             self._theta = theta
         return network
 
+    def taps_of(self, record: torch.Tensor, *, whole: bool = False, may_refuse: bool = False) -> Taps:
+        """Return the taps for records like this one (1, ...), checked once: at the plan's parameters, with none of them zero.
+
+        They are those of the module on top of the frozen part, where there is one, unless the ``whole`` model is asked for. Plans
+        and sites ask for that before anything is charged; a model that couples records is refused only if it ``may_refuse``, and
+        else left to torch.func. Parameters are then as they were before.
+        """
+        network = self.network if whole or self.frozen is None else self.frozen.head
+        key = (network is self.network, tuple(record.shape[1:]), record.dtype)
+        if key not in self._taps:
+            theta = self._theta
+            self.lend().load_state(self.weights)
+            _wake(network)
+            self._taps[key] = checked_taps(network, self.blocks or [], record, may_refuse=may_refuse)
+            if theta is not None:
+                self.network_at(theta)
+        return self._taps[key]
+
+    def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:
+        """Refuse a model whose gradients couple the records of a batch, for records of this shape. Raises UsageError.
+
+        For plans, and for shards before anything is charged. Without blocks there is nothing to check: torch.func takes each record
+        alone.
+        """
+        if self.blocks is not None:
+            kind = torch.int64 if self.schema.tokens else torch.float32
+            record = torch.zeros((1, *shape), dtype=kind, device=self.network.device)
+            self.taps_of(record, whole=True, may_refuse=True)
+
+    @cached_property
+    def frozen(self) -> FrozenPart | None:
+        """The part of the model that no round changes, where all that trains is one module on top of it."""
+        return frozen_part(self.network, self.schema)
+
     @cached_property
     def loss(self) -> Loss:
         """The training loss."""
@@ -103,3 +144,12 @@ class Worker:
     def k(self) -> int:
         """The number of coordinates of the subspace."""
         return dimension_of(self.config, self.network)
+
+
+def _wake(network: Network) -> None:
+    """Give parameters that are zero as a whole small random values: below a head of zeros no gradient could be compared."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.trainable_tensors().values():
+        if tensor.ndim > 1 and not tensor.any():
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(0.1 * values / tensor[0].numel() ** 0.5)

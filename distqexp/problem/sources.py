@@ -9,6 +9,7 @@ import numpy as np
 
 from distqexp.config import DataConfig
 from distqexp.problem.dataset import Dataset, open_dataset
+from distqexp.problem.features import FeatureFile
 from distqexp.problem.identity import FileFacts, another_file, file_facts, require_opened
 from distqexp.problem.images import Turns
 from distqexp.problem.probes import Probes
@@ -47,6 +48,7 @@ class DataSource:
         turns: the random angles by which public images are turned.
         private: whether the records play a private role, see Dataset.
         facts: of the files when the slots were read from them, where the files must not change.
+        features: the file with what the frozen part of the model gives for each record, where there is one.
     """
 
     data: DataConfig
@@ -55,6 +57,7 @@ class DataSource:
     turns: Turns | None = None
     private: bool = True
     facts: FileFacts | None = None
+    features: FeatureFile | None = None
 
     def of_part(self, number: int, parts: int) -> DataSource:
         """Return the source with the slots of part ``number`` of ``parts`` alone, which is all that a round may see."""

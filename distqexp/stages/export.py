@@ -49,23 +49,22 @@ def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Wor
         return {}
     private, worker = plan.config.data.eval_private, worker or Worker.of_plan(plan)
     reader = worker.readers.of(data, private=private)
-    dataset = open_dataset(data, plan.schema, private=private, reader=reader).of_model(worker.network_at(theta))
+    network = worker.network_at(theta)
+    dataset = open_dataset(data, plan.schema, private=private, reader=reader).of_model(network)
     rows = dataset.slot_map().rows
     starts = range(0, max(len(rows), 1), EVALUATION_BATCH)
-    return metrics_of(plan, theta, (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts), worker)
+    batches = (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts)
+    return metrics_of(network, plan.config.model.loss, batches)
 
 
-def metrics_of(
-    plan: Plan, theta: FloatArray, batches: Iterable[Records], worker: Worker | None = None
-) -> dict[str, float]:
-    """Compute the model's metrics at ``theta`` on all of these records; the metrics are private when the records are."""
-    network = fine_tuned_network(plan, theta, worker)
+def metrics_of(network: Network, loss: str, batches: Iterable[Records]) -> dict[str, float]:
+    """Compute the metrics of a model on all of these records; the metrics are private when the records are."""
     outputs, targets, present = [], [], []
     for records in batches:
         outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
         targets.append(records.targets)
         present.append(records.present)
-    return get_loss(plan.config.model.loss).metrics(torch.cat(outputs), torch.cat(targets), torch.cat(present))
+    return get_loss(loss).metrics(torch.cat(outputs), torch.cat(targets), torch.cat(present))
 
 
 def export_model(

@@ -15,7 +15,6 @@ from distqexp.errors import UsageError
 from distqexp.expansion.source import curvature_source
 from distqexp.expansion.state import next_state
 from distqexp.geometry.subspaces import subspace_kind
-from distqexp.gradients.layers import check_gradients
 from distqexp.gradients.setup import build_network, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
@@ -50,8 +49,8 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     k = dimension_of(config, network)
     if not (config.by_blocks or config.subspace.traits.stored):
         subspace_of(config, d, k, 0)
-    if worker.blocks is not None and schema.input_shape is not None:
-        check_gradients(network, worker.blocks, schema.input_shape, schema.tokens)
+    if schema.input_shape is not None:
+        worker.refuse_wrong_gradients(schema.input_shape)
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)

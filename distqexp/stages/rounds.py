@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
 from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.features import forget_features, keep_features
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
@@ -101,13 +102,20 @@ def run(
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
-    if state is not None:
-        engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
-        work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
+    try:
+        if state is not None:
+            engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
+            work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
+            if worker.frozen is not None:
+                progress.stage("features")
+                work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
         while state is not None:
             release = _round(work, state, engine, progress)
             releases.append(release)
             state = release.next_state
+    finally:
+        if engine.is_root:
+            forget_features(out)
 
     progress.stage("export")
 

@@ -17,7 +17,6 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import UsageError
-from distqexp.gradients.layers import check_gradients
 from distqexp.gradients.worker import Worker
 from distqexp.mechanism.grid import max_slots
 from distqexp.problem.dataset import Dataset, open_dataset
@@ -175,8 +174,7 @@ def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | No
     network = worker.network_at(plan.state.theta)
     for shape in sorted({dataset.input_shape for dataset in datasets}):
         refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
-        if worker.blocks is not None:
-            check_gradients(network, worker.blocks, shape, plan.schema.tokens)
+        worker.refuse_wrong_gradients(shape)
     for dataset in datasets:
         dataset.of_model(network)
 

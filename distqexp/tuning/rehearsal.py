@@ -34,6 +34,7 @@ from distqexp.config.running import LISTS
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import require
 from distqexp.errors import UsageError
+from distqexp.gradients.worker import Worker
 from distqexp.kinds import Adjacency, Noise
 from distqexp.privacy import gdp
 from distqexp.privacy.calibration import FAILURE_SHARE, MARGIN, SLACK_SHARE, Sampling, calibrate
@@ -43,7 +44,8 @@ from distqexp.problem.dataset import open_dataset
 from distqexp.problem.records import Records, concatenate
 from distqexp.problem.weights import write_weights
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
-from distqexp.stages.plan import make_plan
+from distqexp.stages.features import keep_features
+from distqexp.stages.plan import make_plan, plan_and_worker
 from distqexp.stages.release import Draw, make_release
 from distqexp.stages.sampling import Secrets, drawn_shards, insecure_toss
 from distqexp.stages.shards import Shards, open_shards
@@ -94,7 +96,8 @@ class Rehearsal:
             [hold(data, start.schema, self._tune, private=False).records for data in self.roles.test]
         )
         self._shards_by_parts: dict[int, Shards] = {}
-        self.before = self._metrics(start, start.state.theta)
+        self._test_features: torch.Tensor | None = None
+        self.before = self._metrics(start, Worker.of_plan(start), start.state.theta)
         self.metric = self._tune.metric or METRICS[config.model.loss]
         if self.metric not in self.before:
             raise UsageError(
@@ -160,14 +163,14 @@ class Rehearsal:
         """Yield a run with each noise seed; one that diverges, or whose plan is refused, has no score, and says why."""
         start = time.monotonic()
         with tempfile.TemporaryDirectory(dir=self._folder) as name, np.errstate(all="ignore"):
-            setup: tuple[Plan, Config] | None = None
+            setup: tuple[Plan, Worker, Config] | None = None
             for seed in seeds:
                 metrics, note = {}, ""
                 try:
                     if setup is None:
                         rehearsal_config = self.config_of(config, epsilon)
-                        setup = make_plan(rehearsal_config, self._engine), rehearsal_config
-                    metrics = self._metrics(setup[0], self.released_theta(*setup, seed, Path(name)))
+                        setup = *plan_and_worker(rehearsal_config, self._engine), rehearsal_config
+                    metrics = self._metrics(*setup[:2], self.released_theta(*setup, seed, Path(name)))
                 except UsageError as error:
                     note = " ".join(str(error).split())
                 loss = metrics.get("log_loss", metrics.get("mean_squared_error", math.nan))
@@ -180,25 +183,26 @@ class Rehearsal:
                     yield Run(seed, self.metric, None, None, seconds, note or "diverged")
                 start = time.monotonic()
 
-    def released_theta(self, plan: Plan, config: Config, noise_seed: int, folder: Path) -> FloatArray:
+    def released_theta(self, plan: Plan, worker: Worker, config: Config, noise_seed: int, folder: Path) -> FloatArray:
         """Run all rounds of a plan with seeded noise, and return the released parameters theta (d,).
 
         Args:
             plan: A plan of ``config``.
+            worker: A worker on the plan.
             config: A config of ``config_of``.
             noise_seed: The seed of the noise.
             folder: For sketches. In one folder the seeds of a plan share the sums of round 0, which no noise has touched yet, but
                 for sampled rounds: there each seed has coins of its own.
         """
-        shards, secrets = self._shards(plan), Secrets(toss=insecure_toss(plan, noise_seed))
+        shards, secrets = self._shards(plan, worker), Secrets(toss=insecure_toss(plan, noise_seed))
         state: RoundState | None = plan.state
         theta = plan.state.theta
         while state is not None:
             drawn = drawn_shards(plan, state, shards, secrets, self._engine)
-            sums = require(sketch_round(plan, state, drawn, folder, self._engine))
+            sums = require(sketch_round(plan, state, drawn, folder, self._engine, worker))
             rule = plan.rule(state)
             noisy_sums = rule.noisy_sums(sums, rule.draw(sums, noise_seed, state.round))
-            release = make_release(plan, state, Draw(noisy_sums, noise_seed), config.data.public, self._engine)
+            release = make_release(plan, state, Draw(noisy_sums, noise_seed), config.data.public, self._engine, worker)
             theta, state = release.theta, release.next_state
         return theta
 
@@ -213,23 +217,30 @@ class Rehearsal:
         engine = dataclasses.replace(config.engine, kind="serial", scheduler=None, workers=None)
         return dataclasses.replace(config, data=data, engine=engine, tune=None)
 
-    def _shards(self, plan: Plan) -> Shards:
-        """The stand-ins as the shards of a plan, opened once for each number of parts."""
+    def _shards(self, plan: Plan, worker: Worker) -> Shards:
+        """The stand-ins as the shards of a plan, opened once for each number of parts, with the features of all settings."""
         parts = plan.config.mechanism.parts
         if parts not in self._shards_by_parts:
-            sources, fingerprints = open_shards(plan, self.roles.stand_ins, self._engine)
+            sources, fingerprints = open_shards(plan, self.roles.stand_ins, self._engine, worker=worker)
             stand_ins = tuple(
                 StandIns(source.data, source.slots, source.partition, dataset=dataset, private=True)
                 for source, dataset in zip(sources, self._stand_ins, strict=True)
             )
-            self._shards_by_parts[parts] = Shards(stand_ins, fingerprints)
+            folder = Path(tempfile.mkdtemp(dir=self._folder))
+            opened = Shards(stand_ins, fingerprints)
+            self._shards_by_parts[parts] = keep_features(plan, opened, folder, self._engine, worker)
         return self._shards_by_parts[parts]
 
-    def _metrics(self, plan: Plan, theta: FloatArray) -> dict[str, float]:
-        """The metrics of the model at ``theta`` on the test records."""
-        test = self._test
+    def _metrics(self, plan: Plan, worker: Worker, theta: FloatArray) -> dict[str, float]:
+        """The metrics of the model at ``theta`` on the test records, whose features serve all settings."""
+        test, network = self._test, worker.network_at(theta)
+        if worker.frozen is not None:
+            if self._test_features is None:
+                parts = torch.split(test.inputs, EVALUATION_BATCH)
+                self._test_features = torch.cat([worker.frozen.features(part) for part in parts])
+            test, network = dataclasses.replace(test, inputs=self._test_features), worker.frozen.head
         sides = (torch.split(side, EVALUATION_BATCH) for side in (test.inputs, test.targets, test.present))
-        return metrics_of(plan, theta, (Records(*side) for side in zip(*sides, strict=True)))
+        return metrics_of(network, plan.config.model.loss, (Records(*side) for side in zip(*sides, strict=True)))
 
 
 def rehearsed_epsilon(epsilon: float, delta: float, ratio: float, noise: Noise) -> float:

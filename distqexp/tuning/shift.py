@@ -50,11 +50,6 @@ class StandIns(DataSource):
 
     dataset: HeldDataset | None = None
 
-    def of_part(self, number: int, parts: int) -> StandIns:
-        """Return the source with the slots of one part of ``parts`` alone, as for any DataSource."""
-        part = super().of_part(number, parts)
-        return StandIns(part.data, part.slots, part.partition, dataset=self.dataset, private=self.private)
-
     def open(self, schema: Schema, round: int, readers: Readers | None = None) -> Dataset:
         """Return the records in memory, the same in every round."""
         return self.dataset or super().open(schema, round, readers)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distqexp.errors import UsageError
-from distqexp.gradients.layers import block_layout, check_gradients
+from distqexp.gradients.layers import block_layout
 from distqexp.gradients.layers import check as check_module
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.problem.network import Network
@@ -47,6 +47,6 @@ def test_a_difference_is_refused_before_the_first_charge_and_never_after(monkeyp
     blocks = block_layout(network)
     wrong(monkeypatch, 0.1)
     with pytest.raises(UsageError, match="differs between a batch and its records alone"):
-        check_gradients(network, blocks, (4,), tokens=False)
+        checked_taps(network, blocks, record, may_refuse=True)
     taps = checked_taps(network, blocks, record, may_refuse=False)
     assert taps.routing.fallbacks  # every record by itself, by torch.func

@@ -62,6 +62,7 @@ DIGITS: dict[str, tuple[str, ...]] = {
         "augment.views=2",
         "augment.shift=1.0",
     ),
+    "frozen body": (*SAMPLED, *MLP, *KRONECKER_PCA, 'model.trainable=["3.*"]'),
     "one piece": (*QUICK, "engine.micro_batch=1024", "mechanism.rounds=1"),
 }
 """Overrides of the digits task by the name of the run. Of one piece most ranks and workers have nothing to do."""
@@ -76,6 +77,7 @@ ROUNDS = {
     "probes": 2,
     "sampled": 3,
     "sampled layers": 3,
+    "frozen body": 3,
     "one piece": 1,
     BAD_RECORDS: 2,
 }

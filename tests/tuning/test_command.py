@@ -115,11 +115,11 @@ def test_a_rerun_goes_on_and_repeats_nothing(run: Commands, tmp_path: Path, monk
     run.done("tune", task, "--out", whole, "--json")
     original, seeds = Rehearsal.released_theta, []
 
-    def released_theta(self: Rehearsal, plan: Any, config: Any, noise_seed: int, folder: Path) -> Any:
+    def released_theta(self: Rehearsal, plan: Any, worker: Any, config: Any, noise_seed: int, folder: Path) -> Any:
         seeds.append(noise_seed)
         if len(seeds) == 6:
             raise StoppedError("stopped on request")
-        return original(self, plan, config, noise_seed, folder)
+        return original(self, plan, worker, config, noise_seed, folder)
 
     monkeypatch.setattr(Rehearsal, "released_theta", released_theta)
     stopped = run.distqexp("tune", task, "--out", out, "--json")

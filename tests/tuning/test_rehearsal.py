@@ -20,6 +20,7 @@ from distqexp.config import Config, DataConfig, TuneConfig, config_from_tree, lo
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.geometry.precisions import precision_from_arrays
+from distqexp.gradients.worker import Worker
 from distqexp.privacy.calibration import calibrate
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.readers import open_reader
@@ -337,7 +338,9 @@ def test_a_rehearsal_is_a_real_seeded_run_bit_for_bit(tmp_path: Path, settings: 
         assert (rehearsal.roles.units, rehearsed.privacy.epsilon) == (50, 2.0)
     (tmp_path / "sketches").mkdir()
     plan = make_plan(rehearsed, SerialEngine())
-    found = [rehearsal.released_theta(plan, rehearsed, seed, tmp_path / "sketches") for seed in (3, 4)]
+    found = [
+        rehearsal.released_theta(plan, Worker.of_plan(plan), rehearsed, seed, tmp_path / "sketches") for seed in (3, 4)
+    ]
     assert not np.array_equal(found[0], found[1])
     for seed, theta in zip((3, 4), found, strict=True):
         result = fit(rehearsed, tmp_path / f"run-{seed}", SerialEngine(), Progress(silent=True), noise_seed=seed)

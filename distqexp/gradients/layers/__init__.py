@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from distqexp.gradients.layers.check import check_gradients
 from distqexp.gradients.layers.forms import Dense, Form, Indexed, Tensor, Whole, apply, apply_left
 from distqexp.gradients.layers.layout import block_layout
 from distqexp.gradients.layers.rules import register_rule
@@ -18,6 +17,5 @@ __all__ = [
     "apply",
     "apply_left",
     "block_layout",
-    "check_gradients",
     "register_rule",
 ]

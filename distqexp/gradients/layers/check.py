@@ -21,22 +21,6 @@ ROUNDING = 1000.0
 """How many units in the last place of the largest gradient of the network two ways to the same gradient may differ by."""
 
 
-def check_gradients(network: Network, blocks: Sequence[Block], shape: Sequence[int], tokens: bool) -> None:
-    """Refuse a model whose gradients couple the records of a batch: for plans, and for shards before anything is charged.
-
-    Args:
-        network: The model at the parameters of the plan.
-        blocks: Its parameters as matrices.
-        shape: The shape of one record's inputs.
-        tokens: Whether inputs are tokens with their mask.
-
-    Raises:
-        UsageError: The model couples records.
-    """
-    record = torch.zeros((1, *shape), dtype=torch.int64 if tokens else torch.float32, device=network.device)
-    checked_taps(network, blocks, record, may_refuse=True)
-
-
 def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor, *, may_refuse: bool) -> Taps:
     """Return taps whose gradients agree with plain automatic differentiation.
 

@@ -1,0 +1,113 @@
+"""Runs of a head on a frozen body: the body runs once a record, in all, and nothing of what it gives is left behind."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fit_harness import QUICK, released, seeded_serial_run, settings
+from run_harness import Commands
+from same_bytes import KRONECKER_PCA, MLP
+
+from distqexp.artefacts.release import Release
+from distqexp.gradients.worker import Worker
+from distqexp.problem.features import FeatureFile, writer_of_features
+from distqexp.problem.frozen import FrozenPart
+from distqexp.problem.slots import NO_ROW
+from distqexp.stages import rounds
+from distqexp.stages.built import read_plan
+
+PROBE = (*QUICK, *MLP, *KRONECKER_PCA, 'model.trainable=["3.*"]')
+SAMPLED = (*PROBE, "mechanism.sampling=0.25")
+VIEWS = (*PROBE, "augment.views=2", "augment.shift=1.0")
+
+
+def thetas(run: Path) -> list[np.ndarray]:
+    plan = read_plan(run / "plan.h5")
+    return [Release.read(path, plan).theta for path in sorted(run.glob("release-*.h5"))]
+
+
+@pytest.mark.parametrize("overrides", [PROBE, SAMPLED, VIEWS], ids=["plain", "sampled", "views"])
+def test_a_run_on_features_is_the_run_on_records(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "features").mkdir()
+    (tmp_path / "records").mkdir()
+    on_features = seeded_serial_run(tmp_path / "features", overrides)
+    monkeypatch.setattr(Worker, "frozen", None)
+    on_records = seeded_serial_run(tmp_path / "records", overrides)
+    assert set(released(on_features)) == set(released(on_records))
+    pairs = list(zip(thetas(on_features), thetas(on_records), strict=True))
+    assert len(pairs) == 3
+    for one, other in pairs:
+        assert np.abs(one).max() > 0.01
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overrides", [PROBE, SAMPLED], ids=["plain", "sampled"])
+def test_the_body_runs_once_a_record(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, rows = FrozenPart.features, []
+
+    def features(self: FrozenPart, inputs: torch.Tensor) -> torch.Tensor:
+        rows.append(len(inputs))
+        return original(self, inputs)
+
+    read, looked_up = FeatureFile.read, []
+
+    def look_up(self: FeatureFile, numbers: Any) -> torch.Tensor:
+        looked_up.append(len(numbers))
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        assert mode == 0o600
+        return read(self, numbers)
+
+    monkeypatch.setattr(FrozenPart, "features", features)
+    monkeypatch.setattr(FeatureFile, "read", look_up)
+    run = seeded_serial_run(tmp_path, (*overrides, "mechanism.rounds=4", "precision.refresh=4", "precision.samples=64"))
+    assert looked_up
+    public = 64 * 3  # once for moments of the subspace and the precision, once for the clip's norms
+    private = -(-slots_of(run) // 64) * 64
+    assert private < sum(rows) <= private + public
+    assert not list(run.glob("features*"))
+
+
+def slots_of(run: Path) -> int:
+    return int(read_plan(run / "plan.h5").config.privacy.units)
+
+
+def test_a_run_that_fails_leaves_no_features(
+    tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Path] = []
+
+    def fail(*_: object) -> None:
+        seen.extend((tmp_path / "run").glob("features*"))
+        raise OSError("no more")
+
+    monkeypatch.setattr(rounds, "sketch_same_records", fail)
+    outcome = Commands(capsys).fit("--out", tmp_path / "run", *settings(*PROBE))
+    assert outcome.code != 0
+    assert [path.name for path in seen] == ["features-000.npy"]
+    assert not list((tmp_path / "run").glob("features*"))
+
+
+def test_features_are_looked_up_by_row(tmp_path: Path) -> None:
+    slot_rows = np.array([7, NO_ROW, 3, 9, NO_ROW, 4])
+    values = np.arange(12, dtype=np.float64).reshape(6, 2)
+
+    def blocks() -> Iterator[np.ndarray]:
+        yield values[:4]
+        yield np.concatenate([values[4:], np.zeros((2, 2))])  # padded: what is beyond the last slot is left out
+
+    with (tmp_path / "features.npy").open("wb") as file:
+        writer_of_features((6, 2), blocks())(file)
+    assert np.array_equal(np.load(tmp_path / "features.npy"), values.astype(np.float32))
+    kept = FeatureFile.of_slots(tmp_path / "features.npy", slot_rows)
+    found = kept.read(np.array([9, NO_ROW, 3, 7, 9]))
+    assert np.array_equal(found.numpy(), np.stack([values[3], [0, 0], values[2], values[0], values[3]]))
