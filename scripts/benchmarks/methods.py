@@ -8,37 +8,52 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.checkpoint import Result, Runs
+from benchmarks.grids import Grid, Space, newton, objective
+from benchmarks.linear import LinearTask, linear_task
+from benchmarks.newton import newton_theta
+from benchmarks.objective import objective_theta
 from benchmarks.ours import run_distqexp
 from benchmarks.problems import Problem, Start
-from benchmarks.search import best_of_grid
+from benchmarks.public import Angles, distinct_angles, pretrained_on_turned
+from benchmarks.search import climb
 from benchmarks.training import train_opacus, train_plain
 from distqexp.config import Config, config_to_tree, without_paths
 
 SGD, ADAM, DESCENT = "Opacus DP-SGD", "Opacus DP-Adam", "DP gradient descent"
-UNTOUCHED, NON_PRIVATE, TIME = "no fine-tuning", "non-private", "time"
-GROUPS = {"opacus": (SGD, ADAM), "gd": (DESCENT,), "none": (UNTOUCHED,), "non-private": (NON_PRIVATE,)}
+OBJECTIVE, NEWTON = "objective perturbation", "DP-Newton"
+UNTOUCHED, PUBLIC, NON_PRIVATE, TIME = "no fine-tuning", "public data alone", "non-private", "time"
+GROUPS = {
+    "opacus": (SGD, ADAM),
+    "gd": (DESCENT,),
+    "linear": (OBJECTIVE, NEWTON),
+    "none": (UNTOUCHED, PUBLIC),
+    "non-private": (NON_PRIVATE,),
+}
 ONLY = (*GROUPS, "ours", "time")
-PLAIN_EPOCHS = 20
+CHOICE_SEEDS = 3
+"""Settings are chosen by the mean over so many noise seeds."""
 TIME_REPEATS = 3
 
 Entry = dict[str, Any]
+Make = Callable[[Problem, Mapping[str, Any], int], Result]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What Opacus' settings are chosen from; learning rates are half decades. batches: 0 is all records."""
+def mean_score(by_seed: Sequence[Sequence[Result | None]], metric: str) -> float | None:
+    """Return the mean of a metric over seeds and splits: what settings are chosen by.
 
-    batches: Sequence[int]
-    momenta: Sequence[float]
-    epochs: Sequence[int]
-    sgd_rates: Sequence[int]
-    adam_rates: Sequence[int]
-    clip: float
+    It is NaN where a run has no such figure, and None where a run is missing.
+    """
+    found = [result for results in by_seed for result in results]
+    values = [result["metrics"].get(metric) for result in found if result is not None]
+    if len(values) < len(found):
+        return None
+    return math.nan if None in values else statistics.fmean(values)
 
 
 class Methods:
@@ -58,40 +73,52 @@ class Methods:
     ) -> None:
         self.start, self.runs, self.grid = start, runs, grid
         self.seeds, self.passes, self.only, self.log = seeds, passes, only, log
+        self._linear: dict[int, LinearTask | None] = {}
+        self._turned_models: dict[Angles, torch.nn.Module] = {}
         self.problems = [start.problem(split) for split in range(splits)]
         self.metric = "auroc" if self.problems[0].config.model.loss == "binary-cross-entropy" else "accuracy"
 
     def untouched(self) -> Entry:
         """The pretrained model."""
-        made = [
-            self._run(UNTOUCHED, problem, {}, lambda problem=problem: {"seconds": 0.0, "metrics": problem.metrics(problem.module())})
-            for problem in self.problems
-        ]  # fmt: skip
-        return self._entry([[result] for result in made], {}, seeds=1)
+        return self._unseeded(UNTOUCHED, {}, lambda problem: problem.module())
+
+    def public_alone(self, configs: Sequence[Path | None]) -> dict[str, Entry]:
+        """No private record (epsilon 0): the model pretrained on public images turned as the configs assume of private ones.
+
+        Each range of angles that a config assumes is an entry. Where none is assumed, this is the pretrained model itself.
+        """
+        angles = distinct_angles([self.start.pretraining(path) for path in dict.fromkeys(configs)])
+        if not angles:
+            return {f"{PUBLIC}, no shift assumed": {**self.untouched(), "same_as": UNTOUCHED}}
+        return {
+            f"{PUBLIC}, turned by {low:g} to {high:g} degrees": self._unseeded(
+                PUBLIC, {"rotate": [low, high]}, lambda problem, range_=(low, high): self._turned(range_)
+            )
+            for low, high in angles
+        }
 
     def non_private(self) -> Entry:
         """Adam without noise or clip, its learning rate by the same rule."""
-        line = {"optimiser": "adam", "momentum": 0.0, "batch": 256, "epochs": PLAIN_EPOCHS}
         return self._searched(
-            NON_PRIVATE, None, [line], self.grid.adam_rates, lambda problem, s, seed: train_plain(problem, s, seed)
+            NON_PRIVATE, None, self.grid.plain(), lambda problem, s, seed: train_plain(problem, s, seed)
         )
 
     def descent(self, epsilon: float) -> Entry:
-        """Gradient descent on all records with flat clipping, as many steps as passes are allowed, its noise exact."""
-        line = self._line(0, 0.0, self.passes) | {"noise": "gdp"}
-        return self._opacus(DESCENT, epsilon, [line], self.grid.sgd_rates)
+        """Gradient descent on all records with flat clipping and exact noise: rate, clip and steps."""
+        return self._opacus(DESCENT, epsilon, self.grid.descent(len(self.problems[0].private)))
 
     def opacus(self, method: str, epsilon: float) -> Entry:
-        """DP-SGD or DP-Adam, the best of its grid by the first seed's metric on the evaluation records."""
-        sgd = method == SGD
-        lines = [
-            self._line(batch, momentum, epochs) | {"optimiser": "sgd" if sgd else "adam"}
-            for batch in self.grid.batches
-            for momentum in (self.grid.momenta if sgd else (0.0,))
-            for epochs in self.grid.epochs
-        ]
-        distinct = list({json.dumps(line): line for line in lines}.values())
-        return self._opacus(method, epsilon, distinct, self.grid.sgd_rates if sgd else self.grid.adam_rates)
+        """DP-SGD or DP-Adam, at the best settings by the mean over the choice's seeds on the evaluation records."""
+        return self._opacus(method, epsilon, self.grid.opacus(len(self.problems[0].private), method == ADAM))
+
+    def linear(self, epsilon: float) -> dict[str, Entry]:
+        """Objective perturbation and DP-Newton, both with public whitening; nothing where the model isn't linear with one logit."""
+        if self._linear_task(0) is None:
+            return {}
+        return {
+            OBJECTIVE: self._searched(OBJECTIVE, epsilon, objective(), self._of_vectors(objective_theta, epsilon)),
+            NEWTON: self._searched(NEWTON, epsilon, newton(), self._of_vectors(newton_theta, epsilon)),
+        }
 
     def distqexp(self, epsilon: float, path: Path | None) -> Entry:
         """This project's runs with the config at ``path`` (None: the base config)."""
@@ -160,43 +187,67 @@ class Methods:
         hits = [seconds for seconds, metrics in curve if (metrics[self.metric] or 0.0) >= target]
         return min(hits, default=None)
 
-    def _line(self, batch: int, momentum: float, epochs: int) -> dict[str, Any]:
-        n = len(self.problems[0].private)
-        size = min(batch or n, n)
-        return {"optimiser": "sgd", "momentum": momentum, "batch": size, "epochs": epochs, "clip": self.grid.clip}
+    def _turned(self, angles: Angles) -> torch.nn.Module:
+        """One pretraining for all splits."""
+        if angles not in self._turned_models:
+            self._turned_models[angles] = pretrained_on_turned(self.start.pretraining(), angles)
+        return self._turned_models[angles]
 
-    def _opacus(self, method: str, epsilon: float, lines: Sequence[dict[str, Any]], rates: Sequence[int]) -> Entry:
+    def _unseeded(self, method: str, facts: Mapping[str, Any], module: Callable[[Problem], torch.nn.Module]) -> Entry:
+        """A method without noise or choice: one run a split."""
+        made = [
+            self._run(method, problem, facts, lambda problem=problem: {"seconds": 0.0, "metrics": problem.metrics(module(problem))})
+            for problem in self.problems
+        ]  # fmt: skip
+        return self._entry([[result] for result in made], facts, seeds=1)
+
+    def _linear_task(self, split: int) -> LinearTask | None:
+        if split not in self._linear:
+            self._linear[split] = linear_task(self.problems[split])
+        return self._linear[split]
+
+    def _of_vectors(self, train: Callable[..., Any], epsilon: float) -> Make:
+        """Training on the vectors of a linear task, as a run; without metrics where a setting has no noise for epsilon."""
+
+        def make(problem: Problem, setting: Mapping[str, Any], seed: int) -> Result:
+            found = train(self._linear_task(problem.split), setting, epsilon, problem.delta, seed)
+            if found is None:
+                return {"seconds": 0.0, "metrics": {self.metric: None}}
+            theta, facts = found
+            return {**facts, "metrics": problem.metrics_at(theta)}
+
+        return make
+
+    def _opacus(self, method: str, epsilon: float, space: Space) -> Entry:
         return self._searched(
-            method, epsilon, lines, rates, lambda problem, setting, seed: train_opacus(problem, setting, epsilon, seed)
+            method, epsilon, space, lambda problem, setting, seed: train_opacus(problem, setting, epsilon, seed)
         )
 
-    def _searched(
-        self, method: str, epsilon: float | None, lines: Sequence[dict[str, Any]], rates: Sequence[int],
-        make: Callable[[Problem, dict[str, Any], int], Result],
-    ) -> Entry:  # fmt: skip
-        """The best of a grid by seed 0 and the mean over splits; then its other seeds."""
+    def _searched(self, method: str, epsilon: float | None, space: Space, make: Make) -> Entry:
+        """The best of a space by the mean over the choice's seeds and the splits; then all seeds of it."""
 
-        def of(setting: dict[str, Any], seed: int) -> list[Result | None]:
+        def of(setting: Mapping[str, Any], seed: int) -> list[Result | None]:
             facts = {**setting, "seed": seed, **({} if epsilon is None else {"epsilon": epsilon})}
             return [
                 self._run(method, problem, facts, lambda problem=problem: make(problem, setting, seed))
                 for problem in self.problems
             ]
 
-        def score(setting: dict[str, Any]) -> float | None:
-            found = of(setting, 0)
-            values = [result["metrics"].get(self.metric) for result in found if result is not None]
-            if len(values) < len(found):
-                return None
-            return math.nan if None in values else statistics.fmean(values)
-
-        best = best_of_grid(lines, rates, score)
+        best = climb(
+            space.axes, space.start, space.fixed,
+            lambda setting: mean_score([of(setting, seed) for seed in range(CHOICE_SEEDS)], self.metric),
+        )  # fmt: skip
         if best is None:
             return {"complete": False, "values": {}, "tried": 0}
-        others = [of(best.setting, seed) for seed in range(1, self.seeds)] if best.complete else []
-        by_split = [list(results) for results in zip(of(best.setting, 0), *others, strict=True)]
+        by_seed = [of(best.setting, seed) for seed in range(self.seeds)] if best.complete else []
+        by_split = [list(results) for results in zip(*by_seed, strict=True)] or [[] for _ in self.problems]
         entry = self._entry(by_split, best.setting)
-        entry |= {"learning_rate_at_edge": best.at_edge, "tried": best.tried, "first_seed": best.score}
+        entry |= {
+            "at_edge": list(best.at_edge),
+            "tried": best.tried,
+            "chosen_at": best.score,
+            "converged": best.converged,
+        }
         entry["complete"] = entry["complete"] and best.complete
         return entry
 

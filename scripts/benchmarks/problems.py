@@ -11,22 +11,21 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
 
-from distqexp.config import Config, config_to_tree, load_config, without_paths
+from distqexp.config import Config, DataConfig, config_to_tree, load_config, without_paths
 from distqexp.engines import make_engine
 from distqexp.gradients.setup import build_network
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
-from distqexp.problem.schema import fit_schema
+from distqexp.problem.schema import Schema, fit_schema
 from distqexp.stages.plan import make_plan
 from distqexp.storage.atomic import write_atomic
 
@@ -53,14 +52,19 @@ class Problem:
     @cached_property
     def private(self) -> Records:
         """The private records, preprocessed."""
-        return self._records(self.config.data.private[0])
+        return _read(self.config.data.private[0], self._public, self.config.model.loss)
+
+    @cached_property
+    def public(self) -> Records:
+        """The public records, preprocessed."""
+        return _read(self._public, self._public, self.config.model.loss)
 
     @cached_property
     def evaluation(self) -> Records:
         """The records that metrics are computed on."""
         if self.config.data.eval is None:
             raise SystemExit("frontier: the config has no data.eval; expected records to compare on; add them")
-        return self._records(self.config.data.eval)
+        return _read(self.config.data.eval, self._public, self.config.model.loss)
 
     def module(self) -> torch.nn.Module:
         """A copy of the pretrained model, its trainable parameters marked."""
@@ -100,13 +104,26 @@ class Problem:
         network.load_state(safetensors.numpy.load_file(self.config.model.weights))
         return network
 
-    def _records(self, data: Any) -> Records:
+    @property
+    def _public(self) -> DataConfig:
         if self.config.data.public is None:
             raise SystemExit("frontier: the config has no data.public; expected the records of its pretraining")
-        dataset = open_dataset(data, fit_schema(self.config.data.public, loss=self.config.model.loss))
-        records = dataset.read(dataset.slot_map().rows)
-        keep = records.present
-        return Records(records.inputs[keep], records.targets[keep], keep[keep])
+        return self.config.data.public
+
+
+@cache
+def _schema(public: DataConfig, loss: str) -> Schema:
+    """The preprocessing that public records give; the same for all splits."""
+    return fit_schema(public, loss=loss)
+
+
+@cache
+def _read(data: DataConfig, public: DataConfig, loss: str) -> Records:
+    """The records of a source that are present, preprocessed."""
+    dataset = open_dataset(data, _schema(public, loss))
+    records = dataset.read(dataset.slot_map().rows)
+    keep = records.present
+    return Records(records.inputs[keep], records.targets[keep], keep[keep])
 
 
 class Start:
@@ -135,6 +152,10 @@ class Start:
             config, model=dataclasses.replace(config.model, weights=str(self.weights), pretrain=None)
         )
         return split_of(config, split, self.folder) if split else config
+
+    def pretraining(self, path: Path | None = None) -> Config:
+        """The config at ``path`` (the base one when None) as it stands, with its pretraining."""
+        return load_config(path or self.base, self.overrides)
 
     def problem(self, split: int = 0) -> Problem:
         """The task of the base config."""

@@ -68,7 +68,7 @@ def train_opacus(
     optimiser = DPOptimizer(
         _optimiser(setting, bare), noise_multiplier=noise, max_grad_norm=setting["clip"], expected_batch_size=n * rate
     )
-    clock = _Clock()
+    clock = Clock()
     for _ in range(setting["epochs"]):
         for _ in range(steps):
             chosen = torch.nonzero(torch.rand(n) < rate).flatten() if steps > 1 else torch.arange(n)
@@ -91,7 +91,7 @@ def train_plain(problem: Problem, setting: Setting, seed: int) -> dict[str, Any]
     inputs, targets, loss = problem.private.inputs, problem.private.targets, problem.loss
     module = problem.module().train()
     optimiser = _optimiser(setting, module)
-    clock = _Clock()
+    clock = Clock()
     for _ in range(setting["epochs"]):
         for part in torch.split(torch.randperm(len(targets)), setting["batch"]):
             optimiser.zero_grad()
@@ -107,7 +107,7 @@ def _optimiser(setting: Setting, module: torch.nn.Module) -> torch.optim.Optimiz
     return torch.optim.SGD(parameters, lr=setting["learning_rate"], momentum=setting["momentum"])
 
 
-class _Clock:
+class Clock:
     """Seconds of the wall and of this process since it was made, less those while it was stopped."""
 
     def __init__(self) -> None:

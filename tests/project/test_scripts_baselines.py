@@ -6,14 +6,16 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from mpi_harness import REPOSITORY
-from scipy.integrate import quad
+from scipy.integrate import trapezoid
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import norm
 
 from distqexp.arrays import FloatArray
@@ -85,37 +87,40 @@ def test_no_clipped_record_is_more_curved_than_the_bound(clip: float) -> None:
     assert largest <= bound <= largest * 1.01
 
 
+def densities(
+    points: FloatArray, rows: list[tuple[float, float]], deviation: float, weight: float, clip: float
+) -> FloatArray:
+    """Of the released minimum in one dimension at some points, for rows of (feature, label)."""
+    gradient, curvature = weight * points, np.full_like(points, weight)
+    for feature, label in rows:
+        slope, steepest = expit((1 - 2 * label) * feature * points), min(1.0, clip / abs(feature))
+        gradient = gradient + (1 - 2 * label) * feature * np.minimum(slope, steepest)
+        curvature = curvature + np.where(slope < steepest, slope * (1 - slope) * feature**2, 0.0)
+    return np.asarray(norm.pdf(gradient, scale=deviation) * curvature)
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0])
-def test_the_claimed_delta_bounds_the_densities_of_one_dimension(label: float) -> None:
-    """The released minimum has a density in one dimension: integrate the excess of one dataset over its neighbour."""
-    deviation, weight = 3.0, 2.0
-    chosen = make_perturbation(1.2, 2.0, weight)
-    base, extra = (np.array([1.0, -2.0, 0.5]), np.array([0.0, 1.0, 1.0])), (2.0, label)
+@pytest.mark.parametrize(("deviation", "rows"), [(3.0, [(1.0, 0.0), (-2.0, 1.0), (0.5, 1.0)]), (60.0, [])])
+def test_the_claimed_delta_bounds_the_densities_of_one_dimension(
+    label: float, deviation: float, rows: list[tuple[float, float]]
+) -> None:
+    """Integrate by how much the density of one dataset exceeds e^epsilon times that of its neighbour, in both orders."""
+    clip, weight = 1.2, 2.0
+    chosen = make_perturbation(clip, 2.0, weight)
+    points = np.linspace(-8 * deviation, 8 * deviation, 400_001)
+    both = [densities(points, which, deviation, weight, clip) for which in ([*rows, (2.0, label)], rows)]
 
-    def log_density(v: float, with_extra: bool) -> float:
-        rows = [*zip(*base, strict=True), *([extra] if with_extra else [])]
-        gradient, curvature = weight * v, weight
-        for feature, target in rows:
-            t = (1 - 2 * target) * feature * v
-            slope, steepest = 1 / (1 + math.exp(-t)), min(1.0, 1.2 / abs(feature))
-            gradient += (1 - 2 * target) * feature * min(slope, steepest)
-            curvature += slope * (1 - slope) * feature**2 if slope < steepest else 0.0
-        return norm.logpdf(gradient, scale=deviation) + math.log(curvature)
+    def excess(epsilon: float, first: int) -> float:
+        return float(trapezoid(np.maximum(0.0, both[first] - math.exp(epsilon) * both[1 - first]), points))
 
-    for first in (True, False):
-        assert quad(lambda v, first=first: math.exp(log_density(v, first)), -40, 40, limit=800)[0] == pytest.approx(
-            1, abs=1e-5
-        )
+    for first in (0, 1):
+        assert trapezoid(both[first], points) == pytest.approx(1, abs=1e-4)
         for epsilon in (chosen.shift, 0.6, 1.0):
-            excess = quad(
-                lambda v, epsilon=epsilon, first=first: max(
-                    0.0, math.exp(log_density(v, first)) - math.exp(epsilon + log_density(v, not first))
-                ),
-                -40, 40, limit=800,
-            )[0]  # fmt: skip
-            assert excess <= chosen.delta(epsilon, deviation) + 1e-8
-    if label == 1.0:
-        assert chosen.delta(0.6, deviation) < 5 * excess or excess < chosen.delta(1.0, deviation)
+            assert excess(epsilon, first) <= chosen.delta(epsilon, deviation) + 1e-8
+    largest = max(excess(0.6, first) for first in (0, 1))
+    assert largest >= gauss_delta(0.6, clip / deviation) * 0.99 - 1e-12, "all of mu is needed"
+    if not rows:
+        assert excess(0.2, 0) > 100 * gauss_delta(0.2, clip / deviation), "the determinant's part of epsilon is needed"
 
 
 def test_the_minimum_is_that_of_another_solver_with_and_without_a_clip() -> None:
@@ -297,3 +302,17 @@ def test_only_a_linear_model_with_one_logit_is_a_linear_task(tmp_path: Path) -> 
 
     digits_problem = Start(REPOSITORY / "configs" / "digits.toml", ["model.pretrain.epochs=1"], tmp_path).problem()
     assert linear_task(digits_problem) is None, "ten logits"
+    features, labels = table()
+    problem: Any = Plain(features, labels)
+    problem.config = SimpleNamespace(model=SimpleNamespace(loss="binary-cross-entropy"))
+    found = linear_task(problem)
+    assert found is not None
+    np.testing.assert_array_equal(found.features, features.astype(np.float32))
+    np.testing.assert_array_equal(found.start, np.zeros(4))
+    problem.module = lambda: torch.nn.Sequential(torch.nn.Linear(4, 1))
+    with_bias = linear_task(problem)
+    assert with_bias is not None
+    assert with_bias.features.shape == (400, 5)
+    np.testing.assert_array_equal(with_bias.features[:, 4], np.ones(400))
+    problem.module = lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+    assert linear_task(problem) is None, "two layers"

@@ -119,22 +119,26 @@ def test_frontier_compares_goes_on_and_says_what_is_missing(tmp_path: Path) -> N
         False,
     )
     runs = [json.loads(line) for line in lines]
-    for method in ("Opacus DP-SGD", "Opacus DP-Adam"):
+    for method in ("Opacus DP-SGD", "Opacus DP-Adam", "DP gradient descent"):
         entry = row["methods"][method]
-        tried = {
-            run["parameters"]["learning_rate"]: run["result"]["metrics"]["accuracy"]
-            for run in runs
-            if run["parameters"]["method"] == method and run["parameters"]["seed"] == 0
-        }
+        tried: dict[float, list[float]] = {}
+        for run in runs:
+            facts = run["parameters"]
+            if facts["method"] == method:
+                tried.setdefault(facts["learning_rate"], []).append(run["result"]["metrics"]["accuracy"])
         assert len(tried) == entry["tried"] >= 3
+        means = {rate: statistics.fmean(values) for rate, values in tried.items()}
+        assert {len(values) for values in tried.values()} == {3}, "each setting has three seeds"
         best = entry["setting"]["learning_rate"]
-        assert tried[best] == max(tried.values()) == entry["first_seed"]
+        assert means[best] == max(means.values()) == pytest.approx(entry["chosen_at"])
         assert min(tried) < best < max(tried)
-        assert not entry["learning_rate_at_edge"]
+        assert (entry["at_edge"], entry["converged"]) == ([], True)
         (values,) = entry["values"]["accuracy"]
         assert len(values) == 2
         assert entry["mean"]["accuracy"] == pytest.approx(statistics.fmean(values))
         assert entry["seconds"] > 0
+    public = first["flat"]["public data alone, turned by 30 to 30 degrees"]
+    assert public["mean"]["accuracy"] > first["flat"]["no fine-tuning"]["mean"]["accuracy"] + 0.2
     second = run_script("frontier", tmp_path, *arguments)
     rows = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
     assert rows[: len(lines)] == lines
@@ -146,6 +150,10 @@ def test_frontier_compares_goes_on_and_says_what_is_missing(tmp_path: Path) -> N
     best = second["epsilons"]["1"]["best_opacus"]
     gap = ours["mean"]["accuracy"] - second["epsilons"]["1"]["methods"][best]["mean"]["accuracy"]
     assert second["epsilons"]["1"]["differences"]["distqexp, base config"]["mean"] == pytest.approx(gap)
+    gaps = second["epsilons"]["1"]["differences_to"]["distqexp, base config"]
+    assert set(gaps) == {*second["flat"], "Opacus DP-SGD", "Opacus DP-Adam", "DP gradient descent"}
+    for method, entry in second["flat"].items():
+        assert gaps[method]["mean"] == pytest.approx(ours["mean"]["accuracy"] - entry["mean"]["accuracy"])
     timed = second["epsilons"]["1"]["time"]["distqexp, base config"]
     pairs = [pair["distqexp"] / (pair["opacus"] or pair["opacus_whole_run"]) for pair in timed["seconds"]]
     assert timed["ratio"] == pytest.approx(statistics.median(pairs))
@@ -197,7 +205,8 @@ clip = 0.5
     out = tmp_path / "out"
     arguments = ["--smoke", "--config", str(tmp_path / "base.toml"), "--tuned", f"ours={tuned}", "--splits", "2"]
     arguments += ["--epsilons", "1", "2", "--passes", "1", "--batches", "16", "0"]
-    results = run_script("frontier", out, *arguments, "--only", "opacus", "gd", "none", "non-private", "ours")
+    groups = ("opacus", "gd", "linear", "none", "non-private", "ours")
+    results = run_script("frontier", out, *arguments, "--only", *groups)
     assert results["metric"] == "auroc"
     assert len(set(results["tasks"])) == 2
     assert results["no_config"] == {"ours": [1.0]}
@@ -211,3 +220,11 @@ clip = 0.5
     assert found["mean"] == pytest.approx(statistics.fmean(found["by_split"]))
     assert found["low"] <= found["mean"] <= found["high"]
     assert "ours" not in results["epsilons"]["1"]["methods"]
+    for method in ("objective perturbation", "DP-Newton"):
+        entry = row["methods"][method]
+        assert entry["complete"]
+        assert entry["tried"] > 20
+        assert [len(values) for values in entry["values"]["auroc"]] == [2, 2]
+        assert row["differences_to"]["ours"][method]["low"] <= row["differences_to"]["ours"][method]["high"]
+    untouched = results["flat"]["no fine-tuning"]
+    assert results["flat"]["public data alone, no shift assumed"] == {**untouched, "same_as": "no fine-tuning"}
