@@ -56,6 +56,33 @@ def derived_calibration(config: Config, k: int, guess: float | None = None) -> C
     return _calibration(privacy.epsilon, privacy.delta, mechanism.passes, coordinates, mechanism.noise, sampling)
 
 
+def step_shrinkage(config: Config, calibration: Calibration, k: int) -> float:
+    """Return the factor by which noise shrinks every step, above 0 and at most 1 (docs/method.md).
+
+    A sum of n clipped gradients is at most n C long, and its noise about sqrt(k) C / mu. On a quadratic the best step of such a
+    noisy gradient is at most 1 / (1 + k / (n mu)^2) times the best one without noise.
+    """
+    mechanism, privacy = config.mechanism, config.privacy
+    if not mechanism.shrink or mechanism.trust_radius is not None:
+        return 1.0
+    sensitivity = privacy.presence * privacy.adjacency.sensitivity_factor
+    signal = config.units_in_a_round * calibration.mu_round / sensitivity
+    return 1.0 / (1.0 + k / signal**2)
+
+
+def derived_step(config: Config, calibration: Calibration, k: int, round: int) -> float:
+    """Return the step of a round of ``k`` coordinates, shrunk with the noise."""
+    return config.mechanism.step_of(round) * step_shrinkage(config, calibration, k)
+
+
+def derived_clip(config: Config, calibration: Calibration, k: int, round: int) -> float | None:
+    """Return the clip C of a round of ``k`` coordinates, in whitened units; None when it is a quantile of public norms."""
+    clip = config.mechanism.clip_of(round, config.privacy.units)
+    if clip is None or config.mechanism.clip_natural is None:
+        return clip
+    return clip * math.sqrt(step_shrinkage(config, calibration, k))
+
+
 def sample_failure(config: Config) -> float:
     """Return the chance, in one round and shard, that a sample needs more work than is set aside for it; 0 without samples."""
     if not config.mechanism.sampled:

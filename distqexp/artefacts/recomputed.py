@@ -19,6 +19,7 @@ from distqexp.arrays import Arrays
 from distqexp.artefacts.derived import (
     coordinates_of,
     derived_calibration,
+    derived_clip,
     derived_factor_grid,
     derived_forecast,
     derived_grid,
@@ -135,7 +136,7 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
 def _carried_clip(plan: Plan, clip: float, round: int) -> float:
     """The clip of the round after ``round`` where it is not computed anew: scaled to that round's step, or the config's own."""
     mechanism = plan.config.mechanism
-    config_clip = mechanism.clip_of(round + 1, plan.config.privacy.units)
+    config_clip = derived_clip(plan.config, plan.calibration, plan.k, round + 1)
     if config_clip is not None:
         return config_clip
     return clip * math.sqrt(mechanism.step_of(round + 1) / mechanism.step_of(round))
@@ -146,7 +147,7 @@ def _check_rules(plan: Plan, header: Mapping[str, Any], round: int, where: str) 
     config, clip = plan.config, header.get("clip")
     if type(clip) is not float or not (math.isfinite(clip) and clip > 0):
         raise _difference(f"{where}.clip", clip, "a finite number above 0")
-    config_clip = config.mechanism.clip_of(round, config.privacy.units)
+    config_clip = derived_clip(config, plan.calibration, plan.k, round)
     if config_clip is not None:
         refuse_unlike(f"{where}.clip", clip, config_clip, TOLERANCE)
     grid = derived_grid(config, plan.calibration, clip, plan.k)

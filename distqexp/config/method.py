@@ -155,6 +155,11 @@ class MechanismConfig:
         default=None,
     )
     warmup: int = key("number of rounds at the start in which the step grows linearly to its full size", default=0)
+    shrink: bool = key(
+        "shrink every step, and clip_natural with it, by 1 / (1 + k / (units in a round * mu of a round)^2), the most that a step can "
+        "be worth under that noise; without a trust radius",
+        default=True,
+    )
     clip: float | None = key("C, in whitened units", POSITIVE, default=None)
     clip_quantile: float | None = key(
         "C as this quantile of the whitened norms of public units",
@@ -221,7 +226,7 @@ class MechanismConfig:
         return round % self.parts
 
     def step_of(self, round: int) -> float:
-        """Return the step of a round: geometric from ``step`` to ``final_step`` over the rounds, and smaller during the warm-up."""
+        """Return the step of a round before it shrinks: geometric from ``step`` to ``final_step``, smaller during the warm-up."""
         warmup_share = min(1.0, (round + 1) / (self.warmup + 1))
         if self.final_step is None or round == 0:
             return self.step * warmup_share
@@ -231,7 +236,7 @@ class MechanismConfig:
         return float(self.step ** (1 - share) * self.final_step**share) * warmup_share
 
     def clip_of(self, round: int, units: int) -> float | None:
-        """Return the clip C of a round, with ``units`` nominal units; None when it is a quantile of public norms."""
+        """Return the clip C of a round, before it shrinks, with ``units`` nominal units; None when it is a quantile of public norms."""
         if self.clip_natural is None:
             return self.clip
         return self.clip_natural * math.sqrt(self.step_of(round) * self.parts / (units * self.sampling))

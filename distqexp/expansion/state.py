@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray, NewArrays
-from distqexp.artefacts.derived import derived_factor_grid, derived_grid
+from distqexp.artefacts.derived import derived_clip, derived_factor_grid, derived_grid, derived_step
 from distqexp.artefacts.state import RoundState, under
 from distqexp.config import Config
 from distqexp.engines.base import Engine
@@ -74,12 +74,13 @@ def next_state(
     """
     config, k = worker.config, worker.k
     context = PublicContext(worker=worker, theta=theta, round=round, k=k, sources=(source,) if source else ())
-    fixed_clip = config.mechanism.clip_of(round, config.privacy.units)
-    earlier = None if previous is None else _earlier(config, previous, round)
+    fixed_clip = derived_clip(config, calibration, k, round)
+    earlier = None if previous is None else _earlier(config, previous, round, fixed_clip)
     if earlier is not None and config.refresh_round(round) != round:
         subspace, precision, clip = earlier
     else:
-        subspace, precision = _new_arrays(context, engine, earlier)
+        step = derived_step(config, calibration, k, round)
+        subspace, precision = _new_arrays(context, engine, step, earlier)
         clip = fixed_clip or _public_clip(context, engine, subspace, precision, earlier)
     grid = derived_grid(config, calibration, clip, k)
     return RoundState(
@@ -102,10 +103,9 @@ def _velocity(config: Config, theta: FloatArray, previous: RoundState | None) ->
     return theta - previous.theta
 
 
-def _earlier(config: Config, previous: RoundState, round: int) -> Earlier:
-    """Return the previous subspace, precision and clip, scaled to this round's step; a clip of the config is this round's."""
+def _earlier(config: Config, previous: RoundState, round: int, clip: float | None) -> Earlier:
+    """Return the previous subspace, precision and clip, scaled to this round's step; a ``clip`` of the config is this round's."""
     ratio = config.mechanism.step_of(round) / config.mechanism.step_of(previous.round)
-    clip = config.mechanism.clip_of(round, config.privacy.units)
     return (
         dict(previous.subspace),
         rescaled_arrays(config.precision.kind, previous.precision, ratio),
@@ -113,7 +113,9 @@ def _earlier(config: Config, previous: RoundState, round: int) -> Earlier:
     )
 
 
-def _new_arrays(context: PublicContext, engine: Engine, earlier: Earlier | None) -> tuple[NewArrays, NewArrays]:
+def _new_arrays(
+    context: PublicContext, engine: Engine, step: float, earlier: Earlier | None
+) -> tuple[NewArrays, NewArrays]:
     """Make the arrays of subspace and precision on the root; where the public sums are of no use, return the earlier ones."""
     config, pieces = context.config, range(len(context.pieces))
     subspace_needs, precision_needs = config.subspace.traits.needs, config.precision.traits.needs
@@ -142,7 +144,7 @@ def _new_arrays(context: PublicContext, engine: Engine, earlier: Earlier | None)
             public = moments()
             if subspace_needs is Needs.MOMENTS:  # which is made from moments of all parameters, as these are
                 public = context.block_subspace.project_moments(public)
-        return _with_prefixes(subspace, _precision(context, public).to_arrays())
+        return _with_prefixes(subspace, _precision(context, public, step).to_arrays())
 
     fallback = _with_prefixes(*earlier[:2]) if earlier else None
     arrays = arrays_from_root(engine, lambda: _make_or_keep(both_arrays, fallback))
@@ -169,11 +171,10 @@ def _leading_arrays(context: PublicContext, engine: Engine, earlier: Earlier | N
     return _subspace_arrays(context, engine, lambda: require(factors), earlier)
 
 
-def _precision(context: PublicContext, public: Any) -> Precision:
+def _precision(context: PublicContext, public: Any, step: float) -> Precision:
     config, public_units = context.config, context.sources[0].slots.units if context.sources else 0
-    step, damping = config.mechanism.step_of(context.round), damping_of(config)
     precision = make_precision(
-        config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping
+        config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping_of(config)
     )
     if not (config.mechanism.head and isinstance(precision, KroneckerPrecision)):
         return precision

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distqexp.artefacts.derived import derived_factor_grid
+from distqexp.artefacts.derived import derived_factor_grid, derived_step
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import TOLERANCE, refuse_unlike
 from distqexp.artefacts.release import Release
@@ -88,7 +88,7 @@ def check_geometry(plan: Plan, state: RoundState, where: str) -> None:
     config, k = plan.config, plan.k
     precision = precision_from_arrays(config.precision.kind, k, dict(state.precision))
     if config.precision.traits.needs is Needs.NOTHING:  # The config alone gives the precision.
-        step, damping = config.mechanism.step_of(state.round), damping_of(config)
+        step, damping = derived_step(config, plan.calibration, k, state.round), damping_of(config)
         expected = make_precision(config.precision.kind, k, None, 0, config.units_in_a_round, step, damping).to_arrays()
         for name, array in precision.to_arrays().items():
             refuse_unlike(f"{where}.precision.{name}", array.tolist(), expected[name].tolist(), TOLERANCE)

@@ -129,7 +129,8 @@ def test_round_trip(tree: dict[str, Any]) -> None:
 
 
 def test_the_shipped_configs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTQEXP_DATA", "/data")
+    for name in ("DATA", "SST2", "PNEUMONIA"):
+        monkeypatch.setenv(f"DISTQEXP_{name}", "/data")
     files = sorted((REPOSITORY / "configs").rglob("*.toml"))
     assert {path.stem for path in files} >= {"digits", "icu", "mnist-rotated", "mnist-kronecker", "tuned-eps1"}
     for path in files:

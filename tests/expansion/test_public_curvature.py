@@ -38,7 +38,7 @@ def config_of(folder: Path, model: str, subspace: str, precision: str, **mechani
         subspace={"kind": subspace} | ({} if subspace == "identity" else {"k": 6}),
         precision={"kind": precision, "damping": DAMPING, "reference": "mean"},
         privacy={"units": UNITS},
-        mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, **mechanism},
+        mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, "shrink": False, **mechanism},
     )
 
 

@@ -71,7 +71,15 @@ def test_a_resumed_run_has_the_same_momentum(run: Commands, tmp_path: Path) -> N
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_the_natural_clip_grows_with_the_root_of_the_step_alone(refresh: int, tmp_path: Path) -> None:
     random_table("double", [1, 2] * 4, seed=2).write(tmp_path / "public.h5")
-    mechanism = {"clip": None, "clip_natural": 1.5, "rounds": 4, "parts": 2, "step": 0.8, "final_step": 0.1}
+    mechanism = {
+        "clip": None,
+        "clip_natural": 1.5,
+        "rounds": 4,
+        "parts": 2,
+        "step": 0.8,
+        "final_step": 0.1,
+        "shrink": False,
+    }
     config = make_config(
         tmp_path, "double", mechanism=mechanism, privacy={"units": 42}, precision={"kind": "dense", "refresh": refresh}
     )

@@ -93,11 +93,11 @@ def test_a_precision_stands_for_the_units_of_a_part_at_the_step_of_its_round(
     The model doesn't move: all sums are zero and the noise of the seed is taken back.
     """
     steps = [0.8, 0.4, 0.2, 0.1]
-    mechanism = {"rounds": 4, "parts": 2, "step": 0.8, "final_step": 0.1}
+    mechanism = {"rounds": 4, "parts": 2, "step": 0.8, "final_step": 0.1, "shrink": False}
     random_table("double", [1, 2] * 4, seed=2).write(tmp_path / "public.h5")
     sections = {"precision": {"kind": precision, "damping": 0.3, "refresh": refresh}, "privacy": {"units": 42}}
     config = make_config(tmp_path, "double", mechanism={"clip": 0.05} | mechanism, **sections)
-    unit = plan_of(make_config(tmp_path, "double", mechanism={"clip": 0.05, "rounds": 2}, **sections))
+    unit = plan_of(make_config(tmp_path, "double", mechanism={"clip": 0.05, "rounds": 2, "shrink": False}, **sections))
     plan = plan_of(config)
     state: RoundState | None = plan.state
     still = np.zeros(plan.k, dtype=np.int64)

