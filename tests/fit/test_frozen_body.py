@@ -14,13 +14,16 @@ from fit_harness import QUICK, released, seeded_serial_run, settings
 from run_harness import Commands
 from same_bytes import KRONECKER_PCA, MLP
 
+from distqexp import api
 from distqexp.artefacts.release import Release
+from distqexp.config import load_config
 from distqexp.gradients.worker import Worker
 from distqexp.problem.features import FeatureFile, writer_of_features
 from distqexp.problem.frozen import FrozenPart
 from distqexp.problem.slots import NO_ROW
 from distqexp.stages import rounds
 from distqexp.stages.built import read_plan
+from distqexp.storage.hdf5 import read_file
 
 PROBE = (*QUICK, *MLP, *KRONECKER_PCA, 'model.trainable=["3.*"]')
 SAMPLED = (*PROBE, "mechanism.sampling=0.25")
@@ -111,3 +114,18 @@ def test_features_are_looked_up_by_row(tmp_path: Path) -> None:
     kept = FeatureFile.of_slots(tmp_path / "features.npy", slot_rows)
     found = kept.read(np.array([9, NO_ROW, 3, 7, 9]))
     assert np.array_equal(found.numpy(), np.stack([values[3], [0, 0], values[2], values[0], values[3]]))
+
+
+def test_the_stages_by_hand_sum_the_same_integers(tmp_path: Path, own_ledger: Path) -> None:
+    """A site runs the whole body in each round; nothing but the micro-batches of its features differs."""
+    run = seeded_serial_run(tmp_path, PROBE)
+    config = load_config(None, PROBE)
+    plan, sketch, pooled = (tmp_path / name for name in ("plan.h5", "sketch.h5", "quadratic.h5"))
+    api.plan(config, plan)
+    assert plan.read_bytes() == (run / "plan.h5").read_bytes()
+    api.sketch(plan, None, sketch, insecure_noise_seed=7)
+    api.pool(plan, [sketch], pooled)
+    sums = [read_file(path).arrays["sums"] for path in (pooled, run / "quadratic-000.h5")]
+    assert np.array_equal(*sums)
+    assert sums[0].any()
+    assert not list(tmp_path.rglob("features*"))
