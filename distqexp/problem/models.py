@@ -15,6 +15,8 @@ from distqexp.errors import FileContentError, UsageError
 _BUILT_IN = (
     *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
     "distqexp.problem.huggingface:from_config",
+    "distqexp.problem.efficientnet:lite0",
+    "distqexp.problem.scattering:scattering",
 )
 _ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 

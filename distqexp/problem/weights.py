@@ -21,7 +21,7 @@ from distqexp.storage.atomic import write_atomic
 
 def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> bytes:
     """Store named arrays as a .safetensors file, atomically, and return the bytes written. Raises StorageError."""
-    content: bytes = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in weights.items()})
+    content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in weights.items()})
     write_atomic(path, content)
     return content
 

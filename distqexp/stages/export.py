@@ -86,7 +86,7 @@ def export_model(
         worker: A worker on the plan; a new one when None.
     """
     state = fine_tuned_network(plan, releases[-1].theta, worker).state()
-    tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)

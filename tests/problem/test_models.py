@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.models import build_model, cnn, logistic, mlp, require_allowed_factory
 from distqexp.problem.network import Network
+from distqexp.problem.weights import load_weights, write_weights
 
 
 def tied() -> nn.Module:
@@ -130,3 +133,15 @@ def test_dropout_is_off_and_batch_coupling_is_refused() -> None:
 def test_patterns_without_a_parameter_are_refused() -> None:
     with pytest.raises(UsageError, match=r"model\.trainable.*1\.weight"):
         Network(logistic(3), ("head.*",))
+
+
+def test_a_single_number_among_the_buffers_is_written_and_read_back(tmp_path: Path) -> None:
+    network = Network(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    network.module[0].num_batches_tracked.fill_(7)  # type: ignore[index,union-attr]
+    write_weights(tmp_path / "model.safetensors", network.state())
+    other = Network(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    load_weights(other, tmp_path / "model.safetensors")
+    for name, array in network.state().items():
+        assert other.state()[name].shape == array.shape
+        assert np.array_equal(other.state()[name], array)
+    assert other.state()["0.num_batches_tracked"] == 7
