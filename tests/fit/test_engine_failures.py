@@ -19,10 +19,13 @@ from small_clusters import scheduler_with_workers
 pytestmark = [pytest.mark.process, pytest.mark.alone]  # ranks wait for each other in busy loops
 
 
+ONE_ROUND = (*QUICK, "mechanism.rounds=1")
+
+
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that others are compared with, serial."""
-    return seeded_serial_run(tmp_path_factory.mktemp("serial"), QUICK)
+    return seeded_serial_run(tmp_path_factory.mktemp("serial"), ONE_ROUND)
 
 
 @pytest.mark.slow
@@ -31,8 +34,8 @@ def test_a_dask_worker_killed_while_sketching_changes_nothing(tmp_path: Path, se
     out = tmp_path / "run"
     with scheduler_with_workers(tmp_path, 2) as (address, workers):
         # One micro-batch a slot, so that the sketch takes long enough to be hit in its middle.
-        dask = ("engine.kind=dask", f"engine.scheduler={json.dumps(address)}", "mechanism.rounds=1")
-        arguments = fit_arguments(out, "--insecure-noise-seed", "7", overrides=(*QUICK, *dask))
+        dask = ("engine.kind=dask", f"engine.scheduler={json.dumps(address)}")
+        arguments = fit_arguments(out, "--insecure-noise-seed", "7", overrides=(*ONE_ROUND, *dask))
         with MpiRun([sys.executable, *arguments], tmp_path) as run:
             _wait_for_sketch(out, run)
             os.kill(workers[0].pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,19 @@ def test_missing_paths_are_usage_errors(tmp_path: Path) -> None:
 
 
 def test_tables_only_options_are_refused_for_images() -> None:
-    for data in (DataConfig(format="digits", where="label == 1"), DataConfig(format="digits", unit="writer")):
+    for data in (DataConfig(format="digits", where="writer == 1"), DataConfig(format="digits", unit="writer")):
         with pytest.raises(UsageError, match=r"data\.(where|unit)"):
             _open(data).slot_map()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_are_filtered_by_their_label(tmp_path: Path, packed: bool) -> None:
+    data = replace(_write(tmp_path, _idx(PIXELS), _idx(LABELS), packed), where="label >= 1 and label != 2")
+    assert _open(data).slot_map().rows.tolist() == np.flatnonzero((LABELS >= 1) & (LABELS != 2)).tolist()
+    digits = _open(DataConfig(format="digits", where="label == 3"))
+    rows = digits.slot_map().rows
+    assert len(rows) == 183
+    assert (digits.read(rows).targets == 3).all()
 
 
 def test_rotation_is_counter_clockwise_per_image_and_by_linear_interpolation() -> None:

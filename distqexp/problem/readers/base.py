@@ -19,6 +19,9 @@ from distqexp.problem.readers.entries import is_missing
 from distqexp.storage.confined.parent import check_confined
 from distqexp.storage.content import Request
 
+LABEL = "label"
+"""The column that filters of images may name."""
+
 
 class Reader(ABC):
     """One open source of records. Everything it returns from private files is private.
@@ -81,7 +84,9 @@ class Reader(ABC):
 
     def numbers(self, name: str) -> FloatArray:
         """Return a column of numbers over all rows, for filters; NaN where missing."""
-        raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
+        raise UsageError(
+            f"data.where: names {name!r}, but this format has no such column; images have label, others need csv, parquet or hdf5"
+        )
 
     def texts(self, name: str) -> list[str | None]:
         """Return a column of texts over all rows, for filters; None where missing or not in UTF-8."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
-from distqexp.problem.readers.base import Reader
+from distqexp.problem.readers.base import LABEL, Reader
 
 
 class DigitsReader(Reader):
@@ -31,6 +31,10 @@ class DigitsReader(Reader):
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._pixels[rows].reshape(-1, *self.shape), self._labels[rows]
+
+    def numbers(self, name: str) -> FloatArray:
+        """Return the labels over all rows, for filters on the column ``label``; there is no other."""
+        return self._labels if name == LABEL else super().numbers(name)
 
     def check_whole(self) -> None:
         """Do nothing: the table is in memory."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.arrays import IntegerArray
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError
-from distqexp.problem.readers.base import Reader, changed_file_error, existing_file
+from distqexp.problem.readers.base import LABEL, Reader, changed_file_error, existing_file
 from distqexp.problem.readers.bytes import ByteSource
 
 
@@ -38,6 +38,12 @@ class IdxReader(Reader):
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._images.read(rows).reshape(-1, *self.shape), self._labels.read(rows).astype(np.float64)
+
+    def numbers(self, name: str) -> FloatArray:
+        """Return the labels over all rows, for filters on the column ``label``; there is no other."""
+        if name != LABEL:
+            return super().numbers(name)
+        return self._labels.read(np.arange(self.count)).astype(np.float64)
 
     def check_whole(self) -> None:
         self._images.source.check_whole()
