@@ -60,13 +60,13 @@ def step_shrinkage(config: Config, calibration: Calibration, k: int) -> float:
     """Return the factor by which noise shrinks every step, above 0 and at most 1 (docs/method.md).
 
     A sum of n clipped gradients is at most n C long, and its noise about sqrt(k) C / mu. On a quadratic the best step of such a
-    noisy gradient is at most 1 / (1 + k / (n mu)^2) times the best one without noise.
+    noisy gradient is at most 1 / (1 + k / (n mu)^2) times the best one without noise. Under replace-one the noise is twice that; a
+    unit at several shards may add as much to the sum as to the noise, which leaves the quotient.
     """
-    mechanism, privacy = config.mechanism, config.privacy
+    mechanism = config.mechanism
     if not mechanism.shrink or mechanism.trust_radius is not None:
         return 1.0
-    sensitivity = privacy.presence * privacy.adjacency.sensitivity_factor
-    signal = config.units_in_a_round * calibration.mu_round / sensitivity
+    signal = config.units_in_a_round * calibration.mu_round / config.privacy.adjacency.sensitivity_factor
     return 1.0 / (1.0 + k / signal**2)
 
 

@@ -63,7 +63,7 @@ class DataConfig:
     path: str | None = key("file; ${NAME} is an environment variable; relative to the config file", default=None)
     labels: str | None = key("file of the labels, for idx", default=None)
     rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
-    where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"', default=None)
+    where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"; of images, "label < 5"', default=None)
     rotate: float = key(
         "rotate images by so many degrees, counter-clockwise", Rule("degrees", math.isfinite), default=0.0
     )

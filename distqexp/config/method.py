@@ -157,7 +157,7 @@ class MechanismConfig:
     warmup: int = key("number of rounds at the start in which the step grows linearly to its full size", default=0)
     shrink: bool = key(
         "shrink every step, and clip_natural with it, by 1 / (1 + k / (units in a round * mu of a round)^2), the most that a step can "
-        "be worth under that noise; without a trust radius",
+        "be worth under that noise (with a fixed clip, moves shrink by its root); without a trust radius",
         default=True,
     )
     clip: float | None = key("C, in whitened units", POSITIVE, default=None)

@@ -127,8 +127,16 @@ class Worker:
 
     @cached_property
     def frozen(self) -> FrozenPart | None:
-        """The part of the model that no round changes, where all that trains is one module on top of it."""
-        return frozen_part(self.network, self.schema)
+        """The part of the model that no round changes, where all that trains is one module on top of it.
+
+        It is looked for at the pretrained weights, so that every process finds the same; parameters are then as they were before.
+        """
+        theta = self._theta
+        self.lend().load_state(self.weights)
+        part = frozen_part(self.network, self.schema)
+        if theta is not None:
+            self.network_at(theta)
+        return part
 
     @cached_property
     def loss(self) -> Loss:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,8 +36,13 @@ class FrozenPart:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return what reaches the head for a batch of records: (n, ...) becomes (n, *shape), on the CPU."""
-        with torch.no_grad():
-            received = _received(self._network, self._module, {}, inputs)[1]
+        received: list[torch.Tensor] = []
+        handle = self._module.register_forward_pre_hook(lambda _, args: received.append(args[0]))
+        try:
+            with torch.no_grad():
+                self._network.module(self._network.prepare(inputs))
+        finally:
+            handle.remove()
         return received[0].cpu()
 
 
@@ -45,8 +50,8 @@ def frozen_part(network: Network, schema: Schema) -> FrozenPart | None:
     """Return the frozen part of a model, or None where rounds can't do without the whole.
 
     There is one where all trainable parameters lie in one module of several, which is called once, with one tensor, and whose outputs
-    are the model's. This is tried on synthetic records with random trainable parameters, so that a head of zeros
-    hides nothing.
+    are the model's, untouched. This is tried on synthetic records with random trainable parameters, so that a head of zeros hides
+    nothing.
 
     Args:
         network: The model; its parameters are not changed.
@@ -65,36 +70,55 @@ def frozen_part(network: Network, schema: Schema) -> FrozenPart | None:
         name: torch.randn(tensor.shape, generator=generator).to(tensor)
         for name, tensor in network.trainable_tensors().items()
     }
-    with torch.no_grad():
-        outputs, received = _received(network, module, parameters, inputs)
-        if len(received) != 1 or not received[0].is_floating_point() or len(received[0]) != _PROBES:
-            return None
-        own = {name.removeprefix(f"{path}."): tensor for name, tensor in parameters.items()}
-        again = functional_call(module, own, (received[0],))
-    same = isinstance(again, torch.Tensor) and again.shape == outputs.shape
-    if not same or not bool((again - outputs).abs().max() <= _TOLERANCE * outputs.abs().max()):
+    try:
+        with torch.no_grad():
+            passed = _pass(network, module, parameters, inputs)
+            if passed is None or not passed.received.is_floating_point() or len(passed.received) != _PROBES:
+                return None
+            own = {name.removeprefix(f"{path}."): tensor for name, tensor in parameters.items()}
+            again = functional_call(module, own, (passed.received,))
+    except Exception:  # noqa: BLE001 - a module of any kind may refuse random parameters; rounds then run the whole of it
         return None
-    return FrozenPart(network, path, tuple(received[0].shape[1:]))
+    if not bool((again - passed.outputs).abs().max() <= _TOLERANCE * passed.outputs.abs().max()):
+        return None
+    return FrozenPart(network, path, tuple(passed.received.shape[1:]))
 
 
-def _received(
+class _Pass(NamedTuple):
+    """One pass through a model.
+
+    Attributes:
+        received: The argument of the module's only call.
+        outputs: What that call returned, which is what the model returned.
+    """
+
+    received: torch.Tensor
+    outputs: torch.Tensor
+
+
+def _pass(
     network: Network, module: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the model's outputs, and the argument of each call of ``module``; none where one isn't a single tensor."""
-    received: list[torch.Tensor] = []
-    single = True
+) -> _Pass | None:
+    """Run the model; None unless it calls ``module`` once, with one tensor, and returns the very tensor that this call gave.
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal single
-        single = single and len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-        received.extend(value for value in args if isinstance(value, torch.Tensor))
+    An output that is another tensor, or was changed in place, has been worked on after the module.
+    """
+    calls: list[tuple[Any, ...]] = []
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls.append((args, kwargs, output, getattr(output, "_version", None)))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
         outputs = network.functional(parameters, network.prepare(inputs))
     finally:
         handle.remove()
-    return outputs, received if single else []
+    if len(calls) != 1:
+        return None
+    args, kwargs, output, version = calls[0]
+    single = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+    untouched = isinstance(output, torch.Tensor) and outputs is output and output._version == version
+    return _Pass(args[0], output) if single and untouched else None
 
 
 def _common_module(names: list[str]) -> str:

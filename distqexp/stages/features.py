@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distqexp.arrays import FloatArray
 from distqexp.artefacts.plan import Plan
@@ -20,8 +21,6 @@ from distqexp.gradients.worker import Worker
 from distqexp.problem.features import FeatureFile, writer_of_features
 from distqexp.stages.shards import Shards
 from distqexp.storage.atomic import write_atomic
-
-PATTERN = "features-*.npy"
 
 
 def keep_features(plan: Plan, shards: Shards, folder: Path, engine: Engine, worker: Worker) -> Shards:
@@ -42,7 +41,8 @@ def keep_features(plan: Plan, shards: Shards, folder: Path, engine: Engine, work
     part = worker.frozen
     if part is None or plan.config.augment.active:
         return shards
-    size = 4 * math.prod(part.shape) * sum(len(source.slots.rows) for source in shards.sources)
+    dtype = "<f8" if part.head.dtype == torch.float64 else "<f4"
+    size = int(dtype[-1]) * math.prod(part.shape) * sum(len(source.slots.rows) for source in shards.sources)
     if not engine.on_root(lambda: shutil.disk_usage(folder).free > 2 * size):
         return shards
     context = RoundContext(worker, plan.state.theta, round=0, k=plan.k, sources=shards.sources)
@@ -54,19 +54,13 @@ def keep_features(plan: Plan, shards: Shards, folder: Path, engine: Engine, work
         work = partial(_features_of_batch, number=number, context=context)
         blocks = engine.collect(work, worker, range(-(-count // micro_batch)))
         if engine.is_root:
-            write_atomic(path, writer_of_features((count, *part.shape), blocks), private=True)
+            write_atomic(path, writer_of_features((count, *part.shape), dtype, blocks), private=True)
         else:
             for _ in blocks:
                 raise AssertionError("a process that isn't the first was given features")
         engine.on_root(lambda: None)  # nobody reads before it is written
         sources.append(dataclasses.replace(source, features=FeatureFile.of_slots(path, source.slots.rows)))
     return Shards(tuple(sources), shards.fingerprints)
-
-
-def forget_features(folder: Path) -> None:
-    """Delete the files of features in a folder; for the first process."""
-    for path in folder.glob(PATTERN):
-        path.unlink(missing_ok=True)
 
 
 def _features_of_batch(worker: Worker, item: int, *, number: int, context: RoundContext) -> FloatArray:

@@ -27,8 +27,15 @@ def open_folder(out: Path, resume: bool, *, private: bool = False) -> None:
         ) from None
     if occupied and not resume:
         raise UsageError(f"--out {out}: not empty; choose a new folder, or go on with its run by --resume")
-    # A kill in the middle of a write leaves a hidden file with private content.
+    # A kill in the middle of a write leaves a hidden file with private content, and any kill may leave features.
     remove_unfinished(out)
+    forget_features(out)
+
+
+def forget_features(folder: Path) -> None:
+    """Delete the private files of features in a folder; for the first process."""
+    for path in folder.glob("features-*.npy"):
+        path.unlink(missing_ok=True)
 
 
 def quadratic_path(out: Path, round: int) -> Path:

@@ -27,8 +27,8 @@ from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
 from distqexp.stages.export import evaluate, export_model
-from distqexp.stages.features import forget_features, keep_features
-from distqexp.stages.folder import open_folder, quadratic_path, release_path
+from distqexp.stages.features import keep_features
+from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps

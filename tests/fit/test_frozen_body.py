@@ -23,6 +23,7 @@ from distqexp.problem.frozen import FrozenPart
 from distqexp.problem.slots import NO_ROW
 from distqexp.stages import rounds
 from distqexp.stages.built import read_plan
+from distqexp.stages.folder import open_folder
 from distqexp.storage.hdf5 import read_file
 
 PROBE = (*QUICK, *MLP, *KRONECKER_PCA, 'model.trainable=["3.*"]')
@@ -100,6 +101,13 @@ def test_a_run_that_fails_leaves_no_features(
     assert not list((tmp_path / "run").glob("features*"))
 
 
+def test_a_killed_run_s_features_go_when_it_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / "features-000.npy").write_bytes(b"private")
+    (tmp_path / "plan.h5").write_bytes(b"")
+    open_folder(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.h5"]
+
+
 def test_features_are_looked_up_by_row(tmp_path: Path) -> None:
     slot_rows = np.array([7, NO_ROW, 3, 9, NO_ROW, 4])
     values = np.arange(12, dtype=np.float64).reshape(6, 2)
@@ -109,7 +117,7 @@ def test_features_are_looked_up_by_row(tmp_path: Path) -> None:
         yield np.concatenate([values[4:], np.zeros((2, 2))])  # padded: what is beyond the last slot is left out
 
     with (tmp_path / "features.npy").open("wb") as file:
-        writer_of_features((6, 2), blocks())(file)
+        writer_of_features((6, 2), "<f4", blocks())(file)
     assert np.array_equal(np.load(tmp_path / "features.npy"), values.astype(np.float32))
     kept = FeatureFile.of_slots(tmp_path / "features.npy", slot_rows)
     found = kept.read(np.array([9, NO_ROW, 3, 7, 9]))

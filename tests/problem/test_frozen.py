@@ -35,6 +35,12 @@ class Model(nn.Module):
             return 2 * self.head(hidden)
         if self.kind == "twice":
             return self.head(self.head(hidden))
+        if self.kind == "clamp":
+            return self.head(hidden).clamp(-20, 20)
+        if self.kind == "in place":
+            return self.head(hidden).relu_()
+        if self.kind == "refuses":
+            torch.linalg.cholesky(self.head.weight + torch.eye(4))
         if self.kind == "keyword":
             return self.head(input=hidden)
         return self.head(hidden)
@@ -60,7 +66,7 @@ def test_the_head_on_the_features_is_the_model() -> None:
     assert (part.head.theta() == network.theta()).all()
 
 
-@pytest.mark.parametrize("kind", ["skip", "scaled", "twice", "keyword", "tied"])
+@pytest.mark.parametrize("kind", ["skip", "scaled", "twice", "keyword", "tied", "clamp", "in place", "refuses"])
 def test_no_part_is_split_off_where_the_outputs_need_more_than_the_head(kind: str) -> None:
     """The head is zero, so that a model with it alone would look right at the start."""
     torch.manual_seed(2)

@@ -90,7 +90,10 @@ class Reader(ABC):
 
     def texts(self, name: str) -> list[str | None]:
         """Return a column of texts over all rows, for filters; None where missing or not in UTF-8."""
-        raise UsageError(f"data.where: names {name!r}, but this format has no columns; use csv, parquet or hdf5")
+        raise UsageError(
+            f"data.where: compares {name!r} with a text, but this format has no texts; images have label, a number; others need "
+            "csv, parquet or hdf5"
+        )
 
 
 def existing_file(path: str | None, key: str) -> Path:
