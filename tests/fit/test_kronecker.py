@@ -42,7 +42,7 @@ def config_of(folder: Path, subspace: str, precision: str = "kronecker", refresh
         subspace={"kind": subspace} | ({} if subspace == "identity" else SIDES),
         precision={"kind": precision, "damping": DAMPING, "reference": "mean", "floor": 0.0, "refresh": refresh},
         privacy={"units": UNITS},
-        mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, "rounds": rounds},
+        mechanism={"step": STEP, "clip": None, "clip_quantile": 0.6, "rounds": rounds, "shrink": False},
     )
 
 
