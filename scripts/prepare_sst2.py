@@ -73,7 +73,7 @@ def main() -> None:
     write_tokens(options.out / "private.h5", private, tokenizer, options.length)
     write_tokens(options.out / "eval.h5", read_sentences(Path(data) / "sst2" / "dev.tsv.gz"), tokenizer, options.length)
     shutil.copyfile(model / "model.safetensors", options.out / "minilm.safetensors")
-    print(f"{options.out}: {len(private)} private sentences, and the development set")
+    print(f"{options.out}: private.h5, eval.h5, minilm.safetensors")
 
 
 if __name__ == "__main__":
