@@ -7,11 +7,12 @@ a function of the slot map: enough but for a stated probability, in which case t
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom
+from scipy.special import bdtrc  # scipy.stats would take 50 MB in every rank
 
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.problem.slots import NO_ROW, SlotMap
@@ -130,10 +131,9 @@ def _largest_total(sizes: IntegerArray, sampling: float, failure: float) -> int:
         return total
     values, counts = np.unique(sizes, return_counts=True)
     if len(values) == 1:
-        count = int(binom.isf(failure, counts[0], sampling))
-        while binom.sf(count, counts[0], sampling) > failure:
-            count += 1
-        return min(total, int(values[0]) * count)
+        drawn = int(counts[0])
+        exceeded = bisect_left(range(drawn), True, key=lambda count: bool(bdtrc(count, drawn, sampling) <= failure))
+        return int(values[0]) * exceeded
 
     def bound(log_slope: float) -> float:  # by Chernoff: any slope gives a true one
         slope = math.exp(log_slope) / float(values.max())

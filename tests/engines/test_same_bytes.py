@@ -67,8 +67,8 @@ def test_rank_0_alone_prints(engine: str, jobs: dict[str, tuple[Path, Finished]]
 def test_each_rank_opens_its_own_slots_only(jobs: dict[str, tuple[Path, Finished]]) -> None:
     folder, _ = jobs["3 ranks"]
     for name in DIGITS:
-        if "sampled" in name:
-            continue
+        if name in ("sampled", "sampled layers", "frozen body"):
+            continue  # the next tests
         visits = ROUNDS[name] // 2 if name == "parts" else ROUNDS[name]
         opened = opened_rows(folder, name, 3)
         assert sorted(row for rows in opened for row in rows) == sorted([*PRIVATE] * visits), (
@@ -95,6 +95,15 @@ def test_ranks_open_the_units_that_were_drawn_and_nobody_else(
     expected = [row for coins in drawn for row, coin in zip(PRIVATE, coins, strict=True) if coin]
     assert sorted(row for rows in opened for row in rows) == sorted(expected)
     assert 0 < len(expected) < 1.5 * sampling * ROUNDS[name] * len(PRIVATE)
+
+
+def test_ranks_open_every_record_once_for_a_frozen_body_and_then_the_drawn_ones(
+    jobs: dict[str, tuple[Path, Finished]],
+) -> None:
+    opened = opened_rows(jobs["3 ranks"][0], "frozen body", 3)
+    drawn = [toss_insecure_coins(len(PRIVATE), 0.25, 7, round, "all") for round in range(ROUNDS["frozen body"])]
+    expected = [row for coins in drawn for row, coin in zip(PRIVATE, coins, strict=True) if coin]
+    assert sorted(row for rows in opened for row in rows) == sorted([*PRIVATE, *expected])
 
 
 @pytest.mark.slow
