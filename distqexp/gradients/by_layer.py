@@ -82,7 +82,8 @@ class BlockGradients(RawGradients):
         with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
             sums, finite = sum_by_unit(batches, self._vectors)
             finite = finite & np.isfinite(sums).all(axis=1)
-            return np.where(finite[:, None], sums, 0.0), finite
+            np.copyto(sums, 0.0, where=~finite[:, None])
+            return sums, finite
 
     def clipped_sum_and_weights(
         self, records: Records, clip: float, cancellation: float, largest_terms: int
@@ -126,11 +127,11 @@ class BlockGradients(RawGradients):
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         stores, present = self._stores(records)
-        rows = torch.cat([store.vectors().cpu() for store in stores], dim=1)
-        finite = torch.isfinite(rows).all(dim=1)
-        keep = finite & present.cpu()
-        vectors = torch.where(keep[:, None], rows, 0.0).numpy()
-        return vectors[: len(records)], (finite | ~present.cpu()).numpy()[: len(records)]
+        vectors = np.concatenate([store.vectors().cpu().numpy() for store in stores], axis=1)[: len(records)]
+        finite = np.isfinite(vectors).all(axis=1)
+        there = present.cpu().numpy()[: len(records)]
+        np.copyto(vectors, 0.0, where=~(finite & there)[:, None])
+        return vectors, finite | ~there
 
     def _stores(self, records: Records) -> tuple[list[BlockStore], Tensor]:
         inputs, targets, present = pad_records(records, self.micro_batch)

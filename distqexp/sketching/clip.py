@@ -31,7 +31,9 @@ def clip_units(vectors: FloatArray, finite: BoolArray, clip: float) -> FloatArra
         # Not einsum: beyond 8192 coordinates the order of its sums depends on the row's place in the batch.
         norms = np.sqrt(np.square(vectors).sum(axis=1))
     good = finite & np.isfinite(norms)
-    # Both factors are replaced before the product: 0 x NaN would be NaN, and min(1, NaN) may be 1.
     safe_norms = np.where(good, norms, 0.0)
     factors = np.where(good, np.minimum(1.0, clip / np.maximum(safe_norms, clip)), 0.0)
-    return np.where(good[:, None], vectors, 0.0) * factors[:, None]
+    with np.errstate(invalid="ignore"):
+        clipped = vectors * factors[:, None]
+    np.copyto(clipped, 0.0, where=~good[:, None])
+    return clipped

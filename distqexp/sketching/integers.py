@@ -33,22 +33,23 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     """
     if not 1 <= clip_integer <= LARGEST_CLIP_INTEGER:
         raise UsageError(f"grid: clip/step = {clip_integer}; expected 1 to 2^30: choose another grid step")
-    with np.errstate(over="ignore"):  # a warning would tell of the data
-        quotients = np.where(np.isfinite(vectors), vectors, 0.0) / step
     usable = np.isfinite(vectors).all(axis=1)
+    with np.errstate(over="ignore"):  # a warning would tell of the data
+        quotients = vectors / step
+    np.copyto(quotients, 0.0, where=~usable[:, None])
     # Entries are bounded before the cast: int64 squares wrap and a huge float casts to an arbitrary integer.
-    quotients = np.clip(quotients, -float(clip_integer), float(clip_integer))
-    integers = np.rint(quotients).astype(np.int64)
-    within = _norm_within(integers, clip_integer)
+    np.clip(quotients, -float(clip_integer), float(clip_integer), out=quotients)
+    whole = np.rint(quotients)
+    within = _norm_within(whole, clip_integer)
     over = np.flatnonzero(~within)
     if over.size:
         norms = np.sqrt(np.square(quotients[over]).sum(axis=1))
         # At most 1: a row inside the bound that rounding alone pushed over it is truncated, never stretched.
         factors = np.minimum(1.0, clip_integer / norms * (1.0 - 1e-12))
-        integers[over] = np.trunc(quotients[over] * factors[:, None]).astype(np.int64)
-        within[over] = _norm_within(integers[over], clip_integer)
-    integers[~(within & usable)] = 0
-    return integers
+        whole[over] = np.trunc(quotients[over] * factors[:, None])
+        within[over] = _norm_within(whole[over], clip_integer)
+    np.copyto(whole, 0.0, where=~within[:, None])
+    return whole.astype(np.int64)
 
 
 def truncate_to_grid(vectors: FloatArray, step: float, largest: int) -> IntegerArray:
@@ -93,12 +94,16 @@ def round_sum(vector: FloatArray, step: float) -> IntegerArray:
     return quotients.astype(np.int64)
 
 
-def _norm_within(integers: IntegerArray, clip_integer: int) -> BoolArray:
-    """Return which rows have a squared norm of at most clip_integer**2, decided in integer arithmetic."""
-    # The bound is at most 2^60. The float64 estimate rules out rows whose int64 sum could wrap.
-    estimate = np.square(integers.astype(np.float64)).sum(axis=1)
-    small = estimate < 2.0**61
-    squares = np.where(small[:, None], integers, 0)
-    exact = np.einsum("uk,uk->u", squares, squares)
-    within: BoolArray = small & (exact <= clip_integer * clip_integer)
+def _norm_within(whole: FloatArray, clip_integer: int) -> BoolArray:
+    """Return which rows of whole numbers, of at most 2^53 in size, have a squared norm of at most clip_integer**2, exactly."""
+    bound = clip_integer * clip_integer
+    # While a sum of squares of whole numbers is below 2^53, float64 makes no error, and once it isn't it stays above.
+    squares = np.einsum("uk,uk->u", whole, whole)
+    within: BoolArray = squares <= bound
+    if bound >= 2**53:
+        # The bound is at most 2^60. The estimate rules out rows whose int64 sum could wrap.
+        near = np.flatnonzero(squares < 2.0**61)
+        integers = whole[near].astype(np.int64)
+        within = np.zeros(len(whole), dtype=np.bool_)
+        within[near] = np.einsum("uk,uk->u", integers, integers) <= bound
     return within
