@@ -25,6 +25,7 @@ from distqexp.artefacts.derived import (
     derived_grid,
     most_curvature_rows,
 )
+from distqexp.artefacts.moves import HALVINGS
 from distqexp.config import config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
@@ -86,6 +87,8 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
     refuse_unlike("plan", dict(header), plan.header())
     refuse_unlike("config", header["config"], config_to_tree(without_paths(config)))
     _refuse_other_arrays("plan", arrays, plan.arrays())
+    if config.automatic or config.mechanism.clips_by_itself:
+        raise _difference("config", "something left to choose", "the subspace, precision and clip that the plan chose")
     if plan.d < 1:
         raise _difference("d", plan.d, "1 or more")
     size = config.subspace.traits.size
@@ -111,6 +114,8 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     _refuse_other_arrays("release", arrays, release.arrays())
     if not 0 <= release.round <= last:
         raise _difference("round", release.round, f"0 to {last}")
+    if not 0 <= release.halvings <= HALVINGS:
+        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
     seed = release.noise_seed
     if seed is not None and type(seed) is not int:
         raise _difference("noise_seed", seed, "a whole number, or null")

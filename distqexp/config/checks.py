@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distqexp.config.rules import Need, field_needs, require
 from distqexp.config.sections import Config
-from distqexp.kinds import Adjacency, Needs, Size
+from distqexp.kinds import AUTO, Adjacency, Needs, Size
 
 
 def check(config: Config) -> None:
@@ -118,7 +118,7 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.sampling, and an adjacency other than add-remove",
     )  # fmt: skip
     yield Need(
-        not mechanism.head or config.precision.kind == "kronecker",
+        not mechanism.head or config.precision.kind in ("kronecker", AUTO),
         "mechanism.head", list(mechanism.head), "none, or precision.kind = kronecker: in others the parameters have no blocks of their own",
     )  # fmt: skip
     yield Need(

@@ -145,6 +145,19 @@ def get_loss(name: str) -> Loss:
     return kinds[name]()
 
 
+def constant_loss(name: str, targets: torch.Tensor) -> tuple[float, float]:
+    """Return the mean loss of the best constant prediction for these targets, and the unit that losses are compared in.
+
+    The unit is 1 for likelihoods, and the variance of the targets for squared errors.
+    """
+    if name == "mean-squared-error":
+        spread = float(_matrix(targets.double()).var(dim=0, correction=0).mean())
+        return spread, spread
+    counts = torch.bincount(targets.long()).double()
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * shares.log()).sum()), 1.0
+
+
 def area_under_roc(scores: NDArray[np.floating], positive: BoolArray) -> float | None:
     """Return P(score of a positive > score of a negative), ties counting a half (Mann-Whitney U).
 

@@ -21,6 +21,7 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.automatic import adopted
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
@@ -296,23 +297,27 @@ def _shard_data(
 
 
 def _public_data(plan: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
-    """Return the public records that the state of the next round is computed from, or None where it needs none."""
+    """Return the public records that the guard tries the release on and the next round's state is computed from.
+
+    None where there are none, or where the state needs none and no config says where they lie: the guard then tries probes.
+    """
     public = plan.config.data.public
-    if plan.config.precision.source == "probes":
-        return None
-    if public is None or state.round + 1 >= plan.config.mechanism.rounds:
+    if public is None:
         return None
     if config is not None:
         return _same_config(plan, config).data.public
-    if public.format != "digits":
+    if public.format == "digits":
+        return public
+    needed = plan.config.precision.source == "public" and state.round + 1 < plan.config.mechanism.rounds
+    if needed:
         raise UsageError(
             "--config: not given; expected the config whose data.public the next round's precision is computed from"
         )
-    return public
+    return None
 
 
 def _same_config(plan: Plan, config: Config) -> Config:
     """Return ``config``, or raise FileContentError where the plan was made from another one."""
-    if not same_rules(plan, config):
+    if not same_rules(plan, adopted(config, plan.config)):
         raise FileContentError(f"config: not the one that plan {plan.plan_id[:16]} was made from; give that one")
     return config

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
-from distqexp.artefacts.derived import derived_calibration, derived_forecast
+from distqexp.artefacts.derived import NOISE_COST, derived_calibration, derived_clip, derived_forecast, derived_grid
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
-from distqexp.engines.collectives import arrays_from_root
+from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
 from distqexp.expansion.source import curvature_source
 from distqexp.expansion.state import next_state
 from distqexp.geometry.subspaces import subspace_kind
+from distqexp.gradients.automatic import chosen, with_clip
 from distqexp.gradients.setup import build_network, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
@@ -26,6 +28,7 @@ from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
 from distqexp.problem.weights import load_weights
+from distqexp.stages.guard import Guard, refuse_unusable_start
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
@@ -42,6 +45,8 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     pin_threads(config.engine.threads)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
+    clips_by_itself = config.mechanism.clips_by_itself
+    config = chosen(config, network, schema)
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
     d, theta = network.d, network.theta()
@@ -55,7 +60,33 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
     plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
+    if clips_by_itself and not config.private_curvature and (config.data.public or schema.input_shape):
+        plan = _with_affordable_clip(plan, config, worker, engine)
+        state = plan.state
     return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).with_identity(), worker
+
+
+def _with_affordable_clip(plan: Plan, config: Config, worker: Worker, engine: Engine) -> Plan:
+    """Return the plan with a smaller clip where seeded noise costs more on public records, or on probes, than the forecast says."""
+    mechanism, clip = plan.config.mechanism, require(plan.config.mechanism.clip_natural)
+    # Damping leaves noise in about (1 + damping) / step rounds' worth of directions' memory, and never more than in all rounds.
+    rounds = min(mechanism.rounds, (1.0 + plan.config.precision.damping) / mechanism.step)
+
+    def affordable() -> float:
+        guard = Guard(plan, config.data.public, worker)
+        refuse_unusable_start(guard, plan.state.theta)
+        share = 1.0
+        for _ in range(20):
+            cost = rounds * guard.cost_of_noise(plan.state, share)
+            if cost <= NOISE_COST:
+                break
+            share *= max(0.25, min(0.9, math.sqrt(NOISE_COST / cost)))
+        return float(f"{share * clip:.3g}")
+
+    worker.config = with_clip(worker.config, engine.on_root(affordable))
+    clip = require(derived_clip(worker.config, plan.calibration, plan.k, 0))
+    grid = derived_grid(worker.config, plan.calibration, clip, plan.k)
+    return dataclasses.replace(plan, config=worker.config, state=dataclasses.replace(plan.state, clip=clip, grid=grid))
 
 
 def describe_plan(plan: Plan) -> list[str]:

@@ -20,6 +20,7 @@ from distqexp.config import Config
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.automatic import adopted
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress
@@ -29,6 +30,7 @@ from distqexp.stages.charging import Charging, charged_parts, charged_to_everybo
 from distqexp.stages.export import evaluate, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
+from distqexp.stages.guard import Guard, guard_line
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
@@ -144,6 +146,7 @@ class _Work:
     out: Path
     charging: Charging | None
     noise_seed: int | None
+    guard: Guard
 
 
 def _open_work(
@@ -172,6 +175,7 @@ def _open_work(
         out=out,
         charging=charging_with_contents,
         noise_seed=noise_seed,
+        guard=Guard(plan, config.data.public, worker),
     )
 
 
@@ -183,7 +187,7 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
         engine.on_root(lambda: plan.write(path))
         return plan, worker
     plan = plan_from_root(engine, lambda: read_plan(path))
-    if not same_rules(plan, config):
+    if not same_rules(plan, adopted(config, plan.config)):
         raise FileContentError(
             f"{path}: the plan of another config; resume with the config it was made from, or take a new --out"
         )
@@ -243,9 +247,11 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
 
     noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
     round_draw = Draw(noisy_sums, work.noise_seed, everybody)
-    release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker)
+    release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker, work.guard)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
     diagnostics = diagnostics_of(plan, release)
+    if release.halvings:
+        progress.say(f"round {state.round + 1}: {guard_line(release.halvings)}")
     if diagnostics is not None:
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))

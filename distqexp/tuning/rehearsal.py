@@ -45,6 +45,7 @@ from distqexp.problem.records import Records, concatenate
 from distqexp.problem.weights import write_weights
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
 from distqexp.stages.features import keep_features
+from distqexp.stages.guard import Guard
 from distqexp.stages.plan import make_plan, plan_and_worker
 from distqexp.stages.release import Draw, make_release
 from distqexp.stages.sampling import Secrets, drawn_shards, insecure_toss
@@ -196,13 +197,14 @@ class Rehearsal:
         """
         shards, secrets = self._shards(plan, worker), Secrets(toss=insecure_toss(plan, noise_seed))
         state: RoundState | None = plan.state
-        theta = plan.state.theta
+        theta, guard = plan.state.theta, Guard(plan, config.data.public, worker)
         while state is not None:
             drawn = drawn_shards(plan, state, shards, secrets, self._engine)
             sums = require(sketch_round(plan, state, drawn, folder, self._engine, worker))
             rule = plan.rule(state)
             noisy_sums = rule.noisy_sums(sums, rule.draw(sums, noise_seed, state.round))
-            release = make_release(plan, state, Draw(noisy_sums, noise_seed), config.data.public, self._engine, worker)
+            draw = Draw(noisy_sums, noise_seed)
+            release = make_release(plan, state, draw, config.data.public, self._engine, worker, guard)
             theta, state = release.theta, release.next_state
         return theta
 
