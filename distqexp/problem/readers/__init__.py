@@ -14,12 +14,12 @@ def open_reader(data: DataConfig, private: bool = False) -> Reader:
 
     Raises UsageError for a missing path and FileContentError for a damaged file.
     """
-    reader = _reader(data)
+    reader = _reader(data, private)
     reader.private = private
     return reader
 
 
-def _reader(data: DataConfig) -> Reader:
+def _reader(data: DataConfig, private: bool) -> Reader:
     if data.format == "digits":
         from distqexp.problem.readers.digits import DigitsReader
 
@@ -31,7 +31,7 @@ def _reader(data: DataConfig) -> Reader:
     if data.format == "csv":
         from distqexp.problem.readers.table import CsvReader
 
-        return CsvReader(data)
+        return CsvReader(data, private)
     if data.format == "parquet":
         from distqexp.problem.readers.parquet import ParquetReader
 
