@@ -15,7 +15,7 @@ from distqexp.problem.contents import MOST_LINES_BYTES, line_hash
 from distqexp.problem.identity import are_linked, same_file
 from distqexp.problem.readers import open_reader
 from distqexp.problem.readers.base import facts_of
-from distqexp.problem.readers.bytes import ByteSource
+from distqexp.problem.readers.text_bytes import table_source
 
 
 class Likeness(Enum):
@@ -63,7 +63,7 @@ def _digests(path: Path, facts: tuple[int, ...], table: bool) -> tuple[bytes, by
     Blank lines don't count. A file is read once, as long as its facts stay the same.
     """
     whole, ordered, total, rest, size = hashlib.sha256(), hashlib.sha256(), 0, b"", 0
-    for block in ByteSource(path).blocks():
+    for block in table_source(path, table).blocks():
         whole.update(block)
         size += len(block)
         table = table and size <= MOST_LINES_BYTES

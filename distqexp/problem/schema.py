@@ -15,10 +15,12 @@ from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
+from distqexp.problem.id_columns import looks_like_id
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import some
 from distqexp.problem.readers.codings import Coding
 from distqexp.problem.readers.dialect import Dialect
+from distqexp.problem.readers.table import TableReader
 from distqexp.problem.selection import select_rows
 
 IMAGE_FORMATS = ("digits", "idx")
@@ -51,6 +53,8 @@ class Schema:
         vocabulary: the number of tokens, where it is known.
         codings: how the columns that aren't numbers are read, and the label.
         dialect: how the public file is written, where it is a CSV file.
+        id_like: the features that look like ids in public records, which a warning names.
+        unlabelled: the number of public records without a label, which are left out.
     """
 
     loss: str
@@ -69,6 +73,8 @@ class Schema:
     vocabulary: int | None = None
     codings: tuple[Coding, ...] = ()
     dialect: Dialect | None = None
+    id_like: tuple[str, ...] = ()
+    unlabelled: int = 0
 
     @property
     def levels(self) -> dict[int, Coding]:
@@ -179,6 +185,7 @@ class Schema:
             need(bound is None or (type(bound) is int and bound >= 1), f"{name} must be 1 or more")
         pair = self.shape is None or (len(self.shape) == 2 and self.shape[0] == 2)
         need(not self.tokens or (pair and not (self.image or self.means)), "tokens come with their mask, as they are")
+        need(_all(self.id_like, str) and type(self.unlabelled) is int, "id_like must be texts, unlabelled a number")
         numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
@@ -216,8 +223,13 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         return base
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
-    for block in _column_blocks(reader, rows):
+    id_like: list[str] = []
+    coded = {coding.column for coding in codings}
+    for first, block in _column_blocks(reader, rows):
         missing = np.isnan(block)
+        if len(reader.names) == math.prod(reader.shape):
+            columns = zip(reader.names[first:], block.T, strict=False)
+            id_like += [name for name, column in columns if name not in coded and looks_like_id(name, column)]
         shares.append(missing.mean(axis=0))
         block[~(np.abs(block) <= np.finfo(np.float32).max)] = np.nan  # what no record can hold
         middle = np.array(
@@ -239,6 +251,8 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         flags=flags,
         bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
+        id_like=tuple(id_like),
+        unlabelled=_unlabelled(reader, rows),
     )
 
 
@@ -286,8 +300,11 @@ def _check_extras(data: DataConfig, dimensions: int) -> None:
         raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
 
 
-def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
-    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded."""
+def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[tuple[int, FloatArray]]:
+    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded.
+
+    With them comes the number of the first column.
+    """
     width = math.prod(reader.shape)
     step = max(1, _VALUES_AT_ONCE // len(rows))
     for first in range(0, width, step):
@@ -295,7 +312,15 @@ def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             raw, _ = reader.read(rows[start : start + _ROWS_AT_ONCE], reader.names)
             block[start : start + len(raw)] = raw.reshape(len(raw), width)[:, first : first + block.shape[1]]
-        yield block
+        yield first, block
+
+
+def _unlabelled(reader: Reader, rows: IntegerArray) -> int:
+    """Return how many of these public rows have no label. Features aren't parsed, where the format allows it."""
+    if not isinstance(reader, TableReader):
+        return 0
+    parts = [reader.read(rows[start : start + _ROWS_AT_ONCE], ())[1] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return sum(int(np.isnan(part).sum()) for part in parts)
 
 
 def _indicators(codes: FloatArray, width: int) -> FloatArray:
