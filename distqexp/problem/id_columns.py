@@ -48,4 +48,4 @@ def looks_like_id(name: str, column: FloatArray) -> bool:
     words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     if _WORDS & set(re.split(r"[\W_\d]+", words.lower())) or name.lower().endswith(("id", "_nr", "_no")):
         return distinct >= max(_FEWEST, _SHARE * len(numbers))
-    return distinct == len(numbers) == len(column) and numbers.max() - numbers.min() < 2 * len(numbers)
+    return distinct == len(numbers) == len(column) and bool(numbers.max() - numbers.min() < 2 * len(numbers))
