@@ -110,7 +110,10 @@ class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
 
     format: Literal["digits", "idx", "csv", "parquet", "hdf5"] = key("the reader")
-    path: str | None = key("file; ${NAME} is an environment variable; relative to the config file", default=None)
+    path: str | None = key(
+        "file; ${NAME} is an environment variable; relative to the config file; a name such as ward-*.csv is that of several tables",
+        default=None,
+    )
     labels: str | None = key("file of the labels, for idx", default=None)
     rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
     where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"; of images, "label < 5"', default=None)

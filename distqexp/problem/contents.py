@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distqexp.config import DataConfig
-from distqexp.problem.identity import source_files
+from distqexp.problem.identity import record_files
 from distqexp.problem.readers.bytes import BLOCK
 from distqexp.problem.readers.text_bytes import table_source
 from distqexp.problem.selection import select_rows
@@ -37,7 +37,7 @@ def content_digests(data: DataConfig, readers: Readers | None = None) -> tuple[b
         readers: the readers that this process has open already.
     """
     digests: list[bytes] = []
-    for path in source_files(data)[: data.format != "digits"]:  # not the labels of images, which say little
+    for path in record_files(data):  # not the labels of images, which say little
         digests += _file_digests(path, lines=data.format == "csv")
     if data.unit is not None:
         reader = (readers or Readers()).of(data, private=True)
