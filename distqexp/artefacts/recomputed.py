@@ -30,6 +30,7 @@ from distqexp.config import config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
 from distqexp.privacy.calibration import Calibration
+from distqexp.problem.fitted_codings import codings_of
 from distqexp.problem.schema import IMAGE_FORMATS, Schema, schema_from_config
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def _with_rules(schema: Schema, format: str, plan: Plan) -> Schema:
         bound=roles.winsorise_above if table else None,
         constant=roles.constant and table,
         tokens=roles.tokens,
+        codings=codings_of(roles, {c.column: c.values for c in schema.codings if c.kind == "levels"}),
     )
 
 

@@ -158,14 +158,24 @@ def _one_of(names: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _list(hint: Any, arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    pair = len(arguments) == 2 and arguments[1] is not Ellipsis
     inner = arguments[0]
-    if isinstance(value, str) and inner is str:
+    if isinstance(value, str) and inner is str and not pair:
         value = [value]
+    if isinstance(value, dict) and _is_named(inner):
+        value = [[name, item] for name, item in value.items()]
     if not isinstance(value, list):
         raise UsageError(f"config key {where}: {value!r} is a {_type_of(value)}; expected {type_name(hint)}")
-    if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+    if pair and len(value) != 2:
         raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
-    return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    kinds = arguments if pair else [inner] * len(value)
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _is_named(hint: Any) -> bool:
+    """Whether a list of this type is a table in a file: its items are pairs of a name and a value."""
+    arguments = typing.get_args(hint)
+    return len(arguments) == 2 and arguments[0] is str and arguments[1] is not Ellipsis
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

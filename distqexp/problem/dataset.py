@@ -17,10 +17,12 @@ from distqexp.arrays import IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels, mark_tokens, token_rule
+from distqexp.problem.fitted_codings import refuse_other_codings
 from distqexp.problem.images import Turns, Views, rotate_images, with_views
 from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import facts_of
+from distqexp.problem.readers.dialect import refuse_unlike_dialect
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.selection import open_blank, select_rows
@@ -43,8 +45,13 @@ class Dataset:
         self.data = data
         self._turns = turns
         self.schema = schema
-        self._reader = reader
+        self._reader = reader.coded(schema.codings)
         self._blank, self._blank_stats = open_blank(data, reader.count)
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the records, which gives the numbers of the schema's codings."""
+        return self._reader
 
     @property
     def private(self) -> bool:
@@ -186,6 +193,8 @@ class Dataset:
             values = values.astype(np.float32)
             mark(faults, ~np.isfinite(values), Fault.NOT_FINITE)
         numbers = np.asarray(labels, dtype=np.float64)
+        if self.schema.loss != "mean-squared-error":
+            numbers = numbers.reshape(len(rows))  # labels of shape (n, 1) are one label a record
         mark_labels(faults, numbers, self.schema)
         if not self.private:
             self._refuse(faults)
@@ -231,6 +240,9 @@ def open_dataset(
     """
     reader = open_reader(data, private) if reader is None else reader
     schema.check(reader)
+    refuse_other_codings(data, schema.codings)
+    if reader.dialect is not None and private:
+        refuse_unlike_dialect(reader.files()[0], data, reader.dialect, schema.dialect)
     if data.rotate and not reader.image:
         raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images: digits or idx")
     if turns and not reader.image:
@@ -246,6 +258,8 @@ def count_units(data: DataConfig) -> int:
     A row without an id belongs to nobody and doesn't count. Only the filter and unit columns are read.
     """
     reader = open_reader(data, private=True)
+    if reader.dialect is not None and data.where is not None:
+        refuse_unlike_dialect(reader.files()[0], data, reader.dialect, None)
     rows = select_rows(data, reader, keep_blank=False)
     if data.unit is None:
         return len(rows)

@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
+from distqexp.problem.id_columns import looks_like_id
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import some
+from distqexp.problem.readers.codings import Coding
+from distqexp.problem.readers.dialect import Dialect
+from distqexp.problem.readers.table import TableReader
 from distqexp.problem.selection import select_rows
 
 IMAGE_FORMATS = ("digits", "idx")
@@ -27,7 +32,8 @@ _ROWS_AT_ONCE = 1024
 class Schema:
     """Everything that a site needs to read its own file as the plan reads the public one. Public.
 
-    Inputs are the features, then the flags, then the constant. ``medians``, ``means`` and ``scales`` hold one number a raw feature,
+    Inputs are the features that aren't categorical, then those that are (an input for each level, one for all other levels, all zero
+    where missing), then the flags, then the constant. ``medians``, ``means`` and ``scales`` hold one number a raw feature,
     flattened; they are empty for images and without public data, which stands for zero, zero and one.
 
     Attributes:
@@ -45,6 +51,10 @@ class Schema:
         constant: whether the inputs end with a constant 1.
         tokens: whether inputs are int64 (n, 2, L), tokens of 0 .. vocabulary - 1 and their mask.
         vocabulary: the number of tokens, where it is known.
+        codings: how the columns that aren't numbers are read, and the label.
+        dialect: how the public file is written, where it is a CSV file.
+        id_like: the features that look like ids in public records, which a warning names.
+        unlabelled: the number of public records without a label, which are left out.
     """
 
     loss: str
@@ -61,13 +71,22 @@ class Schema:
     constant: bool = False
     tokens: bool = False
     vocabulary: int | None = None
+    codings: tuple[Coding, ...] = ()
+    dialect: Dialect | None = None
+    id_like: tuple[str, ...] = ()
+    unlabelled: int = 0
+
+    @property
+    def levels(self) -> dict[int, Coding]:
+        """The codings of the categorical features, by the position of the feature."""
+        return {self.names.index(coding.column): coding for coding in self.codings if coding.kind == "levels"}
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
         """The shape of one record's model input, where it is known."""
         if self.shape is None:
             return None
-        extra = len(self.flags) + int(self.constant)
+        extra = len(self.flags) + int(self.constant) + sum(coding.width - 1 for coding in self.levels.values())
         return (self.shape[0] + extra,) if extra else self.shape
 
     @property
@@ -94,8 +113,15 @@ class Schema:
             features = (features - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
         if self.bound is not None:  # infinity stays: its record is refused
             features = np.where(np.isfinite(features), np.clip(features, -self.bound, self.bound), features)
-        if not self.flags and not self.constant:
+        levels = self.levels
+        if not self.flags and not self.constant and not levels:
             return features.reshape(values.shape)
+        if levels:
+            numeric = [at for at in range(width) if at not in levels]
+            features = np.concatenate(
+                [features[:, numeric], *(_indicators(flat[:, at], coding.width) for at, coding in levels.items())],
+                axis=1,
+            )
         extra = [missing[:, list(self.flags)].astype(np.float64)]
         if self.constant:
             extra.append(np.ones((len(flat), 1)))
@@ -113,7 +139,7 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
-        if self.loss != "mean-squared-error" and reader.target_shape:
+        if self.loss != "mean-squared-error" and reader.target_shape not in ((), (1,)):
             raise FileContentError(
                 f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
                 "recode them, or correct model.loss"
@@ -122,6 +148,7 @@ class Schema:
     def to_tree(self) -> dict[str, Any]:
         """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)
+        tree["codings"] = [[coding.column, coding.kind, list(coding.values)] for coding in self.codings]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
@@ -134,8 +161,16 @@ class Schema:
         if set(tree) != fields:
             raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tree.items()}
+        try:
+            values["codings"] = tuple(Coding(name, kind, tuple(texts)) for name, kind, texts in values["codings"])
+            values["dialect"] = None if values["dialect"] is None else Dialect(**values["dialect"])
+        except (TypeError, ValueError):
+            raise FileContentError(
+                "schema: codings or dialect of another form; the plan is damaged: get it again"
+            ) from None
         schema = cls(**values)
         schema._validate()
+        need_codings(schema.codings, schema.names, schema.dialect)
         return schema
 
     def _validate(self) -> None:
@@ -150,6 +185,7 @@ class Schema:
             need(bound is None or (type(bound) is int and bound >= 1), f"{name} must be 1 or more")
         pair = self.shape is None or (len(self.shape) == 2 and self.shape[0] == 2)
         need(not self.tokens or (pair and not (self.image or self.means)), "tokens come with their mask, as they are")
+        need(_all(self.id_like, str) and type(self.unlabelled) is int, "id_like must be texts, unlabelled a number")
         numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
@@ -179,13 +215,21 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
     roles = data.columns
     tokens = roles.tokens
+    codings = fitted_codings(data, reader, rows)
+    reader = reader.coded(codings)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
+    base = dataclasses.replace(base, codings=codings, dialect=reader.dialect)
     if reader.image or tokens:
         return base
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
-    for block in _column_blocks(reader, rows):
+    id_like: list[str] = []
+    coded = {coding.column for coding in codings}
+    for first, block in _column_blocks(reader, rows):
         missing = np.isnan(block)
+        if len(reader.names) == math.prod(reader.shape):
+            columns = zip(reader.names[first:], block.T, strict=False)
+            id_like += [name for name, column in columns if name not in coded and looks_like_id(name, column)]
         shares.append(missing.mean(axis=0))
         block[~(np.abs(block) <= np.finfo(np.float32).max)] = np.nan  # what no record can hold
         middle = np.array(
@@ -207,6 +251,8 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         flags=flags,
         bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
+        id_like=tuple(id_like),
+        unlabelled=_unlabelled(reader, rows),
     )
 
 
@@ -244,7 +290,9 @@ def schema_from_config(
             actual = "absent" if record_shape is None else list(record_shape)
             raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
         return Schema(loss, False, roles.features, (2, *record_shape), 1.0, classes, tokens=True)
-    return Schema(loss, False, roles.features, (len(roles.features),), 1.0, classes, constant=roles.constant)
+    codings = declared_codings(data)
+    names = roles.features
+    return Schema(loss, False, names, (len(names),), 1.0, classes, constant=roles.constant, codings=codings)
 
 
 def _check_extras(data: DataConfig, dimensions: int) -> None:
@@ -252,8 +300,11 @@ def _check_extras(data: DataConfig, dimensions: int) -> None:
         raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
 
 
-def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
-    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded."""
+def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[tuple[int, FloatArray]]:
+    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded.
+
+    With them comes the number of the first column.
+    """
     width = math.prod(reader.shape)
     step = max(1, _VALUES_AT_ONCE // len(rows))
     for first in range(0, width, step):
@@ -261,7 +312,20 @@ def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             raw, _ = reader.read(rows[start : start + _ROWS_AT_ONCE], reader.names)
             block[start : start + len(raw)] = raw.reshape(len(raw), width)[:, first : first + block.shape[1]]
-        yield block
+        yield first, block
+
+
+def _unlabelled(reader: Reader, rows: IntegerArray) -> int:
+    """Return how many of these public rows have no label. Features aren't parsed, where the format allows it."""
+    if not isinstance(reader, TableReader):
+        return 0
+    parts = [reader.read(rows[start : start + _ROWS_AT_ONCE], ())[1] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return sum(int(np.isnan(part).sum()) for part in parts)
+
+
+def _indicators(codes: FloatArray, width: int) -> FloatArray:
+    """Return float64 (n, width): a 1 in the column of each code; zeros where a code is missing."""
+    return np.asarray(codes[:, None] == np.arange(width), dtype=np.float64)
 
 
 def _vector(values: tuple[float, ...], width: int, default: float) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ from distqexp.stages.sampling import forget_coins, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_same_records, whole_sketch
+from distqexp.stages.table_warnings import count_warnings
 from distqexp.stages.void import Void, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
 
@@ -92,6 +94,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     secrets = secrets_of(plan, charging, role)
     engine.on_root(lambda: refuse_overlaps(dataclasses.replace(plan.config.data, private=(spec,)), worker.readers))
     shards = open_shards(plan, [spec], engine, secrets.digest, state, worker)
+    engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),

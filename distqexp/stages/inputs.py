@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distqexp.config import Config, DataConfig
 from distqexp.problem.readers.base import existing_file
+from distqexp.problem.readers.patterns import existing_files
 
 
 def check_paths(config: Config) -> None:
@@ -21,7 +22,7 @@ def check_files(where: str, data: DataConfig | None) -> None:
     if data is None:
         return
     if data.format != "digits":
-        existing_file(data.path, f"{where}.path")
+        existing_files(data.path, f"{where}.path")
     if data.format == "idx":
         existing_file(data.labels, f"{where}.labels")
     if data.blank is not None:

@@ -29,6 +29,7 @@ from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
 from distqexp.problem.weights import load_weights
 from distqexp.stages.guard import Guard, refuse_unusable_start
+from distqexp.stages.table_warnings import table_warnings
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
@@ -110,6 +111,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
+        *table_warnings(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
 

@@ -40,6 +40,7 @@ from distqexp.stages.sampling import Secrets, secrets_of
 from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_files, sketch_same_records
+from distqexp.stages.table_warnings import count_warnings
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _open_work(
     secrets = secrets_of(plan, charging, "release")
     engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
     shards = open_shards(plan, config.data.private, engine, secrets.digest, worker=worker)
+    engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), config.data.population, config.data.private, worker.readers),

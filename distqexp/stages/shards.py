@@ -29,8 +29,10 @@ from distqexp.problem.identity import (
     fingerprint,
     plain_digest,
     require_opened,
+    source_files,
 )
 from distqexp.problem.independence import refuse_coupling
+from distqexp.problem.open_files import refuse_open_for_writing
 from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
 from distqexp.problem.sources import DataSource
@@ -125,6 +127,8 @@ def _scan(
     present: Counter[str] = Counter()
     for data in shards:
         check_files("data.private", data)
+        for path in source_files(data):
+            refuse_open_for_writing(path)
     facts = [file_facts(data) for data in shards]
     readers = [worker.readers.of(data, private=True) for data in shards]
     datasets = [

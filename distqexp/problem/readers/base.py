@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.readers.codings import Coding
+from distqexp.problem.readers.dialect import Dialect
 from distqexp.problem.readers.entries import is_missing
 from distqexp.storage.confined.parent import check_confined
 from distqexp.storage.content import Request
@@ -36,6 +38,7 @@ class Reader(ABC):
         private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
+        dialect: how the fields of a CSV file are written.
     """
 
     count: int
@@ -45,6 +48,7 @@ class Reader(ABC):
     image: bool = False
     target_shape: tuple[int, ...] = ()
     private: bool = False
+    dialect: Dialect | None = None
 
     @abstractmethod
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -74,6 +78,17 @@ class Reader(ABC):
 
         That is damage anywhere in the file, or a column of another type.
         """
+
+    def coded(self, codings: Sequence[Coding]) -> Reader:
+        """Return a reader of the same open file whose ``read`` gives the numbers of these codings.
+
+        Filters and unit ids are as they were. Raises UsageError where there are codings and the format has none.
+        """
+        if codings:
+            raise UsageError(
+                f"data.*.columns: {', '.join(repr(coding.column) for coding in codings)}: coded columns need csv or parquet"
+            )
+        return self
 
     def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
         """Return the unit ids of these rows.
