@@ -11,17 +11,26 @@ import torch
 from distqexp.arrays import Arrays, FloatArray
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config
+from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_kind, register_precision
 from distqexp.geometry.subspaces import register_subspace, subspace_kind
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
+from distqexp.gradients.vectorising import describe_way, learn_way
+from distqexp.kinds import Needs
+from distqexp.problem.admission import scripted
 from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.losses import Loss, get_loss
-from distqexp.problem.network import Network
+from distqexp.problem.network import Network, described_parameters
 from distqexp.problem.schema import Schema
 from distqexp.problem.sources import Readers
+from distqexp.problem.user_code import own_code
+
+_WITHOUT_LAYERS = (
+    "correct the model, or take another subspace and precision.kind than kronecker's, which take any module"
+)
 
 
 class Worker:
@@ -53,6 +62,7 @@ class Worker:
         self._network = network
         self._theta: FloatArray | None = None
         self._taps: dict[tuple[object, ...], Taps] = {}
+        self._learnt: set[tuple[object, ...]] = set()
 
     @staticmethod
     def of_plan(plan: Plan) -> Worker:
@@ -114,16 +124,61 @@ class Worker:
                 self.network_at(theta)
         return self._taps[key]
 
+    def learn(self, record: torch.Tensor) -> None:
+        """Learn whether torch.func can differentiate what rounds work on, for records like this one (1, ...), once.
+
+        As for taps, at the plan's parameters, with none of them zero; parameters are then as they were before. Raises UsageError
+        where the model can't be differentiated at all.
+        """
+        network = self.network if self.frozen is None else self.frozen.head
+        key = (network is self.network, tuple(record.shape[1:]), record.dtype)
+        if key not in self._learnt:
+            theta = self._theta
+            self.lend().load_state(self.weights)
+            _wake(network)
+            factors = self.config.private_curvature or self.config.precision.traits.needs is Needs.CURVATURE
+            learn_way(network, self.loss, record, factors)
+            self._learnt.add(key)
+            if theta is not None:
+                self.network_at(theta)
+
     def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:
         """Refuse a model whose gradients couple the records of a batch, for records of this shape. Raises UsageError.
 
-        For plans, and for shards before anything is charged. Without blocks there is nothing to check: torch.func takes each record
-        alone.
+        For plans, and for shards before anything is charged. Without blocks each record is taken alone; how is then learnt here.
         """
-        if self.blocks is not None:
-            kind = torch.int64 if self.schema.tokens else torch.float32
-            record = torch.zeros((1, *shape), dtype=kind, device=self.network.device)
+        if self.blocks is None:
+            self.learn(self._record_in_rounds(shape))
+            return
+        layers = scripted(self.network.module)
+        if layers:
+            raise UsageError(
+                f"model: {layers[0]} is TorchScript, and nothing works layer by layer in it; expected a plain module; return it "
+                "before torch.jit.script, or take another subspace and precision.kind than kronecker's"
+            )
+        record = torch.zeros((1, *shape), dtype=self._record_type, device=self.network.device)
+        with own_code(f"model: layer by layer, for synthetic records of shape {tuple(shape)}", _WITHOUT_LAYERS):
             self.taps_of(record, whole=True, may_refuse=True)
+
+    def describe(self) -> list[str]:
+        """Return lines on the model for whoever makes the plan: what is trained, and where records are taken one at a time."""
+        lines, shape = [described_parameters(self.network)], self.schema.input_shape
+        if shape is not None and self.blocks is None:
+            network = self.network if self.frozen is None else self.frozen.head
+            record = self._record_in_rounds(shape)
+            lines += describe_way(network, self.loss, record, self.config.engine.micro_batch)
+        return lines
+
+    @property
+    def _record_type(self) -> torch.dtype:
+        return torch.int64 if self.schema.tokens else torch.float32
+
+    def _record_in_rounds(self, shape: Sequence[int]) -> torch.Tensor:
+        """Return a blank record of this shape as rounds have it: with the features of a frozen part in place of inputs."""
+        frozen, device = self.frozen, self.network.device
+        if frozen is None:
+            return torch.zeros((1, *shape), dtype=self._record_type, device=device)
+        return torch.zeros((1, *frozen.shape), dtype=frozen.head.dtype, device=device)
 
     @cached_property
     def frozen(self) -> FrozenPart | None:

@@ -132,13 +132,16 @@ def adapt(module: nn.Module) -> None:
 
     Outputs with ``logits`` (an attribute or a key) are replaced by them. A Hugging Face model (known by its ``main_input_name``)
     that takes input_ids gets the tokens and the mask of int64 (n, 2, L) inputs by name; another one gets the tensor by the name of
-    its main input. Its attention is set to the eager implementation, and its masks never depend on whether any record of the batch
-    has padding, so that records stay apart. All of this is done by hooks, so that parameters keep their names.
+    its main input. The attention of every such model, inside another module too, is set to the eager implementation, and its masks
+    never depend on whether any record of the batch has padding, so that records stay apart. Of several outputs the one that can be
+    logits is taken. Half precision that autocast left is widened. All of this is done by hooks, so that parameters keep their names.
     """
     if _logits in module._forward_hooks.values():
         return
+    for part in module.modules():
+        if isinstance(getattr(part, "main_input_name", None), str):
+            _keep_records_apart(part)
     if isinstance(getattr(module, "main_input_name", None), str):
-        _keep_records_apart(module)
         module.register_forward_pre_hook(_by_name, with_kwargs=True)
     module.register_forward_hook(_logits)
 
@@ -205,12 +208,38 @@ def _by_name(
 
 
 def _logits(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Replace an output that has logits by them."""
-    if isinstance(output, torch.Tensor):
-        return None
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    return getattr(output, "logits", None)
+    """Replace an output that has logits by them, and several outputs by the only one that can be logits."""
+    logits = output
+    if not isinstance(output, torch.Tensor):
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        logits = _only_candidate(output) if named is None else named
+    half = isinstance(logits, torch.Tensor) and logits.dtype in (torch.float16, torch.bfloat16)
+    if half and next(module.parameters()).dtype == torch.float32:  # under autocast
+        logits = logits.float()
+    return None if logits is output else logits
+
+
+def _only_candidate(output: Any) -> Any:
+    """Return the only vector or matrix of numbers among several outputs; the outputs themselves where they aren't several."""
+    if isinstance(output, Mapping):
+        parts = {f"[{name!r}]": value for name, value in output.items()}
+    elif isinstance(output, list | tuple):
+        parts = {f"[{number}]": value for number, value in enumerate(output)}
+    else:
+        return output
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in parts.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    candidates = [name for name, shape in shapes.items() if len(shape) in (1, 2)]
+    if len(candidates) != 1:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()) or "no tensor of numbers"
+        raise UsageError(
+            f"model: it returns a {type(output).__name__} of {len(parts)}: {found}; expected one that can be logits, (n, outputs); "
+            "let forward return the logits alone, or wrap the module in one whose forward does"
+        )
+    return parts[candidates[0]]
 
 
 def _keep_records_apart(module: nn.Module) -> None:

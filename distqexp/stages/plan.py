@@ -54,7 +54,10 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
-    plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
+    plan = Plan(
+        config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state,
+        notes=tuple(worker.describe()) if engine.is_root else (),
+    )  # fmt: skip
     return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).with_identity(), worker
 
 
@@ -77,6 +80,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        *plan.notes,
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
