@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -76,6 +76,14 @@ def describe_way(network: Network, loss: Loss, record: torch.Tensor, micro_batch
     ]
 
 
+@contextmanager
+def hidden_by_checkpoints() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells afterwards whether torch warned of a re-entrant checkpoint that hides parameters inside."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lambda: any(_REENTRANT in str(warning.message) for warning in caught)
+
+
 def _targets(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
     """Return targets that the loss allows for these inputs."""
     with torch.no_grad():
@@ -87,10 +95,9 @@ def _targets(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor
 def _alone(network: Network, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Return the gradients of each record alone, with gradients of inputs where a re-entrant checkpoint needs them."""
     for _ in range(2):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with hidden_by_checkpoints() as hidden:
             rows = compute()
-        if not any(_REENTRANT in str(warning.message) for warning in caught):
+        if not hidden():
             return rows
         network.inputs_need_gradients = True
     raise UsageError(

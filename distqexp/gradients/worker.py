@@ -18,9 +18,8 @@ from distqexp.geometry.subspaces import register_subspace, subspace_kind
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
-from distqexp.gradients.vectorising import describe_way, learn_way
+from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
 from distqexp.kinds import Needs
-from distqexp.problem.admission import scripted
 from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network, described_parameters
@@ -145,20 +144,25 @@ class Worker:
     def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:
         """Refuse a model whose gradients couple the records of a batch, for records of this shape. Raises UsageError.
 
-        For plans, and for shards before anything is charged. Without blocks each record is taken alone; how is then learnt here.
+        For plans, and for shards before anything is charged. Without blocks there is nothing to check: each record is taken alone.
         """
         if self.blocks is None:
-            self.learn(self._record_in_rounds(shape))
             return
-        layers = scripted(self.network.module)
-        if layers:
-            raise UsageError(
-                f"model: {layers[0]} is TorchScript, and nothing works layer by layer in it; expected a plain module; return it "
-                "before torch.jit.script, or take another subspace and precision.kind than kronecker's"
-            )
         record = torch.zeros((1, *shape), dtype=self._record_type, device=self.network.device)
         with own_code(f"model: layer by layer, for synthetic records of shape {tuple(shape)}", _WITHOUT_LAYERS):
-            self.taps_of(record, whole=True, may_refuse=True)
+            with hidden_by_checkpoints() as hidden:
+                self.taps_of(record, whole=True, may_refuse=True)
+            if hidden():
+                raise UsageError(
+                    "model: a re-entrant checkpoint (torch.utils.checkpoint) hides the parameters inside from the gradient; expected "
+                    f"use_reentrant=False; set it where the model calls checkpoint, or {_WITHOUT_LAYERS}"
+                )
+
+    def refuse_indifferentiable(self, shape: Sequence[int]) -> None:
+        """Refuse a model that no way differentiates, for records of this shape, and learn the way. Raises UsageError."""
+        self.refuse_wrong_gradients(shape)
+        if self.blocks is None:
+            self.learn(self._record_in_rounds(shape))
 
     def describe(self) -> list[str]:
         """Return lines on the model for whoever makes the plan: what is trained, and where records are taken one at a time."""

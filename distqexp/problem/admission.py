@@ -81,8 +81,10 @@ def _unwrapped(module: nn.Module) -> nn.Module | None:
     """Return what is inside a wrapper; None where the module is none."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return module.module
+    if type(module).__name__ != "OptimizedModule":  # importing torch's compiler to ask for its class would take seconds
+        return None
     inner: Any = module._modules.get("_orig_mod")
-    return inner if type(module).__name__ == "OptimizedModule" and isinstance(inner, nn.Module) else None
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _refuse(name: str, part: nn.Module) -> None:
@@ -94,8 +96,8 @@ def _refuse(name: str, part: nn.Module) -> None:
         )
     if isinstance(part, _TABLES) and part.max_norm is not None:
         raise UsageError(
-            f"model: {title} has max_norm = {part.max_norm:g}, which changes its weight at every call; expected None; remove "
-            "max_norm, or scale the rows once in the factory"
+            f"model: {name or 'the module'}: this {type(part).__name__} has max_norm = {part.max_norm:g}, which changes its weight at "
+            "every call; expected None; remove max_norm, or scale the rows once in the factory"
         )
     if isinstance(part, torch.nn.quantized.Linear | torch.nn.quantized.Conv2d):
         raise UsageError(

@@ -136,8 +136,8 @@ def adapt(module: nn.Module) -> None:
     never depend on whether any record of the batch has padding, so that records stay apart. Of several outputs the one that can be
     logits is taken. Half precision that autocast left is widened. All of this is done by hooks, so that parameters keep their names.
     """
-    if _logits in module._forward_hooks.values():
-        return
+    if isinstance(module, torch.jit.ScriptModule) or _logits in module._forward_hooks.values():
+        return  # TorchScript takes no hooks
     for part in module.modules():
         if isinstance(getattr(part, "main_input_name", None), str):
             _keep_records_apart(part)

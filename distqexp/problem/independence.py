@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from distqexp.errors import UsageError
 from distqexp.problem.network import Network
+from distqexp.problem.user_code import own_code
 
 _RECORDS = 5
 _FIXED = 1
@@ -42,7 +43,7 @@ def refuse_coupling(network: Network, input_shape: tuple[int, ...], tokens: bool
     """Refuse a model whose outputs for a record depend on the other records of the batch, or on chance.
 
     A few synthetic records (fixed seed, public) are run as the model is used: twice as they are, then with all but one replaced. The
-    outputs of that one must stay the same to the last bit. Buffers are left as they were.
+    outputs of that one must stay the same to the last bit. Buffers and parameters are left as they were.
 
     Args:
         network: the model.
@@ -51,25 +52,29 @@ def refuse_coupling(network: Network, input_shape: tuple[int, ...], tokens: bool
         vocabulary: the number of tokens, where it is known.
 
     Raises:
-        UsageError: the model does so, or changes its buffers. The message names the remedy and, where one shows, the innermost
-            module at fault.
+        UsageError: the model does so, changes its buffers or parameters, or raises an exception, which is shown. The message names the
+            remedy and, where one shows, the innermost module at fault.
     """
-    buffers = {name: buffer.detach().clone() for name, buffer in network.module.named_buffers()}
+    tensors = dict(network.module.named_buffers()) | dict(network.module.named_parameters())
+    stored = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     devices = [network.device] if network.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):  # a random layer draws from the global generator
             for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
                 _compare(network, batch, variants)
-        for name, buffer in network.module.named_buffers():
-            if name in buffers and not torch.equal(buffer, buffers[name]):
+        for name, tensor in tensors.items():
+            if not _same([tensor], [stored[name]]):
+                kind, remedy = ("parameter", "change no parameter in forward")
+                if not isinstance(tensor, nn.Parameter):
+                    kind, remedy = "buffer", "use the layer with its statistics fixed"
                 raise UsageError(
-                    f"model: its buffer {name} changes with every batch, which would carry records over to others; "
-                    "expected buffers fixed in evaluation mode; use the layer with its statistics fixed"
+                    f"model: its {kind} {name} changes with every batch, which would carry records over to others; "
+                    f"expected {kind}s fixed in evaluation mode; {remedy}"
                 )
     finally:
-        for name, buffer in network.module.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(stored[name])
 
 
 def vocabulary_of(network: Network, length: int) -> int:
@@ -143,14 +148,9 @@ def _batches(
 
 
 def _outputs(network: Network, inputs: torch.Tensor) -> torch.Tensor:
-    try:
-        with torch.no_grad():
-            outputs: Any = network.module(network.prepare(inputs))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UsageError(
-            f"model: it refuses a batch of {len(inputs)} records ({' '.join(str(error).split())}); expected any number of "
-            "records of one shape; correct the model or model.args"
-        ) from None
+    remedy = "expected any number of records of one shape; correct the model or model.args"
+    with own_code(f"model: it refuses a batch of {len(inputs)} records", remedy), torch.no_grad():
+        outputs: Any = network.module(network.prepare(inputs))
     if not isinstance(outputs, torch.Tensor) or len(outputs) != len(inputs):
         raise UsageError(
             f"model: it returned {type(outputs).__name__} for a batch of {len(inputs)} records; expected a tensor (n, ...) or an "
@@ -174,7 +174,11 @@ def _calls(network: Network, inputs: torch.Tensor, whole: bool = False) -> list[
 
 @contextmanager
 def _hooks(modules: list[Any], note: Callable[..., None], with_kwargs: bool = False) -> Iterator[None]:
-    handles = [module.register_forward_hook(note, with_kwargs=with_kwargs) for module in modules]
+    handles = [
+        module.register_forward_hook(note, with_kwargs=with_kwargs)
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)  # TorchScript takes no hooks
+    ]
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from distqexp.problem.pretrain import pretrain
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
+from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
 
 
@@ -50,7 +51,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     if not (config.by_blocks or config.subspace.traits.stored):
         subspace_of(config, d, k, 0)
     if schema.input_shape is not None:
-        worker.refuse_wrong_gradients(schema.input_shape)
+        worker.refuse_indifferentiable(schema.input_shape)
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
@@ -113,13 +114,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         )
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
-    try:
+    with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UsageError(
-            f"model.args: the model refuses a record of shape {shape} ({' '.join(str(error).split())}); "
-            "make its inputs those of data.public"
-        ) from None
     refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
     if loss != "cross-entropy":
         return schema
@@ -138,7 +134,10 @@ def _pretrained_network(config: Config, schema: Schema, network: Network, reader
         reader = readers.of(config.data.public, private=False)
         dataset = open_dataset(config.data.public, schema, reader=reader)
         records = dataset.read(dataset.slot_map().rows)
-        pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
+        with own_code(
+            "model.pretrain: in training mode, for public records", "correct the model, or leave pretrain out"
+        ):
+            pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
     return network
 
 
