@@ -23,7 +23,7 @@ _LORA_KEYS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
-_LORA_PREFIX = "base_model.model."
+LORA_PREFIX = "base_model.model."
 """What peft puts before the names of a model with low-rank factors."""
 _REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
@@ -154,7 +154,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
         state: the state from a file.
     """
     state = _body_weights(own, state)
-    prefix = _LORA_PREFIX
+    prefix = LORA_PREFIX
     if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
         return state
     tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
@@ -169,7 +169,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
 
 def _body_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state of a body alone as that of ``MeanPooled``, without its own pooling and the positions that old files have."""
-    outer = _LORA_PREFIX if next(iter(own), "").startswith(_LORA_PREFIX) else ""
+    outer = LORA_PREFIX if next(iter(own), "").startswith(LORA_PREFIX) else ""
     heads = {name: own[outer + name] for name in ("classifier.weight", "classifier.bias") if outer + name in own}
     if not any(name.startswith(f"{outer}body.") for name in own) or any(name.startswith("body.") for name in state):
         return state

@@ -82,6 +82,11 @@ class Network:
         """The name and shape of every trainable parameter, in the order of theta."""
         return tuple((name, tuple(parameter.shape)) for name, parameter in self._parameters.items())
 
+    @property
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of theta."""
+        return list(self._parameters.values())
+
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
         """Return the trainable parameters, detached, by name, in the order of theta."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}

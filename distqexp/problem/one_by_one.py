@@ -74,7 +74,7 @@ def _outputs(network: Network, record: torch.Tensor) -> torch.Tensor:
 
 def _gradient(network: Network, value: torch.Tensor) -> torch.Tensor:
     """Return the gradient (d,) of a value, as ``backward`` leaves it: re-entrant checkpoints take no other way."""
-    parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
+    parameters = network.trainable_parameters
     try:
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]

@@ -129,7 +129,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
     """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
     if config.model.weights is not None:
-        load_weights(network, Path(config.model.weights))
+        load_weights(network, Path(config.model.weights), config.model.new_head)
     if config.model.pretrain is not None and config.data.public is not None:
         reader = readers.of(config.data.public, private=False)
         dataset = open_dataset(config.data.public, schema, reader=reader)
