@@ -25,7 +25,7 @@ _LORA_KEYS = (
 )  # fmt: skip
 LORA_PREFIX = "base_model.model."
 """What peft puts before the names of a model with low-rank factors."""
-_REMEDY = "expected it installed; pip install 'distqexp[hf]'"
+REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
 class MeanPooled(nn.Module):
@@ -82,7 +82,7 @@ def from_config(
         import transformers
         from huggingface_hub.errors import StrictDataclassError
     except ImportError:
-        raise UsageError(f"model.factory: transformers is not installed; {_REMEDY}") from None
+        raise UsageError(f"model.factory: transformers is not installed; {REMEDY}") from None
     kind = getattr(transformers, model, None)
     if kind is None:
         raise UsageError(f"model.args.model: transformers {transformers.__version__} has no {model}; update it")
@@ -102,6 +102,20 @@ def from_config(
     if head is not None:
         _zero_head(module, head)
     return module if lora is None else _with_lora(module, dict(lora))
+
+
+def from_folder(**arguments: Any) -> nn.Module:
+    """Stand for the factory of a config whose ``model.weights`` is a folder of ``save_pretrained``.
+
+    ``problem.pretrained.resolved`` replaces it by ``from_config`` with the sizes in the folder's config.json. Its arguments are
+    those of ``from_config`` but ``config``, with ``outputs`` for another number of outputs than the folder's.
+
+    Raises:
+        UsageError: always, as it is called without a folder.
+    """
+    raise UsageError(
+        "model.factory: from_folder takes the model of the folder in model.weights; expected such a folder; set model.weights"
+    )
 
 
 def _mean_pooled(module: nn.Module, pooling: str, model: str) -> nn.Module:
@@ -189,7 +203,7 @@ def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
     try:
         import peft
     except ImportError:
-        raise UsageError(f"model.args.lora: peft is not installed; {_REMEDY}") from None
+        raise UsageError(f"model.args.lora: peft is not installed; {REMEDY}") from None
     low_rank: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
     return low_rank
 

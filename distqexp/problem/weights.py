@@ -23,10 +23,9 @@ _FOUND_OUT = (".num_batches_tracked", ".position_ids")
 """Ends of names of buffers that no output depends on, and that older files lack or have."""
 
 
-def write_weights(path: Path, weights: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
+def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> bytes:
     """Store named arrays as a .safetensors file, atomically, and return the bytes written. Raises StorageError."""
-    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    content: bytes = safetensors.numpy.save(arrays, dict(metadata) if metadata else None)
+    content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in weights.items()})
     write_atomic(path, content)
     return content
 

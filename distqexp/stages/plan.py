@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from distqexp.artefacts.derived import derived_calibration, derived_forecast
 from distqexp.artefacts.plan import Plan
@@ -22,6 +23,7 @@ from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
+from distqexp.problem.pretrained import FROM_FOLDER, resolved
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
@@ -41,6 +43,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     public data are missing.
     """
     pin_threads(config.engine.threads)
+    config = _resolved(config, engine)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
@@ -124,6 +127,18 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
             f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
         )
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
+
+
+def _resolved(config: Config, engine: Engine) -> Config:
+    """Return the config with the model of a folder spelt out, which the root alone needs to have."""
+
+    def model() -> dict[str, Any]:
+        found = resolved(config).model
+        return {"factory": found.factory, "args": dict(found.args)}
+
+    if config.model.factory != FROM_FOLDER:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **engine.on_root(model)))
 
 
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:

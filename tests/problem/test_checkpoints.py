@@ -11,18 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from unusual_models import Wrapped
+from unusual_models import BERT, Wrapped
 
 from distqexp.config import config_from_tree
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.huggingface import from_config
 from distqexp.problem.network import Network
 from distqexp.problem.weights import load_weights
-
-BERT: dict[str, Any] = {
-    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 11,
-    "max_position_embeddings": 8,
-}  # fmt: skip
 
 
 def module(seed: int) -> Wrapped:

@@ -9,6 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+BERT: dict[str, Any] = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 11,
+    "max_position_embeddings": 8,
+}  # fmt: skip
+"""Sizes of a tiny BERT."""
+
 
 class Last(nn.Module):
     """A recurrent layer on (n, 4, 3) and a head on its last output; the layer's fused kernel has no rule for batches."""
