@@ -21,6 +21,7 @@ from distqexp.gradients.setup import blocks_of, build_network, dimension_of
 from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
 from distqexp.kinds import Needs
 from distqexp.problem.frozen import FrozenPart, frozen_part
+from distqexp.problem.independence import coupled_by_rounding
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network, described_parameters
 from distqexp.problem.schema import Schema
@@ -62,6 +63,7 @@ class Worker:
         self._theta: FloatArray | None = None
         self._taps: dict[tuple[object, ...], Taps] = {}
         self._learnt: set[tuple[object, ...]] = set()
+        self._parted = False
 
     @staticmethod
     def of_plan(plan: Plan) -> Worker:
@@ -100,10 +102,21 @@ class Worker:
         network = self.network
         if self._theta is None:
             network.load_state(self.weights)
+            self._part_records()
         if self._theta is not theta:
             network.load(theta)
             self._theta = theta
         return network
+
+    def _part_records(self) -> None:
+        """Let records go through the model one at a time where their last bits would depend on the batch.
+
+        That is found at the plan's weights, so that every process finds the same. Layer by layer there is no such way.
+        """
+        shape = self.schema.input_shape
+        if not self._parted and self.blocks is None and shape is not None:
+            self._parted = True
+            self.network.separate = coupled_by_rounding(self.network, shape, self.schema.tokens, self.schema.vocabulary)
 
     def taps_of(self, record: torch.Tensor, *, whole: bool = False, may_refuse: bool = False) -> Taps:
         """Return the taps for records like this one (1, ...), checked once: at the plan's parameters, with none of them zero.
@@ -167,6 +180,8 @@ class Worker:
     def describe(self) -> list[str]:
         """Return lines on the model for whoever makes the plan: what is trained, and where records are taken one at a time."""
         lines, shape = [described_parameters(self.network)], self.schema.input_shape
+        if self.network.separate:
+            lines.append("outputs: one record at a time, as their last bits depend on the other records of a batch")
         if shape is not None and self.blocks is None:
             network = self.network if self.frozen is None else self.frozen.head
             record = self._record_in_rounds(shape)

@@ -36,6 +36,7 @@ class Network:
         one_by_one: why torch.func can't differentiate the module, so that records are taken one at a time; None where it can, or
             where nobody has tried yet.
         inputs_need_gradients: whether inputs must have a gradient for all of the module to be differentiated.
+        separate: whether ``call`` takes records one at a time, as the last bits of a record's outputs depend on the batch.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Network:
         self.device = torch.device(device)
         self.one_by_one: str | None = None
         self.inputs_need_gradients = False
+        self.separate = False
         _refuse_coupling(module)
         self._parameters: dict[str, nn.Parameter] = {}
         named = dict(module.named_parameters())
@@ -153,8 +155,14 @@ class Network:
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, C) of (n, ...) on the CPU, without gradients, computed some records at a time."""
         with torch.no_grad():
-            parts = [self.module(self.prepare(part)).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
+            parts = [self.call(part).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
         return torch.cat(parts)
+
+    def call(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, C) of (n, ...), on the network's device, so that each record's are its own to the last bit."""
+        if not self.separate:
+            return cast(torch.Tensor, self.module(self.prepare(inputs)))
+        return torch.cat([self.module(self.prepare(record)) for record in torch.split(inputs, 1)])
 
     def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs with some parameters replaced, for torch.func; ``inputs`` has a batch dimension."""

@@ -119,7 +119,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
     with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
-    refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
+    refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:

@@ -23,6 +23,7 @@ from distqexp.stages.shards import open_shards
 VECTORS, SERIES, TOKENS = (6,), (4, 3), (5,)
 TAKEN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], bool]] = {
     "gru": ("Last", {}, SERIES, True),
+    "packed gru": ("Packed", {}, TOKENS, True),
     "padded encoder": ("Padded", {}, TOKENS, False),
     "around bert": ("Around", {}, TOKENS, False),
     "checkpoint": ("Vectors", {"kind": "checkpoint"}, VECTORS, True),
@@ -174,6 +175,22 @@ def test_a_record_s_integers_are_its_own_and_the_same_in_any_batch(tmp_path: Pat
         file["x"][::2] = 3.0
     assert np.array_equal(unit_integers(config, plan)[1::2], usual[1::2])
     assert not np.array_equal(unit_integers(config, plan)[::2], usual[::2])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_records_whose_last_bits_depend_on_the_batch_go_one_at_a_time(frozen: bool, tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Packed", {"frozen": frozen}, TOKENS, precision={"kind": "diagonal"})
+    plan = plan_of(config)
+    assert any(line.startswith("outputs: one record at a time") for line in describe_plan(plan))
+    usual = unit_integers(config, plan)
+    assert usual.any(axis=1).all()
+    with h5py.File(tmp_path / "private.h5", "r+") as file:
+        file["x"][::2] = 3
+        file["m"][::2] = np.arange(5) < 1
+    assert np.array_equal(unit_integers(config, plan)[1::2], usual[1::2])
+    sections = {"subspace": {"kind": "kronecker", "k_in": 2, "k_out": 2}, "precision": {"kind": "kronecker"}}
+    with pytest.raises(UsageError, match="couples the records of a batch"):
+        plan_of(config_of(tmp_path, "Packed", {}, TOKENS, **sections))
 
 
 def test_a_site_finds_the_way_anew(tmp_path: Path) -> None:

@@ -28,6 +28,25 @@ class Last(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class Packed(nn.Module):
+    """A recurrent layer on packed sequences of tokens and mask (n, 2, 5): the batch decides how many rows are taken at once."""
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 6)
+        self.rnn = nn.GRU(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+        if frozen:
+            self.tokens.requires_grad_(False)
+            self.rnn.requires_grad_(False)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        lengths = records[:, 1].sum(dim=1).clamp(min=1).cpu()
+        vectors = self.tokens(records[:, 0])
+        packed = nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.rnn(packed)[1][-1])
+
+
 class Padded(nn.Module):
     """A transformer encoder with a padding mask, on tokens and mask (n, 2, 5)."""
 
