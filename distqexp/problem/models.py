@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.user_code import described, own_code
 
 _BUILT_IN = (
     *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
@@ -67,13 +68,12 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
         raise UsageError(
             f"model.factory: {factory!r} can't be imported ({error}); install the package or correct the name"
         ) from error
-    try:
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model.factory: {factory!r} can't be imported ({described(error)}); correct it") from error
+    with own_code(f"model.args: {factory!r} refused {dict(args)!r}", "see the factory's signature"):
         module = function(**args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"model.args: {factory!r} refused {dict(args)!r} ({' '.join(str(error).split())}); "
-            "see the factory's signature"
-        ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"model.factory: {factory!r} returned {type(module).__name__}; expected a torch.nn.Module")
     return module

@@ -27,6 +27,7 @@ from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.models import require_allowed_factory
+from distqexp.problem.pretrained import resolved
 from distqexp.problem.sources import Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
@@ -321,6 +322,6 @@ def _public_data(plan: Plan, state: RoundState, config: Config | None) -> DataCo
 
 def _same_config(plan: Plan, config: Config) -> Config:
     """Return ``config``, or raise FileContentError where the plan was made from another one."""
-    if not same_rules(plan, adopted(config, plan.config)):
+    if not same_rules(plan, adopted(resolved(config), plan.config)):
         raise FileContentError(f"config: not the one that plan {plan.plan_id[:16]} was made from; give that one")
     return config

@@ -27,6 +27,7 @@ from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
+from distqexp.problem.pretrained import write_pretrained
 from distqexp.problem.records import Records
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import Certificate, write_certificate
@@ -77,6 +78,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Write model.safetensors, model.pt and certificate.json into ``folder`` and return the certificate. All of it is public.
 
+    A Hugging Face model gets config.json too, and one with low-rank factors a folder ``adapter``, so that their own programs read them.
+
     Args:
         plan: The plan.
         releases: The releases of every round, in order.
@@ -85,12 +88,14 @@ def export_model(
         payers: The part whose units each round was charged to, or None for everybody's.
         worker: A worker on the plan; a new one when None.
     """
-    state = fine_tuned_network(plan, releases[-1].theta, worker).state()
+    network = fine_tuned_network(plan, releases[-1].theta, worker)
+    state = network.state()
     tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
+    write_pretrained(network, folder)
     certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
     write_certificate(folder / "certificate.json", certificate)
     return certificate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distqexp.config import Config, DataConfig
+from distqexp.problem.checkpoints import existing_weights
 from distqexp.problem.readers.base import existing_file
 from distqexp.problem.readers.patterns import existing_files
 
@@ -14,7 +15,7 @@ def check_paths(config: Config) -> None:
     for data in config.data.private:
         check_files("data.private", data)
     if config.model.weights is not None:
-        existing_file(config.model.weights, "model.weights")
+        existing_weights(config.model.weights)
 
 
 def check_files(where: str, data: DataConfig | None) -> None:

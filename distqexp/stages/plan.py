@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from distqexp.artefacts.derived import NOISE_COST, derived_calibration, derived_clip, derived_forecast, derived_grid
 from distqexp.artefacts.plan import Plan
@@ -24,9 +25,11 @@ from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
+from distqexp.problem.pretrained import FROM_FOLDER, resolved
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
+from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
 from distqexp.stages.guard import Guard, refuse_unusable_start
 from distqexp.stages.table_warnings import table_warnings
@@ -44,6 +47,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     public data are missing.
     """
     pin_threads(config.engine.threads)
+    config = _resolved(config, engine)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     clips_by_itself = config.mechanism.clips_by_itself
@@ -56,11 +60,14 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     if not (config.by_blocks or config.subspace.traits.stored):
         subspace_of(config, d, k, 0)
     if schema.input_shape is not None:
-        worker.refuse_wrong_gradients(schema.input_shape)
+        worker.refuse_indifferentiable(schema.input_shape)
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
-    plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
+    plan = Plan(
+        config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state,
+        notes=tuple(worker.describe()) if engine.is_root else (),
+    )  # fmt: skip
     if clips_by_itself and not config.private_curvature and (config.data.public or schema.input_shape):
         plan = _with_affordable_clip(plan, config, worker, engine)
         state = plan.state
@@ -109,6 +116,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        *plan.notes,
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
         *table_warnings(plan),
@@ -142,14 +150,9 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         )
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
-    try:
+    with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UsageError(
-            f"model.args: the model refuses a record of shape {shape} ({' '.join(str(error).split())}); "
-            "make its inputs those of data.public"
-        ) from None
-    refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
+    refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:
@@ -159,15 +162,30 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 
 
+def _resolved(config: Config, engine: Engine) -> Config:
+    """Return the config with the model of a folder spelt out, which the root alone needs to have."""
+
+    def model() -> dict[str, Any]:
+        found = resolved(config).model
+        return {"factory": found.factory, "args": dict(found.args)}
+
+    if config.model.factory != FROM_FOLDER:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **engine.on_root(model)))
+
+
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
     """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
     if config.model.weights is not None:
-        load_weights(network, Path(config.model.weights))
+        load_weights(network, Path(config.model.weights), config.model.new_head)
     if config.model.pretrain is not None and config.data.public is not None:
         reader = readers.of(config.data.public, private=False)
         dataset = open_dataset(config.data.public, schema, reader=reader)
         records = dataset.read(dataset.slot_map().rows)
-        pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
+        with own_code(
+            "model.pretrain: in training mode, for public records", "correct the model, or leave pretrain out"
+        ):
+            pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
     return network
 
 

@@ -23,6 +23,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.automatic import adopted
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
+from distqexp.problem.pretrained import resolved, write_companions
 from distqexp.report.progress import Progress
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
@@ -129,6 +130,7 @@ def run(
         metrics = {"before": before or {}, "after": evaluate(plan, theta, config.data.eval, worker)}
         entry = ledger_entry(plan, books, releases[-1].round)
         certificate = export_model(plan, releases, out, entry, charged_parts(plan, books), worker)
+        write_companions(config.model.weights, out)
         progress.close()
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
@@ -189,7 +191,7 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
         engine.on_root(lambda: plan.write(path))
         return plan, worker
     plan = plan_from_root(engine, lambda: read_plan(path))
-    if not same_rules(plan, adopted(config, plan.config)):
+    if not same_rules(plan, adopted(resolved(config), plan.config)):
         raise FileContentError(
             f"{path}: the plan of another config; resume with the config it was made from, or take a new --out"
         )
