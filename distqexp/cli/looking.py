@@ -1,4 +1,4 @@
-"""The commands beside the stages, which charge nothing: inspect, verify, tune, audit."""
+"""The commands beside the stages, which charge nothing: inspect, verify, report, tune, audit."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ def verify(
     from distqexp.stages.verify import verify_paths
 
     say(*verify_paths(paths))
+
+
+@commands.command(
+    epilog="example: distqexp report runs/digits   (several: distqexp report runs/a runs/b --out both.html)"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page to write; report.html in the run's folder, or here for several runs")
+    ] = None,
+) -> None:
+    """Write a page of HTML on one run, or on several side by side: public, for one's browser, without a network."""
+    from distqexp import api
+
+    say(f"{api.report(*runs, out=out)}: open it in a browser")
 
 
 @commands.command(epilog="example: distqexp tune configs/digits.toml --out runs/tuned --epsilon 1 --epsilon 4")
