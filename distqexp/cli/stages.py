@@ -27,6 +27,22 @@ def plan(
 
 
 @commands.command(
+    epilog="the same as python -m distqexp.fit, which a launcher starts on many ranks",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def fit(context: typer.Context) -> None:
+    """Walk the whole way from a config to a certified model and its report, in one process: distqexp fit --help."""
+    from distqexp.fit import main
+
+    try:
+        code = main(context.args, program="distqexp fit")
+    except SystemExit as ended:  # after --help
+        code = int(ended.code or 0)
+    raise typer.Exit(code)
+
+
+@commands.command(
     epilog="example: distqexp check configs/icu.toml   (at a site: distqexp check plan.h5 --data north.csv --shard north)"
 )
 def check(

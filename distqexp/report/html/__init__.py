@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.privacy.ledger.left import amount_left
 from distqexp.report.html import figures, words
 from distqexp.report.html.reading import FIGURES, Run, read_run
 from distqexp.storage.atomic import write_atomic
@@ -72,7 +73,7 @@ def report_page(runs: Sequence[Run]) -> str:
             style=style,
             digest=digest,
             number=words.number,
-            left_of=words.left_of,
+            left_of=amount_left,
             runs=shown,
             run=shown[0],
             comparison=comparison,

@@ -70,14 +70,6 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
 
 
-def left_of(left: float, cap: float) -> str:
-    """Write what is left of a budget, rounded downwards: nobody is to be promised more than there is."""
-    if left < cap / 200:
-        return "nothing" if left <= 0 else "almost nothing"
-    size = 10.0 ** (math.floor(math.log10(left)) - 1)
-    return f"{math.floor(left / size + 1e-9) * size:.2g}"
-
-
 def between(interval: Interval) -> str:
     """Write an interval: its value, and its ends in brackets."""
     return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
