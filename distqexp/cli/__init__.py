@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp import __version__
+import distqexp
 from distqexp.cli import ledger, looking, stages
 from distqexp.cli.options import say
 from distqexp.errors import NotAvailableYet
@@ -39,7 +39,7 @@ def options(
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        say(f"distqexp {__version__}")
+        say(f"distqexp {distqexp.__version__}")
         raise typer.Exit()
 
 

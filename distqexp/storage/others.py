@@ -172,13 +172,11 @@ def _ledger(path: Path) -> list[str]:
 
 def _audit(path: Path) -> list[str]:
     tree = read_tree(path)
-    holds = {True: "no contradiction to the claim was found", False: "THE CLAIM IS WRONG"}.get(
-        tree.get("holds"), "no verdict in it"
-    )
+    verdict = "no contradiction to the claim was found" if tree.get("holds") is True else "THE CLAIM IS WRONG"
     return [
         "  kind            an audit: whether releases tell more than is claimed (public)",
         f"  plan_id         {tree.get('plan_id')}",
-        f"  verdict         {holds}",
+        f"  verdict         {verdict}",
     ]
 
 
