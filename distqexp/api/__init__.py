@@ -29,7 +29,7 @@ True
 from __future__ import annotations
 
 from distqexp.api.ledgers import accept_void, ledger_head, ledger_verify, void
-from distqexp.api.looking import audit, audit_run, inspect, verify
+from distqexp.api.looking import audit, audit_run, inspect, report, verify
 from distqexp.api.stages import check, count, export, fit, plan, pool, release, sketch
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
@@ -93,6 +93,7 @@ __all__ = [
     "plan",
     "pool",
     "release",
+    "report",
     "sketch",
     "tune",
     "verify",

@@ -29,6 +29,7 @@ from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.folder import new_file
 from distqexp.stages.plan import make_plan
 from distqexp.stages.pool import pool_by_hand
+from distqexp.stages.room import make_room
 from distqexp.stages.rounds import FitResult, run
 
 
@@ -37,6 +38,7 @@ def fit(
     out: StrPath,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     insecure_noise_seed: int | None = None,
     callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
@@ -47,8 +49,9 @@ def fit(
 
     Args:
         config: The config; ``load_config`` reads one.
-        out: The folder of the run, new or empty unless ``resume`` is set.
+        out: The folder of the run, new or empty unless ``resume`` is set; one in which nothing was spent will do.
         resume: Whether to go on with the run in ``out``.
+        overwrite: Whether the unfinished work in ``out`` may be thrown away, where nothing was spent.
         insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
         callback: Called in this thread with every progress event; no event holds a private figure.
         engine: Where the work runs; the engine of the config when None.
@@ -65,6 +68,8 @@ def fit(
         rounds, silent = config.mechanism.rounds, not running.is_root
         public = config.privacy.adjacency.counts_public
         with Progress(folder, rounds=rounds, counts_public=public, silent=silent, callback=callback) as progress:
+            if not resume:
+                running.on_root(lambda: make_room(folder, overwrite=overwrite))
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
 
 

@@ -42,12 +42,13 @@ from distqexp.stages.charging import (
     ledger_entry,
 )
 from distqexp.stages.check import check_records
-from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.folder import new_file, open_folder, release_path
 from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import forget_coins, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
@@ -175,11 +176,15 @@ def export_run(
     check_chain(plan, chain, worker=worker)
     data = _same_config(plan, config).data.eval if config is not None else None
     thetas = {"before": plan.state.theta, "after": chain[-1].theta}
-    metrics = {when: evaluate(plan, theta, data, worker) for when, theta in thetas.items()}
+    evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
     charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
     entry = ledger_entry(plan, charging, rounds - 1)
     open_folder(out, resume=False)
-    return export_model(plan, chain, out, entry, charged_parts(plan, charging), worker), metrics
+    payers = charged_parts(plan, charging)
+    certificate = export_model(plan, chain, out, entry, payers, worker)
+    public = config.data.public if config is not None else None
+    store_report(plan, chain, certificate, Account(charging, payers, evaluations, public, worker), out)
+    return certificate, {when: evaluation.metrics for when, evaluation in evaluations.items()}
 
 
 def check_source(

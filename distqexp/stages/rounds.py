@@ -28,7 +28,7 @@ from distqexp.report.progress import Progress
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
-from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
 from distqexp.stages.guard import Guard, guard_line
@@ -37,6 +37,7 @@ from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, plan_and_worker
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import Secrets, secrets_of
 from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
@@ -101,7 +102,7 @@ def run(
         sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
         sys.stderr.flush()
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
-    before = on_root_only(engine, lambda: evaluate(plan, plan.state.theta, config.data.eval, worker))
+    before = on_root_only(engine, lambda: evaluation_of(plan, plan.state.theta, config.data.eval, worker))
 
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
@@ -127,11 +128,16 @@ def run(
         for release in releases:  # Also removes what a kill between a release and its clean-up left.
             _forget_private(config, out, release.round)
         theta, books = releases[-1].theta, require(charging)
-        metrics = {"before": before or {}, "after": evaluate(plan, theta, config.data.eval, worker)}
-        entry = ledger_entry(plan, books, releases[-1].round)
-        certificate = export_model(plan, releases, out, entry, charged_parts(plan, books), worker)
+        evaluations = {"before": require(before), "after": evaluation_of(plan, theta, config.data.eval, worker)}
+        metrics = {when: evaluation.metrics for when, evaluation in evaluations.items()}
+        entry, payers = ledger_entry(plan, books, releases[-1].round), charged_parts(plan, books)
+        certificate = export_model(plan, releases, out, entry, payers, worker)
         write_companions(config.model.weights, out)
+        account = Account(books, payers, evaluations, config.data.public, worker, engine.size, engine.kind)
+        failure = store_report(plan, releases, certificate, account, out)
         progress.close()
+        if failure is not None:
+            progress.say(f"the report was left out ({failure}); make it: distqexp report {out}")
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
     return on_root_only(engine, export)
