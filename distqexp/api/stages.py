@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def fit(
         out: The folder of the run, new or empty unless ``resume`` is set.
         resume: Whether to go on with the run in ``out``.
         insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
-        callback: Called in this thread with every progress event; no event holds a private figure.
+        callback: Called in this thread with every progress event; no event holds a private figure. Nothing is printed then.
         engine: Where the work runs; the engine of the config when None.
 
     Returns:
@@ -64,7 +65,10 @@ def fit(
     with engine or make_engine(config.engine, os.environ) as running:
         rounds, silent = config.mechanism.rounds, not running.is_root
         public = config.privacy.adjacency.counts_public
-        with Progress(folder, rounds=rounds, counts_public=public, silent=silent, callback=callback) as progress:
+        stream = None if callback is None else io.StringIO()
+        with Progress(
+            folder, rounds=rounds, counts_public=public, silent=silent, callback=callback, stream=stream
+        ) as progress:
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
 
 

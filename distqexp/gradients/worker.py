@@ -17,6 +17,7 @@ from distqexp.geometry.subspaces import register_subspace, subspace_kind
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
+from distqexp.problem import lent
 from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
@@ -62,12 +63,20 @@ class Worker:
     def __getstate__(self) -> dict[str, Any]:
         # The kinds travel as objects: a worker process that doesn't know them yet registers them on arrival.
         kinds = (subspace_kind(self.config.subspace.kind), precision_kind(self.config.precision.kind))
-        return {"kinds": kinds, "parts": (self.config, self.schema, self.weights)}
+        name = str(self.config.model.args.get("module", "")) if self.config.model.factory == lent.FACTORY else ""
+        return {
+            "kinds": kinds,
+            "lent": (name, lent.lent_module(name)),
+            "parts": (self.config, self.schema, self.weights),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         subspace, precision = state["kinds"]
         register_subspace(subspace)
         register_precision(precision)
+        name, module = state["lent"]
+        if module is not None:
+            lent.lend(name, module)
         self.__init__(*state["parts"])  # type: ignore[misc]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,18 @@ def mark(faults: Faults, which: BoolArray, fault: Fault) -> None:
     """Note a fault of the records that ``which``, (n, ...), marks, unless one that comes before it in Fault is noted already."""
     faulty = which.any(axis=tuple(range(1, which.ndim)))
     faults[faulty & ((faults == Fault.NONE) | (faults > fault))] = fault
+
+
+def checked_inputs(values: NDArray[Any], schema: Schema) -> tuple[NDArray[Any], Faults]:
+    """Return the inputs of records, (n, ...), in the type that a model takes, and the rule that each of them breaks."""
+    faults: Faults = np.zeros(len(values), dtype=np.int8)
+    if schema.tokens:
+        mark_tokens(faults, values, schema)
+        return values, faults
+    with np.errstate(all="ignore"):  # a warning would reveal something about the data
+        values = values.astype(np.float32)
+    mark(faults, ~np.isfinite(values), Fault.NOT_FINITE)
+    return values, faults
 
 
 def token_rule(schema: Schema) -> str:

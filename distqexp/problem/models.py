@@ -17,6 +17,7 @@ _BUILT_IN = (
     "distqexp.problem.huggingface:from_config",
     "distqexp.problem.efficientnet:lite0",
     "distqexp.problem.scattering:scattering",
+    "distqexp.problem.layers:build",
 )
 _ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 

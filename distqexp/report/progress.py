@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,7 @@ class Progress:
         counts_public: Whether counts are public, see the module.
         silent: Whether to leave out all output, the file and the callback (on ranks other than 0); stages are still timed.
         callback: Called with each event, in the thread that calls the methods: with marks when that thread next calls one.
-        stream: Where lines go; standard error when None.
+        stream: Where lines go; standard error when None. A ``StringIO`` keeps them from people who get the events by the callback.
         clock: Returns seconds that never go back.
 
     Raises:
@@ -151,13 +151,19 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of public text between the lines of the stages. Neither the file nor the callback gets it."""
+        self.write([text if self._bar is not None else f"distqexp: {text}"])
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Print lines of public text as they are, as ``say`` does."""
         if self._silent:
             return
         with self._lock:
-            if self._bar is not None:
-                self._bar.say(text)
-            else:
-                self._stream.write(f"distqexp: {text}\n")
+            for line in lines:
+                if self._bar is not None:
+                    self._bar.say(line)
+                else:
+                    self._stream.write(f"{line}\n")
+            if self._bar is None:
                 self._stream.flush()
 
     def close(self, *, finished: bool = True) -> None:
@@ -222,8 +228,7 @@ class Progress:
         if self._bar is not None:
             self._bar.show(self._title(), share)
         else:
-            self._stream.write(_line(self._title(), event, self._public) + "\n")
-            self._stream.flush()
+            self.write([_line(self._title(), event, self._public)])
         if self._file is not None:
             _append(self._file, dataclasses.asdict(event))
         self._events.append(event)

@@ -16,6 +16,7 @@ import torch
 
 import distqexp
 from distqexp.arrays import FloatArray
+from distqexp.artefacts.card import ModelCard
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
@@ -75,7 +76,7 @@ def export_model(
     payers: Sequence[Part | None],
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Write model.safetensors, model.pt and certificate.json into ``folder`` and return the certificate. All of it is public.
+    """Write model.safetensors, model.pt, model.json and certificate.json into ``folder`` and return the certificate. All of it is public.
 
     Args:
         plan: The plan.
@@ -92,6 +93,7 @@ def export_model(
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
     certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
+    ModelCard.of_plan(plan).write(folder)
     write_certificate(folder / "certificate.json", certificate)
     return certificate
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -94,8 +93,7 @@ def run(
     progress.stage("plan")
     plan, worker = _plan(config, out, engine)
     if engine.is_root:
-        sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
-        sys.stderr.flush()
+        progress.write(describe_plan(plan))
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
     before = on_root_only(engine, lambda: evaluate(plan, plan.state.theta, config.data.eval, worker))
 
