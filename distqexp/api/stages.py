@@ -15,6 +15,7 @@ from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config, EngineConfig
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
+from distqexp.live.writing import predict_file
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.by_hand import (
@@ -288,3 +289,21 @@ def export(
     """
     paths = [Path(path) for path in releases]
     return export_run(Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger))
+
+
+def predict(folder: StrPath, data: StrPath, out: StrPath, *, labels: StrPath | None = None) -> None:
+    """Predict for the records of a file and write the predictions into a new file, as private as the records (mode 0600).
+
+    ``load_model`` gives the predictions as arrays.
+
+    Args:
+        folder: The folder of a finished run, or of an exported model.
+        data: Records in the form of the private ones, with or without labels, or a .npy array of features.
+        out: The new file: .csv (``prediction``, then ``probability_CLASS`` for each class), or .npy (these, or a regression's values).
+        labels: The file of the labels, for the format idx.
+
+    Raises:
+        UsageError: A path is wrong, or the model needs a live module: then use ``load_model``.
+        FileContentError: The model or the records can't be used.
+    """
+    predict_file(Path(folder), Path(data), Path(out), optional_path(labels))

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from distqexp.cli import ledger, looking, stages
+from distqexp.cli import ledger, looking, predicting, stages
 from distqexp.errors import NotAvailableYet
 
 __all__ = ["main", "run"]
@@ -41,7 +41,7 @@ _add_unavailable("doctor", "Check this machine (not available yet).")
 _add_unavailable("cost", "Forecast time and memory (not available yet).")
 
 # Help lists the commands in this order.
-for commands in (stages.commands, looking.commands, unavailable):
+for commands in (stages.commands, predicting.commands, looking.commands, unavailable):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
 

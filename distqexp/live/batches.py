@@ -17,7 +17,7 @@ _TARGETS = ("target", "targets", "labels", "label", "y")
 _AT_ONCE = 2**24
 """About so many bytes of an array become one batch."""
 
-_FORMS = "expected (features, targets) as arrays or tensors, a mapping of arrays, a DataFrame with target=..., a torch Dataset or a DataLoader"
+_FORMS = "expected (features, targets) as arrays or tensors, a mapping of arrays, a DataFrame with target=..., a Dataset, a DataLoader"
 
 
 class Batch(NamedTuple):

@@ -120,7 +120,7 @@ def config_of(request: Request, sources: Sources) -> Config:
         "data": data,
         "privacy": {"epsilon": request.epsilon, "delta": request.delta, "units": request.units or sources.units},
     }
-    settings = nested(request.settings)
+    settings = {name: value for name, value in nested(request.settings).items() if name != "columns"}
     if request.units is None and settings.get("privacy", {}).get("adjacency") == "add-remove":
         raise UsageError(
             "units: not given; under add-remove the number of units is private: expected a public figure, units=1000"

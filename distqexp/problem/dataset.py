@@ -264,7 +264,7 @@ def count_units(data: DataConfig) -> int:
 
 def usable_inputs(values: NDArray[Any], usable: BoolArray, schema: Schema) -> torch.Tensor:
     """Return inputs (n, ...) with zeros in the place of records that can't be used; of tokens, the mask begins with a 1."""
-    values = np.where(usable.reshape(-1, *[1] * (values.ndim - 1)), values, 0).astype(values.dtype)
+    values = np.where(usable.reshape(-1, *[1] * (values.ndim - 1)), values, 0).astype(values.dtype, order="C")
     if schema.tokens:
         values[~usable, 1, 0] = 1
     return torch.from_numpy(values)

@@ -142,7 +142,9 @@ def test_the_stages_by_hand(run: Commands, task: Path, monkeypatch: pytest.Monke
     assert statement.startswith("The released parameters are (")
     assert set(json.loads(metrics)) == {"before", "after"}
     assert set(json.loads(metrics)["after"]) == {"accuracy", "auroc", "log_loss"}
-    assert {path.name for path in Path("model").iterdir()} == {"model.safetensors", "model.pt", "certificate.json"}
+    assert {path.name for path in Path("model").iterdir()} == {
+        "model.safetensors", "model.pt", "model.json", "certificate.json",
+    }  # fmt: skip
     certificate = json.loads(Path("model/certificate.json").read_bytes())
     assert certificate["private"] is True
     assert 0.9 < certificate["epsilon"] <= 1.0
