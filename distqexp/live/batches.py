@@ -163,7 +163,8 @@ def _batch(item: Any, roles: Roles) -> Batch:
 
 def _parts(item: Any, roles: Roles) -> tuple[Any, Any, Any]:
     if not roles.labelled:
-        return (item[0] if isinstance(item, tuple | list) and item and not np.isscalar(item[0]) else item), None, None
+        first = isinstance(item, tuple) or (isinstance(item, list) and item and isinstance(item[0], torch.Tensor))
+        return (item[0] if first else item), None, None
     expected = 3 if roles.unit is not None and roles.ids is None and roles.private else 2
     if not roles.private and isinstance(item, tuple | list) and len(item) == 3:
         item = item[:2]

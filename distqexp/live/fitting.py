@@ -53,6 +53,7 @@ def fit(
     unit: Any = None,
     units: int | None = None,
     population: str | None = None,
+    standardise: bool | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -80,14 +81,15 @@ def fit(
         loss: "cross-entropy", "binary-cross-entropy" or "mean-squared-error". When None it goes by the public targets, or by the type
             of the private ones and the number of outputs.
         target: The label's column of a DataFrame.
-        features: The feature columns of DataFrames; all others when None. Features of DataFrames are standardised by public moments;
-            arrays and tensors reach the module as they are.
+        features: The feature columns of DataFrames; all others when None.
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
         unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
             ``(features, targets, ids)``. When None each record is a unit.
         units: A public number of units. When None the units are counted, which is public but under add-remove adjacency.
         population: The name that the ledger keeps the budget under; records of other people need another name.
+        standardise: Whether features are standardised by public moments before they reach the module. When None those of DataFrames
+            are, and arrays and tensors stay as they are.
         settings: Further keys of a config, such as {"mechanism.rounds": 4, "privacy.adjacency": "replace-one"}; "columns" for DataFrames.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
@@ -105,7 +107,7 @@ def fit(
     """
     request = Request(
         model, epsilon, delta, loss=loss, features=None if features is None else tuple(features), units=units,
-        population=population, settings=dict(settings or {}),
+        population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)

@@ -32,6 +32,7 @@ class Request:
         units: The public number of units; None to count them.
         population: The name that the budget is kept under.
         settings: Further keys of a config, nested or with dots.
+        standardise: Whether features are standardised by public moments; None for tables alone.
     """
 
     model: nn.Module | str
@@ -42,6 +43,7 @@ class Request:
     units: int | None = None
     population: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    standardise: bool | None = None
 
     def engine(self) -> EngineConfig:
         """Return what the settings say of the engine, before the rest of the config is known."""
@@ -106,7 +108,7 @@ def config_of(request: Request, sources: Sources) -> Config:
     first = sources.private[0]
     private: list[dict[str, Any]] = []
     for number, source in enumerate(sources.private):
-        table = _table(source, request, len(sources.private) > 1)
+        table = _table(source, request)
         private.append(table | ({"shard": f"rank-{number:04d}"} if len(sources.private) > 1 else {}))
     data: dict[str, Any] = {"private": private, "population": request.population or POPULATION}
     if sources.public is not None:
@@ -151,13 +153,15 @@ def _merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _table(source: Spooled, request: Request, shared: bool = False) -> dict[str, Any]:
+def _table(source: Spooled, request: Request) -> dict[str, Any]:
     """Return the config's table of one source, with the columns that the request names."""
     tree = dict(source.tree)
     if source.shape is None:
         names = request.features or source.features
         columns = nested(request.settings).get("columns", {})
         tree["columns"] = {**tree["columns"], "features": list(names), **columns}
+    if request.standardise is not None and "tokens" not in tree["columns"]:
+        tree["columns"] = {**tree["columns"], "standardise": request.standardise}
     return tree
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of, codes_of
+from distqexp.problem.readers.base import note_own_file
 from distqexp.storage.atomic import storage_error
 
 _CHUNK = 2**18
@@ -94,8 +95,11 @@ def spool(data: Any, path: Path, roles: Roles, target: str | None) -> Spooled:
     try:
         if frame is not None:
             table, column = frame
-            return _spool_frame(table, path.with_suffix(".parquet"), roles, column)
-        return _spool_arrays(data, path.with_suffix(".h5"), roles)
+            spooled = _spool_frame(table, path.with_suffix(".parquet"), roles, column)
+        else:
+            spooled = _spool_arrays(data, path.with_suffix(".h5"), roles)
+        note_own_file(spooled.path)
+        return spooled
     except OSError as error:
         raise storage_error(path, error) from None
 

@@ -26,6 +26,7 @@ KINDS: dict[str, type[nn.Module]] = {
 """The layers that can be described: they keep every argument of their constructor as an attribute."""
 
 _SEQUENTIAL = "Sequential"
+_TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
@@ -41,7 +42,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         return None
     try:
         again = build(**tree)
-    except (UsageError, TypeError, ValueError, RuntimeError):
+    except (UsageError, KeyError, TypeError, ValueError, RuntimeError):
         return None
     return tree if repr(again) == repr(module) and _signature(again) == _signature(module) else None
 
@@ -63,7 +64,10 @@ def build(
         return module
     if kind not in KINDS:
         raise UsageError(f"model.args.kind: found {kind!r}; expected {_SEQUENTIAL} or one of {', '.join(KINDS)}")
-    return KINDS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in (args or {}).items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (args or {}).items()}
+    if values.get("dtype") is not None:
+        values["dtype"] = _TYPES[values["dtype"]]
+    return KINDS[kind](**values)
 
 
 def _tree(module: nn.Module) -> dict[str, Any] | None:
@@ -86,6 +90,9 @@ def _tree(module: nn.Module) -> dict[str, Any] | None:
         if not isinstance(value, bool | int | float | str | list | None):
             return None
         args[name] = value
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters()}
+    if types - {"float32"} and types <= set(_TYPES):
+        args["dtype"] = types.pop()
     return {"kind": type(module).__name__, "args": args}
 
 
