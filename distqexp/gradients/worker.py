@@ -66,7 +66,7 @@ class Worker:
         name = str(self.config.model.args.get("module", "")) if self.config.model.factory == lent.FACTORY else ""
         return {
             "kinds": kinds,
-            "lent": (name, lent.lent_module(name)),
+            "lent": {key: lent.lent_object(key) for key in (name, self.config.model.loss)},
             "parts": (self.config, self.schema, self.weights),
         }
 
@@ -74,9 +74,9 @@ class Worker:
         subspace, precision = state["kinds"]
         register_subspace(subspace)
         register_precision(precision)
-        name, module = state["lent"]
-        if module is not None:
-            lent.lend(name, module)
+        for name, item in state["lent"].items():
+            if item is not None:
+                lent.lend(name, item)
         self.__init__(*state["parts"])  # type: ignore[misc]
 
     @property

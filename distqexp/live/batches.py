@@ -138,8 +138,10 @@ def _of_arrays(data: Any, roles: Roles) -> Iterator[Batch]:
     step = max(1, _AT_ONCE // max(1, features.nbytes // max(1, len(features))))
     for first in range(0, len(features), step):
         window = slice(first, first + step)
-        cut = [None if part is None else part[window] for part in (whole.targets, whole.units, whole.mask)]
-        yield Batch(features[window], *cut, tokens=whole.tokens)
+        targets, units, mask = (
+            None if part is None else part[window] for part in (whole.targets, whole.units, whole.mask)
+        )
+        yield Batch(features[window], targets, units, mask, whole.tokens)
 
 
 def _batch(item: Any, roles: Roles) -> Batch:

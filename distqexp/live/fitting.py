@@ -32,6 +32,7 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
+from distqexp.problem.own_losses import lent_name
 from distqexp.problem.weights import load_weights, write_weights
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.rounds import FitResult, run
@@ -46,7 +47,7 @@ def fit(
     public: Any = None,
     evaluation: Any = None,
     evaluation_private: bool = False,
-    loss: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     target: str | None = None,
     features: Sequence[str] | None = None,
     classes: Sequence[Any] | None = None,
@@ -79,7 +80,9 @@ def fit(
         evaluation: Records that metrics are computed on before and after; not covered by epsilon.
         evaluation_private: Whether these are private.
         loss: "cross-entropy", "binary-cross-entropy" or "mean-squared-error". When None it goes by the public targets, or by the type
-            of the private ones and the number of outputs.
+            of the private ones and the number of outputs. Or a loss of your own: a function or module of outputs (n, C) and targets (n,),
+            convex in the outputs, which it declares by an attribute ``convex = True`` (torch's own losses needn't), with a value a
+            record (``reduction="none"``); it is tried on made-up outputs before anything is charged.
         target: The label's column of a DataFrame.
         features: The feature columns of DataFrames; all others when None.
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
@@ -105,8 +108,9 @@ def fit(
         BudgetError: The population hasn't enough left; no record was looked at beyond its copy to the scratch file.
         DistqexpError: Anything else that ends a run, with one line that says what to do.
     """
+    loss_name = loss if loss is None or isinstance(loss, str) else lent_name(loss)
     request = Request(
-        model, epsilon, delta, loss=loss, features=None if features is None else tuple(features), units=units,
+        model, epsilon, delta, loss=loss_name, features=None if features is None else tuple(features), units=units,
         population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
@@ -115,6 +119,8 @@ def fit(
         running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
         run_folder = _RunFolder.of(out, running)
         scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
+        if loss_name is not None and loss is not loss_name:
+            stack.enter_context(lent.lending(loss_name, loss))
         config = _config_on_all(request, records, scratch, running)
         if isinstance(model, nn.Module):
             stack.enter_context(lent.lending(lent.name_of(model), model))

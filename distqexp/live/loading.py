@@ -10,7 +10,7 @@ from torch import nn
 from distqexp.artefacts.card import ModelCard
 from distqexp.errors import FileContentError
 from distqexp.live.predictor import Predictor
-from distqexp.problem.lent import FACTORY, borrow, copied, lent_module
+from distqexp.problem.lent import FACTORY, borrow, copied, lent_object
 from distqexp.problem.models import build_model, require_allowed_factory
 from distqexp.problem.network import Network
 from distqexp.problem.weights import load_weights
@@ -55,7 +55,7 @@ def _module(card: ModelCard, model: nn.Module | None) -> nn.Module:
     if model is not None:
         return copied(model)
     factory, args = str(card.model["factory"]), dict(card.model["args"])
-    if factory == FACTORY and lent_module(str(args.get("module"))) is None:
+    if factory == FACTORY and lent_object(str(args.get("module"))) is None:
         borrow(str(args.get("module")))  # which says what is missing
     if factory != FACTORY:
         require_allowed_factory(factory)

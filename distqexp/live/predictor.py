@@ -22,6 +22,7 @@ from distqexp.live.batches import Batch, Roles, batches_of
 from distqexp.live.spool import is_frame, scratch_folder, spool
 from distqexp.problem.dataset import Dataset, usable_inputs
 from distqexp.problem.faults import Fault, checked_inputs
+from distqexp.problem.losses import is_own
 from distqexp.problem.network import Network
 from distqexp.problem.readers import open_reader
 
@@ -55,7 +56,7 @@ class Predictor:
     @property
     def classes(self) -> NDArray[Any] | None:
         """The labels, in the order of ``predict_proba``'s columns; None for a regression."""
-        if self.loss == "mean-squared-error":
+        if self.loss == "mean-squared-error" or is_own(self.loss):
             return None
         if self.card.classes is not None:
             return np.array(self.card.classes)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
+from distqexp.problem.losses import is_own
 from distqexp.problem.schema import Schema
 
 Faults = NDArray[np.int8]
@@ -70,8 +71,8 @@ def token_rule(schema: Schema) -> str:
 
 def label_rule(schema: Schema) -> str:
     """Say in words which labels are allowed."""
-    if schema.loss == "mean-squared-error":
-        return "finite numbers for mean-squared-error"
+    if schema.loss == "mean-squared-error" or is_own(schema.loss):
+        return f"finite numbers for {schema.loss}"
     if schema.loss == "binary-cross-entropy":
         return "0 or 1 for binary-cross-entropy"
     return f"whole numbers from {f'0 to {schema.classes - 1}' if schema.classes else '0 up'} for cross-entropy"
@@ -80,7 +81,7 @@ def label_rule(schema: Schema) -> str:
 def mark_labels(faults: Faults, labels: FloatArray, schema: Schema) -> None:
     """Note which records have a label, in (n,) or for regression (n, o), that is missing or not allowed."""
     mark(faults, np.isnan(labels), Fault.LABEL_MISSING)
-    if schema.loss == "mean-squared-error":
+    if schema.loss == "mean-squared-error" or is_own(schema.loss):
         mark(faults, ~np.isfinite(labels.astype(np.float32)), Fault.NOT_FINITE)
         return
     bound = 2 if schema.loss == "binary-cross-entropy" else schema.classes or 2**31

@@ -64,9 +64,11 @@ def build(
         return module
     if kind not in KINDS:
         raise UsageError(f"model.args.kind: found {kind!r}; expected {_SEQUENTIAL} or one of {', '.join(KINDS)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (args or {}).items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in (args or {}).items()
+    }
     if values.get("dtype") is not None:
-        values["dtype"] = _TYPES[values["dtype"]]
+        values["dtype"] = _TYPES[str(values["dtype"])]
     return KINDS[kind](**values)
 
 

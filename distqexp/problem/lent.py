@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from distqexp.errors import UsageError
 FACTORY = "distqexp.problem.lent:borrow"
 """The factory of a lent module in a config; its argument is the name that ``name_of`` gives."""
 
-_LENT: dict[str, nn.Module] = {}
+_LENT: dict[str, Any] = {}
 
 
 def name_of(module: nn.Module) -> str:
@@ -31,16 +32,16 @@ def name_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}/{digest}"
 
 
-def lend(name: str, module: nn.Module) -> None:
-    """Let this process borrow ``module`` under ``name``, until the process ends."""
-    _LENT[name] = module
+def lend(name: str, item: Any) -> None:
+    """Let this process borrow a module, or a loss, under ``name``, until the process ends."""
+    _LENT[name] = item
 
 
 @contextmanager
-def lending(name: str, module: nn.Module) -> Iterator[None]:
-    """Lend ``module`` under ``name`` until the end of the block; what was lent under that name before comes back then."""
+def lending(name: str, item: Any) -> Iterator[None]:
+    """Lend a module, or a loss, under ``name`` until the end of the block; what was lent under that name before comes back then."""
     before = _LENT.get(name)
-    lend(name, module)
+    lend(name, item)
     try:
         yield
     finally:
@@ -49,8 +50,8 @@ def lending(name: str, module: nn.Module) -> Iterator[None]:
             lend(name, before)
 
 
-def lent_module(name: str) -> nn.Module | None:
-    """Return the module that is lent under ``name``, None where there is none."""
+def lent_object(name: str) -> Any:
+    """Return what is lent under ``name``, None where there is none."""
     return _LENT.get(name)
 
 

@@ -137,8 +137,17 @@ class MeanSquaredError(Loss):
         return {"mean_squared_error": float(self.value(guess, truth).mean())} if len(truth) else {}
 
 
+def is_own(name: str) -> bool:
+    """Return whether a config's name of a loss is one of somebody's own, "package.module:name"."""
+    return ":" in name
+
+
 def get_loss(name: str) -> Loss:
     """Return the loss of this name in configs. Raises UsageError for an unknown one."""
+    if is_own(name):
+        from distqexp.problem.own_losses import own_loss
+
+        return own_loss(name)
     kinds: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
     if name not in kinds:
         raise UsageError(f"model.loss: found {name!r}; expected one of {', '.join(kinds)}")

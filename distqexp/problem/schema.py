@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.losses import is_own
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import some
 from distqexp.problem.selection import select_rows
@@ -113,7 +114,7 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
-        if self.loss != "mean-squared-error" and reader.target_shape:
+        if self.loss != "mean-squared-error" and not is_own(self.loss) and reader.target_shape:
             raise FileContentError(
                 f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
                 "recode them, or correct model.loss"

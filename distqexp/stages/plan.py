@@ -19,8 +19,9 @@ from distqexp.gradients.setup import build_network, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
-from distqexp.problem.losses import get_loss
+from distqexp.problem.losses import get_loss, is_own
 from distqexp.problem.network import Network
+from distqexp.problem.own_losses import check_own_loss, own_loss
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
@@ -102,6 +103,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
     shape = schema.input_shape
     if shape is None:
+        _refuse_untried(loss)
         return schema
     if config_shape is not None and config_shape != schema.record_shape:
         raise UsageError(
@@ -117,6 +119,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
             "make its inputs those of data.public"
         ) from None
     refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
+    if is_own(loss):
+        check_own_loss(own_loss(loss), outputs.numel())
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:
@@ -124,6 +128,13 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
             f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
         )
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
+
+
+def _refuse_untried(loss: str) -> None:
+    if is_own(loss):
+        raise UsageError(
+            f"data.record_shape: absent; with model.loss = {loss!r} expected it, or data.public, so that the loss can be tried on outputs"
+        )
 
 
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:

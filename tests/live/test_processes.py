@@ -91,3 +91,45 @@ def test_a_script_that_is_killed_leaves_no_record(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert list(tmp_path.glob(".run.records-*")) == []
     assert (tmp_path / "run" / "plan.h5").exists()
+
+
+STREAMED = """
+import resource, sys
+import numpy as np
+import torch
+import distqexp
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+COUNT = int(sys.argv[1])
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        random = np.random.default_rng(0)
+        for _ in range(COUNT // 1000):
+            features = random.normal(size=(1000, 64)).astype(np.float32)
+            yield torch.from_numpy(features), torch.from_numpy((features[:, 0] > 0).astype(np.int64))
+
+random = np.random.default_rng(1)
+public = random.normal(size=(500, 64)).astype(np.float32)
+peak = []
+result = distqexp.fit(
+    nn.Sequential(nn.Linear(64, 2)), DataLoader(Stream(), batch_size=None), public=(public, (public[:, 0] > 0).astype(int)),
+    epsilon=1, delta=1e-8, callback=lambda event: peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
+    settings={"mechanism.clip_natural": 1.0, "engine.micro_batch": 1000, "precision.kind": "kronecker"},
+)
+print(result.certificate["units"], peak[-1] // 1024)
+"""
+
+
+def test_a_loader_of_a_million_records_streams_in_constant_memory(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(STREAMED, "utf-8")
+    peaks = []
+    for count in (20_000, 1_000_000):
+        command = [sys.executable, "script.py", str(count)]
+        environ = run_environ({"DISTQEXP_LEDGER": str(tmp_path / f"{count}.sqlite")})
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+        units, peak = done.stdout.split()
+        assert int(units) == count
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 100  # MiB, where the features alone are 244
