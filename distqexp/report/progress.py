@@ -1,6 +1,7 @@
 """Progress: which stage is running, and while it lasts a mark every INTERVAL seconds. No report holds a private figure.
 
-A terminal shows a bar (rich), other streams get plain flushed lines; ``progress.jsonl`` in the output folder gets the same events.
+A terminal shows a bar (rich), a notebook one for the whole run, other streams get plain flushed lines; ``progress.jsonl`` in the output
+folder gets the same events.
 Stages begin and end with an event. In between a clock sets off the marks, whatever the work is: marks at shares of the work would tell, by
 their times, how many micro-batches there are. Where counts are public (``counts_public``) a mark carries the share that is finished.
 Elsewhere the share is a function of private counts: marks carry none, and times are whole multiples of INTERVAL. How long a stage takes
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from distqexp.errors import StorageError
+from distqexp.report.notebook import NotebookBar, in_notebook
 from distqexp.storage.atomic import storage_error
 
 FILE_NAME = "progress.jsonl"
@@ -101,7 +103,11 @@ class Progress:
         self._ticker: threading.Thread | None = None
         self._events: list[ProgressEvent] = []
         self._failure: BaseException | None = None
-        self._bar = _Bar(self._stream) if not silent and self._stream.isatty() else None
+        self._bar: _Bar | NotebookBar | None = None
+        if not silent and stream is None and in_notebook():
+            self._bar = NotebookBar(rounds)
+        elif not silent and self._stream.isatty():
+            self._bar = _Bar(self._stream)
 
     def __enter__(self) -> Progress:
         return self
