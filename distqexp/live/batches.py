@@ -133,7 +133,7 @@ def _of_arrays(data: Any, roles: Roles) -> Iterator[Batch]:
         parts.append(roles.ids)
     lengths = {len(part) for part in parts}
     if len(lengths) != 1:
-        raise UsageError(f"{roles.where}: arrays of {sorted(lengths)} rows; expected one length for all of them")
+        raise UsageError(f"{roles.where}: arrays with different numbers of rows; expected one length for all of them")
     features = whole.features
     step = max(1, _AT_ONCE // max(1, features.nbytes // max(1, len(features))))
     for first in range(0, len(features), step):

@@ -177,7 +177,7 @@ def _with_ids(frame: Any, roles: Roles, columns: list[str]) -> tuple[Any, str | 
             return frame, None
         raise UsageError(f"unit: no column {roles.unit!r} in {roles.where}; correct the name")
     if len(roles.ids) != len(frame):
-        raise UsageError(f"unit: {len(roles.ids)} ids for {len(frame)} records of {roles.where}; expected one each")
+        raise UsageError(f"unit: not as many ids as records in {roles.where}; expected one each")
     name = _free_name(roles.unit or "unit", columns)
     return frame.assign(**{name: roles.ids}), name
 
@@ -247,7 +247,7 @@ def _append(file: Any, name: str, values: NDArray[Any], where: str) -> None:
 def _require_one_length(parts: dict[str, NDArray[Any] | None], where: str) -> None:
     lengths = {len(part) for part in parts.values() if part is not None}
     if len(lengths) != 1:
-        raise UsageError(f"{where}: a batch whose parts have {sorted(lengths)} rows; expected one length")
+        raise UsageError(f"{where}: a batch whose parts have different numbers of rows; expected one length")
 
 
 def _as_texts(values: NDArray[Any]) -> list[Any]:
