@@ -1,4 +1,8 @@
-"""The main job: ``python -m distqexp.fit [CONFIG]`` walks from plan to export in one process group."""
+"""The main job: ``python -m distqexp.fit [CONFIG]`` walks from plan to export in one process group.
+
+The module can be called, too: ``distqexp.fit(model, private, epsilon=..., delta=...)`` is ``distqexp.live.fit``, for scripts and
+notebooks that have a live module and their own records.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from distqexp.config import load_config
 from distqexp.engines import make_engine
@@ -82,6 +87,18 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     return parser
 
+
+class _CallableModule(ModuleType):
+    """This module, as a function as well."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Fit a live module, see ``distqexp.live.fit``."""
+        from distqexp.live import fit
+
+        return fit(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import distqexp
-from distqexp.cli import ledger, looking, stages
+from distqexp.cli import ledger, looking, predicting, stages
 from distqexp.cli.options import say
 from distqexp.errors import NotAvailableYet
 
@@ -60,7 +60,7 @@ _add_unavailable("doctor", "Check this machine (not available yet).")
 _add_unavailable("cost", "Forecast time and memory (not available yet).")
 
 # Help lists the commands in this order.
-for commands in (stages.commands, looking.commands, unavailable):
+for commands in (stages.commands, predicting.commands, looking.commands, unavailable):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
 

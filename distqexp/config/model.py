@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from distqexp.config.rules import POSITIVE, SEED, Need, Rule, at_least, field_needs, key
+
+LOSSES = ("cross-entropy", "binary-cross-entropy", "mean-squared-error")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class ModelConfig:
         '"package.module:function" that returns a torch.nn.Module',
         Rule('"package.module:function"', lambda value: value.count(":") == 1),
     )
-    loss: Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"] = key("the training loss")
+    loss: str = key(
+        f'the training loss: {", ".join(LOSSES)}, or one of your own that is convex in the outputs: "package.module:name"',
+        Rule(
+            f'one of {", ".join(LOSSES)}, or "package.module:name"',
+            lambda value: value in LOSSES or value.count(":") == 1,
+        ),
+    )
     args: Mapping[str, Any] = key("keyword arguments of the factory", default_factory=dict)
     weights: str | None = key(
         "pretrained weights: .safetensors, a torch file of tensors, or a folder of save_pretrained, peft or a run",

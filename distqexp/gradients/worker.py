@@ -20,6 +20,7 @@ from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
 from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
 from distqexp.kinds import Needs
+from distqexp.problem import lent
 from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.independence import coupled_by_rounding
 from distqexp.problem.losses import Loss, get_loss
@@ -73,12 +74,20 @@ class Worker:
     def __getstate__(self) -> dict[str, Any]:
         # The kinds travel as objects: a worker process that doesn't know them yet registers them on arrival.
         kinds = (subspace_kind(self.config.subspace.kind), precision_kind(self.config.precision.kind))
-        return {"kinds": kinds, "parts": (self.config, self.schema, self.weights)}
+        name = str(self.config.model.args.get("module", "")) if self.config.model.factory == lent.FACTORY else ""
+        return {
+            "kinds": kinds,
+            "lent": {key: lent.lent_object(key) for key in (name, self.config.model.loss)},
+            "parts": (self.config, self.schema, self.weights),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         subspace, precision = state["kinds"]
         register_subspace(subspace)
         register_precision(precision)
+        for name, item in state["lent"].items():
+            if item is not None:
+                lent.lend(name, item)
         self.__init__(*state["parts"])  # type: ignore[misc]
 
     @property

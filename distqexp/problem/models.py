@@ -18,6 +18,7 @@ _BUILT_IN = (
     "distqexp.problem.huggingface:from_config",
     "distqexp.problem.efficientnet:lite0",
     "distqexp.problem.scattering:scattering",
+    "distqexp.problem.layers:build",
 )
 _ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 
@@ -79,16 +80,20 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def require_allowed_factory(factory: str) -> None:
-    """Raise FileContentError for a factory named in a file from elsewhere, unless it is built in or allowed locally.
+def require_allowed_factory(factory: str, key: str = "model.factory") -> None:
+    """Raise FileContentError for a factory, or a loss, named in a file from elsewhere, unless it is built in or allowed locally.
 
     The local list of allowed ones is the environment variable DISTQEXP_ALLOW_FACTORIES: comma-separated fnmatch patterns, such as
     "ourmodels.*:*".
+
+    Args:
+        factory: What the file names.
+        key: The key of the config that names it.
     """
     patterns = [text.strip() for text in os.environ.get(_ALLOW_VARIABLE, "").split(",") if text.strip()]
     if factory in _BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
         return
     raise FileContentError(
-        f"model.factory: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "
+        f"{key}: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "
         f"if you trust it, add it to {_ALLOW_VARIABLE}"
     )

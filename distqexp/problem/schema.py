@@ -16,6 +16,7 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
 from distqexp.problem.id_columns import looks_like_id
+from distqexp.problem.losses import is_own
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import some
 from distqexp.problem.readers.codings import Coding
@@ -139,7 +140,8 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
-        if self.loss != "mean-squared-error" and reader.target_shape not in ((), (1,)):
+        single = self.loss != "mean-squared-error" and not is_own(self.loss)
+        if single and reader.target_shape not in ((), (1,)):
             raise FileContentError(
                 f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
                 "recode them, or correct model.loss"

@@ -26,6 +26,7 @@ from distqexp.gradients.automatic import adopted
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
+from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
 from distqexp.problem.pretrained import resolved
 from distqexp.problem.sources import Readers
@@ -231,6 +232,8 @@ def _received_plan(path: Path) -> Plan:
     """Read a plan whose model this installation may build. Raises FileContentError or UsageError."""
     plan = read_plan(path)
     require_allowed_factory(plan.config.model.factory)
+    if is_own(plan.config.model.loss):
+        require_allowed_factory(plan.config.model.loss, "model.loss")
     return plan
 
 

@@ -16,6 +16,7 @@ import torch
 
 import distqexp
 from distqexp.arrays import FloatArray
+from distqexp.artefacts.card import ModelCard
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
@@ -110,7 +111,7 @@ def export_model(
     payers: Sequence[Part | None],
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Write model.safetensors, model.pt and certificate.json into ``folder`` and return the certificate. All of it is public.
+    """Write model.safetensors, model.pt, model.json and certificate.json into ``folder`` and return the certificate. All of it is public.
 
     A Hugging Face model gets config.json too, and one with low-rank factors a folder ``adapter``, so that their own programs read them.
 
@@ -131,6 +132,7 @@ def export_model(
     write_atomic(folder / "model.pt", buffer.getvalue())
     write_pretrained(network, folder)
     certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
+    ModelCard.of_plan(plan).write(folder)
     write_certificate(folder / "certificate.json", certificate)
     return certificate
 

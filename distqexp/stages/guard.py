@@ -80,7 +80,8 @@ class Guard:
         if self._public is None:
             return np.finfo(np.float64).max
         first, records = self.loss(self._plan.state.theta), self._records
-        worst, unit = constant_loss(self._plan.config.model.loss, records.targets[records.present])
+        constant = constant_loss(self._plan.config.model.loss, records.targets[records.present])
+        worst, unit = constant or (first, abs(first))
         return first + max(LEAST_RISE * unit, SHARE * (worst - first))
 
     def cost_of_noise(self, state: RoundState, share: float = 1.0) -> float:

@@ -22,8 +22,9 @@ from distqexp.gradients.setup import build_network, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
-from distqexp.problem.losses import get_loss
+from distqexp.problem.losses import get_loss, is_own
 from distqexp.problem.network import Network
+from distqexp.problem.own_losses import check_own_loss, own_loss
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.pretrained import FROM_FOLDER, resolved
 from distqexp.problem.records import blank_inputs
@@ -143,6 +144,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
     shape = schema.input_shape
     if shape is None:
+        _refuse_untried(loss)
         return schema
     if config_shape is not None and config_shape != schema.record_shape:
         raise UsageError(
@@ -153,6 +155,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
     refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
+    if is_own(loss):
+        check_own_loss(own_loss(loss), outputs.numel())
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:
@@ -172,6 +176,13 @@ def _resolved(config: Config, engine: Engine) -> Config:
     if config.model.factory != FROM_FOLDER:
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **engine.on_root(model)))
+
+
+def _refuse_untried(loss: str) -> None:
+    if is_own(loss):
+        raise UsageError(
+            f"data.record_shape: absent; with model.loss = {loss!r} expected it, or data.public, so that the loss can be tried on outputs"
+        )
 
 
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:

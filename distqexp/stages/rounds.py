@@ -99,8 +99,7 @@ def run(
     progress.stage("plan")
     plan, worker = _plan(config, out, engine)
     if engine.is_root:
-        sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
-        sys.stderr.flush()
+        progress.write(describe_plan(plan))
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
     before = on_root_only(engine, lambda: evaluation_of(plan, plan.state.theta, config.data.eval, worker))
 

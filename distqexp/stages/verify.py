@@ -23,6 +23,7 @@ from distqexp.privacy.events import GaussianRelease, cost
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.books import LedgerRow
 from distqexp.privacy.ledger.files import default_path
+from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
 from distqexp.report.certificate import statement_of
 from distqexp.stages.built import check_built, read_plan, read_release
@@ -161,6 +162,8 @@ def _plan_file(labels: Mapping[Path, StoredFile], plan: Plan) -> Path:
 def _may_be_built(plan: Plan) -> bool:
     try:
         require_allowed_factory(plan.config.model.factory)
+        if is_own(plan.config.model.loss):
+            require_allowed_factory(plan.config.model.loss, "model.loss")
     except FileContentError:
         return False
     return True

@@ -53,7 +53,7 @@ from distqexp.stages.shards import Shards, open_shards
 from distqexp.stages.sketch import sketch_round
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import StandIns, hold
-from distqexp.tuning.trials import Run
+from distqexp.tuning.trials import LOWER_IS_BETTER, Run
 
 LARGEST_DISCRETE = 500.0
 """The largest epsilon with discrete noise, which serves up to about 600; beyond, a rehearsal takes continuous noise of the same size."""
@@ -99,7 +99,7 @@ class Rehearsal:
         self._shards_by_parts: dict[int, Shards] = {}
         self._test_features: torch.Tensor | None = None
         self.before = self._metrics(start, Worker.of_plan(start), start.state.theta)
-        self.metric = self._tune.metric or METRICS[config.model.loss]
+        self.metric = self._tune.metric or METRICS.get(config.model.loss, "loss")
         if self.metric not in self.before:
             raise UsageError(
                 f"tune.metric: {self.metric}; the test records give {', '.join(self.before) or 'none'}: choose one of these, or "
@@ -174,7 +174,7 @@ class Rehearsal:
                     metrics = self._metrics(*setup[:2], self.released_theta(*setup, seed, Path(name)))
                 except UsageError as error:
                     note = " ".join(str(error).split())
-                loss = metrics.get("log_loss", metrics.get("mean_squared_error", math.nan))
+                loss = next((metrics[name] for name in LOWER_IS_BETTER if name in metrics), math.nan)
                 score = metrics.get(self.metric, math.nan)
                 finite = math.isfinite(loss) and math.isfinite(score)
                 seconds = time.monotonic() - start

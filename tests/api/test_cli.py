@@ -143,7 +143,7 @@ def test_the_stages_by_hand(run: Commands, task: Path, monkeypatch: pytest.Monke
     assert set(json.loads(metrics)) == {"before", "after"}
     assert set(json.loads(metrics)["after"]) == {"accuracy", "auroc", "log_loss"}
     assert {path.name for path in Path("model").iterdir()} == {
-        "model.safetensors", "model.pt", "certificate.json", "report.json", "report.html",
+        "model.safetensors", "model.pt", "model.json", "certificate.json", "report.json", "report.html",
     }  # fmt: skip
     certificate = json.loads(Path("model/certificate.json").read_bytes())
     assert certificate["private"] is True
