@@ -25,11 +25,12 @@ from distqexp.artefacts.derived import (
     derived_grid,
     most_curvature_rows,
 )
-from distqexp.config import config_to_tree, without_paths
+from distqexp.config import DataConfig, config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
 from distqexp.privacy.calibration import Calibration
-from distqexp.problem.schema import IMAGE_FORMATS, Schema, schema_from_config
+from distqexp.problem.readers.base import PIXELS
+from distqexp.problem.schema import Schema, schema_from_config
 
 if TYPE_CHECKING:
     from distqexp.artefacts.plan import Plan
@@ -214,7 +215,7 @@ def _check_schema(plan: Plan) -> None:
     if data.public is None:
         recomputed = schema_from_config(source, loss=loss, record_shape=data.record_shape)
     else:
-        recomputed = _with_rules(plan.schema, source.format, plan)
+        recomputed = _with_rules(plan.schema, data.public)
     actual, expected = schema.to_tree(), recomputed.to_tree()
     for name in expected:
         if name not in ("classes", "vocabulary"):
@@ -223,18 +224,15 @@ def _check_schema(plan: Plan) -> None:
         refuse_unlike("schema.shape", list(schema.record_shape), list(data.record_shape))
 
 
-def _with_rules(schema: Schema, format: str, plan: Plan) -> Schema:
+def _with_rules(schema: Schema, data: DataConfig) -> Schema:
     """Return ``schema`` with everything that the config says about a schema that was fitted to public records."""
-    data = plan.config.data.public
-    if data is None:
-        return schema
-    roles, image = data.columns, format in IMAGE_FORMATS
+    roles, image = data.columns, schema.image if data.images is None else data.images
     table = not image and not roles.tokens
     return replace(
         schema,
         image=image,
-        names=("pixels",) if image else schema.names if roles.features is None else roles.features,
-        pixel_scale={"digits": 1.0 / 16.0, "idx": 1.0 / 255.0}.get(format, 1.0),
+        names=(PIXELS,) if image else schema.names if roles.features is None else roles.features,
+        pixel_scale=(1.0 / 16.0 if data.format == "digits" else 1.0 / 255.0) if image else 1.0,
         medians=schema.medians if table else (),
         means=schema.means if table else (),
         scales=schema.scales if table else (),

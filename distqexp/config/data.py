@@ -10,15 +10,16 @@ from typing import Literal
 
 from distqexp.config.rules import Need, Rule, field_needs, key
 
+ARRAY_FORMATS = ("hdf5", "npz", "npy")
+"""The formats of arrays, which may hold images or tokens."""
+
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """[data.*.columns]: the roles of the columns of a table, or of the arrays of an HDF5 file."""
+    """[data.*.columns]: the roles of the columns of a table, or of arrays."""
 
-    target: str | None = key("column or HDF5 dataset of the label", default=None)
-    features: tuple[str, ...] | None = key(
-        "feature columns or one HDF5 dataset; all the others when absent", default=None
-    )
+    target: str | None = key("column or array of the label", default=None)
+    features: tuple[str, ...] | None = key("feature columns or one array; all the others when absent", default=None)
     exclude: tuple[str, ...] = key("columns that are never features", default=())
     missing_flag_above: float | None = key(
         "add a 0/1 missingness column for features missing in more than this share of the public rows",
@@ -31,16 +32,27 @@ class ColumnsConfig:
         default=None,
     )
     constant: bool = key("append a column of ones", default=False)
-    tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
-    mask: str | None = key(
-        "hdf5 tokens: dataset (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None
+    tokens: bool = key("arrays: features are token numbers, whole numbers (n, L), all of one length", default=False)
+    mask: str | None = key("tokens: array (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None)
+    images: bool | None = key(
+        "arrays: features are images of bytes, divided by 255; when absent, uint8 of 3 or 4 axes is, but in hdf5 only without target",
+        default=None,
     )
 
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
-        tabular = format in ("csv", "parquet", "hdf5")
+        tabular, arrays = format in ("csv", "parquet"), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
-        yield Need(not self.tokens or format == "hdf5", f"{where}.tokens", True, "format = hdf5")
+        yield Need(not self.tokens or arrays, f"{where}.tokens", True, "format = hdf5, npz or npy")
+        yield Need(self.images is None or arrays, f"{where}.images", self.images, "format = hdf5, npz or npy")
+        yield Need(not (self.tokens and self.images), f"{where}.images", True, "tokens = false with it")
+        named = [name for name in ("target", "features", "mask") if getattr(self, name) is not None]
+        yield Need(
+            format != "npy" or not named,
+            f"{where}.{''.join(named[:1])}",
+            "a name",
+            "none: npy has no names; use npz, or labels",
+        )
         yield Need(self.mask is None or self.tokens, f"{where}.mask", self.mask, "columns.tokens = true with it")
         extra = self.constant or self.missing_flag_above is not None
         yield Need(
@@ -59,9 +71,12 @@ class ColumnsConfig:
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
 
-    format: Literal["digits", "idx", "csv", "parquet", "hdf5"] = key("the reader")
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy"] = key("the reader")
     path: str | None = key("file; ${NAME} is an environment variable; relative to the config file", default=None)
-    labels: str | None = key("file of the labels, for idx", default=None)
+    labels: str | None = key(
+        "file of the labels, for idx and npy; for npy it may be absent where one beside is named y as path is named x",
+        default=None,
+    )
     rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
     where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"; of images, "label < 5"', default=None)
     rotate: float = key(
@@ -81,6 +96,14 @@ class DataConfig:
         """The column of the unit's id, or "record" where every record is a unit of its own."""
         return "record" if self.unit is None else self.unit
 
+    @property
+    def images(self) -> bool | None:
+        """Whether the records are images; None where only the file tells."""
+        if self.format in ARRAY_FORMATS and not self.columns.tokens:
+            detected = self.format != "hdf5" or self.columns.target is None
+            return self.columns.images if self.columns.images is not None or detected else False
+        return self.format in ("digits", "idx", "images")
+
     def needs(self, where: str) -> Iterator[Need]:
         """Yield what the keys of one source must be. ``where`` names the section."""
         for first, last in self.rows or ():
@@ -99,7 +122,7 @@ class AllDataConfig:
     )
     public: DataConfig | None = key("public records: pretraining, curvature, clip quantile", default=None)
     record_shape: tuple[int, ...] | None = key(
-        "shape of a record, where no data.public shows it: [28, 28] for idx, [3, 32, 32] or tokens [128] for hdf5",
+        "shape of a record, where no data.public shows it: [28, 28] for grey images, [3, 32, 32] for others or arrays, [128] for tokens",
         Rule("sizes of 1 or more", lambda value: bool(value) and min(value) >= 1),
         default=None,
     )

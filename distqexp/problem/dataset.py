@@ -157,7 +157,7 @@ class Dataset:
 
     def opened_files(self) -> tuple[tuple[int, int, int, int, int], ...]:
         """Return the facts of the open files, in the order of ``source_files``, whatever their paths name by now."""
-        return tuple(facts_of(stat) for stat in (*self._reader.file_stats(), *self._blank_stats))
+        return (*self._reader.facts(), *map(facts_of, self._blank_stats))
 
     def fingerprint(self) -> str:
         """Return a hash of the files' sizes and times, which shows whether a checkpoint still fits them. Private, local."""

@@ -14,7 +14,7 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader
-from distqexp.problem.readers.base import facts_of
+from distqexp.problem.readers.base import facts_of, label_file
 from distqexp.problem.selection import open_blank, select_rows
 
 Digest = Callable[..., bytes]
@@ -44,7 +44,7 @@ class FileFacts:
 
 def source_files(data: DataConfig) -> list[Path]:
     """Return the files behind a source: records, labels, blanks. The embedded digits have none."""
-    records = [] if data.format == "digits" else [data.path, data.labels if data.format == "idx" else None]
+    records = [] if data.format == "digits" else [data.path, label_file(data)]
     return [Path(path) for path in (*records, data.blank) if path is not None]
 
 
@@ -90,7 +90,7 @@ def fingerprint(data: DataConfig, facts: FileFacts, open_reader: Callable[[], Re
     if data.unit is not None or data.where is not None or data.blank is not None:
         reader = open_reader()
         blank, blank_stats = open_blank(data, reader.count)
-        require_opened(data, facts, tuple(facts_of(stat) for stat in (*reader.file_stats(), *blank_stats)))
+        require_opened(data, facts, (*reader.facts(), *map(facts_of, blank_stats)))
         rows = select_rows(data, reader, keep_blank=True)
         parts += [rows.tobytes(), blank[rows].tobytes(), *_columns(data, reader, rows)]
     return digest(*parts).hex()

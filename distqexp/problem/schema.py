@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.arrays import FloatArray, IntegerArray
-from distqexp.config import DataConfig
+from distqexp.config import ARRAY_FORMATS, DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers import Reader, open_reader
-from distqexp.problem.readers.base import some
+from distqexp.problem.readers.base import PIXELS, some
 from distqexp.problem.selection import select_rows
 
-IMAGE_FORMATS = ("digits", "idx")
 _VALUES_AT_ONCE = 2**24
 _ROWS_AT_ONCE = 1024
 
@@ -104,6 +103,11 @@ class Schema:
     def check(self, reader: Reader) -> None:
         """Raise FileContentError unless the reader's file has the schema's columns and shape; the message names both."""
         where = ", ".join(str(path) for path in reader.files()) or "the file"
+        if self.names == (PIXELS,) != reader.names and self.image and not reader.image:
+            raise FileContentError(
+                f"{where}: its records aren't images of bytes, as the plan's are; expected uint8 in 3 or 4 dimensions, or another format "
+                "of images; write them so, and set data.*.columns.images = true"
+            )
         missing = [name for name in self.names if name not in reader.names]
         unexpected = [name for name in reader.names if name not in self.names]
         if missing or unexpected or len(self.names) != len(reader.names):
@@ -221,30 +225,43 @@ def schema_from_config(
         data: the private source.
         loss: the name of the loss.
         classes: the number of classes, where it is known.
-        record_shape: the shape of an idx image (h, w), of an hdf5 array, or of the tokens (L,) of an hdf5 record.
+        record_shape: the shape of a grey image (h, w) or of another (c, h, w), of an array's record, or of its tokens (L,).
     """
     if data.format == "digits":
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
-    if data.format == "idx":
-        if record_shape is not None and len(record_shape) != 2:
-            raise UsageError(f"data.record_shape: {list(record_shape)}; for idx expected [height, width]")
-        shape = None if record_shape is None else (1, *record_shape)
-        return Schema(loss, True, ("pixels",), shape, 1.0 / 255.0, classes)
+    if data.images:
+        shape = None if record_shape is None else _image_shape(record_shape, grey=data.format == "idx")
+        return Schema(loss, True, (PIXELS,), shape, 1.0 / 255.0, classes)
     roles = data.columns
+    if data.format in ("npy", "npz") and data.images is None:
+        raise UsageError("data.*.columns.images: not given; without data.public, expected true or false")
     if roles.winsorise_above is not None:
         raise UsageError("data.*.columns.winsorise_above: needs data.public, whose moments it counts in; remove it")
-    if roles.features is None:
+    features = ("features",) if data.format == "npy" else roles.features
+    if features is None:
         raise UsageError("data.*.columns.features: not given; without data.public, expected the list of the features")
-    if data.format == "hdf5":
+    if data.format in ARRAY_FORMATS:
         if roles.constant:
-            raise UsageError("data.*.columns.constant: true; with hdf5 it needs data.public; remove it, or use a bias")
+            raise UsageError(
+                "data.*.columns.constant: true; with arrays it needs data.public; remove it, or use a bias"
+            )
         if not roles.tokens:
-            return Schema(loss, False, roles.features, record_shape, 1.0, classes)
+            return Schema(loss, False, features, record_shape, 1.0, classes)
         if record_shape is None or len(record_shape) != 1:
             actual = "absent" if record_shape is None else list(record_shape)
             raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
-        return Schema(loss, False, roles.features, (2, *record_shape), 1.0, classes, tokens=True)
-    return Schema(loss, False, roles.features, (len(roles.features),), 1.0, classes, constant=roles.constant)
+        return Schema(loss, False, features, (2, *record_shape), 1.0, classes, tokens=True)
+    return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant)
+
+
+def _image_shape(record_shape: tuple[int, ...], grey: bool) -> tuple[int, ...]:
+    """Return the shape (c, h, w) of images, given as (h, w) where they are grey. Raises UsageError."""
+    if len(record_shape) == 2:
+        return (1, *record_shape)
+    if grey or len(record_shape) != 3 or record_shape[0] == 1:
+        others = "" if grey else ", or [channels, height, width] of several channels"
+        raise UsageError(f"data.record_shape: {list(record_shape)}; for images expected [height, width]{others}")
+    return record_shape
 
 
 def _check_extras(data: DataConfig, dimensions: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distqexp.config import Config, DataConfig
-from distqexp.problem.readers.base import existing_file
+from distqexp.problem.readers.base import existing_file, label_file
 
 
 def check_paths(config: Config) -> None:
@@ -22,7 +22,7 @@ def check_files(where: str, data: DataConfig | None) -> None:
         return
     if data.format != "digits":
         existing_file(data.path, f"{where}.path")
-    if data.format == "idx":
-        existing_file(data.labels, f"{where}.labels")
+    if data.format == "idx" or label_file(data) is not None:
+        existing_file(label_file(data), f"{where}.labels")
     if data.blank is not None:
         existing_file(data.blank, f"{where}.blank")

@@ -40,4 +40,12 @@ def _reader(data: DataConfig) -> Reader:
         from distqexp.problem.readers.hdf5 import Hdf5Reader
 
         return Hdf5Reader(data)
+    if data.format == "npy":
+        from distqexp.problem.readers.npy import NpyReader
+
+        return NpyReader(data)
+    if data.format == "npz":
+        from distqexp.problem.readers.npy import NpzReader
+
+        return NpzReader(data)
     raise UsageError(f"data.format: found {data.format!r}; expected digits, idx, csv, parquet or hdf5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,6 +22,11 @@ from distqexp.storage.content import Request
 
 LABEL = "label"
 """The column that filters of images may name."""
+PIXELS = "pixels"
+"""The one name of the features of images, whatever file they come from."""
+
+_FEATURE_WORD = re.compile(r"(?i)(?<![^\W_])(x|images?|features?|inputs?)(?![^\W_])")
+_LABEL_WORDS = ("y", "Y", "label", "labels", "target", "targets")
 
 
 class Reader(ABC):
@@ -68,6 +74,10 @@ class Reader(ABC):
         """Return the stat results of the open files, in the order of ``files``, whatever their paths name by now."""
         return ()
 
+    def facts(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Return the facts (see ``facts_of``) of the open files, in the order of ``files``, whatever their paths name by now."""
+        return tuple(facts_of(stat) for stat in self.file_stats())
+
     @abstractmethod
     def check_whole(self) -> None:
         """Raise FileContentError now for whatever could end a later ``read``.
@@ -108,6 +118,27 @@ def existing_file(path: str | None, key: str) -> Path:
     if not os.access(file, os.R_OK):
         raise UsageError(f"{key}: {path}: not readable; change its permissions")
     return file
+
+
+def label_file(data: DataConfig) -> str | None:
+    """Return the path of the file of labels: of idx, of image folders that have one, and of npy.
+
+    For npy it may be absent in the config, where just one file beside the features has their name with the word for features
+    replaced by one for labels: x-train.npy and y-train.npy, images.npy and labels.npy. Raises UsageError where it can't be told.
+    """
+    if data.format in ("idx", "images"):
+        return data.labels
+    if data.format != "npy" or data.labels is not None or data.path is None:
+        return data.labels if data.format == "npy" else None
+    path = Path(data.path)
+    words = list(_FEATURE_WORD.finditer(path.name.removesuffix(".npy")))
+    names = [f"{path.name[: words[-1].start()]}{word}{path.name[words[-1].end() :]}" for word in _LABEL_WORDS if words]
+    found = [name for name in names if path.with_name(name).is_file()]
+    if len(found) != 1:
+        raise UsageError(
+            f"data.labels: not given, and {some(found)} beside {path.name} could be it; expected the .npy file of the labels"
+        )
+    return str(path.with_name(found[0]))
 
 
 def feature_names(columns: Sequence[str], data: DataConfig, path: Path) -> tuple[str, ...]:
