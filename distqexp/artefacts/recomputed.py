@@ -240,6 +240,9 @@ def _with_rules(schema: Schema, data: DataConfig) -> Schema:
         bound=roles.winsorise_above if table else None,
         constant=roles.constant and table,
         tokens=roles.tokens,
+        class_names=roles.classes or schema.class_names
+        if data.format == "images" and schema.loss != "mean-squared-error"
+        else (),
     )
 
 

@@ -15,6 +15,7 @@ from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader
 from distqexp.problem.readers.base import facts_of, label_file
+from distqexp.problem.readers.folders import Folder, path_facts
 from distqexp.problem.selection import open_blank, select_rows
 
 Digest = Callable[..., bytes]
@@ -53,7 +54,7 @@ def file_facts(data: DataConfig) -> FileFacts:
     files = []
     for path in source_files(data):
         try:
-            files.append(facts_of(path.stat()))
+            files.append(path_facts(path))
         except OSError:
             raise another_file(data) from None
     return FileFacts(socket.gethostname(), tuple(files))
@@ -121,10 +122,10 @@ def same_file(one: DataConfig, other: DataConfig) -> bool:
         return False
     first, second = Path(one.path), Path(other.path)
     try:
-        stats = [path.stat() for path in (first, second)]
+        sizes = [path_facts(path)[0] for path in (first, second)]
     except OSError:
         return False
-    if stats[0].st_size != stats[1].st_size or not all(path.is_file() for path in (first, second)):
+    if sizes[0] != sizes[1] or [path.is_file() or path.is_dir() for path in (first, second)] != [True, True]:
         return False
     return file_digest(first) == file_digest(second)
 
@@ -141,9 +142,13 @@ def content_digest(data: DataConfig) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """Return the SHA-256 of a file. Raises FileContentError when it can't be read."""
+    """Return the SHA-256 of a file, or of the names and bytes of a folder. Raises FileContentError when it can't be read."""
     digest = hashlib.sha256()
     try:
+        if path.is_dir():
+            for block in Folder(path).blocks():
+                digest.update(block)
+            return digest.digest()
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

@@ -44,6 +44,7 @@ class Schema:
         constant: whether the inputs end with a constant 1.
         tokens: whether inputs are int64 (n, 2, L), tokens of 0 .. vocabulary - 1 and their mask.
         vocabulary: the number of tokens, where it is known.
+        class_names: what the classes are called in image folders, in the order of their numbers; empty where labels are numbers.
     """
 
     loss: str
@@ -60,6 +61,7 @@ class Schema:
     constant: bool = False
     tokens: bool = False
     vocabulary: int | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -160,12 +162,21 @@ class Schema:
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
         need(all(scale > 0 for scale in self.scales), "scales must be above 0")
         need(self.bound is None or (type(self.bound) is float and 0 < self.bound < math.inf), "bound must be above 0")
+        names = self.class_names
+        need(_all(names, str) and len(set(names)) == len(names), "class names must be distinct texts")
         need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
         vector = self.shape is not None and len(self.shape) == 1
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
 
 
-def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reader: Reader | None = None) -> Schema:
+def fit_schema(
+    data: DataConfig,
+    *,
+    loss: str,
+    classes: int | None = None,
+    reader: Reader | None = None,
+    record_shape: tuple[int, ...] | None = None,
+) -> Schema:
     """Fit a schema on the public records that ``data`` selects (rows, where, blank).
 
     Medians ignore missing values and those beyond float32. Means and scales (the standard deviation, or 1 where it is zero) are
@@ -176,14 +187,18 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         loss: the name of the loss.
         classes: the number of classes, where it is known.
         reader: a reader of the source, where one is open already.
+        record_shape: the shape of a record as the config declares it, which images in folders are resized to.
     """
     reader = open_reader(data) if reader is None else reader
     rows = select_rows(data, reader)
     if len(rows) == 0:
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
     roles = data.columns
-    tokens = roles.tokens
+    tokens, numbers = roles.tokens, loss == "mean-squared-error"
+    reader.survey(rows, record_shape, numbers)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
+    if not numbers:
+        base = dataclasses.replace(base, class_names=roles.classes or reader.class_names)
     if reader.image or tokens:
         return base
     _check_extras(data, len(reader.shape))
@@ -231,7 +246,8 @@ def schema_from_config(
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
     if data.images:
         shape = None if record_shape is None else _image_shape(record_shape, grey=data.format == "idx")
-        return Schema(loss, True, (PIXELS,), shape, 1.0 / 255.0, classes)
+        names = _declared_classes(data, loss, shape) if data.format == "images" else ()
+        return Schema(loss, True, (PIXELS,), shape, 1.0 / 255.0, classes, class_names=names)
     roles = data.columns
     if data.format in ("npy", "npz") and data.images is None:
         raise UsageError("data.*.columns.images: not given; without data.public, expected true or false")
@@ -262,6 +278,21 @@ def _image_shape(record_shape: tuple[int, ...], grey: bool) -> tuple[int, ...]:
         others = "" if grey else ", or [channels, height, width] of several channels"
         raise UsageError(f"data.record_shape: {list(record_shape)}; for images expected [height, width]{others}")
     return record_shape
+
+
+def _declared_classes(data: DataConfig, loss: str, shape: tuple[int, ...] | None) -> tuple[str, ...]:
+    """Return the names of the classes of an image folder without public data. Raises UsageError where something isn't declared."""
+    if shape is None:
+        raise UsageError(
+            "data.record_shape: not given; for folders of images without data.public, expected [height, width] or [3, height, width]"
+        )
+    if loss == "mean-squared-error":
+        return ()
+    if data.columns.classes is None:
+        raise UsageError(
+            "data.*.columns.classes: not given; for folders of images without data.public, expected what the classes are called, in order"
+        )
+    return data.columns.classes
 
 
 def _check_extras(data: DataConfig, dimensions: int) -> None:

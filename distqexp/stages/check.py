@@ -79,9 +79,10 @@ class _Counts:
 
 
 def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
-    dataset = open_dataset(data, schema, private=True).of_model(network)
+    reader = open_reader(data, private=True)
+    dataset = open_dataset(data, schema, private=True, reader=reader).of_model(network)
     dataset.check_whole()
-    reader, slots, counts = open_reader(data, private=True), dataset.slot_map(), _Counts()
+    slots, counts = dataset.slot_map(), _Counts()
     for first in range(0, slots.slots, _ROWS_AT_ONCE):
         counts.add(dataset, reader, slots.rows[first : first + _ROWS_AT_ONCE])
     yield f"shard {data.shard or 'all'}: {', '.join(str(path) for path in reader.files()) or data.format}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from distqexp.config import Config, DataConfig
-from distqexp.problem.readers.base import existing_file, label_file
+from distqexp.config import FOLDER_FORMATS, Config, DataConfig
+from distqexp.problem.readers.base import existing_file, existing_folder, label_file
 
 
 def check_paths(config: Config) -> None:
@@ -21,7 +21,7 @@ def check_files(where: str, data: DataConfig | None) -> None:
     if data is None:
         return
     if data.format != "digits":
-        existing_file(data.path, f"{where}.path")
+        (existing_folder if data.format in FOLDER_FORMATS else existing_file)(data.path, f"{where}.path")
     if data.format == "idx" or label_file(data) is not None:
         existing_file(label_file(data), f"{where}.labels")
     if data.blank is not None:

@@ -22,6 +22,7 @@ from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
+from distqexp.problem.readers.base import some
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
@@ -99,7 +100,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     if config.data.public is None:
         schema = schema_from_config(config.data.private[0], loss=loss, record_shape=config_shape)
     else:
-        schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
+        reader = readers.of(config.data.public, private=False)
+        schema = fit_schema(config.data.public, loss=loss, reader=reader, record_shape=config_shape)
     shape = schema.input_shape
     if shape is None:
         return schema
@@ -122,6 +124,11 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     if outputs.ndim != 2:
         raise UsageError(
             f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
+        )
+    if len(schema.class_names) > outputs.shape[1]:
+        raise UsageError(
+            f"model.args: {outputs.shape[1]} outputs for the {len(schema.class_names)} classes {some(schema.class_names)}; expected one a "
+            "class, or more"
         )
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 

@@ -48,4 +48,8 @@ def _reader(data: DataConfig) -> Reader:
         from distqexp.problem.readers.npy import NpzReader
 
         return NpzReader(data)
-    raise UsageError(f"data.format: found {data.format!r}; expected digits, idx, csv, parquet or hdf5")
+    if data.format == "images":
+        from distqexp.problem.readers.image_folder import ImageFolderReader
+
+        return ImageFolderReader(data)
+    raise UsageError(f"data.format: found {data.format!r}; expected one of those in docs/config.md")

@@ -39,6 +39,7 @@ class Reader(ABC):
         scale: the factor on raw features (pixels).
         image: whether records are images, which aren't standardised.
         target_shape: the shape of one record's target.
+        class_names: what the classes are called, where labels are texts; a label's number is its place.
         private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
@@ -50,6 +51,7 @@ class Reader(ABC):
     scale: float = 1.0
     image: bool = False
     target_shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
     private: bool = False
 
     @abstractmethod
@@ -58,6 +60,24 @@ class Reader(ABC):
 
         They are numbers (uint8 or floating), NaN where missing; tokens are int64 (n, 2, L) with their mask.
         """
+
+    def survey(self, rows: IntegerArray, record_shape: tuple[int, ...] | None, numbers: bool) -> None:
+        """Learn from these public rows what single records may differ in: ``shape`` and ``class_names``.
+
+        Args:
+            rows: the rows of a public file.
+            record_shape: the declared shape of a record, which goes first.
+            numbers: whether labels are numbers, not classes.
+
+        Raises:
+            UsageError: the rows differ, and nothing is declared.
+            FileContentError: a record can't be read.
+        """
+        return  # most files say it all by themselves
+
+    def follow(self, shape: tuple[int, ...] | None, class_names: tuple[str, ...]) -> None:
+        """Take over a plan's shape of a record and names of classes, where the file doesn't fix them by itself."""
+        return
 
     def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
         """Return bool (n, len(names) + 1): which entries of ``names`` and of the target are no numbers.
@@ -118,6 +138,18 @@ def existing_file(path: str | None, key: str) -> Path:
     if not os.access(file, os.R_OK):
         raise UsageError(f"{key}: {path}: not readable; change its permissions")
     return file
+
+
+def existing_folder(path: str | None, key: str) -> Path:
+    """Return the path if it is a readable folder; else raise UsageError, which names the config key."""
+    if path is None:
+        raise UsageError(f"{key}: not given; expected the path of a folder")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{key}: {path}: {'not a folder' if folder.exists() else 'no such folder'}; correct the path")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"{key}: {path}: not readable; change its permissions")
+    return folder
 
 
 def label_file(data: DataConfig) -> str | None:
