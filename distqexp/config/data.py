@@ -12,7 +12,7 @@ from distqexp.config.rules import Need, Rule, field_needs, key
 
 ARRAY_FORMATS = ("hdf5", "npz", "npy")
 """The formats of arrays, which may hold images or tokens."""
-FOLDER_FORMATS = ("images",)
+FOLDER_FORMATS = ("images", "arrow")
 """The formats whose path is a folder."""
 
 
@@ -40,20 +40,27 @@ class ColumnsConfig:
         "arrays: features are images of bytes, divided by 255; when absent, uint8 of 3 or 4 axes is, but in hdf5 only without target",
         default=None,
     )
-    classes: tuple[str, ...] | None = key(
+    classes: tuple[str, ...] = key(
         "image folders: what the classes are called, in the order of their numbers; as in data.public when absent",
+        default=(),
+    )
+    length: int | None = key(
+        "arrow: so many tokens a record; longer lists are cut off, shorter ones padded; the longest public list when absent",
+        Rule("1 or more", lambda value: value >= 1),
         default=None,
     )
 
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
-        tabular, arrays = format in ("csv", "parquet"), format in ARRAY_FORMATS
+        tabular, arrays = format in ("csv", "parquet", "arrow"), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
-        yield Need(not self.tokens or arrays, f"{where}.tokens", True, "format = hdf5, npz or npy")
+        listed = arrays or format == "arrow"
+        yield Need(not self.tokens or listed, f"{where}.tokens", True, "format = hdf5, npz, npy or arrow")
+        yield Need(self.length is None or format == "arrow", f"{where}.length", self.length, "format = arrow")
         yield Need(self.images is None or arrays, f"{where}.images", self.images, "format = hdf5, npz or npy")
         classes = self.classes
-        yield Need(classes is None or format == "images", f"{where}.classes", classes, "format = images")
-        distinct = classes is None or (len(set(classes)) == len(classes) > 0 and all(classes))
+        yield Need(not classes or format == "images", f"{where}.classes", classes, "format = images")
+        distinct = len(set(classes)) == len(classes) and all(classes)
         yield Need(distinct, f"{where}.classes", classes, "distinct names")
         yield Need(not (self.tokens and self.images), f"{where}.images", True, "tokens = false with it")
         named = [name for name in ("target", "features", "mask") if getattr(self, name) is not None]
@@ -81,9 +88,10 @@ class ColumnsConfig:
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
 
-    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images"] = key("the reader")
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow"] = key("the reader")
     path: str | None = key(
-        "file, for images a folder; ${NAME} is an environment variable; relative to the config file", default=None
+        "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file",
+        default=None,
     )
     labels: str | None = key(
         "file of the labels, for idx and npy; for npy it may be absent where one beside is named y as path is named x; for images a "

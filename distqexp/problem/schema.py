@@ -263,11 +263,18 @@ def schema_from_config(
             )
         if not roles.tokens:
             return Schema(loss, False, features, record_shape, 1.0, classes)
-        if record_shape is None or len(record_shape) != 1:
-            actual = "absent" if record_shape is None else list(record_shape)
-            raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
-        return Schema(loss, False, features, (2, *record_shape), 1.0, classes, tokens=True)
+    if roles.tokens:
+        return Schema(loss, False, features, _token_shape(data, record_shape), 1.0, classes, tokens=True)
     return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant)
+
+
+def _token_shape(data: DataConfig, record_shape: tuple[int, ...] | None) -> tuple[int, int]:
+    """Return the shape (2, L) of tokens with their mask. Raises UsageError where L isn't declared."""
+    length = record_shape if data.columns.length is None else (data.columns.length,)
+    if length is None or len(length) != 1:
+        actual = "absent" if length is None else list(length)
+        raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
+    return (2, *length)
 
 
 def _image_shape(record_shape: tuple[int, ...], grey: bool) -> tuple[int, ...]:
@@ -288,7 +295,7 @@ def _declared_classes(data: DataConfig, loss: str, shape: tuple[int, ...] | None
         )
     if loss == "mean-squared-error":
         return ()
-    if data.columns.classes is None:
+    if not data.columns.classes:
         raise UsageError(
             "data.*.columns.classes: not given; for folders of images without data.public, expected what the classes are called, in order"
         )

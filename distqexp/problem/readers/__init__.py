@@ -52,4 +52,8 @@ def _reader(data: DataConfig) -> Reader:
         from distqexp.problem.readers.image_folder import ImageFolderReader
 
         return ImageFolderReader(data)
+    if data.format == "arrow":
+        from distqexp.problem.readers.arrow import ArrowReader
+
+        return ArrowReader(data)
     raise UsageError(f"data.format: found {data.format!r}; expected one of those in docs/config.md")

@@ -238,7 +238,7 @@ def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat
 
     Args:
         path: the file.
-        task: "structure" of HDF5, or "texts" of Parquet.
+        task: "structure" of HDF5, "texts" of Parquet, or "batches" of Arrow.
         columns: the columns that are looked at.
 
     Returns:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from distqexp.problem.readers.bytes import ByteSource
 from distqexp.problem.readers.entries import UNREADABLE, number_of
 from distqexp.problem.readers.folders import Folder
 from distqexp.problem.readers.pictures import NoPictureError, picture_shape, read_picture
-from distqexp.problem.readers.table import CsvReader
+from distqexp.problem.readers.table import TableReader
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
@@ -67,7 +67,7 @@ class ImageFolderReader(Reader):
     def survey(self, rows: IntegerArray, record_shape: tuple[int, ...] | None, numbers: bool) -> None:
         files, labels = self._rows()
         texts = {text for row in rows.tolist() if (text := labels[row]) is not None}
-        if self._data.columns.classes is None and not numbers and not all(map(_is_number, texts)):
+        if not self._data.columns.classes and not numbers and not all(map(_is_number, texts)):
             self.class_names = tuple(sorted(texts))
         if record_shape is not None:
             self.shape = record_shape if len(record_shape) == 3 else (1, *record_shape)
@@ -161,7 +161,7 @@ class ImageFolderReader(Reader):
             self._entries = (table.texts(table.names[0]), labels)
         return self._entries
 
-    def _named_table(self, key: str, name: str | None) -> CsvReader:
+    def _named_table(self, key: str, name: str | None) -> TableReader:
         if self._table is None:
             raise UsageError(
                 f"{key}: names {name!r}, but a folder of images has label alone; give data.labels, a CSV file with that column"
@@ -212,14 +212,17 @@ class ImageFolderReader(Reader):
         return {**self.__dict__, "_open": None}
 
 
-def _table(data: DataConfig, path: Path) -> CsvReader:
+def _table(data: DataConfig, path: Path) -> TableReader:
     """Open the CSV file of names and labels; columns without a role in the config are found by their usual names."""
+    from distqexp.problem.readers import open_reader  # which imports this module
+
     roles = data.columns
     names = [] if roles.target and roles.features else _header(path)
     target = roles.target or _usual(path, names, _LABEL_COLUMNS, "target")
     file = (roles.features or (_usual(path, names, _FILE_COLUMNS, "features"),))[0]
     columns = ColumnsConfig(target=target, features=(file,))
-    return CsvReader(dataclasses.replace(data, format="csv", path=str(path), labels=None, columns=columns))
+    table = dataclasses.replace(data, format="csv", path=str(path), labels=None, columns=columns)
+    return cast("TableReader", open_reader(table, private=True))
 
 
 def _header(path: Path) -> list[str]:
