@@ -218,7 +218,7 @@ def _check_schema(plan: Plan) -> None:
         recomputed = _with_rules(plan.schema, data.public)
     actual, expected = schema.to_tree(), recomputed.to_tree()
     for name in expected:
-        if name not in ("classes", "vocabulary"):
+        if name not in ("classes", "vocabulary", *(("tokenizer",) if source.format == "text" else ())):
             refuse_unlike(f"schema.{name}", actual[name], expected[name])
     if data.record_shape is not None and schema.shape is not None:
         refuse_unlike("schema.shape", list(schema.record_shape), list(data.record_shape))
@@ -227,7 +227,8 @@ def _check_schema(plan: Plan) -> None:
 def _with_rules(schema: Schema, data: DataConfig) -> Schema:
     """Return ``schema`` with everything that the config says about a schema that was fitted to public records."""
     roles, image = data.columns, schema.image if data.images is None else data.images
-    table = not image and not roles.tokens
+    table = not image and not data.tokens
+    fixed_length = data.tokens and roles.length is not None
     return replace(
         schema,
         image=image,
@@ -239,7 +240,9 @@ def _with_rules(schema: Schema, data: DataConfig) -> Schema:
         flags=schema.flags if table and roles.missing_flag_above is not None else (),
         bound=roles.winsorise_above if table else None,
         constant=roles.constant and table,
-        tokens=roles.tokens,
+        shape=(2, roles.length or 0) if fixed_length else schema.shape,
+        tokens=data.tokens,
+        tokenizer=schema.tokenizer if data.format == "text" else None,
         class_names=roles.classes or schema.class_names
         if data.format == "images" and schema.loss != "mean-squared-error"
         else (),

@@ -45,18 +45,28 @@ class ColumnsConfig:
         default=(),
     )
     length: int | None = key(
-        "arrow: so many tokens a record; longer lists are cut off, shorter ones padded; the longest public list when absent",
+        "text and arrow: so many tokens a record; more are cut off, fewer are padded; for arrow the longest public list when absent",
         Rule("1 or more", lambda value: value >= 1),
         default=None,
     )
 
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
-        tabular, arrays = format in ("csv", "parquet", "arrow"), format in ARRAY_FORMATS
+        tabular, arrays = format in ("csv", "parquet", "arrow", "text"), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
         listed = arrays or format == "arrow"
         yield Need(not self.tokens or listed, f"{where}.tokens", True, "format = hdf5, npz, npy or arrow")
-        yield Need(self.length is None or format == "arrow", f"{where}.length", self.length, "format = arrow")
+        texts = format == "text"
+        yield Need(
+            self.length is None or texts or format == "arrow", f"{where}.length", self.length, "format = text or arrow"
+        )
+        yield Need(not texts or self.length is not None, f"{where}.length", None, "the number of tokens of a record")
+        yield Need(
+            not texts or len(self.features or ()) == 1,
+            f"{where}.features",
+            self.features,
+            "the one column of the texts",
+        )
         yield Need(self.images is None or arrays, f"{where}.images", self.images, "format = hdf5, npz or npy")
         classes = self.classes
         yield Need(not classes or format == "images", f"{where}.classes", classes, "format = images")
@@ -88,7 +98,9 @@ class ColumnsConfig:
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
 
-    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow"] = key("the reader")
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow", "text"] = key(
+        "the reader"
+    )
     path: str | None = key(
         "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file",
         default=None,
@@ -97,6 +109,9 @@ class DataConfig:
         "file of the labels, for idx and npy; for npy it may be absent where one beside is named y as path is named x; for images a "
         "CSV file of names and labels, absent where each class is a subfolder",
         default=None,
+    )
+    tokenizer: str | None = key(
+        "text: folder with the file tokenizer.json; every site needs the same, which is compared", default=None
     )
     rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
     where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"; of images, "label < 5"', default=None)
@@ -118,6 +133,11 @@ class DataConfig:
         return "record" if self.unit is None else self.unit
 
     @property
+    def tokens(self) -> bool:
+        """Whether the records are tokens with their mask."""
+        return self.columns.tokens or self.format == "text"
+
+    @property
     def images(self) -> bool | None:
         """Whether the records are images; None where only the file tells."""
         if self.format in ARRAY_FORMATS and not self.columns.tokens:
@@ -129,6 +149,8 @@ class DataConfig:
         """Yield what the keys of one source must be. ``where`` names the section."""
         for first, last in self.rows or ():
             yield Need(0 <= first < last, f"{where}.rows", [first, last], "0 <= first < last")
+        tokenizer = self.tokenizer
+        yield Need(tokenizer is None or self.format == "text", f"{where}.tokenizer", tokenizer, "format = text")
         yield from field_needs(where, self)
         yield from self.columns.needs(f"{where}.columns", self.format)
 

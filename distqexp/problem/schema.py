@@ -16,6 +16,7 @@ from distqexp.config import ARRAY_FORMATS, DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import PIXELS, some
+from distqexp.problem.readers.tokenizer import open_tokenizer
 from distqexp.problem.selection import select_rows
 
 _VALUES_AT_ONCE = 2**24
@@ -45,6 +46,7 @@ class Schema:
         tokens: whether inputs are int64 (n, 2, L), tokens of 0 .. vocabulary - 1 and their mask.
         vocabulary: the number of tokens, where it is known.
         class_names: what the classes are called in image folders, in the order of their numbers; empty where labels are numbers.
+        tokenizer: the digest of the tokenizer that makes tokens of texts, if one does.
     """
 
     loss: str
@@ -62,6 +64,7 @@ class Schema:
     tokens: bool = False
     vocabulary: int | None = None
     class_names: tuple[str, ...] = ()
+    tokenizer: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -119,6 +122,12 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
+        if reader.tokenizer is not None and reader.tokenizer != self.tokenizer:
+            expected = (self.tokenizer or "none")[:16]
+            raise FileContentError(
+                f"data.tokenizer: its digest is {reader.tokenizer[:16]}; expected {expected}, the plan's: every site needs the same files; "
+                "get them from whoever made the plan"
+            )
         if self.loss != "mean-squared-error" and reader.target_shape:
             raise FileContentError(
                 f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
@@ -164,6 +173,7 @@ class Schema:
         need(self.bound is None or (type(self.bound) is float and 0 < self.bound < math.inf), "bound must be above 0")
         names = self.class_names
         need(_all(names, str) and len(set(names)) == len(names), "class names must be distinct texts")
+        need(self.tokenizer is None or (isinstance(self.tokenizer, str) and self.tokens), "a tokenizer makes tokens")
         need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
         vector = self.shape is not None and len(self.shape) == 1
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
@@ -194,13 +204,13 @@ def fit_schema(
     if len(rows) == 0:
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
     roles = data.columns
-    tokens, numbers = roles.tokens, loss == "mean-squared-error"
+    tokens, numbers = data.tokens, loss == "mean-squared-error"
     reader.survey(rows, record_shape, numbers)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
     if not numbers:
         base = dataclasses.replace(base, class_names=roles.classes or reader.class_names)
     if reader.image or tokens:
-        return base
+        return dataclasses.replace(base, tokenizer=reader.tokenizer)
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
     for block in _column_blocks(reader, rows):
@@ -263,8 +273,10 @@ def schema_from_config(
             )
         if not roles.tokens:
             return Schema(loss, False, features, record_shape, 1.0, classes)
-    if roles.tokens:
-        return Schema(loss, False, features, _token_shape(data, record_shape), 1.0, classes, tokens=True)
+    if data.tokens:
+        tokenizer = None if data.tokenizer is None else open_tokenizer(data.tokenizer).digest
+        shape = _token_shape(data, record_shape)
+        return Schema(loss, False, features, shape, 1.0, classes, tokens=True, tokenizer=tokenizer)
     return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from distqexp.config import FOLDER_FORMATS, Config, DataConfig
 from distqexp.problem.readers.base import existing_file, existing_folder, label_file
 
@@ -21,7 +23,10 @@ def check_files(where: str, data: DataConfig | None) -> None:
     if data is None:
         return
     if data.format != "digits":
-        (existing_folder if data.format in FOLDER_FORMATS else existing_file)(data.path, f"{where}.path")
+        is_folder = data.format in FOLDER_FORMATS or (data.format == "text" and Path(data.path or "x").is_dir())
+        (existing_folder if is_folder else existing_file)(data.path, f"{where}.path")
+    if data.format == "text":
+        existing_folder(data.tokenizer, f"{where}.tokenizer")
     if data.format == "idx" or label_file(data) is not None:
         existing_file(label_file(data), f"{where}.labels")
     if data.blank is not None:

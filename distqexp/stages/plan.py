@@ -23,6 +23,7 @@ from distqexp.problem.losses import get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.readers.base import some
+from distqexp.problem.readers.tokenizer import check_vocabulary
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
@@ -111,6 +112,9 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         )
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
+        source = config.data.public or config.data.private[0]
+        if source.format == "text":
+            check_vocabulary(source.tokenizer, schema.vocabulary)
     try:
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import Reader
+
+_OTHERS = {
+    "npy": ("npy", "NpyReader"),
+    "npz": ("npy", "NpzReader"),
+    "images": ("image_folder", "ImageFolderReader"),
+    "arrow": ("arrow", "ArrowReader"),
+    "text": ("text", "TextReader"),
+}
+"""Module and class of formats whose libraries not every run needs."""
 
 __all__ = ["Reader", "open_reader"]
 
@@ -40,20 +51,8 @@ def _reader(data: DataConfig) -> Reader:
         from distqexp.problem.readers.hdf5 import Hdf5Reader
 
         return Hdf5Reader(data)
-    if data.format == "npy":
-        from distqexp.problem.readers.npy import NpyReader
-
-        return NpyReader(data)
-    if data.format == "npz":
-        from distqexp.problem.readers.npy import NpzReader
-
-        return NpzReader(data)
-    if data.format == "images":
-        from distqexp.problem.readers.image_folder import ImageFolderReader
-
-        return ImageFolderReader(data)
-    if data.format == "arrow":
-        from distqexp.problem.readers.arrow import ArrowReader
-
-        return ArrowReader(data)
+    if data.format in _OTHERS:
+        module, name = _OTHERS[data.format]
+        reader: Reader = getattr(import_module(f"distqexp.problem.readers.{module}"), name)(data)
+        return reader
     raise UsageError(f"data.format: found {data.format!r}; expected one of those in docs/config.md")

@@ -66,7 +66,8 @@ class ArrowFolder:
         import pyarrow
         import pyarrow.ipc
 
-        source, sizes = pyarrow.PythonFile(self.folder.open(name), mode="r"), []
+        source = pyarrow.PythonFile(self.folder.open(name), mode="r")
+        sizes: list[int] = []
         try:
             schema = pyarrow.ipc.read_schema(pyarrow.ipc.read_message(source))
             if self.schema_arrow is not None and not schema.equals(self.schema_arrow):

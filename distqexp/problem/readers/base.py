@@ -40,6 +40,7 @@ class Reader(ABC):
         image: whether records are images, which aren't standardised.
         target_shape: the shape of one record's target.
         class_names: what the classes are called, where labels are texts; a label's number is its place.
+        tokenizer: the digest of the tokenizer that turns texts into tokens, if one does.
         private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
@@ -52,6 +53,7 @@ class Reader(ABC):
     image: bool = False
     target_shape: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+    tokenizer: str | None = None
     private: bool = False
 
     @abstractmethod
