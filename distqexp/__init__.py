@@ -1,9 +1,25 @@
 """Differentially private fine-tuning by an exponential mechanism on a distributed local quadratic.
 
-The interface for notebooks and scripts is ``distqexp.api``; importing this package loads nothing heavy.
+``distqexp.fit`` takes a live module and a script's own records, ``distqexp.load_model`` the folder of a released model. All that the
+command line can do is in ``distqexp.api``. Importing this package loads nothing heavy.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distqexp.live import fit, load_model
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "fit", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: ``fit`` is a module that can be called, see there."""
+    if name == "fit":
+        return import_module("distqexp.fit")
+    if name == "load_model":
+        return import_module("distqexp.live").load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,8 @@
-"""The main job: ``python -m distqexp.fit [CONFIG]`` walks from plan to export in one process group."""
+"""The main job: ``python -m distqexp.fit [CONFIG]`` walks from plan to export in one process group.
+
+The module can be called, too: ``distqexp.fit(model, private, epsilon=..., delta=...)`` is ``distqexp.live.fit``, for scripts and
+notebooks that have a live module and their own records.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from distqexp.config import load_config
 from distqexp.engines import make_engine
@@ -16,19 +21,26 @@ from distqexp.engines.base import exit_code, places, reason
 from distqexp.engines.launcher import may_print
 from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
+from distqexp.stages.room import make_room
 from distqexp.stages.rounds import run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m distqexp.fit") -> int:
     """Run the main job with these arguments, those of the process when None, and return the exit code."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(program).parse_args(arguments)
+        if options.resume and options.overwrite:
+            raise UsageError(
+                "--overwrite: found with --resume; expected one of them: resume goes on, overwrite begins anew"
+            )
         config = load_config(options.config, options.overrides)
         out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
         engine = make_engine(config.engine, os.environ, debug=debug)
         rounds, public = config.mechanism.rounds, config.privacy.adjacency.counts_public
         with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
+            if not options.resume:
+                engine.on_root(lambda: make_room(out, overwrite=options.overwrite))
             result = run(config, out, engine, progress, resume=options.resume, noise_seed=options.insecure_noise_seed)
     except KeyboardInterrupt:
         sys.stderr.write("distqexp: interrupted from the keyboard; run the same command with --resume\n")
@@ -48,9 +60,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m distqexp.fit",
+        prog=program,
         description="Fine-tune a pretrained model with differential privacy: plan, sketch, pool, release, export.",
         epilog="example: mpirun -n 2 python -m distqexp.fit configs/digits.toml --out runs/digits --json",
     )
@@ -65,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         help="override a config key",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out after a kill or a stop")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="throw away the unfinished work in --out, where nothing was spent"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     parser.add_argument("--debug", action="store_true", help="print the places of a traceback with an error")
     parser.add_argument(
@@ -72,6 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     return parser
 
+
+class _CallableModule(ModuleType):
+    """This module, as a function as well."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Fit a live module, see ``distqexp.live.fit``."""
+        from distqexp.live import fit
+
+        return fit(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+AUTO = "auto"
+"""The kind of subspace or precision that stands for one that the plan chooses."""
+
 
 class Adjacency(StrEnum):
     """Which datasets are neighbours.

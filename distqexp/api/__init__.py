@@ -29,8 +29,8 @@ True
 from __future__ import annotations
 
 from distqexp.api.ledgers import accept_void, ledger_head, ledger_verify, void
-from distqexp.api.looking import audit, audit_run, inspect, verify
-from distqexp.api.stages import check, count, export, fit, plan, pool, release, sketch
+from distqexp.api.looking import audit, audit_run, inspect, report, verify
+from distqexp.api.stages import check, count, export, fit, plan, pool, predict, release, sketch
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.sums import Quadratic
@@ -48,6 +48,7 @@ from distqexp.errors import (
     StorageError,
     UsageError,
 )
+from distqexp.live import LoadedModel, load_model
 from distqexp.privacy.ledger import Ledger, LedgerRow
 from distqexp.report.progress import ProgressEvent
 from distqexp.stages.count import UnitCount
@@ -67,6 +68,7 @@ __all__ = [
     "InternalError",
     "Ledger",
     "LedgerRow",
+    "LoadedModel",
     "Plan",
     "ProgressEvent",
     "Quadratic",
@@ -90,9 +92,12 @@ __all__ = [
     "ledger_head",
     "ledger_verify",
     "load_config",
+    "load_model",
     "plan",
     "pool",
+    "predict",
     "release",
+    "report",
     "sketch",
     "tune",
     "verify",

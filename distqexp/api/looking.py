@@ -9,6 +9,8 @@ from distqexp.artefacts.plan import Plan
 from distqexp.audit.command import Audit, audit_plan, write_audit
 from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
 from distqexp.config import Config
+from distqexp.errors import UsageError
+from distqexp.report.html import REPORT, is_report, write_report
 from distqexp.stages.folder import open_folder
 from distqexp.stages.verify import verify_paths
 from distqexp.storage.inspect import describe
@@ -69,6 +71,29 @@ def inspect(path: StrPath) -> str:
         FileContentError: The file is damaged, or another program's.
     """
     return describe(Path(path))
+
+
+def report(*folders: StrPath, out: StrPath | None = None) -> Path:
+    """Write a page of HTML on one run, or on several side by side, that needs no network and no other file.
+
+    Args:
+        folders: The folders of finished runs.
+        out: The page to write; when None ``report.html`` in the folder of a single run, and here for several. A report that is there
+            already is written over.
+
+    Returns:
+        The page's path. Public.
+
+    Raises:
+        UsageError: A folder has no certificate, or ``out`` is another file.
+        FileContentError: A file is not what its name says.
+    """
+    paths = [Path(folder) for folder in folders]
+    page = Path(out) if out else (paths[0] if len(paths) == 1 else Path()) / REPORT
+    if page.exists() and not is_report(page):
+        raise UsageError(f"--out {page}: exists and is no report; expected a new file, nothing else is overwritten")
+    write_report(paths, page)
+    return page
 
 
 def verify(*paths: StrPath) -> list[str]:

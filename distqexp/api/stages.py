@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config, EngineConfig
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
+from distqexp.live.writing import predict_file
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.by_hand import (
@@ -29,6 +31,7 @@ from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.folder import new_file
 from distqexp.stages.plan import make_plan
 from distqexp.stages.pool import pool_by_hand
+from distqexp.stages.room import make_room
 from distqexp.stages.rounds import FitResult, run
 
 
@@ -37,6 +40,7 @@ def fit(
     out: StrPath,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     insecure_noise_seed: int | None = None,
     callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
@@ -47,10 +51,11 @@ def fit(
 
     Args:
         config: The config; ``load_config`` reads one.
-        out: The folder of the run, new or empty unless ``resume`` is set.
+        out: The folder of the run, new or empty unless ``resume`` is set; one in which nothing was spent will do.
         resume: Whether to go on with the run in ``out``.
+        overwrite: Whether the unfinished work in ``out`` may be thrown away, where nothing was spent.
         insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
-        callback: Called in this thread with every progress event; no event holds a private figure.
+        callback: Called in this thread with every progress event; no event holds a private figure. Nothing is printed then.
         engine: Where the work runs; the engine of the config when None.
 
     Returns:
@@ -64,7 +69,12 @@ def fit(
     with engine or make_engine(config.engine, os.environ) as running:
         rounds, silent = config.mechanism.rounds, not running.is_root
         public = config.privacy.adjacency.counts_public
-        with Progress(folder, rounds=rounds, counts_public=public, silent=silent, callback=callback) as progress:
+        stream = None if callback is None else io.StringIO()
+        with Progress(
+            folder, rounds=rounds, counts_public=public, silent=silent, callback=callback, stream=stream
+        ) as progress:
+            if not resume:
+                running.on_root(lambda: make_room(folder, overwrite=overwrite))
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
 
 
@@ -289,3 +299,21 @@ def export(
     """
     paths = [Path(path) for path in releases]
     return export_run(Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger))
+
+
+def predict(folder: StrPath, data: StrPath, out: StrPath, *, labels: StrPath | None = None) -> None:
+    """Predict for the records of a file and write the predictions into a new file, as private as the records (mode 0600).
+
+    ``load_model`` gives the predictions as arrays.
+
+    Args:
+        folder: The folder of a finished run, or of an exported model.
+        data: Records in the form of the private ones, with or without labels, or a .npy array of features.
+        out: The new file: .csv (``prediction``, then ``probability_CLASS`` for each class), or .npy (these, or a regression's values).
+        labels: The file of the labels, for the format idx.
+
+    Raises:
+        UsageError: A path is wrong, or the model needs a live module: then use ``load_model``.
+        FileContentError: The model or the records can't be used.
+    """
+    predict_file(Path(folder), Path(data), Path(out), optional_path(labels))

@@ -37,6 +37,12 @@ from distqexp.privacy.calibration import (
 )
 from distqexp.privacy.sampled import joint_rate
 
+NOISE_COST = 0.02
+"""What noise may cost by its forecast, in units of the loss a record, where the config sets no clip."""
+
+LARGEST_NATURAL_CLIP = 1.0
+"""The largest clip_natural of a config that sets no clip."""
+
 
 def coordinates_of(config: Config, k: int) -> int:
     """Return how many numbers a round of ``k`` coordinates releases: the diagnostics, where shared, add theirs."""
@@ -66,8 +72,25 @@ def step_shrinkage(config: Config, calibration: Calibration, k: int) -> float:
     mechanism = config.mechanism
     if not mechanism.shrink or mechanism.trust_radius is not None:
         return 1.0
-    signal = config.units_in_a_round * calibration.mu_round / config.privacy.adjacency.sensitivity_factor
-    return 1.0 / (1.0 + k / signal**2)
+    return 1.0 / (1.0 + k / _signal(config, calibration) ** 2)
+
+
+def noise_budget(config: Config, calibration: Calibration, k: int) -> float:
+    """Return the largest ``clip_natural`` for which noise costs at most NOISE_COST by its forecast (docs/method.md).
+
+    In coordinates in which curvature and damping are the identity, a round's noise has standard deviation c / (n mu), c the clip.
+    Of R rounds of step s it raises the quadratic of the loss by at most k s (c / (n mu))^2 / 2, as later rounds undo it, and by at
+    most the R s / (1 + damping)-th part of that, as damping takes its share. With momentum m the step counts s / (1 - m).
+    """
+    mechanism = config.mechanism
+    step = max(mechanism.step, mechanism.final_step or 0.0) / (1.0 - mechanism.momentum)
+    spread = min(step, step**2 * mechanism.rounds / (1.0 + config.precision.damping))
+    return _signal(config, calibration) * math.sqrt(2.0 * NOISE_COST / (k * spread))
+
+
+def _signal(config: Config, calibration: Calibration) -> float:
+    """Return how far a round's sum can be from zero at most, in standard deviations of a coordinate's noise."""
+    return config.units_in_a_round * calibration.mu_round / config.privacy.adjacency.sensitivity_factor
 
 
 def derived_step(config: Config, calibration: Calibration, k: int, round: int) -> float:
@@ -77,8 +100,9 @@ def derived_step(config: Config, calibration: Calibration, k: int, round: int) -
 
 def derived_clip(config: Config, calibration: Calibration, k: int, round: int) -> float | None:
     """Return the clip C of a round of ``k`` coordinates, in whitened units; None when it is a quantile of public norms."""
-    clip = config.mechanism.clip_of(round, config.privacy.units)
-    if clip is None or config.mechanism.clip_natural is None:
+    mechanism = config.mechanism
+    clip = mechanism.clip_of(round, config.privacy.units)
+    if clip is None or mechanism.clip_natural is None:
         return clip
     return clip * math.sqrt(step_shrinkage(config, calibration, k))
 

@@ -45,6 +45,7 @@ class Plan:
         state: The state of round 0.
         plan_id: The SHA-256 of the plan's canonical form; empty until ``with_identity`` sets it.
         forecast: How far above the minimum of its quadratic the release of round 0 is expected to be.
+        notes: Lines on the model for whoever makes the plan. They are no part of the plan, and of no file.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Plan:
     state: RoundState
     plan_id: str = ""
     forecast: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""

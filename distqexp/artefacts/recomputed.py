@@ -25,10 +25,12 @@ from distqexp.artefacts.derived import (
     derived_grid,
     most_curvature_rows,
 )
+from distqexp.artefacts.moves import HALVINGS
 from distqexp.config import DataConfig, config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
 from distqexp.privacy.calibration import Calibration
+from distqexp.problem.fitted_codings import codings_of
 from distqexp.problem.readers.base import PIXELS
 from distqexp.problem.schema import Schema, schema_from_config
 
@@ -87,6 +89,8 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
     refuse_unlike("plan", dict(header), plan.header())
     refuse_unlike("config", header["config"], config_to_tree(without_paths(config)))
     _refuse_other_arrays("plan", arrays, plan.arrays())
+    if config.automatic or config.mechanism.clips_by_itself:
+        raise _difference("config", "something left to choose", "the subspace, precision and clip that the plan chose")
     if plan.d < 1:
         raise _difference("d", plan.d, "1 or more")
     size = config.subspace.traits.size
@@ -112,6 +116,8 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     _refuse_other_arrays("release", arrays, release.arrays())
     if not 0 <= release.round <= last:
         raise _difference("round", release.round, f"0 to {last}")
+    if not 0 <= release.halvings <= HALVINGS:
+        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
     seed = release.noise_seed
     if seed is not None and type(seed) is not int:
         raise _difference("noise_seed", seed, "a whole number, or null")
@@ -246,6 +252,7 @@ def _with_rules(schema: Schema, data: DataConfig) -> Schema:
         class_names=roles.classes or schema.class_names
         if data.format == "images" and schema.loss != "mean-squared-error"
         else (),
+        codings=codings_of(data, {c.column: c.values for c in schema.codings if c.kind == "levels"}),
     )
 
 

@@ -35,6 +35,7 @@ class Release:
         next_state: The state of the next round, or None after the last one.
         noise_seed: The seed of the noise, or None for real noise. With a seed nothing about the release is private.
         everybody: Whether it is charged to everybody although its round uses one part: units may have changed their parts.
+        halvings: How often the guard halved the move, 0 to HALVINGS.
     """
 
     plan_id: str
@@ -45,10 +46,12 @@ class Release:
     next_state: RoundState | None
     noise_seed: int | None
     everybody: bool = False
+    halvings: int = 0
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
-        return {
+        guarded = {"halvings": self.halvings} if self.halvings else {}
+        return guarded | {
             "round": self.round,
             "used": dict(self.state_header),
             "next": self.next_state.header() if self.next_state else None,
@@ -87,6 +90,7 @@ class Release:
             next_state=state,
             noise_seed=header["noise_seed"],
             everybody=everybody_flag(header, plan.config.mechanism.parts),
+            halvings=int(header.get("halvings", 0)),
         )
         check_release(plan, release, header, arrays)
         return release

@@ -6,10 +6,13 @@ Importing this package loads nothing heavy: each command imports what it needs w
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from distqexp.cli import ledger, looking, stages
+import distqexp
+from distqexp.cli import ledger, looking, predicting, stages
+from distqexp.cli.options import say
 from distqexp.errors import NotAvailableYet
 
 __all__ = ["main", "run"]
@@ -17,11 +20,27 @@ __all__ = ["main", "run"]
 app = typer.Typer(
     name="distqexp",
     help="Fine-tune a pretrained model with differential privacy, stage by stage.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 unavailable = typer.Typer()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=lambda asked: _tell_version(asked), help="print the version"),
+    ] = False,
+) -> None:
+    """Fine-tune a pretrained model with differential privacy, stage by stage."""
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        say(f"distqexp {distqexp.__version__}")
+        raise typer.Exit()
 
 
 def _add_unavailable(name: str, help_text: str) -> None:
@@ -41,7 +60,7 @@ _add_unavailable("doctor", "Check this machine (not available yet).")
 _add_unavailable("cost", "Forecast time and memory (not available yet).")
 
 # Help lists the commands in this order.
-for commands in (stages.commands, looking.commands, unavailable):
+for commands in (stages.commands, predicting.commands, looking.commands, unavailable):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
 
@@ -57,7 +76,8 @@ def run(arguments: list[str]) -> int:
 
     debug = "--debug" in arguments
     try:
-        code = app(args=[word for word in arguments if word != "--debug"], prog_name="distqexp", standalone_mode=False)
+        own = [word for word in arguments if word != "--debug" or arguments[0] == "fit"]  # fit has the option itself
+        code = app(args=own, prog_name="distqexp", standalone_mode=False)
         return int(code or 0)
     except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a script its exit code
         if hasattr(error, "format_message"):  # the command line parser's own errors, whichever library it comes from

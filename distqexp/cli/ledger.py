@@ -12,7 +12,7 @@ import typer
 from distqexp.cli.options import say
 
 if TYPE_CHECKING:
-    from distqexp.privacy.ledger import Ledger, LedgerRow
+    from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
 
 commands = typer.Typer(help="What was spent, and what may be spent.", rich_markup_mode=None)
 
@@ -43,17 +43,29 @@ def _charge_line(row: LedgerRow) -> str:
 
 
 def _population_lines(ledger: Ledger, name: str) -> Iterator[str]:
-    """What plans call the population where that differs, its cap, and what its charges add up to."""
+    """What plans call the population where that differs, its cap, what is left of it, and what its charges add up to."""
+    from distqexp.privacy.ledger.left import Left
+
     for plan in sorted(plan for plan, own in ledger.local_names().items() if own == name != plan):
         yield f"{name}: plans call it {plan!r}"
     cap = ledger.cap(name)
     capped = cap and cap.line()
     yield f"{name}: {capped or 'no cap set: a config has its own budget as the cap'}"
     guarantee = ledger.spent(name)  # seeded test runs protect nobody and are not in it
+    if cap:
+        yield f"{name}: {Left.of(cap, guarantee, _unit_of(ledger, name, cap)).line()}"
     deltas = [cap.delta] if cap else [1e-5, 1e-6]
     figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
     pure = f", epsilon {guarantee.pure:.6g} at delta 0" if 0 < guarantee.pure < math.inf else ""
     yield f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}{pure}"
+
+
+def _unit_of(ledger: Ledger, name: str, cap: Cap) -> str | None:
+    """The unit that a cap is for: the declared one, or the only one that charges name."""
+    if cap.declaration:
+        return cap.declaration.unit
+    names = {row.unit for row in ledger.rows(name) if row.private and row.state != "voided"}
+    return names.pop() if len(names) == 1 else None
 
 
 @commands.command(

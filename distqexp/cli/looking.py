@@ -1,4 +1,4 @@
-"""The commands beside the stages, which charge nothing: inspect, verify, tune, audit."""
+"""The commands beside the stages, which charge nothing: init, inspect, verify, report, tune, audit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ import typer
 from distqexp.cli.options import AsJson, ConfigPath, Overrides, Seed, say
 
 commands = typer.Typer()
+
+
+@commands.command(epilog="example: distqexp init public.csv --target died --unit patient --private patients.csv")
+def init(
+    table: Annotated[Path, typer.Argument(help="a public table, CSV with a header line")],
+    target: Annotated[str, typer.Option(help="the column of the label")],
+    unit: Annotated[
+        str | None, typer.Option(help="the column of the unit ids, such as patient; every row is a unit when absent")
+    ] = None,
+    private: Annotated[Path, typer.Option(help="the private table; it is not opened, and need not be here")] = Path(
+        "private.csv"
+    ),
+    test: Annotated[Path | None, typer.Option(help="a table of evaluation records; it is not opened")] = None,
+    epsilon: Annotated[float, typer.Option(help="the privacy budget of the run")] = 1.0,
+    out: Annotated[Path, typer.Option(help="the config to write")] = Path("config.toml"),
+) -> None:
+    """Write a commented config for a table, from its public part alone."""
+    from distqexp.stages.starting import Start, write_config
+
+    say(*write_config(Start(table, target, out, unit=unit, private=private, test=test, epsilon=epsilon)))
 
 
 @commands.command(epilog="example: distqexp inspect plan.h5")
@@ -29,6 +49,21 @@ def verify(
     from distqexp.stages.verify import verify_paths
 
     say(*verify_paths(paths))
+
+
+@commands.command(
+    epilog="example: distqexp report runs/digits   (several: distqexp report runs/a runs/b --out both.html)"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page to write; report.html in the run's folder, or here for several runs")
+    ] = None,
+) -> None:
+    """Write a page of HTML on one run, or on several side by side: public, for one's browser, without a network."""
+    from distqexp import api
+
+    say(f"{api.report(*runs, out=out)}: open it in a browser")
 
 
 @commands.command(epilog="example: distqexp tune configs/digits.toml --out runs/tuned --epsilon 1 --epsilon 4")

@@ -27,6 +27,22 @@ def plan(
 
 
 @commands.command(
+    epilog="the same as python -m distqexp.fit, which a launcher starts on many ranks",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def fit(context: typer.Context) -> None:
+    """Walk the whole way from a config to a certified model and its report, in one process: distqexp fit --help."""
+    from distqexp.fit import main
+
+    try:
+        code = main(context.args, program="distqexp fit")
+    except SystemExit as ended:  # after --help
+        code = int(ended.code or 0)
+    raise typer.Exit(code)
+
+
+@commands.command(
     epilog="example: distqexp check configs/icu.toml   (at a site: distqexp check plan.h5 --data north.csv --shard north)"
 )
 def check(
@@ -38,15 +54,27 @@ def check(
     labels: Annotated[Path | None, typer.Option(help="with a plan: file of the labels, for idx, npy, images")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="with a plan: folder of the tokenizer, for text")] = None,
     blank: Annotated[Path | None, typer.Option(help="with a plan: .npy file of booleans")] = None,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="with a config: all that can refuse a run, without opening a private file"),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """For whoever may see the private records: which are usable, and why others are not. What it prints is PRIVATE.
 
+    With --public it says instead what a run would be refused for before a private file is opened: that is for everybody's eyes.
     Writes no file and charges nothing. No other command tells of a bad record: it contributes nothing, as if it were blank.
     """
     from distqexp import api
     from distqexp.errors import UsageError
 
+    if public:
+        from distqexp.stages.ahead import check_ahead
+
+        if any(option is not None for option in (shard, data, labels, blank)) or (source and source.suffix == ".h5"):
+            raise UsageError("check: --public with a plan or private files; expected it with a config alone")
+        say(*check_ahead(api.load_config(source, overrides or [])))
+        return
     if source is not None and source.suffix == ".h5":
         if overrides:
             raise UsageError("--set: found with a plan, whose config is fixed; expected it with a config")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distqexp.config.rules import Need, field_needs, require
 from distqexp.config.sections import Config
-from distqexp.kinds import Adjacency, Needs, Size
+from distqexp.kinds import AUTO, Adjacency, Needs, Size
 
 
 def check(config: Config) -> None:
@@ -108,6 +108,10 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.sampling", mechanism.sampling, "1 under replace-one, whose worst pair of samples is another: use zero-out or add-remove",
     )  # fmt: skip
     yield Need(
+        not config.private_curvature or ":" not in config.model.loss,
+        "model.loss", config.model.loss, 'a built-in one with mechanism.curvature = "private": the Hessian of your own is not known',
+    )  # fmt: skip
+    yield Need(
         mechanism.trust_radius is None or counts_public,
         "mechanism.trust_radius", mechanism.trust_radius, "none under add-remove, where sums wrap modulo 2^64 rather than tell a "
         "count: a truncated draw can't undo that; use zero-out or replace-one",
@@ -118,7 +122,7 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.sampling, and an adjacency other than add-remove",
     )  # fmt: skip
     yield Need(
-        not mechanism.head or config.precision.kind == "kronecker",
+        not mechanism.head or config.precision.kind in ("kronecker", AUTO),
         "mechanism.head", list(mechanism.head), "none, or precision.kind = kronecker: in others the parameters have no blocks of their own",
     )  # fmt: skip
     yield Need(

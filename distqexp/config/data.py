@@ -6,6 +6,7 @@ import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
 
 from distqexp.config.rules import Need, Rule, field_needs, key
@@ -14,6 +15,9 @@ ARRAY_FORMATS = ("hdf5", "npz", "npy")
 """The formats of arrays, which may hold images or tokens."""
 FOLDER_FORMATS = ("images", "arrow")
 """The formats whose path is a folder."""
+
+SEPARATORS = (",", ";", "\t", "|")
+"""The signs that may stand between two fields of a CSV file."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,56 @@ class ColumnsConfig:
         "arrays: features are images of bytes, divided by 255; when absent, uint8 of 3 or 4 axes is, but in hdf5 only without target",
         default=None,
     )
-    classes: tuple[str, ...] = key(
-        "image folders: what the classes are called, in the order of their numbers; as in data.public when absent",
-        default=(),
-    )
     length: int | None = key(
         "text and arrow: so many tokens a record; more are cut off, fewer are padded; for arrow the longest public list when absent",
         Rule("1 or more", lambda value: value >= 1),
         default=None,
     )
+    categorical: tuple[str, ...] = key(
+        "columns of categories: one input for each level of the public records, and one for all other levels",
+        default=(),
+    )
+    levels: tuple[tuple[str, tuple[str, ...]], ...] = key(
+        'declared levels of categorical columns, in the place of those of the public records: { ward = ["north", "south"] }',
+        default=(),
+    )
+    dates: tuple[tuple[str, str], ...] = key(
+        'columns of dates (YYYY-MM-DD), read as days since a day: { admitted = "2020-01-01" }', default=()
+    )
+    booleans: tuple[str, ...] = key(
+        "columns of true/false, t/f, yes/no, y/n or 1/0, in upper or lower case", default=()
+    )
+    classes: tuple[str, ...] = key(
+        'the texts of the label in the order of their class numbers: ["no", "yes"]; when absent, tables have numbers, and image folders '
+        "the names of the public classes in the order of the alphabet",
+        default=(),
+    )
+
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """The columns that are categorical, dates or booleans."""
+        levels, dates = ([name for name, _ in pairs] for pairs in (self.levels, self.dates))
+        return tuple(dict.fromkeys([*self.categorical, *levels])) + tuple(dates) + self.booleans
+
+    def _coding_needs(self, where: str, format: str) -> Iterator[Need]:
+        """Yield what the keys of columns that aren't numbers must be."""
+        tables, classes = ("csv", "parquet"), self.classes
+        yield Need(not self.coded or format in tables, where, list(self.coded), "format = csv or parquet with them")
+        named = not classes or format in (*tables, "images")
+        yield Need(named, f"{where}.classes", list(classes), "format = csv, parquet or images with them")
+        twice = sorted({name for name in self.coded if self.coded.count(name) > 1})
+        yield Need(not twice, where, twice, "each in one of categorical, levels, dates and booleans")
+        roles = [name for name in self.coded if name in (self.target, *self.exclude)]
+        yield Need(not roles, where, roles, "features in categorical, levels, dates and booleans; labels have classes")
+        for name, levels in (*self.levels, ("classes", self.classes)):
+            distinct = len(set(levels)) == len(levels) and all(level.strip() == level != "" for level in levels)
+            yield Need(distinct, f"{where}.{name}", list(levels), "different texts without blanks around them")
+        for name, day in self.dates:
+            yield Need(_is_day(day), f"{where}.dates.{name}", day, "a day such as 2020-01-01")
 
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
+        yield from self._coding_needs(where, format)
         tabular, arrays = format in ("csv", "parquet", "arrow", "text"), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
         listed = arrays or format == "arrow"
@@ -68,10 +110,6 @@ class ColumnsConfig:
             "the one column of the texts",
         )
         yield Need(self.images is None or arrays, f"{where}.images", self.images, "format = hdf5, npz or npy")
-        classes = self.classes
-        yield Need(not classes or format == "images", f"{where}.classes", classes, "format = images")
-        distinct = len(set(classes)) == len(classes) and all(classes)
-        yield Need(distinct, f"{where}.classes", classes, "distinct names")
         yield Need(not (self.tokens and self.images), f"{where}.images", True, "tokens = false with it")
         named = [name for name in ("target", "features", "mask") if getattr(self, name) is not None]
         yield Need(
@@ -94,6 +132,13 @@ class ColumnsConfig:
         yield Need(bound is None or not self.tokens, f"{where}.tokens", True, "no winsorise_above with it")
 
 
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
@@ -102,7 +147,8 @@ class DataConfig:
         "the reader"
     )
     path: str | None = key(
-        "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file",
+        "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file; a name such as ward-*.csv "
+        "is that of several tables",
         default=None,
     )
     labels: str | None = key(
@@ -126,6 +172,18 @@ class DataConfig:
     blank: str | None = key(
         ".npy file of booleans, one for each row of the file; true blanks that record's slot", default=None
     )
+    separator: str | None = key(
+        'csv: the sign between two fields: "," ";" "\\t" or "|"; found in the header when absent', default=None
+    )
+    decimal: str | None = key(
+        'csv: the decimal sign, "." or ","; when absent, found in public records and "." in private ones', default=None
+    )
+    encoding: str | None = key(
+        "csv: how letters are stored; when absent, utf-8, or utf-16 where its mark is there",
+        default=None,
+        one_of=("utf-8", "latin-1", "cp1252", "cp1250", "mac-roman"),
+    )
+    quotes: bool = key("csv: whether quotation marks enclose fields; false where they are plain text", default=True)
 
     @property
     def unit_name(self) -> str:
@@ -152,6 +210,18 @@ class DataConfig:
         tokenizer = self.tokenizer
         yield Need(tokenizer is None or self.format == "text", f"{where}.tokenizer", tokenizer, "format = text")
         yield from field_needs(where, self)
+        text = self.format == "csv"
+        for name, value in (("separator", self.separator), ("decimal", self.decimal), ("encoding", self.encoding)):
+            yield Need(text or value is None, f"{where}.{name}", value, "format = csv, the only one that has it")
+        yield Need(text or self.quotes, f"{where}.quotes", self.quotes, "format = csv, the only one that has it")
+        yield Need(
+            self.separator in (None, *SEPARATORS), f"{where}.separator", self.separator, '"," ";" "\\t" (a tab) or "|"'
+        )
+        yield Need(self.decimal in (None, ".", ","), f"{where}.decimal", self.decimal, '"." or ","')
+        yield Need(
+            self.decimal != "," or self.separator != "," or self.quotes,
+            f"{where}.decimal", ",", "quotes = true with separator = \",\": numbers with a comma stand in quotes there",
+        )  # fmt: skip
         yield from self.columns.needs(f"{where}.columns", self.format)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distqexp.config.rules import POSITIVE, SEED, Need, Rule, at_least, between, field_needs, key
-from distqexp.kinds import PRECISIONS, SUBSPACES, Adjacency, Noise, PrecisionTraits, Size, SubspaceTraits
+from distqexp.kinds import AUTO, PRECISIONS, SUBSPACES, Adjacency, Noise, PrecisionTraits, Size, SubspaceTraits
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class AugmentConfig:
 class SubspaceConfig:
     """[subspace]: the subspace of the parameters that a round moves in, P."""
 
-    kind: str = key("kind of subspace", one_of=SUBSPACES, default="identity")
+    kind: str = key(
+        "kind of subspace; auto: what fits the model, the units and the budget, where precision.kind is auto too, else identity",
+        one_of=(AUTO, *SUBSPACES),
+        default=AUTO,
+    )
     k: int | None = key(
         "dimension of a flat subspace; identity takes every trainable parameter", at_least(1), default=None
     )
@@ -76,8 +80,8 @@ class SubspaceConfig:
 
     @property
     def traits(self) -> SubspaceTraits:
-        """The traits of the kind."""
-        return SUBSPACES[self.kind]
+        """The traits of the kind; those of identity until the plan has chosen one."""
+        return SUBSPACES.get(self.kind, SUBSPACES["identity"])
 
     def needs(self) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together."""
@@ -98,7 +102,11 @@ class SubspaceConfig:
 class PrecisionConfig:
     """[precision]: the public precision A."""
 
-    kind: str = key("form of the public precision", one_of=PRECISIONS, default="identity")
+    kind: str = key(
+        "form of the public precision; auto: dense for a few thousand parameters, else kronecker, from public data or else probes",
+        one_of=(AUTO, *PRECISIONS),
+        default=AUTO,
+    )
     source: Literal["public", "probes"] = key(
         "where the curvature comes from: data.public, or synthetic records (probes), which need no data",
         default="public",
@@ -128,15 +136,19 @@ class PrecisionConfig:
 
     @property
     def traits(self) -> PrecisionTraits:
-        """The traits of the kind."""
-        return PRECISIONS[self.kind]
+        """The traits of the kind; those of identity until the plan has chosen one."""
+        return PRECISIONS.get(self.kind, PRECISIONS["identity"])
 
 
 @dataclass(frozen=True)
 class MechanismConfig:
     """[mechanism]: the exponential mechanism on the clipped quadratic expansion of the loss."""
 
-    rounds: int = key("expansions of the quadratic, one after the other; a multiple of parts", at_least(1), default=1)
+    rounds: int = key(
+        "expansions of the quadratic, one after the other; a multiple of parts; without any clip in the config about 10, else 1",
+        at_least(1),
+        default=1,
+    )
     parts: int = key("round r uses the units of part r mod parts alone (1: every round uses every unit)", default=1)
     sampling: float = key(
         "probability with which a unit takes part in a round, by a secret coin; a round costs this share of a pass, and the guarantee "
@@ -160,7 +172,11 @@ class MechanismConfig:
         "be worth under that noise (with a fixed clip, moves shrink by its root); without a trust radius",
         default=True,
     )
-    clip: float | None = key("C, in whitened units", POSITIVE, default=None)
+    clip: float | None = key(
+        "C, in whitened units; without any clip it is as large as keeps the forecast cost of the noise small (docs/method.md)",
+        POSITIVE,
+        default=None,
+    )
     clip_quantile: float | None = key(
         "C as this quantile of the whitened norms of public units",
         between(math.nextafter(0.0, 1.0), 1, "above 0, at most 1"),
@@ -194,6 +210,11 @@ class MechanismConfig:
         "public: only that of the precision; private: also the units' own (beta = 1), which needs a trust radius",
         default="public",
     )
+    guard: bool = key(
+        "try every released point on public records, or on probes, and halve the move until its loss there is finite and hardly above "
+        "the start's (docs/method.md); costs no privacy",
+        default=True,
+    )
     noise: Noise = key("discrete: exact integers; gaussian: continuous, rounded to the grid", default=Noise.DISCRETE)
     grid: int | None = key(
         "exponent of the grid step h = 2^grid; chosen by the plan when absent",
@@ -205,6 +226,11 @@ class MechanismConfig:
         "noise); auto: batch where it is possible",
         default="auto",
     )
+
+    @property
+    def clips_by_itself(self) -> bool:
+        """Whether the clip follows from the forecast of the noise, because the config has none."""
+        return self.clip is None and self.clip_quantile is None and self.clip_natural is None
 
     @property
     def passes(self) -> int:
@@ -281,8 +307,8 @@ class MechanismConfig:
         yield Need(0 <= self.warmup < self.rounds, "mechanism.warmup", self.warmup, "0 or more, below mechanism.rounds")
         clips = [self.clip, self.clip_quantile, self.clip_natural]
         yield Need(
-            sum(clip is not None for clip in clips) == 1,
-            "mechanism.clip", self.clip, "exactly one of mechanism.clip, clip_quantile and clip_natural",
+            sum(clip is not None for clip in clips) <= 1,
+            "mechanism.clip", self.clip, "at most one of mechanism.clip, clip_quantile and clip_natural",
         )  # fmt: skip
 
 

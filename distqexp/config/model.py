@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from distqexp.config.rules import POSITIVE, SEED, Need, Rule, at_least, field_needs, key
+
+LOSSES = ("cross-entropy", "binary-cross-entropy", "mean-squared-error")
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,21 @@ class ModelConfig:
         '"package.module:function" that returns a torch.nn.Module',
         Rule('"package.module:function"', lambda value: value.count(":") == 1),
     )
-    loss: Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"] = key("the training loss")
+    loss: str = key(
+        f'the training loss: {", ".join(LOSSES)}, or one of your own that is convex in the outputs: "package.module:name"',
+        Rule(
+            f'one of {", ".join(LOSSES)}, or "package.module:name"',
+            lambda value: value in LOSSES or value.count(":") == 1,
+        ),
+    )
     args: Mapping[str, Any] = key("keyword arguments of the factory", default_factory=dict)
-    weights: str | None = key("pretrained weights: .safetensors, or a torch file of tensors", default=None)
+    weights: str | None = key(
+        "pretrained weights: .safetensors, a torch file of tensors, or a folder of save_pretrained, peft or a run",
+        default=None,
+    )
+    new_head: tuple[str, ...] = key(
+        "patterns (fnmatch) of parameters that begin anew instead of being read from weights", default=()
+    )
     pretrain: PretrainConfig | None = key("pretrain on data.public instead of loading weights", default=None)
     trainable: tuple[str, ...] = key("patterns (fnmatch) of the parameters that are fine-tuned", default=("*",))
 
@@ -49,6 +63,12 @@ class ModelConfig:
             not (self.weights and self.pretrain), "model.weights", self.weights, "either weights or pretrain, not both"
         )
         yield Need(self.pretrain is None or public, "model.pretrain", "no data.public", "public data to pretrain on")
+        yield Need(
+            not self.new_head or self.weights is not None,
+            "model.new_head",
+            list(self.new_head),
+            "model.weights, whose head it leaves out",
+        )
         yield from field_needs("model", self)
         if self.pretrain is not None:
             yield from field_needs("model.pretrain", self.pretrain)

@@ -22,6 +22,9 @@ from distqexp.config.sections import Config, DataConfig
 from distqexp.config.table import type_name
 from distqexp.errors import UsageError
 
+AUTOMATIC_ROUNDS = 10
+"""The rounds of a config that sets neither rounds nor clip."""
+
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, apply overrides, and check the result.
@@ -76,15 +79,27 @@ def config_from_tree(tree: Mapping[str, Any], base: Path | None = None) -> Confi
     Raises:
         UsageError: A key is unknown or missing, or a value is not allowed.
     """
-    tree = json.loads(json.dumps(tree, default=_refuse_type))
+    tree = typing.cast("dict[str, Any]", json.loads(json.dumps(tree, default=_refuse_type)))
     for section in (tree.get("data"), tree.get("tune")):
         if isinstance(section, dict) and isinstance(section.get("private"), dict):
             section["private"] = [section["private"]]
+    _set_rounds(tree)
     config = typing.cast(Config, _build(Config, tree, ""))
     if base is not None:
         config = _resolve_paths(config, base)
     check(config)
     return config
+
+
+def _set_rounds(tree: dict[str, Any]) -> None:
+    """Where a config sets neither clip nor rounds, set about AUTOMATIC_ROUNDS rounds, a multiple of the parts."""
+    mechanism = tree.setdefault("mechanism", {})
+    if not isinstance(mechanism, dict) or "rounds" in mechanism:
+        return
+    if all(mechanism.get(name) is None for name in ("clip", "clip_quantile", "clip_natural")):
+        parts = mechanism.get("parts", 1)
+        known = isinstance(parts, int) and parts >= 1
+        mechanism["rounds"] = -(-AUTOMATIC_ROUNDS // parts) * parts if known else AUTOMATIC_ROUNDS
 
 
 def _refuse_type(value: Any) -> Any:
@@ -143,14 +158,24 @@ def _one_of(names: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _list(hint: Any, arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    pair = len(arguments) == 2 and arguments[1] is not Ellipsis
     inner = arguments[0]
-    if isinstance(value, str) and inner is str:
+    if isinstance(value, str) and inner is str and not pair:
         value = [value]
+    if isinstance(value, dict) and _is_named(inner):
+        value = [[name, item] for name, item in value.items()]
     if not isinstance(value, list):
         raise UsageError(f"config key {where}: {value!r} is a {_type_of(value)}; expected {type_name(hint)}")
-    if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+    if pair and len(value) != 2:
         raise UsageError(f"config key {where}: found {value!r}; expected a pair [first, last]")
-    return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    kinds = arguments if pair else [inner] * len(value)
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _is_named(hint: Any) -> bool:
+    """Whether a list of this type is a table in a file: its items are pairs of a name and a value."""
+    arguments = typing.get_args(hint)
+    return len(arguments) == 2 and arguments[0] is str and arguments[1] is not Ellipsis
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

@@ -20,6 +20,7 @@ from distqexp.config.method import (
 from distqexp.config.model import ModelConfig, PretrainConfig
 from distqexp.config.rules import key
 from distqexp.config.running import EngineConfig, OutputConfig, TuneConfig
+from distqexp.kinds import AUTO
 
 __all__ = [
     "AllDataConfig",
@@ -55,6 +56,11 @@ class Config:
     engine: EngineConfig = key("where the work runs", default_factory=EngineConfig)
     output: OutputConfig = key("which files are kept", default_factory=OutputConfig)
     tune: TuneConfig | None = key("how the other keys are chosen on public records", default=None)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the plan still has to choose the subspace or the precision."""
+        return AUTO in (self.subspace.kind, self.precision.kind)
 
     @property
     def by_blocks(self) -> bool:

@@ -68,6 +68,9 @@ def type_name(hint: Any) -> str:
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is not Ellipsis:
             return "pair"
+        pair = typing.get_args(arguments[0])
+        if len(pair) == 2 and pair[0] is str and pair[1] is not Ellipsis:
+            return "table"
         return f"list of {type_name(arguments[0])}"
     if dataclasses.is_dataclass(hint) or hint is dict or (origin is not None and issubclass(origin, Mapping)):
         return "table"

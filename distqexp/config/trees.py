@@ -30,7 +30,7 @@ def without_paths(config: Config) -> Config:
     public, evaluation = config.data.public, config.data.eval
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, weights=None),
+        model=dataclasses.replace(config.model, weights=None, new_head=()),
         data=dataclasses.replace(
             config.data,
             private=tuple(strip(data) for data in config.data.private),

@@ -30,6 +30,8 @@ MOMENT_GROUPS = 64
 class PublicContext(RoundContext):
     """The context of a round's work on public records or probes, from which its curvature, subspace and clip are made."""
 
+    private = False
+
     @cached_property
     def curvature_rows(self) -> int:
         """The number of factors that the loss's curvature has for one record, which blank inputs alone show."""
@@ -68,7 +70,12 @@ class PublicContext(RoundContext):
     @cached_property
     def range_sums(self) -> RangeSums:
         """The products of a range finder with the gradients of public records at theta."""
-        return RangeSums(network=self.network, loss=self.loss, micro_batch=self.config.engine.micro_batch)
+        return RangeSums(
+            network=self.network,
+            loss=self.loss,
+            micro_batch=self.config.engine.micro_batch,
+            prepare=self.worker.learn,
+        )
 
 
 def curvature_of_piece(worker: Worker, piece: int, *, context: PublicContext) -> FloatArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -17,10 +19,13 @@ class RangeSums:
     """Computes G W and G^T Q, where column s of G (d, n) is the gradient of the record in slot s. For public records only.
 
     The column of a record that is absent or has an entry that is not finite is zero. Gradients are of the network's own type, on
-    its device; products are float64.
+    its device; products are float64. ``prepare`` is that of ``UnitGradients``.
     """
 
-    def __init__(self, *, network: Network, loss: Loss, micro_batch: int) -> None:
+    def __init__(
+        self, *, network: Network, loss: Loss, micro_batch: int, prepare: Callable[[torch.Tensor], None] | None = None
+    ) -> None:
+        self.prepare = prepare
         self.network = network
         self.loss = loss
         self.micro_batch = micro_batch
@@ -36,7 +41,11 @@ class RangeSums:
 
     def _gradients(self, records: Records) -> torch.Tensor:
         inputs, targets, present = pad_records(records, self.micro_batch)
-        gradients = per_example_gradients(self.network, self.loss, inputs, targets).detach()
+        if self.prepare is not None:
+            self.prepare(torch.zeros_like(inputs[:1]))
+        gradients = per_example_gradients(
+            self.network, self.loss, inputs, targets, count=len(records), private=False
+        ).detach()
         keep = torch.isfinite(gradients).all(dim=1) & present.to(gradients.device)
         # Replaced before any product: 0 x NaN is NaN.
         return torch.where(keep[:, None], gradients, 0.0)[: len(records)].to(torch.float64)

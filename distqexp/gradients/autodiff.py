@@ -1,8 +1,8 @@
-"""Whitened gradients of privacy units by torch.func, in micro-batches of one fixed shape."""
+"""Whitened gradients of privacy units by automatic differentiation, in micro-batches of one fixed shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -22,13 +22,32 @@ class UnitGradients:
     On one kind of hardware with one thread count, a unit's vector depends on that unit alone, to the last bit:
     micro-batches have one padded shape, absent records are fed as zeros and masked out, records are summed in slot
     order, and every later step works row by row.
+
+    Args:
+        network: The model at the parameters of the round.
+        loss: The training loss.
+        whitening: The map to whitened coordinates. Public.
+        micro_batch: The number of records in a batch, padding included.
+        prepare: Learns, for a record (1, ...) like those to come, whether torch.func can take the model (``Worker.learn``).
+        private: Whether the records are private: what the model raises for one of them is then hidden.
     """
 
-    def __init__(self, *, network: Network, loss: Loss, whitening: Whitening, micro_batch: int) -> None:
+    def __init__(
+        self,
+        *,
+        network: Network,
+        loss: Loss,
+        whitening: Whitening,
+        micro_batch: int,
+        prepare: Callable[[torch.Tensor], None] | None = None,
+        private: bool = True,
+    ) -> None:
         self.network = network
         self.loss = loss
         self.whitening = whitening
         self.micro_batch = micro_batch
+        self.prepare = prepare
+        self.private = private
 
     def of_piece(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
         """Return the whitened vectors of one piece, (units, k), and which of them are finite, (units,). Private.
@@ -64,7 +83,9 @@ class UnitGradients:
     def _curvature_factors(self, records: Records) -> tuple[torch.Tensor, torch.Tensor]:
         """Return factors (micro_batch, r, k), zero for absent and non-finite records; and which records are absent or finite."""
         inputs, targets, present = pad_records(records, self.micro_batch)
-        factors = loss_curvature_factors(self.network, self.loss, flatten_views(inputs, targets, records.views)[0])
+        inputs, targets = self._prepared(inputs, targets, records.views)
+        count = len(records) * (records.views or 1)
+        factors = loss_curvature_factors(self.network, self.loss, inputs, count=count, private=self.private)
         if records.views:  # the mean over views
             factors = factors.reshape(len(present), -1, factors.shape[2]) / records.views**0.5
         present = present.to(factors.device)
@@ -80,7 +101,10 @@ class UnitGradients:
         """Return the projected gradient of each record, (records, k), and which of them are finite, (records,)."""
         count = len(records.present)
         inputs, targets, present = pad_records(records, self.micro_batch)
-        gradients = per_example_gradients(self.network, self.loss, *flatten_views(inputs, targets, records.views))
+        inputs, targets = self._prepared(inputs, targets, records.views)
+        gradients = per_example_gradients(
+            self.network, self.loss, inputs, targets, count=count * (records.views or 1), private=self.private
+        )
         if records.views:
             gradients = gradients.reshape(len(present), records.views, -1).mean(dim=1)
         good = torch.isfinite(gradients).all(dim=1) | ~present
@@ -89,3 +113,12 @@ class UnitGradients:
         vectors = self.whitening.project(gradients).cpu().numpy()
         finite = good.cpu().numpy() & np.isfinite(vectors).all(axis=1)
         return np.where(finite[:, None], vectors, 0.0)[:count], finite[:count]
+
+    def _prepared(
+        self, inputs: torch.Tensor, targets: torch.Tensor, views: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and targets with every view as a record of its own, once the way of differentiating them is known."""
+        inputs, targets = flatten_views(inputs, targets, views)
+        if self.prepare is not None:
+            self.prepare(torch.zeros_like(inputs[:1]))
+        return inputs, targets

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -56,6 +56,9 @@ class RoundContext:
     sources: tuple[DataSource | ProbeSource, ...]
     precision_arrays: Arrays | None = None
     subspace_arrays: Arrays | None = None
+
+    private: ClassVar[bool] = True
+    """Whether what the model raises for a record is hidden."""
 
     @classmethod
     def of_state(
@@ -156,12 +159,14 @@ class RoundContext:
 
     @cached_property
     def whole_gradients(self) -> UnitGradients:
-        """The whitened gradients of units by torch.func, which serve every subspace and precision, and curvature."""
+        """The whitened gradients of units by automatic differentiation, for every subspace and precision, and curvature."""
         return UnitGradients(
             network=self.network,
             loss=self.loss,
             whitening=self.whitening,
             micro_batch=self.config.engine.micro_batch,
+            prepare=self.worker.learn,
+            private=self.private,
         )
 
     @property

@@ -21,10 +21,12 @@ from distqexp.geometry.subspaces import Frame, Subspace, subspace_kind
 from distqexp.gradients.layers.layout import block_layout
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
+from distqexp.problem.pretrained import resolved
 
 
 def build_network(config: Config) -> Network:
     """Build the config's module in evaluation mode, on its device, with the trainable parameters selected."""
+    config = resolved(config)
     seed = config.model.pretrain.seed if config.model.pretrain else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,17 +11,27 @@ import torch
 from distqexp.arrays import Arrays, FloatArray
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config
+from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_kind, register_precision
 from distqexp.geometry.subspaces import register_subspace, subspace_kind
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.gradients.layers.taps import Taps
 from distqexp.gradients.setup import blocks_of, build_network, dimension_of
+from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
+from distqexp.kinds import Needs
+from distqexp.problem import lent
 from distqexp.problem.frozen import FrozenPart, frozen_part
+from distqexp.problem.independence import coupled_by_rounding
 from distqexp.problem.losses import Loss, get_loss
-from distqexp.problem.network import Network
+from distqexp.problem.network import Network, described_parameters
 from distqexp.problem.schema import Schema
 from distqexp.problem.sources import Readers
+from distqexp.problem.user_code import own_code
+
+_WITHOUT_LAYERS = (
+    "correct the model, or take another subspace and precision.kind than kronecker's, which take any module"
+)
 
 
 class Worker:
@@ -53,6 +63,8 @@ class Worker:
         self._network = network
         self._theta: FloatArray | None = None
         self._taps: dict[tuple[object, ...], Taps] = {}
+        self._learnt: set[tuple[object, ...]] = set()
+        self._parted = False
 
     @staticmethod
     def of_plan(plan: Plan) -> Worker:
@@ -62,12 +74,20 @@ class Worker:
     def __getstate__(self) -> dict[str, Any]:
         # The kinds travel as objects: a worker process that doesn't know them yet registers them on arrival.
         kinds = (subspace_kind(self.config.subspace.kind), precision_kind(self.config.precision.kind))
-        return {"kinds": kinds, "parts": (self.config, self.schema, self.weights)}
+        name = str(self.config.model.args.get("module", "")) if self.config.model.factory == lent.FACTORY else ""
+        return {
+            "kinds": kinds,
+            "lent": {key: lent.lent_object(key) for key in (name, self.config.model.loss)},
+            "parts": (self.config, self.schema, self.weights),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         subspace, precision = state["kinds"]
         register_subspace(subspace)
         register_precision(precision)
+        for name, item in state["lent"].items():
+            if item is not None:
+                lent.lend(name, item)
         self.__init__(*state["parts"])  # type: ignore[misc]
 
     @property
@@ -91,10 +111,21 @@ class Worker:
         network = self.network
         if self._theta is None:
             network.load_state(self.weights)
+            self._part_records()
         if self._theta is not theta:
             network.load(theta)
             self._theta = theta
         return network
+
+    def _part_records(self) -> None:
+        """Let records go through the model one at a time where their last bits would depend on the batch.
+
+        That is found at the plan's weights, so that every process finds the same. Layer by layer there is no such way.
+        """
+        shape = self.schema.input_shape
+        if not self._parted and self.blocks is None and shape is not None:
+            self._parted = True
+            self.network.separate = coupled_by_rounding(self.network, shape, self.schema.tokens, self.schema.vocabulary)
 
     def taps_of(self, record: torch.Tensor, *, whole: bool = False, may_refuse: bool = False) -> Taps:
         """Return the taps for records like this one (1, ...), checked once: at the plan's parameters, with none of them zero.
@@ -114,16 +145,68 @@ class Worker:
                 self.network_at(theta)
         return self._taps[key]
 
+    def learn(self, record: torch.Tensor) -> None:
+        """Learn whether torch.func can differentiate what rounds work on, for records like this one (1, ...), once.
+
+        As for taps, at the plan's parameters, with none of them zero; parameters are then as they were before. Raises UsageError
+        where the model can't be differentiated at all.
+        """
+        network = self.network if self.frozen is None else self.frozen.head
+        key = (network is self.network, tuple(record.shape[1:]), record.dtype)
+        if key not in self._learnt:
+            theta = self._theta
+            self.lend().load_state(self.weights)
+            _wake(network)
+            factors = self.config.private_curvature or self.config.precision.traits.needs is Needs.CURVATURE
+            learn_way(network, self.loss, record, factors)
+            self._learnt.add(key)
+            if theta is not None:
+                self.network_at(theta)
+
     def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:
         """Refuse a model whose gradients couple the records of a batch, for records of this shape. Raises UsageError.
 
-        For plans, and for shards before anything is charged. Without blocks there is nothing to check: torch.func takes each record
-        alone.
+        For plans, and for shards before anything is charged. Without blocks there is nothing to check: each record is taken alone.
         """
-        if self.blocks is not None:
-            kind = torch.int64 if self.schema.tokens else torch.float32
-            record = torch.zeros((1, *shape), dtype=kind, device=self.network.device)
-            self.taps_of(record, whole=True, may_refuse=True)
+        if self.blocks is None:
+            return
+        record = torch.zeros((1, *shape), dtype=self._record_type, device=self.network.device)
+        with own_code(f"model: layer by layer, for synthetic records of shape {tuple(shape)}", _WITHOUT_LAYERS):
+            with hidden_by_checkpoints() as hidden:
+                self.taps_of(record, whole=True, may_refuse=True)
+            if hidden():
+                raise UsageError(
+                    "model: a re-entrant checkpoint (torch.utils.checkpoint) hides the parameters inside from the gradient; expected "
+                    f"use_reentrant=False; set it where the model calls checkpoint, or {_WITHOUT_LAYERS}"
+                )
+
+    def refuse_indifferentiable(self, shape: Sequence[int]) -> None:
+        """Refuse a model that no way differentiates, for records of this shape, and learn the way. Raises UsageError."""
+        self.refuse_wrong_gradients(shape)
+        if self.blocks is None:
+            self.learn(self._record_in_rounds(shape))
+
+    def describe(self) -> list[str]:
+        """Return lines on the model for whoever makes the plan: what is trained, and where records are taken one at a time."""
+        lines, shape = [described_parameters(self.network)], self.schema.input_shape
+        if self.network.separate:
+            lines.append("outputs: one record at a time, as their last bits depend on the other records of a batch")
+        if shape is not None and self.blocks is None:
+            network = self.network if self.frozen is None else self.frozen.head
+            record = self._record_in_rounds(shape)
+            lines += describe_way(network, self.loss, record, self.config.engine.micro_batch)
+        return lines
+
+    @property
+    def _record_type(self) -> torch.dtype:
+        return torch.int64 if self.schema.tokens else torch.float32
+
+    def _record_in_rounds(self, shape: Sequence[int]) -> torch.Tensor:
+        """Return a blank record of this shape as rounds have it: with the features of a frozen part in place of inputs."""
+        frozen, device = self.frozen, self.network.device
+        if frozen is None:
+            return torch.zeros((1, *shape), dtype=self._record_type, device=device)
+        return torch.zeros((1, *frozen.shape), dtype=frozen.head.dtype, device=device)
 
     @cached_property
     def frozen(self) -> FrozenPart | None:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distqexp.config import DataConfig
-from distqexp.problem.identity import source_files
-from distqexp.problem.readers.bytes import BLOCK, ByteSource
+from distqexp.problem.identity import record_files
+from distqexp.problem.readers.bytes import BLOCK
 from distqexp.problem.readers.folders import Folder
+from distqexp.problem.readers.text_bytes import table_source
 from distqexp.problem.selection import select_rows
 from distqexp.problem.slots import id_bytes
 from distqexp.problem.sources import Readers
@@ -29,15 +30,15 @@ MOST_LINES_BYTES = 2**28
 def content_digests(data: DataConfig, readers: Readers | None = None) -> tuple[bytes, ...]:
     """Return digests of the file's bytes, of a table's lines in any order, and of the set of unit ids.
 
-    Any of them identifies the file. The bytes are those of the unpacked file, so that a gzip copy is the same. Raises FileContentError
-    for a damaged file.
+    Any of them identifies the file. The bytes are those of the unpacked file, so that a packed copy is the same, and one in UTF-16.
+    Raises FileContentError for a damaged file.
 
     Args:
         data: the source.
         readers: the readers that this process has open already.
     """
     digests: list[bytes] = []
-    for path in source_files(data)[: data.format != "digits"]:  # not the labels of images, which say little
+    for path in record_files(data):  # not the labels of images, which say little
         digests += _file_digests(path, lines=data.format == "csv")
     if data.unit is not None:
         reader = (readers or Readers()).of(data, private=True)
@@ -51,7 +52,7 @@ def content_digests(data: DataConfig, readers: Readers | None = None) -> tuple[b
 def _file_digests(path: Path, lines: bool) -> list[bytes]:
     """Return a digest of the bytes and, where ``lines``, one of the lines in any order; none for an empty file."""
     whole, total, rest, size = hashlib.sha256(b"bytes"), 0, b"", 0
-    for block in _blocks(path):
+    for block in _blocks(path, lines):
         whole.update(block)
         size += len(block)
         lines = lines and size <= MOST_LINES_BYTES
@@ -64,7 +65,7 @@ def _file_digests(path: Path, lines: bool) -> list[bytes]:
     return [whole.digest(), *([_tagged(b"lines", (total % 2**256).to_bytes(32, "big"))] if lines else [])]
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, text: bool) -> Iterator[bytes]:
     if path.is_dir():
         size = 0
         for block in Folder(path).blocks():
@@ -73,7 +74,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             if size >= MOST_BYTES:
                 return
         return
-    source, at = ByteSource(path), 0
+    source, at = table_source(path, text), 0
     while at < MOST_BYTES and (block := source.read(at, BLOCK, short=True)):
         yield block
         at += len(block)

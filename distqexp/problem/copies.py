@@ -6,16 +6,18 @@ Unlike ``identity.are_linked``, which is all that a rehearsal may compare by, th
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
 from distqexp.config import DataConfig
 from distqexp.problem.contents import MOST_LINES_BYTES, line_hash
-from distqexp.problem.identity import are_linked, same_file
+from distqexp.problem.identity import are_linked, record_files, same_file
 from distqexp.problem.readers import open_reader
 from distqexp.problem.readers.base import facts_of
-from distqexp.problem.readers.bytes import ByteSource
+from distqexp.problem.readers.patterns import is_pattern
+from distqexp.problem.readers.text_bytes import table_source
 
 
 class Likeness(Enum):
@@ -35,6 +37,8 @@ def likeness(one: DataConfig, other: DataConfig) -> Likeness:
     For images the file of the images counts. Arrays of one HDF5 file that both sources name, and that differ in length, are not the
     same records. The answer is OTHERS where a file isn't here. Raises FileContentError for a damaged file.
     """
+    if is_pattern(one.path) or is_pattern(other.path):
+        return _likeness_of_several(one, other)
     packable = one.format == other.format and one.format in ("csv", "idx")
     if not packable or are_linked(one, other):
         return Likeness.OTHERS if not same_file(one, other) or _other_arrays(one, other) else Likeness.SAME_ROWS
@@ -47,6 +51,17 @@ def likeness(one: DataConfig, other: DataConfig) -> Likeness:
     if whole == others[0] or (ordered is not None and ordered == others[1]):
         return Likeness.SAME_ROWS
     return Likeness.SAME_LINES if lines is not None and lines == others[2] else Likeness.OTHERS
+
+
+def _likeness_of_several(one: DataConfig, other: DataConfig) -> Likeness:
+    """Tell how two sources correspond of which one at least has several files."""
+    ones, others = ([replace(data, path=str(path)) for path in record_files(data)] for data in (one, other))
+    if len(ones) == len(others) and all(
+        likeness(first, second) is Likeness.SAME_ROWS for first, second in zip(ones, others, strict=True)
+    ):
+        return Likeness.SAME_ROWS
+    alike = any(likeness(first, second) is not Likeness.OTHERS for first in ones for second in others)
+    return Likeness.SAME_LINES if alike else Likeness.OTHERS
 
 
 def _other_arrays(one: DataConfig, other: DataConfig) -> bool:
@@ -63,7 +78,7 @@ def _digests(path: Path, facts: tuple[int, ...], table: bool) -> tuple[bytes, by
     Blank lines don't count. A file is read once, as long as its facts stay the same.
     """
     whole, ordered, total, rest, size = hashlib.sha256(), hashlib.sha256(), 0, b"", 0
-    for block in ByteSource(path).blocks():
+    for block in table_source(path, table).blocks():
         whole.update(block)
         size += len(block)
         table = table and size <= MOST_LINES_BYTES

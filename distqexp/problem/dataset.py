@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distqexp.arrays import IntegerArray
+from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.faults import Fault, Faults, label_rule, mark, mark_labels, mark_tokens, token_rule
+from distqexp.problem.faults import Fault, Faults, checked_inputs, label_rule, mark_labels, token_rule
+from distqexp.problem.fitted_codings import refuse_other_codings
 from distqexp.problem.images import Turns, Views, rotate_images, with_views
 from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import facts_of
+from distqexp.problem.readers.dialect import refuse_unlike_dialect
 from distqexp.problem.readers.folders import path_facts
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
@@ -44,9 +46,14 @@ class Dataset:
         self.data = data
         self._turns = turns
         self.schema = schema
-        self._reader = reader
-        reader.follow(schema.shape, schema.class_names)
+        self._reader = reader.coded(schema.codings)
+        self._reader.follow(schema.shape, schema.class_names)
         self._blank, self._blank_stats = open_blank(data, reader.count)
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the records, which gives the numbers of the schema's codings."""
+        return self._reader
 
     @property
     def private(self) -> bool:
@@ -137,6 +144,16 @@ class Dataset:
         )
         return with_views(records, numbers, views) if views else records
 
+    def inputs(self, rows: IntegerArray | Sequence[int]) -> tuple[torch.Tensor, BoolArray]:
+        """Read the inputs of these rows, whatever their targets: (n, ...), and bool (n,), which of them can be used.
+
+        An unusable record's inputs are zeros.
+        """
+        numbers = self._row_numbers(rows)
+        values, faults = self._checked_inputs(numbers, self._reader.read(numbers, self.schema.names)[0])
+        usable = faults == Fault.NONE
+        return usable_inputs(values, usable, self.schema), usable
+
     def faults(self, rows: IntegerArray | Sequence[int]) -> Faults:
         """Return int8 (n,): the rule that each of these rows breaks, Fault.NONE for a row that ``read`` has present.
 
@@ -178,16 +195,10 @@ class Dataset:
     def _preprocess(self, rows: IntegerArray) -> tuple[NDArray[Any], NDArray[Any], Faults]:
         """Read and preprocess these rows: inputs and targets, zeros where a record breaks a rule, and the rule it breaks."""
         raw, labels = self._reader.read(rows, self.schema.names)
-        values, faults = self.schema.inputs(raw), np.zeros(len(rows), dtype=np.int8)
-        if self.data.rotate or self._turns:
-            angles = self._turns.of_rows(rows) if self._turns else 0.0
-            values = rotate_images(values, self.data.rotate + angles)
-        if self.schema.tokens:
-            mark_tokens(faults, values, self.schema)
-        else:
-            values = values.astype(np.float32)
-            mark(faults, ~np.isfinite(values), Fault.NOT_FINITE)
+        values, faults = self._checked_inputs(rows, raw)
         numbers = np.asarray(labels, dtype=np.float64)
+        if self.schema.loss in ("cross-entropy", "binary-cross-entropy"):
+            numbers = numbers.reshape(len(rows))  # labels of shape (n, 1) are one label a record
         mark_labels(faults, numbers, self.schema)
         if not self.private:
             self._refuse(faults)
@@ -196,6 +207,13 @@ class Dataset:
         # Zeros are set before the cast: what a number out of range would become is up to the machine.
         numbers = np.where(absent.reshape(-1, *[1] * (numbers.ndim - 1)), 0.0, numbers)
         return values, numbers.astype(np.int64 if self.schema.loss == "cross-entropy" else np.float32), faults
+
+    def _checked_inputs(self, rows: IntegerArray, raw: NDArray[Any]) -> tuple[NDArray[Any], Faults]:
+        values = self.schema.inputs(raw)
+        if self.data.rotate or self._turns:
+            angles = self._turns.of_rows(rows) if self._turns else 0.0
+            values = rotate_images(values, self.data.rotate + angles)
+        return checked_inputs(values, self.schema)
 
     def _refuse(self, faults: Faults) -> None:
         columns = self.data.columns
@@ -234,6 +252,9 @@ def open_dataset(
     reader = open_reader(data, private) if reader is None else reader
     reader.follow(schema.shape, schema.class_names)
     schema.check(reader)
+    refuse_other_codings(data, schema.codings)
+    if reader.dialect is not None and private:
+        refuse_unlike_dialect(reader.files()[0], data, reader.dialect, schema.dialect)
     if data.rotate and not reader.image:
         raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images")
     if turns and not reader.image:
@@ -247,11 +268,21 @@ def count_units(data: DataConfig) -> int:
     A row without an id belongs to nobody and doesn't count. Only the filter and unit columns are read.
     """
     reader = open_reader(data, private=True)
+    if reader.dialect is not None and data.where is not None:
+        refuse_unlike_dialect(reader.files()[0], data, reader.dialect, None)
     rows = select_rows(data, reader, keep_blank=False)
     if data.unit is None:
         return len(rows)
     slots = slot_map(rows, reader.identifiers(data.unit, rows))
     return len(np.unique(slots.unit[slots.rows != NO_ROW]))
+
+
+def usable_inputs(values: NDArray[Any], usable: BoolArray, schema: Schema) -> torch.Tensor:
+    """Return inputs (n, ...) with zeros in the place of records that can't be used; of tokens, the mask begins with a 1."""
+    values = np.where(usable.reshape(-1, *[1] * (values.ndim - 1)), values, 0).astype(values.dtype, order="C")
+    if schema.tokens:
+        values[~usable, 1, 0] = 1
+    return torch.from_numpy(values)
 
 
 def _scatter(values: NDArray[Any], places: IntegerArray, count: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Derivatives of each record's loss in the trainable parameters, by torch.func.
+"""Derivatives of each record's loss in the trainable parameters, by torch.func or, where that can't, one record at a time.
 
 A record's row depends on that record alone as long as the batch keeps one shape: so mask records, never drop them.
 """
@@ -12,19 +12,32 @@ from torch.func import grad, vjp, vmap
 
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
+from distqexp.problem.one_by_one import factor_rows, gradient_rows
 
 
-def per_example_gradients(network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def per_example_gradients(
+    network: Network,
+    loss: Loss,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    count: int | None = None,
+    private: bool = True,
+) -> torch.Tensor:
     """Return (B, d): the gradient of each record's loss in theta, in the network's type, on its device, not yet clipped.
 
     Private when the records are.
 
     Args:
-        network: the model.
+        network: the model; its ``one_by_one`` says whether torch.func can take it.
         loss: the loss.
         inputs: (B, ...).
         targets: (B,) or (B, o).
+        count: how many of the records are more than padding, whose rows are of no use; None for all.
+        private: whether what the model raises for a record is hidden, see ``gradient_rows``.
     """
+    if network.one_by_one is not None:
+        return gradient_rows(network, loss, inputs, targets, len(inputs) if count is None else count, private)
 
     def value(parameters: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         outputs = network.functional(parameters, x.unsqueeze(0))
@@ -35,11 +48,16 @@ def per_example_gradients(network: Network, loss: Loss, inputs: torch.Tensor, ta
     return torch.cat([by_name[name].reshape(len(x), -1) for name, _ in network.names_shapes], dim=1)
 
 
-def loss_curvature_factors(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
+def loss_curvature_factors(
+    network: Network, loss: Loss, inputs: torch.Tensor, *, count: int | None = None, private: bool = True
+) -> torch.Tensor:
     """Return (B, r, d): V = S^T J of each record, so that V^T V = J^T Lambda J is its generalised Gauss-Newton matrix.
 
-    J is the Jacobian of the outputs in theta, and Lambda = S S^T the Hessian of the loss in the outputs.
+    J is the Jacobian of the outputs in theta, and Lambda = S S^T the Hessian of the loss in the outputs. ``count`` and ``private`` are
+    those of ``per_example_gradients``.
     """
+    if network.one_by_one is not None:
+        return factor_rows(network, loss, inputs, len(inputs) if count is None else count, private)
     names = [name for name, _ in network.names_shapes]
 
     def factor(parameters: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

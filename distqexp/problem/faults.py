@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
+from distqexp.problem.losses import is_own
 from distqexp.problem.schema import Schema
 
 Faults = NDArray[np.int8]
@@ -49,6 +51,18 @@ def mark(faults: Faults, which: BoolArray, fault: Fault) -> None:
     faults[faulty & ((faults == Fault.NONE) | (faults > fault))] = fault
 
 
+def checked_inputs(values: NDArray[Any], schema: Schema) -> tuple[NDArray[Any], Faults]:
+    """Return the inputs of records, (n, ...), in the type that a model takes, and the rule that each of them breaks."""
+    faults: Faults = np.zeros(len(values), dtype=np.int8)
+    if schema.tokens:
+        mark_tokens(faults, values, schema)
+        return values, faults
+    with np.errstate(all="ignore"):  # a warning would reveal something about the data
+        values = values.astype(np.float32)
+    mark(faults, ~np.isfinite(values), Fault.NOT_FINITE)
+    return values, faults
+
+
 def token_rule(schema: Schema) -> str:
     """Say in words which tokens are allowed."""
     top = schema.vocabulary
@@ -57,8 +71,8 @@ def token_rule(schema: Schema) -> str:
 
 def label_rule(schema: Schema) -> str:
     """Say in words which labels are allowed."""
-    if schema.loss == "mean-squared-error":
-        return "finite numbers for mean-squared-error"
+    if schema.loss == "mean-squared-error" or is_own(schema.loss):
+        return f"finite numbers for {schema.loss}"
     if schema.loss == "binary-cross-entropy":
         return "0 or 1 for binary-cross-entropy"
     return f"whole numbers from {f'0 to {schema.classes - 1}' if schema.classes else '0 up'} for cross-entropy"
@@ -67,7 +81,7 @@ def label_rule(schema: Schema) -> str:
 def mark_labels(faults: Faults, labels: FloatArray, schema: Schema) -> None:
     """Note which records have a label, in (n,) or for regression (n, o), that is missing or not allowed."""
     mark(faults, np.isnan(labels), Fault.LABEL_MISSING)
-    if schema.loss == "mean-squared-error":
+    if schema.loss == "mean-squared-error" or is_own(schema.loss):
         mark(faults, ~np.isfinite(labels.astype(np.float32)), Fault.NOT_FINITE)
         return
     bound = 2 if schema.loss == "binary-cross-entropy" else schema.classes or 2**31

@@ -40,10 +40,10 @@ class FrozenPart:
         handle = self._module.register_forward_pre_hook(lambda _, args: received.append(args[0]))
         try:
             with torch.no_grad():
-                self._network.module(self._network.prepare(inputs))
+                self._network.call(inputs)
         finally:
             handle.remove()
-        return received[0].cpu()
+        return torch.cat(received).cpu()
 
 
 def frozen_part(network: Network, schema: Schema) -> FrozenPart | None:

@@ -23,9 +23,9 @@ _LORA_KEYS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
-_LORA_PREFIX = "base_model.model."
+LORA_PREFIX = "base_model.model."
 """What peft puts before the names of a model with low-rank factors."""
-_REMEDY = "expected it installed; pip install 'distqexp[hf]'"
+REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
 class MeanPooled(nn.Module):
@@ -82,7 +82,7 @@ def from_config(
         import transformers
         from huggingface_hub.errors import StrictDataclassError
     except ImportError:
-        raise UsageError(f"model.factory: transformers is not installed; {_REMEDY}") from None
+        raise UsageError(f"model.factory: transformers is not installed; {REMEDY}") from None
     kind = getattr(transformers, model, None)
     if kind is None:
         raise UsageError(f"model.args.model: transformers {transformers.__version__} has no {model}; update it")
@@ -102,6 +102,20 @@ def from_config(
     if head is not None:
         _zero_head(module, head)
     return module if lora is None else _with_lora(module, dict(lora))
+
+
+def from_folder(**arguments: Any) -> nn.Module:
+    """Stand for the factory of a config whose ``model.weights`` is a folder of ``save_pretrained``.
+
+    ``problem.pretrained.resolved`` replaces it by ``from_config`` with the sizes in the folder's config.json. Its arguments are
+    those of ``from_config`` but ``config``, with ``outputs`` for another number of outputs than the folder's.
+
+    Raises:
+        UsageError: always, as it is called without a folder.
+    """
+    raise UsageError(
+        "model.factory: from_folder takes the model of the folder in model.weights; expected such a folder; set model.weights"
+    )
 
 
 def _mean_pooled(module: nn.Module, pooling: str, model: str) -> nn.Module:
@@ -132,13 +146,16 @@ def adapt(module: nn.Module) -> None:
 
     Outputs with ``logits`` (an attribute or a key) are replaced by them. A Hugging Face model (known by its ``main_input_name``)
     that takes input_ids gets the tokens and the mask of int64 (n, 2, L) inputs by name; another one gets the tensor by the name of
-    its main input. Its attention is set to the eager implementation, and its masks never depend on whether any record of the batch
-    has padding, so that records stay apart. All of this is done by hooks, so that parameters keep their names.
+    its main input. The attention of every such model, inside another module too, is set to the eager implementation, and its masks
+    never depend on whether any record of the batch has padding, so that records stay apart. Of several outputs the one that can be
+    logits is taken. Half precision that autocast left is widened. All of this is done by hooks, so that parameters keep their names.
     """
-    if _logits in module._forward_hooks.values():
-        return
+    if isinstance(module, torch.jit.ScriptModule) or _logits in module._forward_hooks.values():
+        return  # TorchScript takes no hooks
+    for part in module.modules():
+        if isinstance(getattr(part, "main_input_name", None), str):
+            _keep_records_apart(part)
     if isinstance(getattr(module, "main_input_name", None), str):
-        _keep_records_apart(module)
         module.register_forward_pre_hook(_by_name, with_kwargs=True)
     module.register_forward_hook(_logits)
 
@@ -151,7 +168,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
         state: the state from a file.
     """
     state = _body_weights(own, state)
-    prefix = _LORA_PREFIX
+    prefix = LORA_PREFIX
     if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
         return state
     tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
@@ -166,7 +183,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
 
 def _body_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state of a body alone as that of ``MeanPooled``, without its own pooling and the positions that old files have."""
-    outer = _LORA_PREFIX if next(iter(own), "").startswith(_LORA_PREFIX) else ""
+    outer = LORA_PREFIX if next(iter(own), "").startswith(LORA_PREFIX) else ""
     heads = {name: own[outer + name] for name in ("classifier.weight", "classifier.bias") if outer + name in own}
     if not any(name.startswith(f"{outer}body.") for name in own) or any(name.startswith("body.") for name in state):
         return state
@@ -186,7 +203,7 @@ def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
     try:
         import peft
     except ImportError:
-        raise UsageError(f"model.args.lora: peft is not installed; {_REMEDY}") from None
+        raise UsageError(f"model.args.lora: peft is not installed; {REMEDY}") from None
     low_rank: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
     return low_rank
 
@@ -205,12 +222,38 @@ def _by_name(
 
 
 def _logits(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Replace an output that has logits by them."""
-    if isinstance(output, torch.Tensor):
-        return None
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    return getattr(output, "logits", None)
+    """Replace an output that has logits by them, and several outputs by the only one that can be logits."""
+    logits = output
+    if not isinstance(output, torch.Tensor):
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        logits = _only_candidate(output) if named is None else named
+    half = isinstance(logits, torch.Tensor) and logits.dtype in (torch.float16, torch.bfloat16)
+    if half and next(module.parameters()).dtype == torch.float32:  # under autocast
+        logits = logits.float()
+    return None if logits is output else logits
+
+
+def _only_candidate(output: Any) -> Any:
+    """Return the only vector or matrix of numbers among several outputs; the outputs themselves where they aren't several."""
+    if isinstance(output, Mapping):
+        parts = {f"[{name!r}]": value for name, value in output.items()}
+    elif isinstance(output, list | tuple):
+        parts = {f"[{number}]": value for number, value in enumerate(output)}
+    else:
+        return output
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in parts.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    candidates = [name for name, shape in shapes.items() if len(shape) in (1, 2)]
+    if len(candidates) != 1:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()) or "no tensor of numbers"
+        raise UsageError(
+            f"model: it returns a {type(output).__name__} of {len(parts)}: {found}; expected one that can be logits, (n, outputs); "
+            "let forward return the logits alone, or wrap the module in one whose forward does"
+        )
+    return parts[candidates[0]]
 
 
 def _keep_records_apart(module: nn.Module) -> None:

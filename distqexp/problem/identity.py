@@ -16,6 +16,7 @@ from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader
 from distqexp.problem.readers.base import facts_of, label_file
 from distqexp.problem.readers.folders import Folder, path_facts
+from distqexp.problem.readers.patterns import matching_files
 from distqexp.problem.selection import open_blank, select_rows
 
 Digest = Callable[..., bytes]
@@ -44,9 +45,19 @@ class FileFacts:
 
 
 def source_files(data: DataConfig) -> list[Path]:
-    """Return the files behind a source: records, labels, blanks. The embedded digits have none."""
-    records = [] if data.format == "digits" else [data.path, label_file(data)]
-    return [Path(path) for path in (*records, data.blank) if path is not None]
+    """Return the files behind a source: records, labels, blanks. The embedded digits have none.
+
+    A pattern stands for the files that it names now, or for itself where it names none.
+    """
+    others = [label_file(data), data.blank]
+    return [*record_files(data), *(Path(path) for path in others if path is not None)]
+
+
+def record_files(data: DataConfig) -> list[Path]:
+    """Return the files of a source's records, as ``source_files`` does, without labels and blanks."""
+    if data.format == "digits" or data.path is None:
+        return []
+    return matching_files(data.path) or [Path(data.path)]
 
 
 def file_facts(data: DataConfig) -> FileFacts:
@@ -104,12 +115,14 @@ def are_linked(one: DataConfig, other: DataConfig) -> bool:
     """
     if "digits" in (one.format, other.format):
         return one.format == other.format
-    if one.path is None or other.path is None:
-        return False
-    if os.path.realpath(one.path) == os.path.realpath(other.path):
+    return any(_linked(first, second) for first in record_files(one) for second in record_files(other))
+
+
+def _linked(one: Path, other: Path) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
-        return os.path.samefile(one.path, other.path)
+        return os.path.samefile(one, other)
     except OSError:
         return False
 

@@ -13,10 +13,14 @@ from torch.utils import _pytree as pytree
 
 from distqexp.errors import UsageError
 from distqexp.problem.network import Network
+from distqexp.problem.user_code import own_code
 
 _RECORDS = 5
 _FIXED = 1
 """The record that stays as it is while the others change: neither the first nor the last of the batch."""
+
+_ROUNDING = 1e-5
+"""The largest difference, relative to the largest output, that counts as rounding."""
 
 _SEED = 5_641
 _REMEDIES: tuple[tuple[type[nn.Module], str], ...] = (
@@ -38,38 +42,49 @@ class _Call:
     outputs: list[torch.Tensor]
 
 
-def refuse_coupling(network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None) -> None:
+def refuse_coupling(
+    network: Network,
+    input_shape: tuple[int, ...],
+    tokens: bool,
+    vocabulary: int | None,
+    rounding: bool = False,
+) -> None:
     """Refuse a model whose outputs for a record depend on the other records of the batch, or on chance.
 
     A few synthetic records (fixed seed, public) are run as the model is used: twice as they are, then with all but one replaced. The
-    outputs of that one must stay the same to the last bit. Buffers are left as they were.
+    outputs of that one must stay the same to the last bit. Buffers and parameters are left as they were.
 
     Args:
         network: the model.
         input_shape: the shape of one record's inputs.
         tokens: whether inputs are tokens with their mask.
         vocabulary: the number of tokens, where it is known.
+        rounding: whether outputs may differ by rounding, as records then go through the model one at a time.
 
     Raises:
-        UsageError: the model does so, or changes its buffers. The message names the remedy and, where one shows, the innermost
-            module at fault.
+        UsageError: the model does so, changes its buffers or parameters, or raises an exception, which is shown. The message names the
+            remedy and, where one shows, the innermost module at fault.
     """
-    buffers = {name: buffer.detach().clone() for name, buffer in network.module.named_buffers()}
+    tensors = dict(network.module.named_buffers()) | dict(network.module.named_parameters())
+    stored = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     devices = [network.device] if network.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):  # a random layer draws from the global generator
             for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
-                _compare(network, batch, variants)
-        for name, buffer in network.module.named_buffers():
-            if name in buffers and not torch.equal(buffer, buffers[name]):
+                _compare(network, batch, variants, rounding)
+        for name, tensor in tensors.items():
+            if not _same([tensor], [stored[name]]):
+                kind, remedy = ("parameter", "change no parameter in forward")
+                if not isinstance(tensor, nn.Parameter):
+                    kind, remedy = "buffer", "use the layer with its statistics fixed"
                 raise UsageError(
-                    f"model: its buffer {name} changes with every batch, which would carry records over to others; "
-                    "expected buffers fixed in evaluation mode; use the layer with its statistics fixed"
+                    f"model: its {kind} {name} changes with every batch, which would carry records over to others; "
+                    f"expected {kind}s fixed in evaluation mode; {remedy}"
                 )
     finally:
-        for name, buffer in network.module.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(stored[name])
 
 
 def vocabulary_of(network: Network, length: int) -> int:
@@ -105,12 +120,37 @@ def vocabulary_of(network: Network, length: int) -> int:
     return min(layer.num_embeddings for layer in readers)
 
 
-def _compare(network: Network, batch: torch.Tensor, variants: list[torch.Tensor]) -> None:
+def coupled_by_rounding(network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None) -> bool:
+    """Return whether a record's outputs depend on the other records of the batch, and by rounding alone.
+
+    Packed sequences do, for one: the kernel takes as many rows at once as records are that long. The arguments are those of
+    ``refuse_coupling``, which refuses whatever else couples records.
+    """
+    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+        for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
+            try:
+                first = _outputs(network, batch)[_FIXED]
+                others = [_outputs(network, variant)[_FIXED] for variant in variants]
+            except UsageError:
+                return False
+            if any(not _same([first], [other]) and _close(first, other) for other in others):
+                return True
+    return False
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether outputs of one record are equal but for rounding."""
+    bound = _ROUNDING * one.abs().max().clamp(min=1.0)
+    return one.shape == other.shape and bool(((one - other).abs() <= bound).all())
+
+
+def _compare(network: Network, batch: torch.Tensor, variants: list[torch.Tensor], rounding: bool) -> None:
     first = _outputs(network, batch)
     if not _same([first], [_outputs(network, batch)]):
         raise UsageError(_randomness(_calls(network, batch, whole=True), _calls(network, batch, whole=True)))
     for variant in variants:
-        if not _same([first[_FIXED]], [_outputs(network, variant)[_FIXED]]):
+        one, other = first[_FIXED], _outputs(network, variant)[_FIXED]
+        if not _same([one], [other]) and not (rounding and _close(one, other)):
             raise UsageError(_coupling(_calls(network, batch), _calls(network, variant)))
 
 
@@ -143,14 +183,9 @@ def _batches(
 
 
 def _outputs(network: Network, inputs: torch.Tensor) -> torch.Tensor:
-    try:
-        with torch.no_grad():
-            outputs: Any = network.module(network.prepare(inputs))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UsageError(
-            f"model: it refuses a batch of {len(inputs)} records ({' '.join(str(error).split())}); expected any number of "
-            "records of one shape; correct the model or model.args"
-        ) from None
+    remedy = "expected any number of records of one shape; correct the model or model.args"
+    with own_code(f"model: it refuses a batch of {len(inputs)} records", remedy), torch.no_grad():
+        outputs: Any = network.module(network.prepare(inputs))
     if not isinstance(outputs, torch.Tensor) or len(outputs) != len(inputs):
         raise UsageError(
             f"model: it returned {type(outputs).__name__} for a batch of {len(inputs)} records; expected a tensor (n, ...) or an "
@@ -174,7 +209,11 @@ def _calls(network: Network, inputs: torch.Tensor, whole: bool = False) -> list[
 
 @contextmanager
 def _hooks(modules: list[Any], note: Callable[..., None], with_kwargs: bool = False) -> Iterator[None]:
-    handles = [module.register_forward_hook(note, with_kwargs=with_kwargs) for module in modules]
+    handles = [
+        module.register_forward_hook(note, with_kwargs=with_kwargs)
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)  # TorchScript takes no hooks
+    ]
     try:
         yield
     finally:

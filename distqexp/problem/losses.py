@@ -137,12 +137,36 @@ class MeanSquaredError(Loss):
         return {"mean_squared_error": float(self.value(guess, truth).mean())} if len(truth) else {}
 
 
+def is_own(name: str) -> bool:
+    """Return whether a config's name of a loss is one of somebody's own, "package.module:name"."""
+    return ":" in name
+
+
 def get_loss(name: str) -> Loss:
     """Return the loss of this name in configs. Raises UsageError for an unknown one."""
+    if is_own(name):
+        from distqexp.problem.own_losses import own_loss
+
+        return own_loss(name)
     kinds: dict[str, type[Loss]] = {kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
     if name not in kinds:
         raise UsageError(f"model.loss: found {name!r}; expected one of {', '.join(kinds)}")
     return kinds[name]()
+
+
+def constant_loss(name: str, targets: torch.Tensor) -> tuple[float, float] | None:
+    """Return the mean loss of the best constant prediction for these targets, and the unit that losses are compared in.
+
+    The unit is 1 for likelihoods, and the variance of the targets for squared errors. None where the loss is of one's own.
+    """
+    if is_own(name):
+        return None
+    if name == "mean-squared-error":
+        spread = float(_matrix(targets.double()).var(dim=0, correction=0).mean())
+        return spread, spread
+    counts = torch.bincount(targets.long()).double()
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * shares.log()).sum()), 1.0
 
 
 def area_under_roc(scores: NDArray[np.floating], positive: BoolArray) -> float | None:

@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.user_code import described, own_code
 
 _BUILT_IN = (
     *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
     "distqexp.problem.huggingface:from_config",
     "distqexp.problem.efficientnet:lite0",
     "distqexp.problem.scattering:scattering",
+    "distqexp.problem.layers:build",
 )
 _ALLOW_VARIABLE = "DISTQEXP_ALLOW_FACTORIES"
 
@@ -67,28 +69,31 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
         raise UsageError(
             f"model.factory: {factory!r} can't be imported ({error}); install the package or correct the name"
         ) from error
-    try:
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model.factory: {factory!r} can't be imported ({described(error)}); correct it") from error
+    with own_code(f"model.args: {factory!r} refused {dict(args)!r}", "see the factory's signature"):
         module = function(**args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"model.args: {factory!r} refused {dict(args)!r} ({' '.join(str(error).split())}); "
-            "see the factory's signature"
-        ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"model.factory: {factory!r} returned {type(module).__name__}; expected a torch.nn.Module")
     return module
 
 
-def require_allowed_factory(factory: str) -> None:
-    """Raise FileContentError for a factory named in a file from elsewhere, unless it is built in or allowed locally.
+def require_allowed_factory(factory: str, key: str = "model.factory") -> None:
+    """Raise FileContentError for a factory, or a loss, named in a file from elsewhere, unless it is built in or allowed locally.
 
     The local list of allowed ones is the environment variable DISTQEXP_ALLOW_FACTORIES: comma-separated fnmatch patterns, such as
     "ourmodels.*:*".
+
+    Args:
+        factory: What the file names.
+        key: The key of the config that names it.
     """
     patterns = [text.strip() for text in os.environ.get(_ALLOW_VARIABLE, "").split(",") if text.strip()]
     if factory in _BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
         return
     raise FileContentError(
-        f"model.factory: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "
+        f"{key}: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "
         f"if you trust it, add it to {_ALLOW_VARIABLE}"
     )

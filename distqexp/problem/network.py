@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from distqexp.arrays import FloatArray
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.admission import admit
 from distqexp.problem.huggingface import adapt
 
 _RECORDS_AT_ONCE = 512
@@ -24,30 +25,48 @@ class Network:
     """A torch module in evaluation mode; theta (d,) is the concatenation of its trainable parameters.
 
     ``trainable`` has fnmatch patterns of parameter names; the order of the parameters is the module's own. All others are frozen
-    and get no gradient. A module that couples the records of a batch is refused, for then a unit's gradient would depend on its
+    and get no gradient, as are those that the factory froze (``requires_grad=False``), unless a pattern matches these alone and is
+    not "*". A module that couples the records of a batch is refused, for then a unit's gradient would depend on its
     neighbours. A module that returns an object with ``logits`` is used by them, and Hugging Face models take records as they are
-    (``problem.huggingface.adapt``). Public: the parameters are those of a release.
+    (``problem.huggingface.adapt``). Wrappers are taken off (``problem.admission``). Public: the parameters are those of a release.
+
+    Attributes:
+        module: the module, in evaluation mode.
+        frozen_by_factory: the names of the parameters that the factory froze, and that stay so.
+        one_by_one: why torch.func can't differentiate the module, so that records are taken one at a time; None where it can, or
+            where nobody has tried yet.
+        inputs_need_gradients: whether inputs must have a gradient for all of the module to be differentiated.
+        separate: whether ``call`` takes records one at a time, as the last bits of a record's outputs depend on the batch.
     """
 
     def __init__(
         self, module: nn.Module, trainable: Sequence[str] = ("*",), device: str | torch.device = "cpu"
     ) -> None:
+        module = admit(module)
         self.module = module.to(device).eval()
         adapt(module)
         self.device = torch.device(device)
+        self.one_by_one: str | None = None
+        self.inputs_need_gradients = False
+        self.separate = False
         _refuse_coupling(module)
         self._parameters: dict[str, nn.Parameter] = {}
-        names = [name for name, _ in module.named_parameters()]
-        for name, parameter in module.named_parameters():
-            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
+        named = dict(module.named_parameters())
+        names, chosen_names = list(named), _chosen(named, trainable)
+        self.frozen_by_factory = tuple(
+            name for name in names if name not in chosen_names and not named[name].requires_grad
+        )
+        for name, parameter in named.items():
+            chosen = name in chosen_names
             if chosen and not parameter.is_floating_point():
                 raise UsageError(f"model.trainable: {name} is {parameter.dtype}; expected floating point; leave it out")
             parameter.requires_grad_(chosen)
             if chosen:
                 self._parameters[name] = parameter
         if not self._parameters:
+            left = " that the factory left trainable (requires_grad)" if self.frozen_by_factory else ""
             raise UsageError(
-                f"model.trainable: {list(trainable)} match no parameter; expected patterns of {', '.join(names[:8])}"
+                f"model.trainable: {list(trainable)} match no parameter{left}; expected patterns of {', '.join(names[:8])}"
                 f"{', ...' if len(names) > 8 else ''}"
             )
         dtypes = {parameter.dtype for parameter in self._parameters.values()}
@@ -64,6 +83,11 @@ class Network:
     def names_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """The name and shape of every trainable parameter, in the order of theta."""
         return tuple((name, tuple(parameter.shape)) for name, parameter in self._parameters.items())
+
+    @property
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of theta."""
+        return list(self._parameters.values())
 
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
         """Return the trainable parameters, detached, by name, in the order of theta."""
@@ -131,12 +155,38 @@ class Network:
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, C) of (n, ...) on the CPU, without gradients, computed some records at a time."""
         with torch.no_grad():
-            parts = [self.module(self.prepare(part)).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
+            parts = [self.call(part).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
         return torch.cat(parts)
+
+    def call(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, C) of (n, ...), on the network's device, so that each record's are its own to the last bit."""
+        if not self.separate:
+            return cast(torch.Tensor, self.module(self.prepare(inputs)))
+        return torch.cat([self.module(self.prepare(record)) for record in torch.split(inputs, 1)])
 
     def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs with some parameters replaced, for torch.func; ``inputs`` has a batch dimension."""
         return cast(torch.Tensor, functional_call(self.module, dict(parameters), (inputs,)))
+
+
+def described_parameters(network: Network) -> str:
+    """Return a line that says which parameters are trained, and which the factory froze."""
+    total = sum(parameter.numel() for parameter in network.module.parameters())
+    trained = [name for name, _ in network.names_shapes]
+    line = f"trained: {network.d:,} of {total:,} parameters: {_some(trained, 12)}"
+    if network.frozen_by_factory:
+        line += f"; frozen by the factory: {_some(list(network.frozen_by_factory), 6)}"
+    return line
+
+
+def _chosen(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str]) -> set[str]:
+    """Return the names that the patterns choose; a pattern leaves alone what the factory froze, unless it means nothing else."""
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in parameters if fnmatch.fnmatchcase(name, pattern)}
+        active = {name for name in matches if parameters[name].requires_grad}
+        chosen |= active if active or pattern == "*" else matches
+    return chosen
 
 
 def _refuse_coupling(module: nn.Module) -> None:
@@ -174,5 +224,6 @@ def _with_shared(
     return complete
 
 
-def _some(names: list[str]) -> str:
-    return "none" if not names else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "none" if not names else ", ".join(names[:most]) + more

@@ -14,18 +14,23 @@ from distqexp.problem.records import Records
 
 
 def pretrain(network: Network, loss: Loss, records: Records, config: PretrainConfig) -> None:
-    """Minimise mean loss + weight_decay/2 ||theta||^2 over every parameter of the module, frozen ones included.
+    """Minimise mean loss + weight_decay/2 ||theta||^2 over every parameter of the module that the factory left trainable.
 
-    ``trainable`` says only what is fine-tuned later. Layers are in training mode meanwhile. The same seed, thread count and kind of
-    machine give the same weights; torch's global generator is left as it was. With lbfgs, ``epochs`` counts full-batch iterations
-    with a strong-Wolfe line search. Raises UsageError where no record is present, or when the weights stop being finite.
+    ``trainable`` says only what is fine-tuned later; what it chooses of those that the factory froze is pretrained too. Layers are in
+    training mode meanwhile. The same seed, thread count and kind of machine give the same weights; torch's global generator is left
+    as it was. With lbfgs, ``epochs`` counts full-batch iterations with a strong-Wolfe line search. Raises UsageError where no record
+    is present, or when the weights stop being finite.
     """
     keep = records.present.bool()
     inputs, targets = network.prepare(records.inputs[keep]), records.targets[keep].to(network.device)
     if len(targets) == 0:
         raise UsageError("model.pretrain: no complete public record; expected at least one; check data.public")
     flags = {name: parameter.requires_grad for name, parameter in network.module.named_parameters()}
-    parameters = [parameter for parameter in network.module.parameters() if parameter.is_floating_point()]
+    parameters = [
+        parameter
+        for name, parameter in network.module.named_parameters()
+        if parameter.is_floating_point() and name not in network.frozen_by_factory
+    ]
     for parameter in parameters:
         parameter.requires_grad_(True)
     devices = [network.device] if network.device.type == "cuda" else []

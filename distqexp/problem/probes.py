@@ -44,9 +44,9 @@ class Probes:
 def synthetic_records(schema: Schema, count: int, seed: int, round: int, first: int) -> Records:
     """Return the records ``first`` .. ``first + count - 1`` of the stream of (seed, round).
 
-    Images have pixels from 0 to 1. Tables and arrays are about standard normal, with missingness columns of 0 or 1 and the constant 1.
-    Tokens are uniform over the vocabulary, and so is their number from one to the longest; padding has token 0. Raises UsageError
-    when the schema doesn't know the shape of a record.
+    Images have pixels from 0 to 1. Tables and arrays are about standard normal, with one level of each category, missingness columns of
+    0 or 1 and the constant 1. Tokens are uniform over the vocabulary, and so is their number from one to the longest; padding has token
+    0. Raises UsageError when the schema doesn't know the shape of a record.
     """
     shape = schema.input_shape
     if shape is None or (schema.tokens and schema.vocabulary is None):
@@ -89,10 +89,11 @@ def _record(schema: Schema, shape: tuple[int, ...], stream: _Stream) -> FloatArr
         return _image(shape, stream)
     if len(shape) > 1:
         return _field(shape, stream)
-    flags = len(schema.flags)
-    plain = stream.normal(shape[0] - flags - int(schema.constant))
+    flags, widths = len(schema.flags), [coding.width for coding in schema.levels.values()]
+    plain = stream.normal(shape[0] - flags - int(schema.constant) - sum(widths))
+    levels = [np.arange(width) == np.floor(stream.uniform(1) * width) for width in widths]
     missing = (stream.uniform(flags) < 0.5).astype(np.float64)
-    return np.concatenate([plain, missing, np.ones(int(schema.constant))])
+    return np.concatenate([plain, *levels, missing, np.ones(int(schema.constant))])
 
 
 def _image(shape: tuple[int, ...], stream: _Stream) -> FloatArray:

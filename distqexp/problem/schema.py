@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import ARRAY_FORMATS, DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem import declared
+from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
+from distqexp.problem.id_columns import looks_like_id
+from distqexp.problem.losses import is_own
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import PIXELS, some
+from distqexp.problem.readers.codings import Coding
+from distqexp.problem.readers.dialect import Dialect
+from distqexp.problem.readers.table import TableReader
 from distqexp.problem.readers.tokenizer import open_tokenizer
 from distqexp.problem.selection import select_rows
 
@@ -27,7 +34,8 @@ _ROWS_AT_ONCE = 1024
 class Schema:
     """Everything that a site needs to read its own file as the plan reads the public one. Public.
 
-    Inputs are the features, then the flags, then the constant. ``medians``, ``means`` and ``scales`` hold one number a raw feature,
+    Inputs are the features that aren't categorical, then those that are (an input for each level, one for all other levels, all zero
+    where missing), then the flags, then the constant. ``medians``, ``means`` and ``scales`` hold one number a raw feature,
     flattened; they are empty for images and without public data, which stands for zero, zero and one.
 
     Attributes:
@@ -47,6 +55,10 @@ class Schema:
         vocabulary: the number of tokens, where it is known.
         class_names: what the classes are called in image folders, in the order of their numbers; empty where labels are numbers.
         tokenizer: the digest of the tokenizer that makes tokens of texts, if one does.
+        codings: how the columns that aren't numbers are read, and the label.
+        dialect: how the public file is written, where it is a CSV file.
+        id_like: the features that look like ids in public records, which a warning names.
+        unlabelled: the number of public records without a label, which are left out.
     """
 
     loss: str
@@ -65,13 +77,22 @@ class Schema:
     vocabulary: int | None = None
     class_names: tuple[str, ...] = ()
     tokenizer: str | None = None
+    codings: tuple[Coding, ...] = ()
+    dialect: Dialect | None = None
+    id_like: tuple[str, ...] = ()
+    unlabelled: int = 0
+
+    @property
+    def levels(self) -> dict[int, Coding]:
+        """The codings of the categorical features, by the position of the feature."""
+        return {self.names.index(coding.column): coding for coding in self.codings if coding.kind == "levels"}
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
         """The shape of one record's model input, where it is known."""
         if self.shape is None:
             return None
-        extra = len(self.flags) + int(self.constant)
+        extra = len(self.flags) + int(self.constant) + sum(coding.width - 1 for coding in self.levels.values())
         return (self.shape[0] + extra,) if extra else self.shape
 
     @property
@@ -98,8 +119,15 @@ class Schema:
             features = (features - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
         if self.bound is not None:  # infinity stays: its record is refused
             features = np.where(np.isfinite(features), np.clip(features, -self.bound, self.bound), features)
-        if not self.flags and not self.constant:
+        levels = self.levels
+        if not self.flags and not self.constant and not levels:
             return features.reshape(values.shape)
+        if levels:
+            numeric = [at for at in range(width) if at not in levels]
+            features = np.concatenate(
+                [features[:, numeric], *(_indicators(flat[:, at], coding.width) for at, coding in levels.items())],
+                axis=1,
+            )
         extra = [missing[:, list(self.flags)].astype(np.float64)]
         if self.constant:
             extra.append(np.ones((len(flat), 1)))
@@ -128,7 +156,8 @@ class Schema:
                 f"data.tokenizer: its digest is {reader.tokenizer[:16]}; expected {expected}, the plan's: every site needs the same files; "
                 "get them from whoever made the plan"
             )
-        if self.loss != "mean-squared-error" and reader.target_shape:
+        single = self.loss != "mean-squared-error" and not is_own(self.loss)
+        if single and reader.target_shape not in ((), (1,)):
             raise FileContentError(
                 f"{where}: labels of shape {reader.target_shape}; expected one label a record for {self.loss}; "
                 "recode them, or correct model.loss"
@@ -137,6 +166,7 @@ class Schema:
     def to_tree(self) -> dict[str, Any]:
         """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)
+        tree["codings"] = [[coding.column, coding.kind, list(coding.values)] for coding in self.codings]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
@@ -149,8 +179,16 @@ class Schema:
         if set(tree) != fields:
             raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tree.items()}
+        try:
+            values["codings"] = tuple(Coding(name, kind, tuple(texts)) for name, kind, texts in values["codings"])
+            values["dialect"] = None if values["dialect"] is None else Dialect(**values["dialect"])
+        except (TypeError, ValueError):
+            raise FileContentError(
+                "schema: codings or dialect of another form; the plan is damaged: get it again"
+            ) from None
         schema = cls(**values)
         schema._validate()
+        need_codings(schema.codings, schema.names, schema.dialect)
         return schema
 
     def _validate(self) -> None:
@@ -165,6 +203,7 @@ class Schema:
             need(bound is None or (type(bound) is int and bound >= 1), f"{name} must be 1 or more")
         pair = self.shape is None or (len(self.shape) == 2 and self.shape[0] == 2)
         need(not self.tokens or (pair and not (self.image or self.means)), "tokens come with their mask, as they are")
+        need(_all(self.id_like, str) and type(self.unlabelled) is int, "id_like must be texts, unlabelled a number")
         numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
@@ -206,15 +245,23 @@ def fit_schema(
     roles = data.columns
     tokens, numbers = data.tokens, loss == "mean-squared-error"
     reader.survey(rows, record_shape, numbers)
+    codings = fitted_codings(data, reader, rows)
+    reader = reader.coded(codings)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
-    if not numbers:
+    base = dataclasses.replace(base, codings=codings, dialect=reader.dialect)
+    if data.format == "images" and not numbers:
         base = dataclasses.replace(base, class_names=roles.classes or reader.class_names)
     if reader.image or tokens:
         return dataclasses.replace(base, tokenizer=reader.tokenizer)
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
-    for block in _column_blocks(reader, rows):
+    id_like: list[str] = []
+    coded = {coding.column for coding in codings}
+    for first, block in _column_blocks(reader, rows):
         missing = np.isnan(block)
+        if len(reader.names) == math.prod(reader.shape):
+            columns = zip(reader.names[first:], block.T, strict=False)
+            id_like += [name for name, column in columns if name not in coded and looks_like_id(name, column)]
         shares.append(missing.mean(axis=0))
         block[~(np.abs(block) <= np.finfo(np.float32).max)] = np.nan  # what no record can hold
         middle = np.array(
@@ -236,6 +283,8 @@ def fit_schema(
         flags=flags,
         bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
+        id_like=tuple(id_like),
+        unlabelled=_unlabelled(reader, rows),
     )
 
 
@@ -255,8 +304,8 @@ def schema_from_config(
     if data.format == "digits":
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
     if data.images:
-        shape = None if record_shape is None else _image_shape(record_shape, grey=data.format == "idx")
-        names = _declared_classes(data, loss, shape) if data.format == "images" else ()
+        shape = None if record_shape is None else declared.image_shape(record_shape, grey=data.format == "idx")
+        names = declared.class_names(data, loss, shape) if data.format == "images" else ()
         return Schema(loss, True, (PIXELS,), shape, 1.0 / 255.0, classes, class_names=names)
     roles = data.columns
     if data.format in ("npy", "npz") and data.images is None:
@@ -275,43 +324,10 @@ def schema_from_config(
             return Schema(loss, False, features, record_shape, 1.0, classes)
     if data.tokens:
         tokenizer = None if data.tokenizer is None else open_tokenizer(data.tokenizer).digest
-        shape = _token_shape(data, record_shape)
+        shape = declared.token_shape(data, record_shape)
         return Schema(loss, False, features, shape, 1.0, classes, tokens=True, tokenizer=tokenizer)
-    return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant)
-
-
-def _token_shape(data: DataConfig, record_shape: tuple[int, ...] | None) -> tuple[int, int]:
-    """Return the shape (2, L) of tokens with their mask. Raises UsageError where L isn't declared."""
-    length = record_shape if data.columns.length is None else (data.columns.length,)
-    if length is None or len(length) != 1:
-        actual = "absent" if length is None else list(length)
-        raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
-    return (2, *length)
-
-
-def _image_shape(record_shape: tuple[int, ...], grey: bool) -> tuple[int, ...]:
-    """Return the shape (c, h, w) of images, given as (h, w) where they are grey. Raises UsageError."""
-    if len(record_shape) == 2:
-        return (1, *record_shape)
-    if grey or len(record_shape) != 3 or record_shape[0] == 1:
-        others = "" if grey else ", or [channels, height, width] of several channels"
-        raise UsageError(f"data.record_shape: {list(record_shape)}; for images expected [height, width]{others}")
-    return record_shape
-
-
-def _declared_classes(data: DataConfig, loss: str, shape: tuple[int, ...] | None) -> tuple[str, ...]:
-    """Return the names of the classes of an image folder without public data. Raises UsageError where something isn't declared."""
-    if shape is None:
-        raise UsageError(
-            "data.record_shape: not given; for folders of images without data.public, expected [height, width] or [3, height, width]"
-        )
-    if loss == "mean-squared-error":
-        return ()
-    if not data.columns.classes:
-        raise UsageError(
-            "data.*.columns.classes: not given; for folders of images without data.public, expected what the classes are called, in order"
-        )
-    return data.columns.classes
+    codings = declared_codings(data)
+    return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant, codings=codings)
 
 
 def _check_extras(data: DataConfig, dimensions: int) -> None:
@@ -319,8 +335,11 @@ def _check_extras(data: DataConfig, dimensions: int) -> None:
         raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
 
 
-def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
-    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded."""
+def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[tuple[int, FloatArray]]:
+    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded.
+
+    With them comes the number of the first column.
+    """
     width = math.prod(reader.shape)
     step = max(1, _VALUES_AT_ONCE // len(rows))
     for first in range(0, width, step):
@@ -328,7 +347,20 @@ def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[FloatArray]:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             raw, _ = reader.read(rows[start : start + _ROWS_AT_ONCE], reader.names)
             block[start : start + len(raw)] = raw.reshape(len(raw), width)[:, first : first + block.shape[1]]
-        yield block
+        yield first, block
+
+
+def _unlabelled(reader: Reader, rows: IntegerArray) -> int:
+    """Return how many of these public rows have no label. Features aren't parsed, where the format allows it."""
+    if not isinstance(reader, TableReader):
+        return 0
+    parts = [reader.read(rows[start : start + _ROWS_AT_ONCE], ())[1] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return sum(int(np.isnan(part).sum()) for part in parts)
+
+
+def _indicators(codes: FloatArray, width: int) -> FloatArray:
+    """Return float64 (n, width): a 1 in the column of each code; zeros where a code is missing."""
+    return np.asarray(codes[:, None] == np.arange(width), dtype=np.float64)
 
 
 def _vector(values: tuple[float, ...], width: int, default: float) -> FloatArray:

@@ -1,6 +1,7 @@
 """Progress: which stage is running, and while it lasts a mark every INTERVAL seconds. No report holds a private figure.
 
-A terminal shows a bar (rich), other streams get plain flushed lines; ``progress.jsonl`` in the output folder gets the same events.
+A terminal shows a bar (rich), a notebook one for the whole run, other streams get plain flushed lines; ``progress.jsonl`` in the output
+folder gets the same events.
 Stages begin and end with an event. In between a clock sets off the marks, whatever the work is: marks at shares of the work would tell, by
 their times, how many micro-batches there are. Where counts are public (``counts_public``) a mark carries the share that is finished.
 Elsewhere the share is a function of private counts: marks carry none, and times are whole multiples of INTERVAL. How long a stage takes
@@ -16,13 +17,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from distqexp.errors import StorageError
+from distqexp.report.notebook import NotebookBar, in_notebook
 from distqexp.storage.atomic import storage_error
 
 FILE_NAME = "progress.jsonl"
@@ -64,7 +66,7 @@ class Progress:
         counts_public: Whether counts are public, see the module.
         silent: Whether to leave out all output, the file and the callback (on ranks other than 0); stages are still timed.
         callback: Called with each event, in the thread that calls the methods: with marks when that thread next calls one.
-        stream: Where lines go; standard error when None.
+        stream: Where lines go; standard error when None. A ``StringIO`` keeps them from people who get the events by the callback.
         clock: Returns seconds that never go back.
 
     Raises:
@@ -101,7 +103,11 @@ class Progress:
         self._ticker: threading.Thread | None = None
         self._events: list[ProgressEvent] = []
         self._failure: BaseException | None = None
-        self._bar = _Bar(self._stream) if not silent and self._stream.isatty() else None
+        self._bar: _Bar | NotebookBar | None = None
+        if not silent and stream is None and in_notebook():
+            self._bar = NotebookBar(rounds)
+        elif not silent and self._stream.isatty():
+            self._bar = _Bar(self._stream)
 
     def __enter__(self) -> Progress:
         return self
@@ -151,13 +157,19 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of public text between the lines of the stages. Neither the file nor the callback gets it."""
+        self.write([text if self._bar is not None else f"distqexp: {text}"])
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Print lines of public text as they are, as ``say`` does."""
         if self._silent:
             return
         with self._lock:
-            if self._bar is not None:
-                self._bar.say(text)
-            else:
-                self._stream.write(f"distqexp: {text}\n")
+            for line in lines:
+                if self._bar is not None:
+                    self._bar.say(line)
+                else:
+                    self._stream.write(f"{line}\n")
+            if self._bar is None:
                 self._stream.flush()
 
     def close(self, *, finished: bool = True) -> None:
@@ -222,8 +234,7 @@ class Progress:
         if self._bar is not None:
             self._bar.show(self._title(), share)
         else:
-            self._stream.write(_line(self._title(), event, self._public) + "\n")
-            self._stream.flush()
+            self.write([_line(self._title(), event, self._public)])
         if self._file is not None:
             _append(self._file, dataclasses.asdict(event))
         self._events.append(event)

@@ -50,7 +50,7 @@ class UnitCounters:
         inputs, targets, present = pad_records(records, self.micro_batch)
         inputs, targets = flatten_views(inputs, targets, records.views)
         with torch.no_grad():
-            outputs = self.network.module(self.network.prepare(inputs))
+            outputs = self.network.call(inputs)
             losses = self.loss.value(outputs, targets.to(outputs.device)).double()
         if records.views:
             losses = losses.reshape(len(present), records.views).mean(dim=1)

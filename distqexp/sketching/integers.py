@@ -33,7 +33,7 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     """
     if not 1 <= clip_integer <= LARGEST_CLIP_INTEGER:
         raise UsageError(f"grid: clip/step = {clip_integer}; expected 1 to 2^30: choose another grid step")
-    usable = np.isfinite(vectors).all(axis=1)
+    usable = np.asarray(np.isfinite(vectors).all(axis=1))
     with np.errstate(over="ignore"):  # a warning would tell of the data
         quotients = vectors / step
     np.copyto(quotients, 0.0, where=~usable[:, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,13 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.automatic import adopted
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
+from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
+from distqexp.problem.pretrained import resolved
 from distqexp.problem.sources import Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
@@ -39,16 +43,18 @@ from distqexp.stages.charging import (
     ledger_entry,
 )
 from distqexp.stages.check import check_records
-from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.folder import new_file, open_folder, release_path
 from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import forget_coins, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_same_records, whole_sketch
+from distqexp.stages.table_warnings import count_warnings
 from distqexp.stages.void import Void, refuse_false_void, void_round
 from distqexp.storage.hdf5 import read_header
 
@@ -92,6 +98,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     secrets = secrets_of(plan, charging, role)
     engine.on_root(lambda: refuse_overlaps(dataclasses.replace(plan.config.data, private=(spec,)), worker.readers))
     shards = open_shards(plan, [spec], engine, secrets.digest, state, worker)
+    engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),
@@ -171,11 +178,15 @@ def export_run(
     check_chain(plan, chain, worker=worker)
     data = _same_config(plan, config).data.eval if config is not None else None
     thetas = {"before": plan.state.theta, "after": chain[-1].theta}
-    metrics = {when: evaluate(plan, theta, data, worker) for when, theta in thetas.items()}
+    evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
     charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
     entry = ledger_entry(plan, charging, rounds - 1)
     open_folder(out, resume=False)
-    return export_model(plan, chain, out, entry, charged_parts(plan, charging), worker), metrics
+    payers = charged_parts(plan, charging)
+    certificate = export_model(plan, chain, out, entry, payers, worker)
+    public = config.data.public if config is not None else None
+    store_report(plan, chain, certificate, Account(charging, payers, evaluations, public, worker), out)
+    return certificate, {when: evaluation.metrics for when, evaluation in evaluations.items()}
 
 
 def check_source(
@@ -223,6 +234,8 @@ def _received_plan(path: Path) -> Plan:
     """Read a plan whose model this installation may build. Raises FileContentError or UsageError."""
     plan = read_plan(path)
     require_allowed_factory(plan.config.model.factory)
+    if is_own(plan.config.model.loss):
+        require_allowed_factory(plan.config.model.loss, "model.loss")
     return plan
 
 
@@ -305,23 +318,27 @@ def _shard_data(
 
 
 def _public_data(plan: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
-    """Return the public records that the state of the next round is computed from, or None where it needs none."""
+    """Return the public records that the guard tries the release on and the next round's state is computed from.
+
+    None where there are none, or where the state needs none and no config says where they lie: the guard then tries probes.
+    """
     public = plan.config.data.public
-    if plan.config.precision.source == "probes":
-        return None
-    if public is None or state.round + 1 >= plan.config.mechanism.rounds:
+    if public is None:
         return None
     if config is not None:
         return _same_config(plan, config).data.public
-    if public.format != "digits":
+    if public.format == "digits":
+        return public
+    needed = plan.config.precision.source == "public" and state.round + 1 < plan.config.mechanism.rounds
+    if needed:
         raise UsageError(
             "--config: not given; expected the config whose data.public the next round's precision is computed from"
         )
-    return public
+    return None
 
 
 def _same_config(plan: Plan, config: Config) -> Config:
     """Return ``config``, or raise FileContentError where the plan was made from another one."""
-    if not same_rules(plan, config):
+    if not same_rules(plan, adopted(resolved(config), plan.config)):
         raise FileContentError(f"config: not the one that plan {plan.plan_id[:16]} was made from; give that one")
     return config

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray
+from distqexp.artefacts.moves import halved
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import refuse_unlike
 from distqexp.artefacts.release import Release
@@ -57,7 +58,8 @@ def check_follows(
     where = f"release of round {release.round}"
     refuse_unlike(f"{where}: used", dict(release.state_header), before.header())
     if built:
-        theta = moved_parameters(plan, before, release.noisy_sums, worker)
+        end = moved_parameters(plan, before, release.noisy_sums, worker)
+        theta = halved(before.theta, end, release.halvings)
         _refuse_far(f"{where}: theta", release.theta, theta, before.theta)
     successor = release.next_state
     if successor is None:

@@ -13,7 +13,7 @@ from distqexp.config import DataConfig
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import WORDS, Fault, label_rule, token_rule
 from distqexp.problem.network import Network
-from distqexp.problem.readers import Reader, open_reader
+from distqexp.problem.readers import Reader
 from distqexp.problem.readers.base import LABEL, some
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import NO_ROW, SlotMap
@@ -66,7 +66,7 @@ class _Counts:
         if not dataset.schema.tokens:
             self._add_features(raw, unreadable[:, :-1], names)
         if dataset.schema.loss != "mean-squared-error":
-            self.labels.update(reader.read(rows[faults == Fault.NONE], names)[1].tolist())
+            self.labels.update(reader.read(rows[faults == Fault.NONE], names)[1].flatten().tolist())
 
     def _add_features(self, raw: FloatArray, unreadable: BoolArray, names: Sequence[str]) -> None:
         table = raw if len(names) == raw.shape[1] and raw.ndim == 2 else raw.reshape(len(raw), 1, -1)
@@ -79,10 +79,9 @@ class _Counts:
 
 
 def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
-    reader = open_reader(data, private=True)
-    dataset = open_dataset(data, schema, private=True, reader=reader).of_model(network)
+    dataset = open_dataset(data, schema, private=True).of_model(network)
     dataset.check_whole()
-    slots, counts = dataset.slot_map(), _Counts()
+    reader, slots, counts = dataset.reader, dataset.slot_map(), _Counts()
     for first in range(0, slots.slots, _ROWS_AT_ONCE):
         counts.add(dataset, reader, slots.rows[first : first + _ROWS_AT_ONCE])
     yield f"shard {data.shard or 'all'}: {', '.join(str(path) for path in reader.files()) or data.format}"

@@ -9,13 +9,14 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import distqexp
 from distqexp.arrays import FloatArray
+from distqexp.artefacts.card import ModelCard
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
@@ -25,11 +26,13 @@ from distqexp.mechanism.grid import Grid
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.dataset import open_dataset
-from distqexp.problem.losses import get_loss
+from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
+from distqexp.problem.pretrained import write_pretrained
 from distqexp.problem.records import Records
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import Certificate, write_certificate
+from distqexp.report.evaluation import Outputs
 from distqexp.storage.atomic import write_atomic
 
 EVALUATION_BATCH = 1024
@@ -43,10 +46,27 @@ def fine_tuned_network(plan: Plan, theta: FloatArray, worker: Worker | None = No
     return (worker or Worker.of_plan(plan)).network_at(theta)
 
 
+class Evaluation(NamedTuple):
+    """What evaluation records say of a model. Not covered by epsilon, and private where the records are.
+
+    Attributes:
+        metrics: By name; empty without records.
+        outputs: What the model says of each present record; None without any.
+    """
+
+    metrics: dict[str, float]
+    outputs: Outputs | None = None
+
+
 def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Worker | None = None) -> dict[str, float]:
     """Compute the model's metrics at ``theta`` on the evaluation records; empty without records. Not covered by epsilon."""
+    return evaluation_of(plan, theta, data, worker).metrics
+
+
+def evaluation_of(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Worker | None = None) -> Evaluation:
+    """Run the model at ``theta`` on the evaluation records. Not covered by epsilon, and private where the records are."""
     if data is None:
-        return {}
+        return Evaluation({})
     private, worker = plan.config.data.eval_private, worker or Worker.of_plan(plan)
     reader = worker.readers.of(data, private=private)
     network = worker.network_at(theta)
@@ -54,17 +74,33 @@ def evaluate(plan: Plan, theta: FloatArray, data: DataConfig | None, worker: Wor
     rows = dataset.slot_map().rows
     starts = range(0, max(len(rows), 1), EVALUATION_BATCH)
     batches = (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts)
-    return metrics_of(network, plan.config.model.loss, batches)
+    loss = get_loss(plan.config.model.loss)
+    outputs, targets, present = _outputs(network, batches)
+    return Evaluation(loss.metrics(outputs, targets, present), _of_present(loss, outputs, targets, present))
 
 
 def metrics_of(network: Network, loss: str, batches: Iterable[Records]) -> dict[str, float]:
     """Compute the metrics of a model on all of these records; the metrics are private when the records are."""
+    return get_loss(loss).metrics(*_outputs(network, batches))
+
+
+def _outputs(network: Network, batches: Iterable[Records]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return outputs (n, ...), targets and presence (n,) of all records."""
     outputs, targets, present = [], [], []
     for records in batches:
         outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
         targets.append(records.targets)
         present.append(records.present)
-    return get_loss(loss).metrics(torch.cat(outputs), torch.cat(targets), torch.cat(present))
+    return torch.cat(outputs), torch.cat(targets), torch.cat(present)
+
+
+def _of_present(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> Outputs | None:
+    """Return what the model says of the present records; None where none is present."""
+    outputs, targets = outputs[present.bool()].double(), targets[present.bool()]
+    if len(targets) == 0:
+        return None
+    losses = loss.value(outputs, targets).double()
+    return Outputs(outputs.reshape(len(targets), -1).numpy(), targets.double().numpy(), losses.numpy())
 
 
 def export_model(
@@ -75,7 +111,9 @@ def export_model(
     payers: Sequence[Part | None],
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Write model.safetensors, model.pt and certificate.json into ``folder`` and return the certificate. All of it is public.
+    """Write model.safetensors, model.pt, model.json and certificate.json into ``folder`` and return the certificate. All of it is public.
+
+    A Hugging Face model gets config.json too, and one with low-rank factors a folder ``adapter``, so that their own programs read them.
 
     Args:
         plan: The plan.
@@ -85,13 +123,16 @@ def export_model(
         payers: The part whose units each round was charged to, or None for everybody's.
         worker: A worker on the plan; a new one when None.
     """
-    state = fine_tuned_network(plan, releases[-1].theta, worker).state()
+    network = fine_tuned_network(plan, releases[-1].theta, worker)
+    state = network.state()
     tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
+    write_pretrained(network, folder)
     certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
+    ModelCard.of_plan(plan).write(folder)
     write_certificate(folder / "certificate.json", certificate)
     return certificate
 

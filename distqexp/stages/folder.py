@@ -26,7 +26,10 @@ def open_folder(out: Path, resume: bool, *, private: bool = False) -> None:
             f"--out {out}: {os.strerror(error.errno or 0)}; choose a folder that can be written"
         ) from None
     if occupied and not resume:
-        raise UsageError(f"--out {out}: not empty; choose a new folder, or go on with its run by --resume")
+        raise UsageError(
+            f"--out {out}: not empty; choose a new folder, go on with its run by --resume, or begin anew by --overwrite where "
+            "nothing was spent"
+        )
     # A kill in the middle of a write leaves a hidden file with private content, and any kill may leave features.
     remove_unfinished(out)
     forget_features(out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from distqexp.config import FOLDER_FORMATS, Config, DataConfig
+from distqexp.problem.checkpoints import existing_weights
 from distqexp.problem.readers.base import existing_file, existing_folder, label_file
+from distqexp.problem.readers.patterns import existing_files
 
 
 def check_paths(config: Config) -> None:
@@ -15,7 +17,7 @@ def check_paths(config: Config) -> None:
     for data in config.data.private:
         check_files("data.private", data)
     if config.model.weights is not None:
-        existing_file(config.model.weights, "model.weights")
+        existing_weights(config.model.weights)
 
 
 def check_files(where: str, data: DataConfig | None) -> None:
@@ -24,7 +26,10 @@ def check_files(where: str, data: DataConfig | None) -> None:
         return
     if data.format != "digits":
         is_folder = data.format in FOLDER_FORMATS or (data.format == "text" and Path(data.path or "x").is_dir())
-        (existing_folder if is_folder else existing_file)(data.path, f"{where}.path")
+        if is_folder:
+            existing_folder(data.path, f"{where}.path")
+        else:
+            existing_files(data.path, f"{where}.path")
     if data.format == "text":
         existing_folder(data.tokenizer, f"{where}.tokenizer")
     if data.format == "idx" or label_file(data) is not None:

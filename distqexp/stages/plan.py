@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
-from distqexp.artefacts.derived import derived_calibration, derived_forecast
+from distqexp.artefacts.derived import NOISE_COST, derived_calibration, derived_clip, derived_forecast, derived_grid
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
-from distqexp.engines.collectives import arrays_from_root
+from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
 from distqexp.expansion.source import curvature_source
 from distqexp.expansion.state import next_state
 from distqexp.geometry.subspaces import subspace_kind
+from distqexp.gradients.automatic import chosen, with_clip
 from distqexp.gradients.setup import build_network, dimension_of, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
-from distqexp.problem.losses import get_loss
+from distqexp.problem.losses import get_loss, is_own
 from distqexp.problem.network import Network
+from distqexp.problem.own_losses import check_own_loss, own_loss
 from distqexp.problem.pretrain import pretrain
+from distqexp.problem.pretrained import FROM_FOLDER, resolved
 from distqexp.problem.readers.base import some
 from distqexp.problem.readers.tokenizer import check_vocabulary
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
+from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
+from distqexp.stages.guard import Guard, refuse_unusable_start
+from distqexp.stages.table_warnings import table_warnings
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
@@ -42,8 +50,11 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     public data are missing.
     """
     pin_threads(config.engine.threads)
+    config = _resolved(config, engine)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
+    clips_by_itself = config.mechanism.clips_by_itself
+    config = chosen(config, network, schema)
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
     d, theta = network.d, network.theta()
@@ -52,12 +63,41 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     if not (config.by_blocks or config.subspace.traits.stored):
         subspace_of(config, d, k, 0)
     if schema.input_shape is not None:
-        worker.refuse_wrong_gradients(schema.input_shape)
+        worker.refuse_indifferentiable(schema.input_shape)
     calibration = derived_calibration(config, k)
     source = curvature_source(config, config.data.public, schema, readers=readers)
     state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
-    plan = Plan(config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state)
+    plan = Plan(
+        config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state,
+        notes=tuple(worker.describe()) if engine.is_root else (),
+    )  # fmt: skip
+    if clips_by_itself and not config.private_curvature and (config.data.public or schema.input_shape):
+        plan = _with_affordable_clip(plan, config, worker, engine)
+        state = plan.state
     return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).with_identity(), worker
+
+
+def _with_affordable_clip(plan: Plan, config: Config, worker: Worker, engine: Engine) -> Plan:
+    """Return the plan with a smaller clip where seeded noise costs more on public records, or on probes, than the forecast says."""
+    mechanism, clip = plan.config.mechanism, require(plan.config.mechanism.clip_natural)
+    # Damping leaves noise in about (1 + damping) / step rounds' worth of directions' memory, and never more than in all rounds.
+    rounds = min(mechanism.rounds, (1.0 + plan.config.precision.damping) / mechanism.step)
+
+    def affordable() -> float:
+        guard = Guard(plan, config.data.public, worker)
+        refuse_unusable_start(guard, plan.state.theta)
+        share = 1.0
+        for _ in range(20):
+            cost = rounds * guard.cost_of_noise(plan.state, share)
+            if cost <= NOISE_COST:
+                break
+            share *= max(0.25, min(0.9, math.sqrt(NOISE_COST / cost)))
+        return float(f"{share * clip:.3g}")
+
+    worker.config = with_clip(worker.config, engine.on_root(affordable))
+    clip = require(derived_clip(worker.config, plan.calibration, plan.k, 0))
+    grid = derived_grid(worker.config, plan.calibration, clip, plan.k)
+    return dataclasses.replace(plan, config=worker.config, state=dataclasses.replace(plan.state, clip=clip, grid=grid))
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -79,8 +119,10 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        *plan.notes,
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
+        *table_warnings(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
 
@@ -105,6 +147,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         schema = fit_schema(config.data.public, loss=loss, reader=reader, record_shape=config_shape)
     shape = schema.input_shape
     if shape is None:
+        _refuse_untried(loss)
         return schema
     if config_shape is not None and config_shape != schema.record_shape:
         raise UsageError(
@@ -115,14 +158,11 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         source = config.data.public or config.data.private[0]
         if source.format == "text":
             check_vocabulary(source.tokenizer, schema.vocabulary)
-    try:
+    with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UsageError(
-            f"model.args: the model refuses a record of shape {shape} ({' '.join(str(error).split())}); "
-            "make its inputs those of data.public"
-        ) from None
-    refuse_coupling(network, shape, schema.tokens, schema.vocabulary)
+    refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
+    if is_own(loss):
+        check_own_loss(own_loss(loss), outputs.numel())
     if loss != "cross-entropy":
         return schema
     if outputs.ndim != 2:
@@ -137,15 +177,37 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 
 
+def _resolved(config: Config, engine: Engine) -> Config:
+    """Return the config with the model of a folder spelt out, which the root alone needs to have."""
+
+    def model() -> dict[str, Any]:
+        found = resolved(config).model
+        return {"factory": found.factory, "args": dict(found.args)}
+
+    if config.model.factory != FROM_FOLDER:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **engine.on_root(model)))
+
+
+def _refuse_untried(loss: str) -> None:
+    if is_own(loss):
+        raise UsageError(
+            f"data.record_shape: absent; with model.loss = {loss!r} expected it, or data.public, so that the loss can be tried on outputs"
+        )
+
+
 def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
     """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
     if config.model.weights is not None:
-        load_weights(network, Path(config.model.weights))
+        load_weights(network, Path(config.model.weights), config.model.new_head)
     if config.model.pretrain is not None and config.data.public is not None:
         reader = readers.of(config.data.public, private=False)
         dataset = open_dataset(config.data.public, schema, reader=reader)
         records = dataset.read(dataset.slot_map().rows)
-        pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
+        with own_code(
+            "model.pretrain: in training mode, for public records", "correct the model, or leave pretrain out"
+        ):
+            pretrain(network, get_loss(config.model.loss), records, config.model.pretrain)
     return network
 
 

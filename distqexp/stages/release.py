@@ -25,6 +25,7 @@ from distqexp.gradients.worker import Worker
 from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
+from distqexp.stages.guard import Guard
 from distqexp.stages.sampling import forget_coins
 
 
@@ -119,8 +120,11 @@ def make_release(
     public: DataConfig | None,
     engine: Engine,
     worker: Worker | None = None,
+    guard: Guard | None = None,
 ) -> Release:
     """Make the release of a round, together with the next round's state. Collective: every rank takes part.
+
+    The guard halves the move until its loss on public records, or on probes, is within its bound.
 
     Args:
         plan: The plan.
@@ -129,14 +133,17 @@ def make_release(
         public: The public records that the next round's state is computed from, if any.
         engine: The engine.
         worker: A worker on the plan; a new one when None.
+        guard: The guard of the run, if there is one yet; the root alone uses it.
     """
     worker = worker or Worker.of_plan(plan)
 
     def move() -> dict[str, npt.NDArray[Any]]:
         if draw.noisy_sums is None:
             raise FileContentError("release: the root has no noisy sums; draw them first")
-        theta = moved_parameters(plan, state, draw.noisy_sums, worker)
-        return {"noisy_sums": draw.noisy_sums, "theta": theta, "everybody": np.array([draw.everybody])}
+        end = moved_parameters(plan, state, draw.noisy_sums, worker)
+        theta, halvings = (guard or Guard(plan, public, worker)).moved(state.theta, end)
+        flags = {"everybody": np.array([draw.everybody]), "halvings": np.array([halvings])}
+        return {"noisy_sums": draw.noisy_sums, "theta": theta, **flags}
 
     arrays = arrays_from_root(engine, move)
     successor = None
@@ -161,4 +168,5 @@ def make_release(
         next_state=successor,
         noise_seed=draw.noise_seed,
         everybody=bool(arrays["everybody"][0]),
+        halvings=int(arrays["halvings"][0]),
     )

@@ -20,24 +20,29 @@ from distqexp.config import Config
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.automatic import adopted
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
+from distqexp.problem.pretrained import resolved, write_companions
 from distqexp.report.progress import Progress
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
-from distqexp.stages.export import evaluate, export_model
+from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
+from distqexp.stages.guard import Guard, guard_line
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import describe_plan, plan_and_worker
 from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import Secrets, secrets_of
 from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_files, sketch_same_records
+from distqexp.stages.table_warnings import count_warnings
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,9 @@ def run(
     progress.stage("plan")
     plan, worker = _plan(config, out, engine)
     if engine.is_root:
-        sys.stderr.write("".join(f"{line}\n" for line in describe_plan(plan)))
-        sys.stderr.flush()
+        progress.write(describe_plan(plan))
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
-    before = on_root_only(engine, lambda: evaluate(plan, plan.state.theta, config.data.eval, worker))
+    before = on_root_only(engine, lambda: evaluation_of(plan, plan.state.theta, config.data.eval, worker))
 
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
@@ -123,10 +127,16 @@ def run(
         for release in releases:  # Also removes what a kill between a release and its clean-up left.
             _forget_private(config, out, release.round)
         theta, books = releases[-1].theta, require(charging)
-        metrics = {"before": before or {}, "after": evaluate(plan, theta, config.data.eval, worker)}
-        entry = ledger_entry(plan, books, releases[-1].round)
-        certificate = export_model(plan, releases, out, entry, charged_parts(plan, books), worker)
+        evaluations = {"before": require(before), "after": evaluation_of(plan, theta, config.data.eval, worker)}
+        metrics = {when: evaluation.metrics for when, evaluation in evaluations.items()}
+        entry, payers = ledger_entry(plan, books, releases[-1].round), charged_parts(plan, books)
+        certificate = export_model(plan, releases, out, entry, payers, worker)
+        write_companions(config.model.weights, out)
+        account = Account(books, payers, evaluations, config.data.public, worker, engine.size, engine.kind)
+        failure = store_report(plan, releases, certificate, account, out)
         progress.close()
+        if failure is not None:
+            progress.say(f"the report was left out ({failure}); make it: distqexp report {out}")
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
     return on_root_only(engine, export)
@@ -144,6 +154,7 @@ class _Work:
     out: Path
     charging: Charging | None
     noise_seed: int | None
+    guard: Guard
 
 
 def _open_work(
@@ -159,6 +170,7 @@ def _open_work(
     secrets = secrets_of(plan, charging, "release")
     engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
     shards = open_shards(plan, config.data.private, engine, secrets.digest, worker=worker)
+    engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), config.data.population, config.data.private, worker.readers),
@@ -172,6 +184,7 @@ def _open_work(
         out=out,
         charging=charging_with_contents,
         noise_seed=noise_seed,
+        guard=Guard(plan, config.data.public, worker),
     )
 
 
@@ -183,7 +196,7 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
         engine.on_root(lambda: plan.write(path))
         return plan, worker
     plan = plan_from_root(engine, lambda: read_plan(path))
-    if not same_rules(plan, config):
+    if not same_rules(plan, adopted(resolved(config), plan.config)):
         raise FileContentError(
             f"{path}: the plan of another config; resume with the config it was made from, or take a new --out"
         )
@@ -243,9 +256,11 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
 
     noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
     round_draw = Draw(noisy_sums, work.noise_seed, everybody)
-    release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker)
+    release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker, work.guard)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
     diagnostics = diagnostics_of(plan, release)
+    if release.halvings:
+        progress.say(f"round {state.round + 1}: {guard_line(release.halvings)}")
     if diagnostics is not None:
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))

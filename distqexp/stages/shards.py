@@ -29,8 +29,10 @@ from distqexp.problem.identity import (
     fingerprint,
     plain_digest,
     require_opened,
+    source_files,
 )
 from distqexp.problem.independence import refuse_coupling
+from distqexp.problem.open_files import refuse_open_for_writing
 from distqexp.problem.readers import open_reader
 from distqexp.problem.slots import Partition, SlotMap, partition_by_id, partition_by_slot
 from distqexp.problem.sources import DataSource
@@ -125,6 +127,8 @@ def _scan(
     present: Counter[str] = Counter()
     for data in shards:
         check_files("data.private", data)
+        for path in source_files(data):
+            refuse_open_for_writing(path)
     facts = [file_facts(data) for data in shards]
     readers = [worker.readers.of(data, private=True) for data in shards]
     datasets = [
@@ -172,8 +176,9 @@ def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | No
     """
     check_built(plan, worker, state)
     network = worker.network_at(plan.state.theta)
+    separable = not plan.config.by_blocks and plan.schema.input_shape is not None
     for shape in sorted({dataset.input_shape for dataset in datasets}):
-        refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary)
+        refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary, separable)
         worker.refuse_wrong_gradients(shape)
     for dataset in datasets:
         dataset.of_model(network)

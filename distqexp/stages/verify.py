@@ -23,12 +23,14 @@ from distqexp.privacy.events import GaussianRelease, cost
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.books import LedgerRow
 from distqexp.privacy.ledger.files import default_path
+from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
 from distqexp.report.certificate import statement_of
 from distqexp.stages.built import check_built, read_plan, read_release
 from distqexp.stages.chain import check_chain
 from distqexp.stages.charging import Charging
 from distqexp.stages.export import certificate_of, fine_tuned_network
+from distqexp.stages.verify_others import verify_other, verify_others
 from distqexp.stages.void import DIGEST, Void
 from distqexp.storage.hdf5 import StoredFile, read_header
 
@@ -48,7 +50,11 @@ def verify_paths(paths: Sequence[Path]) -> list[str]:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder; give the path of an existing one")
         if not path.is_dir():
-            single_files.append(path)
+            line = verify_other(path)
+            if line is None:
+                single_files.append(path)
+            else:
+                lines.append(line)
             continue
         files = sorted([*path.glob("*.h5"), *path.glob("certificate.json")])
         if not files:
@@ -57,6 +63,7 @@ def verify_paths(paths: Sequence[Path]) -> list[str]:
             lines += _verify_together(files)
         else:
             single_files += files
+        lines += verify_others(path)
     return lines + _verify_together(single_files, _beside(single_files))
 
 
@@ -155,6 +162,8 @@ def _plan_file(labels: Mapping[Path, StoredFile], plan: Plan) -> Path:
 def _may_be_built(plan: Plan) -> bool:
     try:
         require_allowed_factory(plan.config.model.factory)
+        if is_own(plan.config.model.loss):
+            require_allowed_factory(plan.config.model.loss, "model.loss")
     except FileContentError:
         return False
     return True

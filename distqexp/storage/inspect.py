@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distqexp.errors import UsageError
 from distqexp.storage.hdf5 import read_file, read_header
+from distqexp.storage.others import describe_other, is_other
 
 _MEANINGS = {
     "plan": "every rule of a run, fixed before a private record is read (public)",
@@ -21,8 +23,16 @@ _PRIVATE_KINDS = ("sketch", "quadratic")
 def describe(path: Path) -> str:
     """Return a few lines of text with the kind, the plan, the header, and for public kinds the names and shapes of the arrays.
 
-    They show no entry of an array and no checksum. Raises what ``read_file`` raises.
+    They show no entry of an array and no checksum. Of a folder each file of a run is described. Raises what ``read_file`` raises.
     """
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix == ".h5" or is_other(file)]
+        if not files:
+            raise UsageError(f"{path}: no file of distqexp in it; expected the folder of a run, or one of its files")
+        return "\n\n".join(describe(file) for file in files)
+    other = describe_other(path)
+    if other is not None:
+        return "\n".join(other)
     file = read_header(path)
     lines = [
         f"{path}",

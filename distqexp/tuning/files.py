@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from distqexp.config import Config, DataConfig, TuneConfig
 from distqexp.errors import UsageError
-from distqexp.problem.identity import are_linked
+from distqexp.problem.identity import are_linked, record_files
+from distqexp.problem.readers.patterns import is_pattern
 
 
 def public_without_private(config: Config) -> DataConfig:
@@ -45,7 +47,8 @@ def _files_of(data: DataConfig) -> frozenset[str]:
     """The files behind a source, links followed; the embedded digits count as one file."""
     if data.format == "digits":
         return frozenset({"digits"})
-    return frozenset(os.path.realpath(path) for path in (data.path, data.labels, data.blank) if path is not None)
+    others = [Path(path) for path in (data.labels, data.blank) if path is not None]
+    return frozenset(os.path.realpath(path) for path in (*record_files(data), *others))
 
 
 def share_a_file(one: DataConfig, other: DataConfig) -> bool:
@@ -56,6 +59,8 @@ def share_a_file(one: DataConfig, other: DataConfig) -> bool:
 def _ranges_meet(one: DataConfig, other: DataConfig) -> bool:
     if one.rows is None or other.rows is None:
         return True
+    if (is_pattern(one.path) or is_pattern(other.path)) and one.path != other.path:
+        return True  # rows of several files have other numbers
     return any(a < d and c < b for a, b in one.rows for c, d in other.rows)
 
 

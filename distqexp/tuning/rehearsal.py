@@ -45,6 +45,7 @@ from distqexp.problem.records import Records, concatenate
 from distqexp.problem.weights import write_weights
 from distqexp.stages.export import EVALUATION_BATCH, metrics_of
 from distqexp.stages.features import keep_features
+from distqexp.stages.guard import Guard
 from distqexp.stages.plan import make_plan, plan_and_worker
 from distqexp.stages.release import Draw, make_release
 from distqexp.stages.sampling import Secrets, drawn_shards, insecure_toss
@@ -52,7 +53,7 @@ from distqexp.stages.shards import Shards, open_shards
 from distqexp.stages.sketch import sketch_round
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import StandIns, hold
-from distqexp.tuning.trials import Run
+from distqexp.tuning.trials import LOWER_IS_BETTER, Run
 
 LARGEST_DISCRETE = 500.0
 """The largest epsilon with discrete noise, which serves up to about 600; beyond, a rehearsal takes continuous noise of the same size."""
@@ -98,7 +99,7 @@ class Rehearsal:
         self._shards_by_parts: dict[int, Shards] = {}
         self._test_features: torch.Tensor | None = None
         self.before = self._metrics(start, Worker.of_plan(start), start.state.theta)
-        self.metric = self._tune.metric or METRICS[config.model.loss]
+        self.metric = self._tune.metric or METRICS.get(config.model.loss, "loss")
         if self.metric not in self.before:
             raise UsageError(
                 f"tune.metric: {self.metric}; the test records give {', '.join(self.before) or 'none'}: choose one of these, or "
@@ -173,7 +174,7 @@ class Rehearsal:
                     metrics = self._metrics(*setup[:2], self.released_theta(*setup, seed, Path(name)))
                 except UsageError as error:
                     note = " ".join(str(error).split())
-                loss = metrics.get("log_loss", metrics.get("mean_squared_error", math.nan))
+                loss = next((metrics[name] for name in LOWER_IS_BETTER if name in metrics), math.nan)
                 score = metrics.get(self.metric, math.nan)
                 finite = math.isfinite(loss) and math.isfinite(score)
                 seconds = time.monotonic() - start
@@ -196,13 +197,14 @@ class Rehearsal:
         """
         shards, secrets = self._shards(plan, worker), Secrets(toss=insecure_toss(plan, noise_seed))
         state: RoundState | None = plan.state
-        theta = plan.state.theta
+        theta, guard = plan.state.theta, Guard(plan, config.data.public, worker)
         while state is not None:
             drawn = drawn_shards(plan, state, shards, secrets, self._engine)
             sums = require(sketch_round(plan, state, drawn, folder, self._engine, worker))
             rule = plan.rule(state)
             noisy_sums = rule.noisy_sums(sums, rule.draw(sums, noise_seed, state.round))
-            release = make_release(plan, state, Draw(noisy_sums, noise_seed), config.data.public, self._engine, worker)
+            draw = Draw(noisy_sums, noise_seed)
+            release = make_release(plan, state, draw, config.data.public, self._engine, worker, guard)
             theta, state = release.theta, release.next_state
         return theta
 

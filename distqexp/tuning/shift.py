@@ -86,7 +86,7 @@ def hold(data: DataConfig, schema: Schema, tune: TuneConfig, *, private: bool = 
 
 def _with_noise(records: Records, rows: IntegerArray, schema: Schema, tune: TuneConfig) -> Records:
     """Add normal noise to the features of records that are present; flags and the constant stay as they are."""
-    width = math.prod(schema.shape or ())
+    width = math.prod(schema.shape or ()) - len(schema.levels)  # which are no numbers
     inputs = records.inputs.clone()
     flat = inputs.reshape(len(inputs), -1)
     for record in torch.nonzero(records.present).flatten().tolist():

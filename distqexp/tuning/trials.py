@@ -17,7 +17,7 @@ from distqexp.storage.atomic import write_atomic
 NAME = "trials.csv"
 KEYS = tuple(LISTS)
 FIELDS = ("task", "epsilon", *KEYS, "seed", "metric", "score", "loss", "seconds", "note")
-LOWER_IS_BETTER = ("log_loss", "mean_squared_error")
+LOWER_IS_BETTER = ("log_loss", "mean_squared_error", "loss")
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ def test_the_stages_by_hand(run: Commands, task: Path, monkeypatch: pytest.Monke
     assert statement.startswith("The released parameters are (")
     assert set(json.loads(metrics)) == {"before", "after"}
     assert set(json.loads(metrics)["after"]) == {"accuracy", "auroc", "log_loss"}
-    assert {path.name for path in Path("model").iterdir()} == {"model.safetensors", "model.pt", "certificate.json"}
+    assert {path.name for path in Path("model").iterdir()} == {
+        "model.safetensors", "model.pt", "model.json", "certificate.json", "report.json", "report.html",
+    }  # fmt: skip
     certificate = json.loads(Path("model/certificate.json").read_bytes())
     assert certificate["private"] is True
     assert 0.9 < certificate["epsilon"] <= 1.0
@@ -232,8 +234,8 @@ def test_inspect_of_private_files_shows_the_header_only(run: Commands, task: Pat
             assert "sums" not in text
             shown = set(re.findall(r"(?<![0-9a-f])-?[0-9]+(?![0-9a-f])", text))  # not the digits of an identity
             assert not shown & {str(number) for number in stored.arrays["sums"].tolist()}
-    run.distqexp("inspect", out / "certificate.json").refused(3, "no distqexp file")
-    run.distqexp("inspect", out).refused(2, "a folder")
+    run.distqexp("inspect", task).refused(3, "no distqexp file")
+    run.distqexp("inspect", task.parent).refused(2, "no file of distqexp in it")
     run.distqexp("inspect", out / "gone.h5").refused(2, "no such file")
 
 
@@ -241,7 +243,8 @@ def test_verify(run: Commands, task: Path) -> None:
     out = task.parent / "run"
     assert run.fit(task, "--out", out).code == 0
     lines = run.done("verify", out).out.splitlines()
-    assert len(lines) == 5
+    assert len([line for line in lines if ".h5: " in line or "certificate.json: " in line]) == 5
+    assert len(lines) == 10  # and the model in two forms, progress, and the report in two
     assert run.done("verify", out / "plan.h5", out / "certificate.json").out.count("\n") == 2
 
     model = out / "model.safetensors"

@@ -96,7 +96,7 @@ def test_the_natural_clip_grows_with_the_root_of_the_step_alone(refresh: int, tm
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"clip_natural": 1.0}, "exactly one of mechanism.clip, clip_quantile and clip_natural"),
+    ({"clip_natural": 1.0}, "at most one of mechanism.clip, clip_quantile and clip_natural"),
     ({"clip": None, "clip_natural": 0.0}, "mechanism.clip_natural: found 0.0; expected a finite number above 0"),
     ({"clip": None, "clip_natural": float("inf")}, "mechanism.clip_natural: found inf"),
     ({"momentum": 1.0}, "mechanism.momentum: found 1.0; expected 0 or more, below 1"),

@@ -214,7 +214,7 @@ def test_links_lead_somewhere_and_named_files_exist(page: Path) -> None:
 def test_config_keys_that_a_page_names_exist(page: Path) -> None:
     sections = "|".join(field.name for field in dataclasses.fields(Config))
     named = re.findall(rf"[`'= ]((?:{sections})\.[a-z_.]+[a-z])(?=[`=])", page.read_text("utf-8"))
-    for name in set(named) - {"model.safetensors", "model.pt", "tune.png"}:
+    for name in set(named) - {"model.safetensors", "model.pt", "model.json", "tune.png"}:
         assert _known(Config, name.split(".")), name
 
 

@@ -167,8 +167,8 @@ def test_a_file_is_read_for_it_once_and_a_linked_one_never(tmp_path: Path, monke
     path = WHOLE.write(tmp_path / "whole.csv")
     others = [Patients.some(40, 3, seed=seed, first=100).write(tmp_path / f"{seed}.csv") for seed in (5, 6, 7)]
     opened: list[Path] = []
-    byte_source = copies.ByteSource
-    monkeypatch.setattr(copies, "ByteSource", lambda found: opened.append(found) or byte_source(found))
+    table_source = copies.table_source
+    monkeypatch.setattr(copies, "table_source", lambda found, text: opened.append(found) or table_source(found, text))
     (tmp_path / "link.csv").symlink_to(path)
     halves = shards(path, tmp_path / "link.csv", [[0, 60]], [[60, 120]])
     refuse_common_rows(config_of(None, *halves, precision={"kind": "identity"}).data.private, 1)

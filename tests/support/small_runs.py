@@ -108,7 +108,9 @@ def make_config(folder: Path, kind: str, *, public: bool = True, **sections: Map
         "model": MODELS[kind][0],
         "data": data,
         "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": 40},
-        "mechanism": {"clip": 0.05},
+        "mechanism": {"clip": 0.05, "guard": False},
+        "subspace": {"kind": "identity"},
+        "precision": {"kind": "identity"},
         "engine": {"micro_batch": 8, "kind": "serial"},
     }
     for name, values in sections.items():

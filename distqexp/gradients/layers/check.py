@@ -70,14 +70,14 @@ def _agreeing_taps(network: Network, blocks: Sequence[Block], record: Tensor) ->
 def _torch_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
     """Return taps that leave every parameter to torch.func."""
     taps = Taps(network, blocks, make_routing(network, blocks, record, frozenset(dict(network.names_shapes))))
-    _batch_gradients(taps, _noise(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
+    _batch_gradients(taps, noise_records(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
     return taps
 
 
 def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     """Return the names of the parameters whose gradients differ, or None where the gradients overflow."""
     network = taps.network
-    inputs = _noise(record)
+    inputs = noise_records(record)
     bound = 10 * torch.finfo(network.dtype).eps ** 0.5
     outputs = _outputs(network, inputs, bound)
     generator = torch.Generator().manual_seed(1)
@@ -90,6 +90,12 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     expected = _single_gradients(network, inputs, weights)
     if not bool(torch.isfinite(expected).all()):
         return None
+    return disagreeing(network, actual, expected)
+
+
+def disagreeing(network: Network, actual: Tensor, expected: Tensor) -> frozenset[str]:
+    """Return the names of the parameters whose gradients, parts of (records, d), differ by more than rounding."""
+    bound = 10 * torch.finfo(network.dtype).eps ** 0.5
     # A parameter without a gradient of its own has what is left of larger terms that cancel: rounding of the network's size.
     size, rounding = torch.linalg.vector_norm(expected, dim=1).max(), ROUNDING * torch.finfo(network.dtype).eps
     wrong = set()
@@ -105,7 +111,7 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     return frozenset(wrong)
 
 
-def _noise(record: Tensor) -> Tensor:
+def noise_records(record: Tensor) -> Tensor:
     """Return records of noise of the shape and type of ``record``, the same at every call."""
     shape = (RECORDS, *record.shape[1:])
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +126,7 @@ def _noise(record: Tensor) -> Tensor:
 def _overflow_free(network: Network, record: Tensor) -> bool:
     """Return whether the outputs for each record of noise alone are finite, with room for their squares."""
     with torch.no_grad():
-        outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(_noise(record), 1)])
+        outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(noise_records(record), 1)])
     return bool((outputs.abs() < torch.finfo(network.dtype).max ** 0.25).all())
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block, check_cover
+from distqexp.problem.admission import scripted
 from distqexp.problem.network import Network
 
 SPARSE_ROWS = 1024
@@ -44,8 +46,14 @@ def _pairs(module: nn.Module) -> list[Pair]:
 def block_layout(network: Network) -> list[Block]:
     """Return the blocks of the trainable parameters, in the order of ``named_modules``; together they cover theta.
 
-    A tied parameter belongs to the first module that holds it.
+    A tied parameter belongs to the first module that holds it. Raises UsageError for TorchScript, whose layers can't be looked into.
     """
+    opaque = scripted(network.module)
+    if opaque:
+        raise UsageError(
+            f"model: {opaque[0]} is TorchScript, and nothing works layer by layer in it; expected a plain module; return it "
+            "before torch.jit.script, or take another subspace and precision.kind than kronecker's"
+        )
     at: dict[int, int] = {}
     start = 0
     for name, shape in network.names_shapes:

@@ -184,10 +184,14 @@ class Taps:
 
         def answer(gradients: tuple[Tensor, ...]) -> None:
             _require_unchanged(module, inputs, version)
-            x, g = (tensor.movedim(dim, 0) for tensor in (inputs, gradients[0]))
+            x, g = (self._plain(tensor.movedim(dim, 0)) for tensor in (inputs, gradients[0]))
             self._hand_over(places, partial(rule, x, g), receive)
 
         return answer
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        """Return numbers in the type of the parameters, which autocast may have made shorter; others as they are."""
+        return tensor.to(self.network.dtype) if tensor.is_floating_point() else tensor
 
     def _hand_over(
         self, places: Mapping[str, Place], compute: Callable[[], Mapping[str, Raw | Tensor]], receive: Receive

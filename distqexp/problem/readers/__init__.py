@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import Reader
+from distqexp.problem.readers.patterns import existing_files, is_pattern
 
 _OTHERS = {
     "npy": ("npy", "NpyReader"),
@@ -25,12 +27,25 @@ def open_reader(data: DataConfig, private: bool = False) -> Reader:
 
     Raises UsageError for a missing path and FileContentError for a damaged file.
     """
-    reader = _reader(data)
+    reader = _several(data, private) if is_pattern(data.path) else _reader(data, private)
     reader.private = private
     return reader
 
 
-def _reader(data: DataConfig) -> Reader:
+def _several(data: DataConfig, private: bool) -> Reader:
+    """Open the tables that a pattern names as one."""
+    from distqexp.problem.readers.several import SeveralTables
+    from distqexp.problem.readers.table import TableReader
+
+    if data.format not in ("csv", "parquet"):
+        raise UsageError(
+            f"data.path: {data.path} is a pattern, with format {data.format}; expected one file, or csv or parquet"
+        )
+    readers = [open_reader(replace(data, path=str(path)), private) for path in existing_files(data.path, "data.path")]
+    return SeveralTables(data, [reader for reader in readers if isinstance(reader, TableReader)])
+
+
+def _reader(data: DataConfig, private: bool) -> Reader:
     if data.format == "digits":
         from distqexp.problem.readers.digits import DigitsReader
 
@@ -42,7 +57,7 @@ def _reader(data: DataConfig) -> Reader:
     if data.format == "csv":
         from distqexp.problem.readers.table import CsvReader
 
-        return CsvReader(data)
+        return CsvReader(data, private)
     if data.format == "parquet":
         from distqexp.problem.readers.parquet import ParquetReader
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem.readers.codings import Coding
+from distqexp.problem.readers.dialect import Dialect
 from distqexp.problem.readers.entries import is_missing
 from distqexp.storage.confined.parent import check_confined
 from distqexp.storage.content import Request
@@ -44,6 +46,7 @@ class Reader(ABC):
         private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
+        dialect: how the fields of a CSV file are written.
     """
 
     count: int
@@ -55,6 +58,7 @@ class Reader(ABC):
     class_names: tuple[str, ...] = ()
     tokenizer: str | None = None
     private: bool = False
+    dialect: Dialect | None = None
 
     @abstractmethod
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -106,6 +110,17 @@ class Reader(ABC):
 
         That is damage anywhere in the file, or a column of another type.
         """
+
+    def coded(self, codings: Sequence[Coding]) -> Reader:
+        """Return a reader of the same open file whose ``read`` gives the numbers of these codings.
+
+        Filters and unit ids are as they were. Raises UsageError where there are codings and the format has none.
+        """
+        if codings:
+            raise UsageError(
+                f"data.*.columns: {', '.join(repr(coding.column) for coding in codings)}: coded columns need csv or parquet"
+            )
+        return self
 
     def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
         """Return the unit ids of these rows.
@@ -235,6 +250,16 @@ def changed_file_error(path: Path) -> FileContentError:
     return FileContentError(f"{path}: damaged, or changed while it was read; expected it as it was opened; restore it")
 
 
+_OWN: set[tuple[int, int, int, int]] = set()
+"""Device, inode, size and time of the files that this process wrote itself, into folders that nobody else may open."""
+
+
+def note_own_file(path: Path) -> None:
+    """Note that this process has just written the file: as long as it stays as it is, no other process has to look at it first."""
+    stat = path.stat()
+    _OWN.add((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
 def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat_result:
     """Have a process with limits look at a file before this one does, once as long as the file stays as it is.
 
@@ -251,6 +276,8 @@ def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat
     """
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
+        if (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) in _OWN:
+            return stat
         _check_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, task, columns)
     return stat
 

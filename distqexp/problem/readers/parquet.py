@@ -63,13 +63,28 @@ class ParquetReader(TableReader):
             places = np.flatnonzero(groups == group)
             table = self._group(group, columns).take(rows[places] - self._starts[group])
             for column, name in enumerate([*names, self.target]):
-                values[places, column] = self._numbers_in(table.column(name), name)
+                values[places, column] = self._numbers_of(table.column(name), name)
         return values[:, :-1], values[:, -1]
+
+    def entries(self, names: Sequence[str], rows: IntegerArray) -> list[list[Any]]:
+        return [_entries(self._column(name).take(rows)) for name in names]
+
+    def _numbers_of(self, column: Any, name: str) -> FloatArray:
+        """Return a column as numbers, by its coding where it has one."""
+        if name not in self.codings:
+            return self._numbers_in(column, name)
+        numbers = self.codings[name].numbers(_entries(column))
+        if not self.private and None in numbers:
+            raise self._not_numbers([name])
+        return as_array(numbers, UNREADABLE)
 
     def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
         marks = np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
         for place, name in enumerate([*names, self.target]):
-            if len(rows) and _is_text(self._handle().schema_arrow.field(name).type):
+            if len(rows) and name in self.codings:
+                numbers = self.codings[name].numbers(_entries(self._column(name).take(rows)))
+                marks[:, place] = [number is None for number in numbers]
+            elif len(rows) and _is_text(self._handle().schema_arrow.field(name).type):
                 numbers = numbers_of(_texts(self._column(name).take(rows)))
                 marks[:, place] = [number is None for number in numbers]
         return marks
@@ -81,8 +96,10 @@ class ParquetReader(TableReader):
     def check_whole(self) -> None:
         columns = tuple(dict.fromkeys([*self.names, self.target]))
         self._check(columns)
-        for name in columns:
-            self._numbers_in(self._handle().schema_arrow.empty_table().column(name), name)
+        empty = self._handle().schema_arrow.empty_table()
+        wrong = [name for name in columns if name not in self.codings and not _holds_numbers(empty.column(name))]
+        if wrong:
+            raise self._not_numbers(wrong)
         for group in range(len(self._starts) - 1):
             self._group(group, columns)
 
@@ -189,16 +206,34 @@ class ParquetReader(TableReader):
         if _is_text(column.type):
             numbers = numbers_of(_texts(column))
             if not self.private and None in numbers:
-                raise self._not_numbers(name)
+                raise self._not_numbers([name])
             return as_array(numbers, unreadable)
         try:
             values: FloatArray = column.cast(pyarrow.float64(), safe=False).to_numpy()
         except (pyarrow.ArrowException, ValueError):
-            raise self._not_numbers(name) from None
+            raise self._not_numbers([name]) from None
         return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_last_group": None}
+
+
+def _holds_numbers(column: Any) -> bool:
+    """Whether a column is of a type that becomes numbers: numbers, truth values or texts."""
+    import pyarrow
+
+    if _is_text(column.type):
+        return True
+    try:
+        column.cast(pyarrow.float64(), safe=False)
+    except (pyarrow.ArrowException, ValueError):
+        return False
+    return True
+
+
+def _entries(column: Any) -> list[Any]:
+    """Return a column's entries as texts where it holds texts, else as Python's values."""
+    return list(_texts(column)) if _is_text(column.type) else _values(column)[0]
 
 
 def _plain(kind: Any) -> Any:

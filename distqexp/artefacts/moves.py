@@ -1,0 +1,20 @@
+"""The way from a round's start to its released point, of which the guard may leave a part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distqexp.arrays import FloatArray
+
+HALVINGS = 10
+"""A move that was halved so often is not made at all."""
+
+
+def halved(start: FloatArray, end: FloatArray, halvings: int) -> FloatArray:
+    """Return the point 2^-halvings of the way from ``start`` to ``end``, (d,) each, or ``start`` after HALVINGS halvings."""
+    if halvings == 0:
+        return end
+    if halvings >= HALVINGS:
+        return start
+    with np.errstate(invalid="ignore", over="ignore"):  # a run that noise drove out of float64's range
+        return np.asarray(start + (end - start) * 2.0**-halvings)

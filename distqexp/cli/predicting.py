@@ -1,0 +1,30 @@
+"""The command ``distqexp predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distqexp.cli.options import say
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="example: distqexp predict runs/icu new-patients.csv --out predictions.csv")
+def predict(
+    model: Annotated[Path, typer.Argument(help="the folder of a finished run, or of an exported model")],
+    data: Annotated[
+        Path, typer.Argument(help="records in the form of the training's, without labels or with them, or a .npy array")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="the new file: .csv with labels and probabilities, or .npy with these alone")
+    ],
+    labels: Annotated[Path | None, typer.Option(help="file of the labels, which idx images are never without")] = None,
+) -> None:
+    """Predict for new records by the schema that the training fixed. What it writes is as private as the records."""
+    from distqexp import api
+
+    api.predict(model, data, out, labels=labels)
+    say(f"{out}: a row for each record, as private as the records")

@@ -1,0 +1,102 @@
+"""What the plan chooses where a config leaves subspace or precision open. From the config and the model's shapes alone: public."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from distqexp.artefacts.derived import LARGEST_NATURAL_CLIP, derived_calibration, noise_budget
+from distqexp.config import Config
+from distqexp.gradients.setup import dimension_of
+from distqexp.kinds import AUTO, Size
+from distqexp.problem.network import Network
+from distqexp.problem.schema import Schema
+
+LARGEST_DENSE = 2000
+"""A dense precision of so many coordinates is factorised in well under a second."""
+
+LARGEST_FLAT = 4000
+"""The same where the config chose a flat subspace of this size itself."""
+
+SIDES = (64, 48, 32, 24, 16, 12, 8)
+"""The dimensions of a layer's inputs and outputs that are tried, the largest first."""
+
+
+def chosen(config: Config, network: Network, schema: Schema) -> Config:
+    """Return the config with whatever it leaves open filled in: subspace, precision, and the clip that the forecast allows.
+
+    A dense precision on all parameters knows most, where it can be had. Larger models work layer by layer, in as many leading
+    directions of each layer as the noise leaves useful: with k coordinates the forecast cost of the noise is proportional to k.
+
+    Args:
+        config: The config.
+        network: The model, built from it.
+        schema: The schema of its records.
+
+    Raises:
+        UsageError: The budget allows no noise at all.
+    """
+    config = _with_kinds(config, network, schema)
+    if not config.mechanism.clips_by_itself:
+        return config
+    k = dimension_of(config, network)
+    return with_clip(config, min(LARGEST_NATURAL_CLIP, noise_budget(config, derived_calibration(config, k), k)))
+
+
+def _with_kinds(config: Config, network: Network, schema: Schema) -> Config:
+    if not config.automatic:
+        return config
+    if config.precision.kind != AUTO:
+        return _with_subspace(config, kind="identity")
+    if config.data.public is None and schema.input_shape is None:  # then there are no probes either
+        subspace = "identity" if config.subspace.kind == AUTO else config.subspace.kind
+        named = dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=subspace))
+        return _with_precision(named, "identity")
+    if config.data.public is None:
+        config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, source="probes"))
+    if config.subspace.kind != AUTO:
+        return _with_precision(config, _precision_on(config, network))
+    if network.d <= LARGEST_DENSE and not config.mechanism.head:
+        return _with_precision(_with_subspace(config, kind="identity"), "dense")
+    config = _with_precision(config, "kronecker")
+    tries = [_with_subspace(config, kind="kronecker-pca", k_in=side, k_out=side) for side in SIDES]
+    return next((each for each in tries if _affordable(each, network)), tries[-1])
+
+
+def adopted(config: Config, plan: Config) -> Config:
+    """Return the config with whatever it leaves open taken from a ``plan``'s config, which leaves nothing open."""
+    if config.precision.kind == AUTO:
+        precision = dataclasses.replace(config.precision, kind=plan.precision.kind, source=plan.precision.source)
+        config = dataclasses.replace(config, precision=precision)
+    if config.subspace.kind == AUTO:
+        config = dataclasses.replace(config, subspace=plan.subspace)
+    if config.mechanism.clips_by_itself:
+        config = with_clip(config, plan.mechanism.clip_natural)
+    return config
+
+
+def with_clip(config: Config, clip_natural: float | None) -> Config:
+    """Return the config with this ``mechanism.clip_natural``."""
+    return dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, clip_natural=clip_natural))
+
+
+def _precision_on(config: Config, network: Network) -> str:
+    """Return the kind of precision for a subspace that the config chose itself."""
+    if config.subspace.traits.size is Size.SIDES or config.mechanism.head:
+        return "kronecker"
+    if config.subspace.traits.size is Size.FLAT:
+        return "dense" if dimension_of(config, network) <= LARGEST_FLAT else "diagonal"
+    return "dense" if network.d <= LARGEST_DENSE else "kronecker"
+
+
+def _affordable(config: Config, network: Network) -> bool:
+    """Return whether the noise leaves a whole clip in so many coordinates."""
+    k = dimension_of(config, network)
+    return noise_budget(config, derived_calibration(config, k), k) >= 1.0
+
+
+def _with_precision(config: Config, kind: str) -> Config:
+    return dataclasses.replace(config, precision=dataclasses.replace(config.precision, kind=kind))
+
+
+def _with_subspace(config: Config, kind: str, k_in: int | None = None, k_out: int | None = None) -> Config:
+    return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=kind, k_in=k_in, k_out=k_out))

@@ -1,0 +1,312 @@
+"""``distqexp.fit``: a live module and a script's own records through the same stages as a config file."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from distqexp.arrays import Arrays, IntegerArray
+from distqexp.artefacts.card import ModelCard
+from distqexp.artefacts.release import diagnostics_of
+from distqexp.config import Config, config_from_tree, config_to_tree
+from distqexp.engines import make_engine
+from distqexp.engines.base import Control, Engine
+from distqexp.engines.collectives import arrays_from_root, require
+from distqexp.errors import BudgetError, UsageError
+from distqexp.live.batches import Roles, plain
+from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree
+from distqexp.live.result import Facts, Fitted, facts_of
+from distqexp.live.spool import Spooled, scratch_folder, spool
+from distqexp.privacy.ledger import Ledger
+from distqexp.problem import lent
+from distqexp.problem.models import build_model
+from distqexp.problem.network import Network
+from distqexp.problem.own_losses import lent_name
+from distqexp.problem.weights import load_weights, write_weights
+from distqexp.report.progress import Progress, ProgressEvent
+from distqexp.stages.rounds import FitResult, run
+
+
+def fit(
+    model: nn.Module | str,
+    private: Any,
+    *,
+    epsilon: float,
+    delta: float,
+    public: Any = None,
+    evaluation: Any = None,
+    evaluation_private: bool = False,
+    loss: str | Callable[..., Any] | None = None,
+    target: str | None = None,
+    features: Sequence[str] | None = None,
+    classes: Sequence[Any] | None = None,
+    unit: Any = None,
+    units: int | None = None,
+    population: str | None = None,
+    standardise: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callback: Callable[[ProgressEvent], None] | None = None,
+    engine: Engine | None = None,
+    ledger: str | Path | None = None,
+    insecure_noise_seed: int | None = None,
+) -> Fitted:
+    """Fine-tune a live module on private records with differential privacy; under MPI every rank passes its own shard.
+
+    Records are ``(features, targets)`` as arrays or tensors (n, ...) and (n,) or (n, o), a mapping of arrays (``input_ids``,
+    ``attention_mask``, ``labels``), a pandas DataFrame with ``target``, a torch Dataset, or a DataLoader, which is walked through once,
+    batch by batch. They are written to a private scratch file (mode 0600), in TMPDIR or beside ``out``, which is removed at the end,
+    also when the process is killed.
+
+    Args:
+        model: The pretrained module, which stays as it is, or a factory "package.module:function" (its arguments in ``settings``, as
+            "model.args"). Parameters with ``requires_grad=False`` stay frozen.
+        private: The private records.
+        epsilon: The epsilon that the run may cost.
+        delta: The delta of the guarantee, below 1 / units.
+        public: Public records of the same kind, if there are any: moments, curvature and clip come from them.
+        evaluation: Records that metrics are computed on before and after; not covered by epsilon.
+        evaluation_private: Whether these are private.
+        loss: "cross-entropy", "binary-cross-entropy" or "mean-squared-error". When None it goes by the public targets, or by the type
+            of the private ones and the number of outputs. Or a loss of your own: a function or module of outputs (n, C) and targets (n,),
+            convex in the outputs, which it declares by an attribute ``convex = True`` (torch's own losses needn't), with a value a
+            record (``reduction="none"``); it is tried on made-up outputs before anything is charged.
+        target: The label's column of a DataFrame.
+        features: The feature columns of DataFrames; all others when None.
+        classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
+            as one without a label.
+        unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
+            ``(features, targets, ids)``. When None each record is a unit.
+        units: A public number of units. When None the units are counted, which is public but under add-remove adjacency.
+        population: The name that the ledger keeps the budget under; records of other people need another name.
+        standardise: Whether features are standardised by public moments before they reach the module. When None those of DataFrames
+            are, and arrays and tensors stay as they are.
+        settings: Further keys of a config, such as {"mechanism.rounds": 4, "privacy.adjacency": "replace-one"}; "columns" for DataFrames.
+        out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
+        resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
+        callback: Called with every progress event; nothing is printed then.
+        engine: Where the work runs; serial, or MPI under a launcher, when None.
+        ledger: The ledger's file; the user's own when None.
+        insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
+
+    Returns:
+        The fitted model, on every rank.
+
+    Raises:
+        BudgetError: The population hasn't enough left; no record was looked at beyond its copy to the scratch file.
+        DistqexpError: Anything else that ends a run, with one line that says what to do.
+    """
+    loss_name = loss if loss is None or isinstance(loss, str) else lent_name(loss)
+    request = Request(
+        model, epsilon, delta, loss=loss_name, features=None if features is None else tuple(features), units=units,
+        population=population, settings=dict(settings or {}), standardise=standardise,
+    )  # fmt: skip
+    records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
+    ledger_path = None if ledger is None else Path(ledger)
+    with ExitStack() as stack:
+        running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
+        run_folder = _RunFolder.of(out, running)
+        scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
+        if loss_name is not None and loss is not loss_name:
+            stack.enter_context(lent.lending(loss_name, loss))
+        config = _config_on_all(request, records, scratch, running)
+        if isinstance(model, nn.Module):
+            stack.enter_context(lent.lending(lent.name_of(model), model))
+        progress = Progress(
+            run_folder.path, rounds=config.mechanism.rounds, counts_public=config.privacy.adjacency.counts_public,
+            silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
+        )  # fmt: skip
+        with progress:
+            try:
+                result = run(
+                    config, run_folder.path, running, progress,
+                    resume=resume, noise_seed=insecure_noise_seed, ledger=ledger_path,
+                )  # fmt: skip
+            except BudgetError as error:
+                raise _with_hint(error, population) from None
+        card = None if result is None else _card(result, model, records.labels)
+        return _fitted(result, card, config, running, run_folder, ledger_path)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The records of a call, as they came."""
+
+    private: Any
+    public: Any
+    evaluation: Any
+    evaluation_private: bool
+    target: str | None
+    classes: Sequence[Any] | None
+    unit: Any
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """The classes in JSON types, None where none were declared. Raises UsageError for others."""
+        if self.classes is None:
+            return None
+        labels = tuple(value.item() if isinstance(value, np.generic) else value for value in self.classes)
+        if (
+            len(set(labels)) != len(labels)
+            or len(labels) < 2
+            or not all(isinstance(v, str | int | float) for v in labels)
+        ):
+            raise UsageError(f"classes: found {list(labels)[:6]}; expected two or more different texts or numbers")
+        return labels
+
+    def spool_private(self, folder: Path, rank: int) -> Spooled:
+        """Write this rank's private records to the scratch folder."""
+        by_name = self.unit is None or isinstance(self.unit, str)
+        name = self.unit if by_name else str(getattr(self.unit, "name", None) or "unit")
+        ids = None if by_name else plain(self.unit, "unit").reshape(-1)
+        roles = Roles("private", unit=name, ids=ids, classes=self.labels)
+        return spool(self.private, folder / f"private-{rank:04d}", roles, self.target)
+
+    def spool_other(self, data: Any, folder: Path, where: str, private: bool = False) -> Spooled | None:
+        """Write public or evaluation records to the scratch folder; None where there are none."""
+        if data is None:
+            return None
+        name = self.unit if isinstance(self.unit, str) else None
+        roles = Roles(where, unit=None if private else name, classes=self.labels, private=private)
+        return spool(data, folder / where, roles, self.target)
+
+
+@dataclass(frozen=True)
+class _RunFolder:
+    """Where the run's files go."""
+
+    path: Path
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @staticmethod
+    def of(out: str | Path | None, engine: Engine) -> _RunFolder:
+        """Return the folder that was asked for, or a temporary one."""
+        if out is not None:
+            return _RunFolder(Path(out))
+        if engine.size > 1 and engine.kind == "mpi":
+            raise UsageError(
+                "out: not given; under MPI expected the run's folder, which all ranks share: out='runs/name'"
+            )
+        temporary = tempfile.TemporaryDirectory(prefix="distqexp-run-")
+        return _RunFolder(Path(temporary.name), temporary)
+
+
+@contextmanager
+def _shared_scratch(engine: Engine, beside: Path | None) -> Iterator[Path]:
+    """Make the private scratch folder on the root, and give its path on every rank. Collective."""
+    with ExitStack() as stack:
+        yield Path(engine.on_root(lambda: str(stack.enter_context(scratch_folder(beside)))))
+
+
+def _config_on_all(request: Request, records: _Records, folder: Path, engine: Engine) -> Config:
+    """Spool every rank's records, and return the config that the root makes of them. Collective."""
+    own: list[Spooled] = []
+
+    def work(_: Any, chunk: Sequence[int], control: Control) -> IntegerArray:
+        own.append(records.spool_private(folder, engine.rank))
+        return np.array([own[0].units], dtype=np.int64)
+
+    # The sum is also a barrier: the root looks at the files when all of them are written.
+    ranks = engine.size if engine.kind == "mpi" else 1
+    total = engine.sum(work, None, range(ranks)) if ranks > 1 else work(None, [0], Control())
+
+    def build() -> dict[str, Any]:
+        first = own[0]
+        private = [
+            replace(first, path=first.path.with_name(f"private-{rank:04d}{first.path.suffix}")) for rank in range(ranks)
+        ]
+        for rank, source in enumerate(private):
+            if not source.path.is_file():
+                raise UsageError(
+                    f"private: rank {rank} passed records of another kind, or its folder is another; expected one kind, and an out= that "
+                    "all ranks share"
+                )
+        sources = Sources(
+            private=[replace(source, tree={**source.tree, "path": str(source.path)}) for source in private],
+            public=records.spool_other(records.public, folder, "public"),
+            evaluation=records.spool_other(records.evaluation, folder, "evaluation", records.evaluation_private),
+            evaluation_private=records.evaluation_private,
+            units=int(require(total)[0]),
+        )
+        config = config_of(request, sources)
+        if isinstance(request.model, nn.Module) and config.model.factory != lent.FACTORY:
+            path = folder / "start.safetensors"
+            write_weights(path, Network(lent.copied(request.model)).state())
+            config = replace(config, model=replace(config.model, weights=str(path)))
+        tree: dict[str, Any] = config_to_tree(config)
+        return tree
+
+    return config_from_tree(engine.on_root(build))
+
+
+def _with_hint(error: BudgetError, population: str | None) -> BudgetError:
+    """Return the refusal with what to do where the caller named no population."""
+    if population is not None:
+        return error
+    return BudgetError(
+        f"{error}; no population was named, so this run shares the budget of {POPULATION!r}: if the records are of other people, "
+        "name them: population='icu-2024'"
+    )
+
+
+def _card(result: FitResult, model: nn.Module | str, classes: tuple[Any, ...] | None) -> ModelCard:
+    """Write the card of the run with what only the script knows, and return it."""
+    card = ModelCard.of_plan(result.plan, classes)
+    if isinstance(model, nn.Module) and card.model["factory"] == lent.FACTORY:
+        card = replace(card, model={**card.model, **model_tree(model)})
+    card.write(result.out)
+    return card
+
+
+def _fitted(
+    result: FitResult | None,
+    card: ModelCard | None,
+    config: Config,
+    engine: Engine,
+    folder: _RunFolder,
+    ledger: Path | None,
+) -> Fitted:
+    """Return the result on every rank; the root alone has the run's. Collective."""
+    text = engine.on_root(lambda: json.dumps(dataclasses.asdict(_facts(require(result), require(card), ledger))))
+    network = Network(build_model(config.model.factory, config.model.args), config.model.trainable)
+
+    def state() -> Arrays:
+        load_weights(network, folder.path / "model.safetensors")
+        return network.state()
+
+    network.load_state(arrays_from_root(engine, state))
+    return Fitted(network, facts_of(text), folder.path, folder.temporary)
+
+
+def _facts(result: FitResult, card: ModelCard, ledger: Path | None) -> Facts:
+    privacy, population = result.plan.config.privacy, result.plan.config.data.population
+    with Ledger.open(ledger) as books:
+        cap = books.cap(population)
+        epsilon, delta = (privacy.epsilon, privacy.delta) if cap is None else (cap.epsilon, cap.delta)
+        spent = books.spent(population).epsilon(delta)
+    budget = {
+        "population": population,
+        "cap": epsilon,
+        "delta": delta,
+        "spent": spent,
+        "left": max(0.0, epsilon - spent),
+    }
+    history, before = [], result.plan.state.theta
+    for release, figures in zip(result.releases, result.certificate["rounds"], strict=True):
+        told = diagnostics_of(result.plan, release)
+        moved = float(np.linalg.norm(release.theta - before))
+        history.append({**figures, "moved": moved, "diagnostics": None if told is None else dataclasses.asdict(told)})
+        before = release.theta
+    return Facts(result.certificate, result.metrics, history, budget, result.seconds, card.tree())

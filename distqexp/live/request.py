@@ -1,0 +1,194 @@
+"""A call of ``fit`` as a config: the same plan, ledger and certificate as for a file."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from distqexp.config import Config, EngineConfig, config_from_tree
+from distqexp.errors import UsageError
+from distqexp.live.spool import Spooled
+from distqexp.problem import layers, lent
+
+POPULATION = "default"
+"""The population where none is named: whatever is fitted without a name shares one budget."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a script asked for, its records aside. Public.
+
+    Attributes:
+        model: The live module, or a factory "package.module:function".
+        epsilon: The epsilon of the run.
+        delta: The delta of the run.
+        loss: The training loss; None to take it from the targets.
+        features: The feature columns of tables; None for all others.
+        units: The public number of units; None to count them.
+        population: The name that the budget is kept under.
+        settings: Further keys of a config, nested or with dots.
+        standardise: Whether features are standardised by public moments; None for tables alone.
+    """
+
+    model: nn.Module | str
+    epsilon: float
+    delta: float
+    loss: str | None = None
+    features: tuple[str, ...] | None = None
+    units: int | None = None
+    population: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    standardise: bool | None = None
+
+    def engine(self) -> EngineConfig:
+        """Return what the settings say of the engine, before the rest of the config is known."""
+        section = nested(self.settings).get("engine", {})
+        known = {name: section[name] for name in ("kind", "scheduler", "workers", "threads") if name in section}
+        return EngineConfig(**known)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The spooled records of a fit.
+
+    Attributes:
+        private: One source a rank, in order.
+        public: The public records, if any.
+        evaluation: The evaluation records, if any.
+        evaluation_private: Whether these are private.
+        units: The number of private units over all ranks.
+    """
+
+    private: Sequence[Spooled]
+    public: Spooled | None
+    evaluation: Spooled | None
+    evaluation_private: bool
+    units: int
+
+
+def model_tree(model: nn.Module | str) -> dict[str, Any]:
+    """Return the keys of [model] that name a module.
+
+    A factory's name is taken as it is; torch's own layers are described; anything else is lent, see ``problem.lent``. Parameters that
+    the module keeps from being trained stay so. Raises UsageError for something that is neither.
+    """
+    if isinstance(model, str):
+        return {"factory": model}
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f'model: found {type(model).__name__}; expected a torch.nn.Module, or a factory "package.module:function"'
+        )
+    description = layers.describe(model)
+    tree: dict[str, Any] = (
+        {"factory": lent.FACTORY, "args": {"module": lent.name_of(model)}}
+        if description is None
+        else {"factory": layers.FACTORY, "args": description}
+    )
+    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if len(free) < len(list(model.named_parameters())):
+        tree["trainable"] = [glob.escape(name) for name in free]
+    return tree
+
+
+def _model(request: Request) -> dict[str, Any]:
+    tree = model_tree(request.model)
+    if "pretrain" in nested(request.settings).get("model", {}) and isinstance(request.model, nn.Module):
+        # Pretraining goes on from the module's own weights, which a factory doesn't know.
+        tree |= {"factory": lent.FACTORY, "args": {"module": lent.name_of(request.model)}}
+    return tree
+
+
+def config_of(request: Request, sources: Sources) -> Config:
+    """Return the checked config of a fit. Raises UsageError as a config file would."""
+    first = sources.private[0]
+    private: list[dict[str, Any]] = []
+    for number, source in enumerate(sources.private):
+        table = _table(source, request)
+        private.append(table | ({"shard": f"rank-{number:04d}"} if len(sources.private) > 1 else {}))
+    data: dict[str, Any] = {"private": private, "population": request.population or POPULATION}
+    if sources.public is not None:
+        data["public"] = _table(sources.public, request)
+    elif first.shape is not None:
+        data["record_shape"] = list(first.shape)
+    if sources.evaluation is not None:
+        data |= {"eval": _table(sources.evaluation, request), "eval_private": sources.evaluation_private}
+    tree = {
+        "model": {**_model(request), "loss": request.loss or _loss_of(request.model, sources)},
+        "data": data,
+        "privacy": {"epsilon": request.epsilon, "delta": request.delta, "units": request.units or sources.units},
+    }
+    settings = {name: value for name, value in nested(request.settings).items() if name != "columns"}
+    if request.units is None and settings.get("privacy", {}).get("adjacency") == "add-remove":
+        raise UsageError(
+            "units: not given; under add-remove the number of units is private: expected a public figure, units=1000"
+        )
+    return config_from_tree(_merged(tree, settings))
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with keys such as "mechanism.rounds" as nested tables."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        node: dict[str, Any] = {}
+        leaf = node
+        *sections, key = str(name).split(".")
+        for section in sections:
+            leaf[section] = {}
+            leaf = leaf[section]
+        leaf[key] = nested(value) if isinstance(value, Mapping) else value
+        tree = _merged(tree, node)
+    return tree
+
+
+def _merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(tree)
+    for name, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
+
+
+def _table(source: Spooled, request: Request) -> dict[str, Any]:
+    """Return the config's table of one source, with the columns that the request names."""
+    tree = dict(source.tree)
+    if source.shape is None:
+        names = request.features or source.features
+        columns = nested(request.settings).get("columns", {})
+        tree["columns"] = {**tree["columns"], "features": list(names), **columns}
+    if request.standardise is not None and "tokens" not in tree["columns"]:
+        tree["columns"] = {**tree["columns"], "standardise": request.standardise}
+    return tree
+
+
+def _loss_of(model: nn.Module | str, sources: Sources) -> str:
+    """Return the loss that goes with the targets: by the public ones, or else by the private ones' type alone."""
+    known = sources.public or sources.private[0]
+    if not known.whole:
+        if sources.public is None:
+            raise UsageError(
+                "loss: not given, and targets are fractions or may be; expected one of cross-entropy, binary-cross-entropy and "
+                "mean-squared-error"
+            )
+        return "mean-squared-error"
+    shape = sources.private[0].shape or (len(sources.private[0].features),)
+    if isinstance(model, str) or "tokens" in sources.private[0].tree["columns"]:
+        raise UsageError(
+            "loss: not given; expected cross-entropy, binary-cross-entropy or mean-squared-error with this model"
+        )
+    own = lent.copied(model).eval()
+    dtype = next((parameter.dtype for parameter in own.parameters()), torch.float32)
+    try:
+        with torch.no_grad():
+            outputs = own(torch.zeros(2, *shape, dtype=dtype))
+        width = int(outputs.reshape(2, -1).shape[1])
+    except Exception as error:  # noqa: BLE001 - a module of any kind, on zeros: whatever it says is public
+        raise UsageError(
+            f"model: refuses records of shape {shape} ({type(error).__name__}: {' '.join(str(error).split())}); make its inputs those "
+            "of the data, or name the loss: loss='cross-entropy'"
+        ) from None
+    return "binary-cross-entropy" if width == 1 else "cross-entropy"

@@ -1,0 +1,75 @@
+"""Predictions as a file, which is as private as the records that they are for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from distqexp.arrays import FloatArray
+from distqexp.errors import UsageError
+from distqexp.live.loading import load_model
+from distqexp.live.predictor import Predictor
+from distqexp.storage.atomic import write_atomic
+
+
+def predict_file(folder: Path, data: Path, out: Path, labels: Path | None = None) -> None:
+    """Predict for the records of a file and write the predictions into a new file of mode 0600.
+
+    A .csv has a row for each record, in the file's order: ``prediction``, then ``probability_CLASS`` for each class; entries are empty
+    for a record that the model can't take. A .npy has the probabilities, float64 (n, classes), or a regression's values (n, o), NaN there.
+
+    Args:
+        folder: The folder of the model.
+        data: The records.
+        out: The new file, .csv or .npy.
+        labels: The file of the labels, for the format idx.
+
+    Raises:
+        UsageError: ``out`` is there already, or has another suffix; or the model isn't there.
+        FileContentError: The model or the records can't be used.
+    """
+    if out.suffix not in (".csv", ".npy"):
+        raise UsageError(f"--out {out}: found the suffix {out.suffix!r}; expected .csv or .npy")
+    if out.exists():
+        raise UsageError(f"--out {out}: exists; expected a new file, nothing is overwritten")
+    model = load_model(folder)
+    outputs = model.outputs_of_file(data, labels)
+    values = outputs if model.classes is None else model.probabilities_of(outputs)
+
+    def write(file: BinaryIO) -> None:
+        if out.suffix == ".npy":
+            np.save(file, values)
+        else:
+            _write_table(file, model, outputs, values)
+
+    write_atomic(out, write, private=True)
+
+
+def _write_table(file: BinaryIO, model: Predictor, outputs: FloatArray, values: FloatArray) -> None:
+    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    if model.classes is None:
+        width = values.shape[1]
+        writer.writerow(["prediction"] if width == 1 else [f"prediction_{place}" for place in range(width)])
+        writer.writerows([_entry(value) for value in row] for row in values.tolist())
+    else:
+        writer.writerow(["prediction", *(f"probability_{name}" for name in model.classes.tolist())])
+        for label, row in zip(model.labels_of(outputs).tolist(), values.tolist(), strict=True):
+            writer.writerow([_label(label), *map(_entry, row)])
+    text.flush()
+    text.detach()
+
+
+def _entry(value: float) -> str:
+    return "" if value != value else repr(value)
+
+
+def _label(value: Any) -> Any:
+    """Return a label as it is written; whole numbers beside missing ones came as floats."""
+    if value is None or value != value:
+        return ""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,159 @@
+"""Losses of one's own: a function or module, declared convex in the outputs, and checked on made-up outputs before any charge. Public."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import grad, vmap
+
+from distqexp.errors import UsageError
+from distqexp.problem import lent
+from distqexp.problem.losses import Loss
+
+LENT = "lent:"
+"""What the name of a loss begins with that a script lent to the run, as it did a live module."""
+
+_RECORDS, _PAIRS = 7, 96
+_EXTREME_TARGETS = (0.0, 1.0, -1.0, 0.5, 2.0, 1e30, -1e30)
+_TOLERANCE = 1e-6
+
+
+class OwnLoss(Loss):
+    """A loss l(outputs, target) of somebody's own, of outputs (B, C) and targets (B,) or (B, o), real numbers.
+
+    The function gives (B,), or (B, ...) whose mean over a record counts. What the method needs beside values, a Hessian and targets to
+    sample, is that of the squared distance: it shapes the public precision alone, so that the guarantee doesn't rest on it.
+    """
+
+    def __init__(self, name: str, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.name = name
+        self.function = function
+
+    def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if targets.ndim == 3:  # sampled, see below: no record has such targets
+            return torch.square(outputs.reshape(targets.shape[:2]) - targets[..., 0]).sum(dim=-1) / 2
+        if outputs.ndim == 2 and outputs.shape[1] == 1 and targets.ndim == 1:
+            outputs = outputs[:, 0]
+        values = self.function(outputs, targets.to(outputs.dtype))
+        return values if values.ndim == 1 else values.reshape(len(values), -1).mean(dim=-1)
+
+    def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
+        matrix = outputs.reshape(len(outputs), -1)
+        eye = torch.eye(matrix.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return eye.expand(len(matrix), *eye.shape)
+
+    def noise_width(self, outputs: torch.Tensor) -> int:
+        return outputs.reshape(len(outputs), -1).shape[1]
+
+    def sample(self, outputs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Draw (B, C, 1): the outputs plus standard normal noise, to which ``value`` takes half the squared distance."""
+        matrix = outputs.reshape(len(outputs), -1)
+        return (matrix + torch.special.ndtri(noise).to(matrix.dtype)).unsqueeze(-1)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
+        keep = present.detach().cpu().bool()
+        if not bool(keep.any()):
+            return {}
+        values = self.value(outputs.detach().cpu().double()[keep], targets.detach().cpu()[keep])
+        return {"loss": float(values.mean())}
+
+
+def own_loss(name: str) -> OwnLoss:
+    """Return the loss that a config calls "package.module:name", or one that was lent. Raises UsageError for none, or one not declared."""
+    if name.startswith(LENT):
+        found: Any = lent.lent_object(name)
+        if found is None:
+            raise UsageError(
+                f"model.loss: {name!r} was an object of the script that made the run, and isn't here; run that script"
+            )
+    else:
+        package, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(package), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(
+                f"model.loss: {name!r} can't be imported ({error}); install the package or correct the name"
+            ) from None
+    function = found() if isinstance(found, type) else found
+    if not callable(function):
+        raise UsageError(
+            f"model.loss: {name!r} is a {type(function).__name__}; expected a function or a torch.nn.Module"
+        )
+    of_torch = type(function).__module__ == nn.modules.loss.__name__
+    if not of_torch and getattr(function, "convex", None) is not True:
+        raise UsageError(
+            f"model.loss: {name!r} isn't declared; expected an attribute convex = True, if it is convex in the outputs"
+        )
+    return OwnLoss(name, function)
+
+
+def lent_name(loss: Any) -> str:
+    """Return the name under which a script's own loss is lent."""
+    kind = loss if isinstance(loss, type) or hasattr(loss, "__qualname__") else type(loss)
+    return f"{LENT}{kind.__module__}.{kind.__qualname__}"
+
+
+def check_own_loss(loss: OwnLoss, width: int) -> None:
+    """Try a loss on made-up outputs, (n, width), and targets, before anything is charged.
+
+    Raises UsageError where it isn't convex on them, mixes records, can't be differentiated, gives other shapes, or fails on a number: on
+    a private record that would tell of it.
+    """
+    random = np.random.default_rng(5_641)
+    shapes = [shape for shape in ((_RECORDS,), (_RECORDS, width)) if _fits(loss, width, shape)]
+    if not shapes:
+        raise UsageError(
+            f"model.loss: {loss.name!r} gives no (n,) for outputs of (n, {width}) with targets of (n,) or (n, {width}); expected a value a "
+            "record, such as with reduction='none'"
+        )
+    for shape in shapes:
+        for scale in (0.1, 1.0, 10.0):
+            for _ in range(_PAIRS // 3):
+                one, other = (torch.from_numpy(scale * random.normal(size=(_RECORDS, width))) for _ in range(2))
+                targets = torch.from_numpy(
+                    np.where(random.random(shape) < 0.5, random.integers(0, 2, shape), random.normal(size=shape))
+                )
+                _require_convex(loss, one, other, targets, float(random.uniform(0.1, 0.9)))
+        _require_apart(
+            loss, torch.from_numpy(random.normal(size=(_RECORDS, width))), torch.ones(shape, dtype=torch.float64)
+        )
+
+
+def _fits(loss: OwnLoss, width: int, shape: tuple[int, ...]) -> bool:
+    """Whether targets of this shape give one value a record, whatever numbers they are."""
+    outputs = torch.ones((_RECORDS, width), dtype=torch.float64)
+    try:
+        return all(loss.value(outputs, torch.full(shape, value)).shape == (_RECORDS,) for value in _EXTREME_TARGETS)
+    except Exception:  # noqa: BLE001 - somebody's own function, on made-up numbers
+        return False
+
+
+def _require_convex(loss: OwnLoss, one: torch.Tensor, other: torch.Tensor, targets: torch.Tensor, share: float) -> None:
+    ends = share * loss.value(one, targets) + (1 - share) * loss.value(other, targets)
+    between = loss.value(share * one + (1 - share) * other, targets)
+    known = torch.isfinite(ends) & torch.isfinite(between)
+    if bool((between[known] > ends[known] + _TOLERANCE * (1 + ends[known].abs())).any()):
+        raise UsageError(
+            f"model.loss: {loss.name!r} is declared convex in the outputs, but isn't on made-up outputs; expected a convex loss: the "
+            "method minimises its quadratic"
+        )
+
+
+def _require_apart(loss: OwnLoss, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """Refuse a loss whose value for a record depends on others, or that torch.func can't differentiate record by record."""
+    whole = loss.value(outputs, targets)
+    alone = torch.cat([loss.value(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
+    if not torch.allclose(whole, alone, rtol=1e-9, atol=1e-12):
+        raise UsageError(f"model.loss: {loss.name!r} mixes the records of a batch; expected each record's own value")
+    try:
+        vmap(grad(lambda x, y: loss.value(x.unsqueeze(0), y.unsqueeze(0)).squeeze(0)))(outputs, targets)
+    except Exception as error:  # noqa: BLE001 - somebody's own function, on made-up numbers
+        raise UsageError(
+            f"model.loss: {loss.name!r} can't be differentiated for each record by torch.func ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); expected torch functions without branches on values"
+        ) from None

@@ -1,0 +1,54 @@
+"""What people's own code raises, in one line: its type, its message and their own line. Never for private records."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distqexp.errors import DistqexpError, UsageError
+
+_LONGEST = 400
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARIES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib"))
+_MACHINERY = (f"{_PACKAGE}{os.sep}", *(f"{path}torch{os.sep}" for path in _LIBRARIES))
+"""Where nobody's own code is: in this package and in torch. Models may be in other libraries."""
+
+
+@contextmanager
+def own_code(where: str, remedy: str) -> Iterator[None]:
+    """Raise what the code inside raises as a UsageError that shows it as it is.
+
+    Only for code that sees no private record. Errors of distqexp and a lack of memory pass through unchanged.
+
+    Args:
+        where: What was being done, for the beginning of the message.
+        remedy: What to do, for its end.
+    """
+    try:
+        yield
+    except (DistqexpError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{where}: {described(error)}; {remedy}") from error
+
+
+def described(error: Exception) -> str:
+    """Return an exception's type and message, and the innermost line outside of libraries that it came from."""
+    message = " ".join(str(error).split())
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]} ..."
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    models = [frame for frame in frames if not frame.filename.startswith(_MACHINERY)]
+    own = [frame for frame in models if not frame.filename.startswith(_LIBRARIES)]
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return text
+    if not frames:
+        return text
+    frame = (own or models or frames)[-1]
+    source = f": {frame.line}" if frame.line else ""
+    return f"{text}, at {Path(frame.filename).name}:{frame.lineno} in {frame.name}{source}"

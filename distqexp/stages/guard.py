@@ -1,0 +1,154 @@
+"""The guard: a released point is tried on public records or probes before the next round builds on it. Costs no privacy.
+
+What it does is post-processing: it sees released parameters and public records alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from distqexp.arrays import FloatArray
+from distqexp.artefacts.moves import HALVINGS, halved
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.state import RoundState
+from distqexp.config import DataConfig
+from distqexp.errors import UsageError
+from distqexp.expansion.source import public_source
+from distqexp.geometry.precisions import precision_from_arrays
+from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.setup import subspace_of
+from distqexp.gradients.worker import Worker
+from distqexp.problem.losses import constant_loss
+from distqexp.problem.records import Records
+from distqexp.problem.sources import ProbeSource
+
+RECORDS = 256
+"""At most so many records are tried."""
+
+SHARE = 0.05
+"""The loss may rise by this share of the way from that of the start to that of the best constant prediction ..."""
+
+LEAST_RISE = 0.02
+"""... or by this much, whichever is more; for squared errors in units of the variance of the targets."""
+
+_BATCH = 64
+_PAIRS = 4
+
+
+class Guard:
+    """Tries parameters on public records; without any, on probes with targets drawn from the plan's own model.
+
+    Args:
+        plan: The plan.
+        public: The public records, if any.
+        worker: A worker on the plan.
+    """
+
+    def __init__(self, plan: Plan, public: DataConfig | None, worker: Worker) -> None:
+        self._plan = plan
+        self._public = public
+        self._worker = worker
+
+    def moved(self, start: FloatArray, end: FloatArray) -> tuple[FloatArray, int]:
+        """Return the point that the run goes on from, and how often the move from ``start`` to ``end``, (d,) each, was halved."""
+        if not (self._plan.config.mechanism.guard and self._has_records and math.isfinite(self.bound)):
+            return end, 0
+        for halvings in range(HALVINGS):
+            point = halved(start, end, halvings)
+            if self.loss(point) <= self.bound:
+                return point, halvings
+        return start, HALVINGS
+
+    def loss(self, theta: FloatArray) -> float:
+        """Return the mean loss at ``theta`` (d,); infinite where a parameter or an output is not finite."""
+        if not np.isfinite(theta).all():
+            return math.inf
+        outputs, records = self._outputs(theta), self._records
+        if not bool(torch.isfinite(outputs).all()):
+            return math.inf
+        value = float(self._worker.loss.value(outputs, records.targets)[records.present].mean())
+        return value if math.isfinite(value) else math.inf
+
+    @cached_property
+    def bound(self) -> float:
+        """The largest loss that a point may have. With probes it is the largest number: their loss tells whether it is finite."""
+        if self._public is None:
+            return np.finfo(np.float64).max
+        first, records = self.loss(self._plan.state.theta), self._records
+        constant = constant_loss(self._plan.config.model.loss, records.targets[records.present])
+        worst, unit = constant or (first, abs(first))
+        return first + max(LEAST_RISE * unit, SHARE * (worst - first))
+
+    def cost_of_noise(self, state: RoundState, share: float = 1.0) -> float:
+        """Return by how much a round's noise alone raises the loss at the state's parameters, over seeded draws of it.
+
+        Each draw is taken with both signs, so that the slope of the loss drops out. ``share`` scales the noise.
+        """
+        plan, worker = self._plan, self._worker
+        blocks = worker.blocks if plan.config.by_blocks else None
+        subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
+        precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
+        lift: Callable[[FloatArray], FloatArray] = Whitening(subspace, precision).lift
+        first, rises = self.loss(state.theta), []
+        for pair in range(_PAIRS):
+            normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)
+            move = lift(share * math.sqrt(state.grid.temperature) * normal)
+            rises += [self.loss(state.theta + move) - first, self.loss(state.theta - move) - first]
+        return float(np.mean(rises))
+
+    @property
+    def _has_records(self) -> bool:
+        return self._public is not None or self._plan.schema.input_shape is not None
+
+    @cached_property
+    def _records(self) -> Records:
+        """The records, with features in the place of inputs where the model has a frozen part."""
+        plan, worker = self._plan, self._worker
+        if self._public is None:
+            probes = ProbeSource(RECORDS, plan.config.subspace.seed).open(plan.schema, 0)
+            records = probes.read(np.arange(RECORDS))
+        else:
+            source = public_source(plan.config, self._public, plan.schema, readers=worker.readers)
+            rows = source.slots.rows
+            places = np.unique(np.linspace(0, len(rows) - 1, min(RECORDS, len(rows))).astype(np.int64))
+            records = source.open(plan.schema, 0, worker.readers).read(rows[places])
+        worker.network_at(plan.state.theta)
+        if worker.frozen is not None:
+            features = [worker.frozen.features(part) for part in torch.split(records.inputs, _BATCH)]
+            records = Records(torch.cat(features), records.targets, records.present)
+        if self._public is not None:
+            return records
+        outputs = self._outputs_of(records, plan.state.theta)
+        width = worker.loss.noise_width(outputs)
+        noise = np.random.default_rng(plan.config.subspace.seed).uniform(size=(len(outputs), width)).clip(1e-12)
+        return Records(records.inputs, worker.loss.sample(outputs, torch.from_numpy(noise)), records.present)
+
+    def _outputs(self, theta: FloatArray) -> torch.Tensor:
+        return self._outputs_of(self._records, theta)
+
+    def _outputs_of(self, records: Records, theta: FloatArray) -> torch.Tensor:
+        network = self._worker.network_at(theta)
+        frozen = self._worker.frozen
+        network = network if frozen is None else frozen.head
+        parts = torch.split(records.inputs, _BATCH)
+        return torch.cat([network.outputs(part.to(network.device)).cpu().double() for part in parts])
+
+
+def guard_line(halvings: int) -> str:
+    """Return what the guard did to a move that it halved, in words. Public."""
+    made = "the move was not made" if halvings >= HALVINGS else f"the move was cut to 1/{2**halvings}"
+    return f"{made}: beyond, the loss on public records or probes leaves its bound"
+
+
+def refuse_unusable_start(guard: Guard, theta: FloatArray) -> None:
+    """Refuse (UsageError) a run whose model is of no use before its first round: a loss that isn't finite."""
+    if not math.isfinite(guard.loss(theta)):
+        raise UsageError(
+            "model: its loss on public records or probes is not finite before the first round; expected a finite one: "
+            "check model.weights, model.pretrain.learning_rate and the columns of data.public"
+        )

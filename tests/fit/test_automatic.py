@@ -1,0 +1,110 @@
+"""What the plan chooses where a config leaves it open: subspace, precision, rounds and clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import make_config, plan_of, random_table
+
+from distqexp.artefacts.derived import NOISE_COST, derived_calibration, noise_budget
+from distqexp.artefacts.plan import Plan, same_rules
+from distqexp.config import Config, config_from_tree, config_to_tree
+from distqexp.config.reading import AUTOMATIC_ROUNDS
+from distqexp.errors import FileContentError, UsageError
+from distqexp.gradients.automatic import LARGEST_DENSE, adopted
+from distqexp.stages.guard import Guard
+
+
+def open_config(folder: Path, kind: str = "logistic", public: bool = True, **sections: Any) -> Config:
+    """A config that leaves everything open that may be."""
+    random_table(kind, [1] * 60, seed=1).write(folder / "public.h5")
+    tree = config_to_tree(make_config(folder, kind, public=public))
+    for name in ("mechanism", "subspace", "precision", "augment", "diagnostics", "output"):
+        del tree[name]
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return config_from_tree(tree)
+
+
+def test_a_small_model_gets_a_dense_precision_rounds_and_a_clip(tmp_path: Path) -> None:
+    config = open_config(tmp_path)
+    plan = plan_of(config)
+    chosen = plan.config
+    assert (chosen.subspace.kind, chosen.precision.kind, chosen.precision.source) == ("identity", "dense", "public")
+    assert chosen.mechanism.rounds == AUTOMATIC_ROUNDS
+    budget = noise_budget(chosen, derived_calibration(chosen, plan.k), plan.k)
+    assert chosen.mechanism.clip_natural is not None
+    assert 0 < chosen.mechanism.clip_natural <= min(1.0, budget)
+    plan.write(tmp_path / "plan.h5")
+    assert Plan.read(tmp_path / "plan.h5").plan_id == plan.plan_id
+    assert same_rules(plan, adopted(config, chosen))
+    assert not same_rules(plan, config)
+
+
+def test_the_cost_of_the_noise_by_its_own_formula(tmp_path: Path) -> None:
+    """k s (c / (n mu))^2 / 2, or the part of it that few short steps leave."""
+    config = plan_of(open_config(tmp_path, privacy={"units": 100000})).config
+    calibration = derived_calibration(config, 50)
+    signal = 100000 * calibration.mu_round
+    assert 50 * (noise_budget(config, calibration, 50) / signal) ** 2 / 2 == pytest.approx(NOISE_COST)
+    short = dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, step=0.1))
+    part = 0.1**2 * AUTOMATIC_ROUNDS / 2  # of damping 1
+    assert 50 * part * (noise_budget(short, calibration, 50) / signal) ** 2 / 2 == pytest.approx(NOISE_COST)
+
+
+def test_a_larger_model_gets_layers_and_fewer_directions_where_noise_wins(tmp_path: Path) -> None:
+    model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
+    sizes = {}
+    for units in (200, 10_000_000):
+        config = open_config(tmp_path, "mlp", model=model, privacy={"units": units})
+        plan = plan_of(config)
+        assert plan.d > LARGEST_DENSE
+        assert (plan.config.subspace.kind, plan.config.precision.kind) == ("kronecker-pca", "kronecker")
+        sizes[units] = plan.config.subspace.k_in
+    assert sizes == {200: 8, 10_000_000: 64}
+
+
+def test_what_the_config_names_stays(tmp_path: Path) -> None:
+    flat = plan_of(open_config(tmp_path, subspace={"kind": "gaussian", "k": 5})).config
+    assert (flat.subspace.kind, flat.subspace.k, flat.precision.kind) == ("gaussian", 5, "dense")
+    named = plan_of(open_config(tmp_path, precision={"kind": "diagonal"}, mechanism={"clip": 0.1})).config
+    assert (named.subspace.kind, named.precision.kind) == ("identity", "diagonal")
+    assert (named.mechanism.rounds, named.mechanism.clip, named.mechanism.clip_natural) == (1, 0.1, None)
+    parts = open_config(tmp_path, mechanism={"parts": 3})
+    assert parts.mechanism.rounds == 12
+
+
+def test_without_public_data_probes_serve_and_without_a_shape_nothing(tmp_path: Path) -> None:
+    known = plan_of(open_config(tmp_path, public=False, data={"record_shape": [6]})).config
+    assert (known.precision.kind, known.precision.source) == ("dense", "probes")
+    unknown = plan_of(open_config(tmp_path, public=False)).config
+    assert (unknown.subspace.kind, unknown.precision.kind) == ("identity", "identity")
+
+
+def test_the_clip_falls_until_the_noise_that_was_tried_is_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = plan_of(open_config(tmp_path)).config.mechanism.clip_natural
+    monkeypatch.setattr(Guard, "cost_of_noise", lambda self, state, share=1.0: NOISE_COST * 8.0 * share**2)
+    lowered = plan_of(open_config(tmp_path)).config.mechanism.clip_natural
+    assert usual is not None
+    assert lowered is not None
+    # Two rounds' worth of noise at damping 1: 16 times the cost that is allowed, so a quarter of the clip.
+    assert usual / 5 < lowered < usual / 3.9
+
+
+def test_a_start_that_is_of_no_use_is_refused(tmp_path: Path) -> None:
+    pretrain = {"optimiser": "sgd", "learning_rate": 1e30, "epochs": 3}
+    with pytest.raises(UsageError, match="finite"):
+        plan_of(open_config(tmp_path, model={"pretrain": pretrain}))
+
+
+def test_a_plan_that_leaves_something_open_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(open_config(tmp_path))
+    config = dataclasses.replace(plan.config, mechanism=dataclasses.replace(plan.config.mechanism, clip_natural=None))
+    dataclasses.replace(plan, config=config).with_identity().write(tmp_path / "plan.h5")
+    with pytest.raises(FileContentError):
+        Plan.read(tmp_path / "plan.h5")

@@ -1,0 +1,134 @@
+"""Losses of one's own: what a fit makes of them, and which are refused before anything is charged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live_records import EVALUATION, OwnNet, linear, records, unequal
+from run_harness import table_tree
+from torch import nn
+
+import distqexp
+from distqexp.config import config_from_tree
+from distqexp.errors import FileContentError, UsageError
+from distqexp.live import Fitted
+from distqexp.privacy.ledger import Ledger
+from distqexp.problem.losses import get_loss
+from distqexp.problem.models import require_allowed_factory
+from distqexp.problem.own_losses import OwnLoss, check_own_loss, own_loss
+
+pytestmark = pytest.mark.process
+
+COEFFICIENTS = np.array([0.5, -0.5, 0.25, 0.0])
+
+
+def targets_of(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (features @ COEFFICIENTS).astype(np.float32)
+
+
+def pinball(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss of the 0.9 quantile."""
+    difference = targets - outputs
+    return torch.maximum(0.9 * difference, -0.1 * difference)
+
+
+pinball.convex = True  # type: ignore[attr-defined]
+
+
+class Declared(nn.Module):
+    """A function of outputs and targets as a loss that says it is convex."""
+
+    convex = True
+
+    def __init__(self, function: Any = None) -> None:
+        super().__init__()
+        self.function = function or (lambda outputs, targets: (outputs - targets).abs())
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """What the function gives."""
+        return self.function(outputs, targets)
+
+
+def fitted(loss: Any, **more: Any) -> Fitted:
+    features, public, held_out = records(1, 400)[0], records(2, 120)[0], EVALUATION[0]
+    options = {"mechanism.clip_natural": 1.0, "mechanism.rounds": 3, "precision.kind": "kronecker"}
+    return distqexp.fit(
+        more.pop("model", linear(1)), (features, targets_of(features)), public=(public, targets_of(public)), loss=loss, epsilon=8,
+        evaluation=(held_out, targets_of(held_out)), delta=1e-5, settings=options | more.pop("settings", {}),
+        callback=lambda _: None, **more,
+    )  # fmt: skip
+
+
+def test_a_loss_of_torch_and_one_of_ones_own_are_minimised() -> None:
+    for number, loss in enumerate([nn.HuberLoss(reduction="none"), pinball, Declared()]):
+        result = fitted(loss, population=f"p{number}")
+        assert list(result.metrics["after"]) == ["loss"]
+        assert result.metrics["after"]["loss"] < 0.7 * result.metrics["before"]["loss"]
+        assert result.predict(EVALUATION[0]).shape == (300,)
+        assert distqexp.load_model(result.out).loss.startswith("lent:")
+
+
+def test_the_squared_distance_by_hand_is_that_of_the_built_in_loss() -> None:
+    """Gradients are the same, and without curvature nothing else matters."""
+    plain = {"precision.kind": "identity", "mechanism.clip_natural": 1.0}
+    common: dict[str, Any] = {"settings": plain, "insecure_noise_seed": 1, "model": OwnNet(1)}
+    own = fitted(Declared(lambda outputs, targets: (outputs - targets) ** 2), population="a", **common)
+    common["model"] = own_start = OwnNet(1)
+    own_start.load_state_dict(own.model.state_dict())
+    again = fitted(Declared(lambda outputs, targets: (outputs - targets) ** 2), population="b", **common)
+    built_in = fitted("mean-squared-error", population="c", **common)
+    assert not unequal(again.model, built_in.model)
+    assert unequal(again.model, own_start)
+
+
+def test_a_loss_is_refused_before_anything_is_charged() -> None:
+    def undeclared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets).abs()
+
+    picky = Declared(lambda o, t: (o - t).abs() if bool((t >= 0).all()) else (o - t).abs().reshape(-1, 0))
+    for loss, words in (
+        (undeclared, "convex = True"),
+        (Declared(lambda o, t: torch.sin(o - t)), "isn't on made-up outputs"),
+        (Declared(lambda o, t: -((o - t) ** 2)), "isn't on made-up outputs"),
+        (Declared(lambda o, t: (o - t).abs() + o.mean() ** 2), "mixes the records"),
+        (Declared(lambda o, t: torch.tensor([float(x) ** 2 for x in o])), "torch.func"),
+        (nn.MSELoss(), "reduction='none'"),
+        (picky, "a value a record"),
+        (3.0, "float"),
+        ("nowhere:loss", "can't be imported"),
+        ("cross entropy", "config key model.loss"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            fitted(loss)
+    with pytest.raises(UsageError, match=r'mechanism\.curvature = "private"'):
+        fitted(
+            pinball,
+            settings={"mechanism.curvature": "private", "mechanism.trust_radius": 1.0, "mechanism.noise": "gaussian"},
+        )
+    with Ledger.open() as ledger:
+        assert ledger.rows() == []
+
+
+def test_a_loss_by_its_place_is_found_and_a_foreign_one_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = get_loss("torch.nn:SoftMarginLoss")
+    assert isinstance(loss, OwnLoss)
+    huber = own_loss(f"{__name__}:Declared")
+    check_own_loss(huber, 1)
+    check_own_loss(huber, 3)
+    with pytest.raises(FileContentError, match=r"model\.loss"):
+        require_allowed_factory("somebody:loss", "model.loss")
+    monkeypatch.setenv("DISTQEXP_ALLOW_FACTORIES", "somebody:*")
+    require_allowed_factory("somebody:loss", "model.loss")
+    with pytest.raises(UsageError, match="isn't here"):
+        own_loss("lent:gone")
+
+
+def test_a_config_names_one(tmp_path: Path) -> None:
+    config = config_from_tree(table_tree(model={"loss": "torch.nn:SoftMarginLoss"}), tmp_path)
+    assert config.model.loss == "torch.nn:SoftMarginLoss"
+    with pytest.raises(UsageError, match="expected one of cross-entropy, binary-cross-entropy, mean-squared-error"):
+        config_from_tree(table_tree(model={"loss": "hinge"}), tmp_path)
