@@ -107,6 +107,7 @@ def check(
     data: StrPath | None = None,
     labels: StrPath | None = None,
     blank: StrPath | None = None,
+    tokenizer: StrPath | None = None,
 ) -> list[str]:
     """Say which private records are usable, and why others are not.
 
@@ -117,8 +118,9 @@ def check(
         source: A config, or a plan's file.
         shard: The one shard to check; all shards of the config when None.
         data: With a plan, the private records of this site.
-        labels: With a plan, the file of the labels, for the format idx.
+        labels: With a plan, the file of the labels, for idx, npy and images.
         blank: With a plan, a .npy file of booleans; true blanks that row's slot.
+        tokenizer: With a plan, the folder of the tokenizer, for texts.
 
     Returns:
         Lines for people: columns, rules, counts. Private.
@@ -130,6 +132,7 @@ def check(
     return check_source(
         source if isinstance(source, Config) else Path(source),
         shard=shard, data=optional_path(data), labels=optional_path(labels), blank=optional_path(blank),
+        tokenizer=optional_path(tokenizer),
     )  # fmt: skip
 
 
@@ -163,6 +166,7 @@ def sketch(
     shard: str | None = None,
     labels: StrPath | None = None,
     blank: StrPath | None = None,
+    tokenizer: StrPath | None = None,
     population: str | None = None,
     insecure_noise_seed: int | None = None,
     ledger: StrPath | None = None,
@@ -179,8 +183,9 @@ def sketch(
         out: The sketch's file, which must be new; as sensitive as the records (mode 0600).
         release: The release that this round builds on; None for the first round.
         shard: The shard's name in the plan; not needed where the plan has one shard, or ``data`` or ``out`` carries its name.
-        labels: The file of the labels, for the format idx.
+        labels: The file of the labels, for idx, npy and images.
         blank: A .npy file of booleans; true blanks that row's slot.
+        tokenizer: The folder of the tokenizer, for texts; the plan holds its digest.
         population: What this site calls the plan's population; needed once, where its ledger knows other names.
         insecure_noise_seed: Seed of the test run to take part in. Its releases are NOT PRIVATE and its charges are in books of their
             own; releases of other test runs are refused.
@@ -198,7 +203,7 @@ def sketch(
         sketch_shard(
             SketchOrder(
                 Path(plan_file), optional_path(data), path, release=optional_path(release), shard=shard,
-                labels=optional_path(labels), blank=optional_path(blank),
+                labels=optional_path(labels), blank=optional_path(blank), tokenizer=optional_path(tokenizer),
                 population=population, noise_seed=insecure_noise_seed, ledger=optional_path(ledger), callback=callback,
             ),
             running,

@@ -26,12 +26,13 @@ from distqexp.artefacts.derived import (
     most_curvature_rows,
 )
 from distqexp.artefacts.moves import HALVINGS
-from distqexp.config import config_to_tree, without_paths
+from distqexp.config import DataConfig, config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
 from distqexp.privacy.calibration import Calibration
 from distqexp.problem.fitted_codings import codings_of
-from distqexp.problem.schema import IMAGE_FORMATS, Schema, schema_from_config
+from distqexp.problem.readers.base import PIXELS
+from distqexp.problem.schema import Schema, schema_from_config
 
 if TYPE_CHECKING:
     from distqexp.artefacts.plan import Plan
@@ -220,35 +221,38 @@ def _check_schema(plan: Plan) -> None:
     if data.public is None:
         recomputed = schema_from_config(source, loss=loss, record_shape=data.record_shape)
     else:
-        recomputed = _with_rules(plan.schema, source.format, plan)
+        recomputed = _with_rules(plan.schema, data.public)
     actual, expected = schema.to_tree(), recomputed.to_tree()
     for name in expected:
-        if name not in ("classes", "vocabulary"):
+        if name not in ("classes", "vocabulary", *(("tokenizer",) if source.format == "text" else ())):
             refuse_unlike(f"schema.{name}", actual[name], expected[name])
     if data.record_shape is not None and schema.shape is not None:
         refuse_unlike("schema.shape", list(schema.record_shape), list(data.record_shape))
 
 
-def _with_rules(schema: Schema, format: str, plan: Plan) -> Schema:
+def _with_rules(schema: Schema, data: DataConfig) -> Schema:
     """Return ``schema`` with everything that the config says about a schema that was fitted to public records."""
-    data = plan.config.data.public
-    if data is None:
-        return schema
-    roles, image = data.columns, format in IMAGE_FORMATS
-    table = not image and not roles.tokens
+    roles, image = data.columns, schema.image if data.images is None else data.images
+    table = not image and not data.tokens
+    fixed_length = data.tokens and roles.length is not None
     return replace(
         schema,
         image=image,
-        names=("pixels",) if image else schema.names if roles.features is None else roles.features,
-        pixel_scale={"digits": 1.0 / 16.0, "idx": 1.0 / 255.0}.get(format, 1.0),
+        names=(PIXELS,) if image else schema.names if roles.features is None else roles.features,
+        pixel_scale=(1.0 / 16.0 if data.format == "digits" else 1.0 / 255.0) if image else 1.0,
         medians=schema.medians if table else (),
         means=schema.means if table else (),
         scales=schema.scales if table else (),
         flags=schema.flags if table and roles.missing_flag_above is not None else (),
         bound=roles.winsorise_above if table else None,
         constant=roles.constant and table,
-        tokens=roles.tokens,
-        codings=codings_of(roles, {c.column: c.values for c in schema.codings if c.kind == "levels"}),
+        shape=(2, roles.length or 0) if fixed_length else schema.shape,
+        tokens=data.tokens,
+        tokenizer=schema.tokenizer if data.format == "text" else None,
+        class_names=roles.classes or schema.class_names
+        if data.format == "images" and schema.loss != "mean-squared-error"
+        else (),
+        codings=codings_of(data, {c.column: c.values for c in schema.codings if c.kind == "levels"}),
     )
 
 

@@ -51,7 +51,8 @@ def check(
     ] = None,
     shard: Annotated[str | None, typer.Option(help="this shard alone")] = None,
     data: Annotated[Path | None, typer.Option(help="with a plan: the private records of this site")] = None,
-    labels: Annotated[Path | None, typer.Option(help="with a plan: file of the labels, for idx")] = None,
+    labels: Annotated[Path | None, typer.Option(help="with a plan: file of the labels, for idx, npy, images")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="with a plan: folder of the tokenizer, for text")] = None,
     blank: Annotated[Path | None, typer.Option(help="with a plan: .npy file of booleans")] = None,
     public: Annotated[
         bool,
@@ -77,10 +78,10 @@ def check(
     if source is not None and source.suffix == ".h5":
         if overrides:
             raise UsageError("--set: found with a plan, whose config is fixed; expected it with a config")
-        say(*api.check(source, shard=shard, data=data, labels=labels, blank=blank))
+        say(*api.check(source, shard=shard, data=data, labels=labels, blank=blank, tokenizer=tokenizer))
         return
     config = api.load_config(source, overrides or [])
-    say(*api.check(config, shard=shard, data=data, labels=labels, blank=blank))
+    say(*api.check(config, shard=shard, data=data, labels=labels, blank=blank, tokenizer=tokenizer))
 
 
 @commands.command(epilog="example: distqexp count configs/icu.toml --epsilon 0.05")
@@ -110,7 +111,10 @@ def sketch(
     data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
     release: Annotated[Path | None, typer.Option(help="the release that this round builds on")] = None,
     shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
-    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx, npy, images")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="folder of the tokenizer, for text; the plan knows which")
+    ] = None,
     blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
     population: Annotated[
         str | None,
@@ -138,6 +142,7 @@ def sketch(
         shard=shard,
         labels=labels,
         blank=blank,
+        tokenizer=tokenizer,
         population=population,
         insecure_noise_seed=insecure_noise_seed,
     )

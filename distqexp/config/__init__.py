@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distqexp.config.data import ARRAY_FORMATS, FOLDER_FORMATS
 from distqexp.config.reading import config_from_tree, load_config
 from distqexp.config.sections import (
     AllDataConfig,
@@ -24,6 +25,8 @@ from distqexp.config.table import config_table
 from distqexp.config.trees import config_to_tree, without_paths
 
 __all__ = [
+    "ARRAY_FORMATS",
+    "FOLDER_FORMATS",
     "AllDataConfig",
     "AugmentConfig",
     "ColumnsConfig",

@@ -91,8 +91,8 @@ def _views(config: Config) -> Iterator[Need]:
         "augment", "views", "none under add-remove: they are drawn by the row of the file, which moves when a unit comes or goes",
     )  # fmt: skip
     yield Need(
-        not augment.active or all(data.format in ("digits", "idx") for data in config.data.private),
-        "augment", "views", "none but of images: data.private.format = digits or idx",
+        not augment.active or all(data.images for data in config.data.private),
+        "augment", "views", "none but of images: data.private.format = digits or idx, or arrays with columns.images = true",
     )  # fmt: skip
 
 

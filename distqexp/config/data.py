@@ -11,18 +11,21 @@ from typing import Literal
 
 from distqexp.config.rules import Need, Rule, field_needs, key
 
+ARRAY_FORMATS = ("hdf5", "npz", "npy")
+"""The formats of arrays, which may hold images or tokens."""
+FOLDER_FORMATS = ("images", "arrow")
+"""The formats whose path is a folder."""
+
 SEPARATORS = (",", ";", "\t", "|")
 """The signs that may stand between two fields of a CSV file."""
 
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """[data.*.columns]: the roles of the columns of a table, or of the arrays of an HDF5 file."""
+    """[data.*.columns]: the roles of the columns of a table, or of arrays."""
 
-    target: str | None = key("column or HDF5 dataset of the label", default=None)
-    features: tuple[str, ...] | None = key(
-        "feature columns or one HDF5 dataset; all the others when absent", default=None
-    )
+    target: str | None = key("column or array of the label", default=None)
+    features: tuple[str, ...] | None = key("feature columns or one array; all the others when absent", default=None)
     exclude: tuple[str, ...] = key("columns that are never features", default=())
     missing_flag_above: float | None = key(
         "add a 0/1 missingness column for features missing in more than this share of the public rows",
@@ -35,11 +38,17 @@ class ColumnsConfig:
         default=None,
     )
     constant: bool = key("append a column of ones", default=False)
-    tokens: bool = key("hdf5: features are token numbers, whole numbers (n, L), all of one length", default=False)
-    mask: str | None = key(
-        "hdf5 tokens: dataset (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None
+    tokens: bool = key("arrays: features are token numbers, whole numbers (n, L), all of one length", default=False)
+    mask: str | None = key("tokens: array (n, L) of 1 for tokens and 0 for padding; all 1 when absent", default=None)
+    images: bool | None = key(
+        "arrays: features are images of bytes, divided by 255; when absent, uint8 of 3 or 4 axes is, but in hdf5 only without target",
+        default=None,
     )
-
+    length: int | None = key(
+        "text and arrow: so many tokens a record; more are cut off, fewer are padded; for arrow the longest public list when absent",
+        Rule("1 or more", lambda value: value >= 1),
+        default=None,
+    )
     categorical: tuple[str, ...] = key(
         "columns of categories: one input for each level of the public records, and one for all other levels",
         default=(),
@@ -55,7 +64,9 @@ class ColumnsConfig:
         "columns of true/false, t/f, yes/no, y/n or 1/0, in upper or lower case", default=()
     )
     classes: tuple[str, ...] = key(
-        'the texts of the label in the order of their class numbers: ["no", "yes"]; numbers when absent', default=()
+        'the texts of the label in the order of their class numbers: ["no", "yes"]; when absent, tables have numbers, and image folders '
+        "the names of the public classes in the order of the alphabet",
+        default=(),
     )
 
     @property
@@ -66,8 +77,10 @@ class ColumnsConfig:
 
     def _coding_needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys of columns that aren't numbers must be."""
-        declared = [*self.coded, *self.classes]
-        yield Need(not declared or format in ("csv", "parquet"), where, declared, "format = csv or parquet with them")
+        tables, classes = ("csv", "parquet"), self.classes
+        yield Need(not self.coded or format in tables, where, list(self.coded), "format = csv or parquet with them")
+        named = not classes or format in (*tables, "images")
+        yield Need(named, f"{where}.classes", list(classes), "format = csv, parquet or images with them")
         twice = sorted({name for name in self.coded if self.coded.count(name) > 1})
         yield Need(not twice, where, twice, "each in one of categorical, levels, dates and booleans")
         roles = [name for name in self.coded if name in (self.target, *self.exclude)]
@@ -81,9 +94,30 @@ class ColumnsConfig:
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
         yield from self._coding_needs(where, format)
-        tabular = format in ("csv", "parquet", "hdf5")
+        tabular, arrays = format in ("csv", "parquet", "arrow", "text"), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
-        yield Need(not self.tokens or format == "hdf5", f"{where}.tokens", True, "format = hdf5")
+        listed = arrays or format == "arrow"
+        yield Need(not self.tokens or listed, f"{where}.tokens", True, "format = hdf5, npz, npy or arrow")
+        texts = format == "text"
+        yield Need(
+            self.length is None or texts or format == "arrow", f"{where}.length", self.length, "format = text or arrow"
+        )
+        yield Need(not texts or self.length is not None, f"{where}.length", None, "the number of tokens of a record")
+        yield Need(
+            not texts or len(self.features or ()) == 1,
+            f"{where}.features",
+            self.features,
+            "the one column of the texts",
+        )
+        yield Need(self.images is None or arrays, f"{where}.images", self.images, "format = hdf5, npz or npy")
+        yield Need(not (self.tokens and self.images), f"{where}.images", True, "tokens = false with it")
+        named = [name for name in ("target", "features", "mask") if getattr(self, name) is not None]
+        yield Need(
+            format != "npy" or not named,
+            f"{where}.{''.join(named[:1])}",
+            "a name",
+            "none: npy has no names; use npz, or labels",
+        )
         yield Need(self.mask is None or self.tokens, f"{where}.mask", self.mask, "columns.tokens = true with it")
         extra = self.constant or self.missing_flag_above is not None
         yield Need(
@@ -109,12 +143,22 @@ def _is_day(text: str) -> bool:
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
 
-    format: Literal["digits", "idx", "csv", "parquet", "hdf5"] = key("the reader")
+    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow", "text"] = key(
+        "the reader"
+    )
     path: str | None = key(
-        "file; ${NAME} is an environment variable; relative to the config file; a name such as ward-*.csv is that of several tables",
+        "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file; a name such as ward-*.csv "
+        "is that of several tables",
         default=None,
     )
-    labels: str | None = key("file of the labels, for idx", default=None)
+    labels: str | None = key(
+        "file of the labels, for idx and npy; for npy it may be absent where one beside is named y as path is named x; for images a "
+        "CSV file of names and labels, absent where each class is a subfolder",
+        default=None,
+    )
+    tokenizer: str | None = key(
+        "text: folder with the file tokenizer.json; every site needs the same, which is compared", default=None
+    )
     rows: tuple[tuple[int, int], ...] | None = key("half-open ranges [first, last) of rows of the file", default=None)
     where: str | None = key('filter on columns, such as "CCU == 1 and Age >= 18"; of images, "label < 5"', default=None)
     rotate: float = key(
@@ -146,10 +190,25 @@ class DataConfig:
         """The column of the unit's id, or "record" where every record is a unit of its own."""
         return "record" if self.unit is None else self.unit
 
+    @property
+    def tokens(self) -> bool:
+        """Whether the records are tokens with their mask."""
+        return self.columns.tokens or self.format == "text"
+
+    @property
+    def images(self) -> bool | None:
+        """Whether the records are images; None where only the file tells."""
+        if self.format in ARRAY_FORMATS and not self.columns.tokens:
+            detected = self.format != "hdf5" or self.columns.target is None
+            return self.columns.images if self.columns.images is not None or detected else False
+        return self.format in ("digits", "idx", "images")
+
     def needs(self, where: str) -> Iterator[Need]:
         """Yield what the keys of one source must be. ``where`` names the section."""
         for first, last in self.rows or ():
             yield Need(0 <= first < last, f"{where}.rows", [first, last], "0 <= first < last")
+        tokenizer = self.tokenizer
+        yield Need(tokenizer is None or self.format == "text", f"{where}.tokenizer", tokenizer, "format = text")
         yield from field_needs(where, self)
         text = self.format == "csv"
         for name, value in (("separator", self.separator), ("decimal", self.decimal), ("encoding", self.encoding)):
@@ -176,7 +235,7 @@ class AllDataConfig:
     )
     public: DataConfig | None = key("public records: pretraining, curvature, clip quantile", default=None)
     record_shape: tuple[int, ...] | None = key(
-        "shape of a record, where no data.public shows it: [28, 28] for idx, [3, 32, 32] or tokens [128] for hdf5",
+        "shape of a record, where no data.public shows it: [28, 28] for grey images, [3, 32, 32] for others or arrays, [128] for tokens",
         Rule("sizes of 1 or more", lambda value: bool(value) and min(value) >= 1),
         default=None,
     )

@@ -254,6 +254,7 @@ def _resolve_paths(config: Config, base: Path) -> Config:
             data,
             path=resolve(data.path, f"{where}.path"),
             labels=resolve(data.labels, f"{where}.labels"),
+            tokenizer=resolve(data.tokenizer, f"{where}.tokenizer"),
             blank=resolve(data.blank, f"{where}.blank"),
         )
 

@@ -25,7 +25,7 @@ def without_paths(config: Config) -> Config:
     """Return the config as a plan carries it: without paths, placement of the engine, [output] and [tune]."""
 
     def strip(data: DataConfig) -> DataConfig:
-        return dataclasses.replace(data, path=None, labels=None, blank=None)
+        return dataclasses.replace(data, path=None, labels=None, tokenizer=None, blank=None)
 
     public, evaluation = config.data.public, config.data.eval
     return dataclasses.replace(

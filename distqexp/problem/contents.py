@@ -14,6 +14,7 @@ from pathlib import Path
 from distqexp.config import DataConfig
 from distqexp.problem.identity import record_files
 from distqexp.problem.readers.bytes import BLOCK
+from distqexp.problem.readers.folders import Folder
 from distqexp.problem.readers.text_bytes import table_source
 from distqexp.problem.selection import select_rows
 from distqexp.problem.slots import id_bytes
@@ -65,6 +66,14 @@ def _file_digests(path: Path, lines: bool) -> list[bytes]:
 
 
 def _blocks(path: Path, text: bool) -> Iterator[bytes]:
+    if path.is_dir():
+        size = 0
+        for block in Folder(path).blocks():
+            yield block
+            size += len(block)
+            if size >= MOST_BYTES:
+                return
+        return
     source, at = table_source(path, text), 0
     while at < MOST_BYTES and (block := source.read(at, BLOCK, short=True)):
         yield block

@@ -23,6 +23,7 @@ from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import facts_of
 from distqexp.problem.readers.dialect import refuse_unlike_dialect
+from distqexp.problem.readers.folders import path_facts
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
 from distqexp.problem.selection import open_blank, select_rows
@@ -46,6 +47,7 @@ class Dataset:
         self._turns = turns
         self.schema = schema
         self._reader = reader.coded(schema.codings)
+        self._reader.follow(schema.shape, schema.class_names)
         self._blank, self._blank_stats = open_blank(data, reader.count)
 
     @property
@@ -174,12 +176,12 @@ class Dataset:
 
     def opened_files(self) -> tuple[tuple[int, int, int, int, int], ...]:
         """Return the facts of the open files, in the order of ``source_files``, whatever their paths name by now."""
-        return tuple(facts_of(stat) for stat in (*self._reader.file_stats(), *self._blank_stats))
+        return (*self._reader.facts(), *map(facts_of, self._blank_stats))
 
     def fingerprint(self) -> str:
         """Return a hash of the files' sizes and times, which shows whether a checkpoint still fits them. Private, local."""
         paths = [*self._reader.files(), *([Path(self.data.blank)] if self.data.blank else [])]
-        facts = [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in (path.stat() for path in paths)]
+        facts = [f"{size}:{time}" for size, time, *_ in map(path_facts, paths)]
         return hashlib.sha256("|".join([self.data.format, *facts]).encode()).hexdigest()
 
     def _read_live(self, rows: IntegerArray) -> tuple[NDArray[Any], NDArray[Any], Faults]:
@@ -248,16 +250,15 @@ def open_dataset(
         FileContentError: a file is damaged, or has other columns than the schema.
     """
     reader = open_reader(data, private) if reader is None else reader
+    reader.follow(schema.shape, schema.class_names)
     schema.check(reader)
     refuse_other_codings(data, schema.codings)
     if reader.dialect is not None and private:
         refuse_unlike_dialect(reader.files()[0], data, reader.dialect, schema.dialect)
     if data.rotate and not reader.image:
-        raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images: digits or idx")
+        raise UsageError(f"data.rotate: found {data.rotate} with format {data.format}; expected images")
     if turns and not reader.image:
-        raise UsageError(
-            f"precision.rotate: found with format {data.format}; expected images: digits or idx; leave it out"
-        )
+        raise UsageError(f"precision.rotate: found with format {data.format}; expected images; leave it out")
     return Dataset(data, schema, reader, turns)
 
 

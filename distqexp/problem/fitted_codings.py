@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 
 from distqexp.arrays import IntegerArray
-from distqexp.config import ColumnsConfig, DataConfig
+from distqexp.config import DataConfig
 from distqexp.config.data import SEPARATORS
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers import Reader
@@ -47,7 +47,7 @@ def fitted_codings(data: DataConfig, reader: Reader, rows: IntegerArray) -> tupl
             f"{reader.path}: categorical columns {some(many, 20)} have more than {MOST_LEVELS} levels; expected categories: list ids and "
             "free texts in data.*.columns.exclude, or declare their common levels in data.public.columns.levels"
         )
-    return codings_of(roles, {name: tuple(sorted(texts)) for name, texts in levels.items()})
+    return codings_of(data, {name: tuple(sorted(texts)) for name, texts in levels.items()})
 
 
 def declared_codings(data: DataConfig) -> tuple[Coding, ...]:
@@ -64,11 +64,17 @@ def declared_codings(data: DataConfig) -> tuple[Coding, ...]:
         raise UsageError(
             f"data.private.columns: {some(absent)} in levels, dates or booleans; expected columns of data.private.columns.features"
         )
-    return codings_of(roles, {})
+    return codings_of(data, {})
 
 
-def codings_of(roles: ColumnsConfig, levels: Mapping[str, tuple[str, ...]]) -> tuple[Coding, ...]:
-    """Return the codings of declared columns, in the order of the keys; ``levels`` are those of columns that declare none."""
+def codings_of(data: DataConfig, levels: Mapping[str, tuple[str, ...]]) -> tuple[Coding, ...]:
+    """Return the codings of declared columns, in the order of the keys; ``levels`` are those of columns that declare none.
+
+    Folders of images have none: their classes have a place of their own in the schema.
+    """
+    roles = data.columns
+    if data.format == "images":
+        return ()
     declared = dict(roles.levels)
     names = dict.fromkeys([*roles.categorical, *declared])
     codings = [Coding(name, "levels", _texts(declared.get(name, levels.get(name, ())))) for name in names]
@@ -81,7 +87,7 @@ def codings_of(roles: ColumnsConfig, levels: Mapping[str, tuple[str, ...]]) -> t
 
 def refuse_other_codings(data: DataConfig, codings: Sequence[Coding]) -> None:
     """Refuse a source that declares another reading of its columns than the plan's, which is the one that is used. Raises UsageError."""
-    declared = codings_of(data.columns, {coding.column: coding.values for coding in codings})
+    declared = codings_of(data, {coding.column: coding.values for coding in codings})
     plan = {coding.column if coding.kind != "classes" else data.columns.target: coding for coding in codings}
     others = [
         coding.column

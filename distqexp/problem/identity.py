@@ -14,7 +14,8 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers import Reader
-from distqexp.problem.readers.base import facts_of
+from distqexp.problem.readers.base import facts_of, label_file
+from distqexp.problem.readers.folders import Folder, path_facts
 from distqexp.problem.readers.patterns import matching_files
 from distqexp.problem.selection import open_blank, select_rows
 
@@ -48,7 +49,7 @@ def source_files(data: DataConfig) -> list[Path]:
 
     A pattern stands for the files that it names now, or for itself where it names none.
     """
-    others = [data.labels if data.format == "idx" else None, data.blank]
+    others = [label_file(data), data.blank]
     return [*record_files(data), *(Path(path) for path in others if path is not None)]
 
 
@@ -64,7 +65,7 @@ def file_facts(data: DataConfig) -> FileFacts:
     files = []
     for path in source_files(data):
         try:
-            files.append(facts_of(path.stat()))
+            files.append(path_facts(path))
         except OSError:
             raise another_file(data) from None
     return FileFacts(socket.gethostname(), tuple(files))
@@ -101,7 +102,7 @@ def fingerprint(data: DataConfig, facts: FileFacts, open_reader: Callable[[], Re
     if data.unit is not None or data.where is not None or data.blank is not None:
         reader = open_reader()
         blank, blank_stats = open_blank(data, reader.count)
-        require_opened(data, facts, tuple(facts_of(stat) for stat in (*reader.file_stats(), *blank_stats)))
+        require_opened(data, facts, (*reader.facts(), *map(facts_of, blank_stats)))
         rows = select_rows(data, reader, keep_blank=True)
         parts += [rows.tobytes(), blank[rows].tobytes(), *_columns(data, reader, rows)]
     return digest(*parts).hex()
@@ -134,10 +135,10 @@ def same_file(one: DataConfig, other: DataConfig) -> bool:
         return False
     first, second = Path(one.path), Path(other.path)
     try:
-        stats = [path.stat() for path in (first, second)]
+        sizes = [path_facts(path)[0] for path in (first, second)]
     except OSError:
         return False
-    if stats[0].st_size != stats[1].st_size or not all(path.is_file() for path in (first, second)):
+    if sizes[0] != sizes[1] or [path.is_file() or path.is_dir() for path in (first, second)] != [True, True]:
         return False
     return file_digest(first) == file_digest(second)
 
@@ -154,9 +155,13 @@ def content_digest(data: DataConfig) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """Return the SHA-256 of a file. Raises FileContentError when it can't be read."""
+    """Return the SHA-256 of a file, or of the names and bytes of a folder. Raises FileContentError when it can't be read."""
     digest = hashlib.sha256()
     try:
+        if path.is_dir():
+            for block in Folder(path).blocks():
+                digest.update(block)
+            return digest.digest()
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

@@ -12,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.arrays import FloatArray, IntegerArray
-from distqexp.config import DataConfig
+from distqexp.config import ARRAY_FORMATS, DataConfig
 from distqexp.errors import FileContentError, UsageError
+from distqexp.problem import declared
 from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
 from distqexp.problem.id_columns import looks_like_id
 from distqexp.problem.losses import is_own
 from distqexp.problem.readers import Reader, open_reader
-from distqexp.problem.readers.base import some
+from distqexp.problem.readers.base import PIXELS, some
 from distqexp.problem.readers.codings import Coding
 from distqexp.problem.readers.dialect import Dialect
 from distqexp.problem.readers.table import TableReader
+from distqexp.problem.readers.tokenizer import open_tokenizer
 from distqexp.problem.selection import select_rows
 
-IMAGE_FORMATS = ("digits", "idx")
 _VALUES_AT_ONCE = 2**24
 _ROWS_AT_ONCE = 1024
 
@@ -52,6 +53,8 @@ class Schema:
         constant: whether the inputs end with a constant 1.
         tokens: whether inputs are int64 (n, 2, L), tokens of 0 .. vocabulary - 1 and their mask.
         vocabulary: the number of tokens, where it is known.
+        class_names: what the classes are called in image folders, in the order of their numbers; empty where labels are numbers.
+        tokenizer: the digest of the tokenizer that makes tokens of texts, if one does.
         codings: how the columns that aren't numbers are read, and the label.
         dialect: how the public file is written, where it is a CSV file.
         id_like: the features that look like ids in public records, which a warning names.
@@ -72,6 +75,8 @@ class Schema:
     constant: bool = False
     tokens: bool = False
     vocabulary: int | None = None
+    class_names: tuple[str, ...] = ()
+    tokenizer: str | None = None
     codings: tuple[Coding, ...] = ()
     dialect: Dialect | None = None
     id_like: tuple[str, ...] = ()
@@ -131,6 +136,11 @@ class Schema:
     def check(self, reader: Reader) -> None:
         """Raise FileContentError unless the reader's file has the schema's columns and shape; the message names both."""
         where = ", ".join(str(path) for path in reader.files()) or "the file"
+        if self.names == (PIXELS,) != reader.names and self.image and not reader.image:
+            raise FileContentError(
+                f"{where}: its records aren't images of bytes, as the plan's are; expected uint8 in 3 or 4 dimensions, or another format "
+                "of images; write them so, and set data.*.columns.images = true"
+            )
         missing = [name for name in self.names if name not in reader.names]
         unexpected = [name for name in reader.names if name not in self.names]
         if missing or unexpected or len(self.names) != len(reader.names):
@@ -140,6 +150,12 @@ class Schema:
             )
         if self.shape is not None and tuple(reader.shape) != self.shape:
             raise FileContentError(f"{where}: records of shape {tuple(reader.shape)}; expected the plan's {self.shape}")
+        if reader.tokenizer is not None and reader.tokenizer != self.tokenizer:
+            expected = (self.tokenizer or "none")[:16]
+            raise FileContentError(
+                f"data.tokenizer: its digest is {reader.tokenizer[:16]}; expected {expected}, the plan's: every site needs the same files; "
+                "get them from whoever made the plan"
+            )
         single = self.loss != "mean-squared-error" and not is_own(self.loss)
         if single and reader.target_shape not in ((), (1,)):
             raise FileContentError(
@@ -194,12 +210,22 @@ class Schema:
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
         need(all(scale > 0 for scale in self.scales), "scales must be above 0")
         need(self.bound is None or (type(self.bound) is float and 0 < self.bound < math.inf), "bound must be above 0")
+        names = self.class_names
+        need(_all(names, str) and len(set(names)) == len(names), "class names must be distinct texts")
+        need(self.tokenizer is None or (isinstance(self.tokenizer, str) and self.tokens), "a tokenizer makes tokens")
         need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
         vector = self.shape is not None and len(self.shape) == 1
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
 
 
-def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reader: Reader | None = None) -> Schema:
+def fit_schema(
+    data: DataConfig,
+    *,
+    loss: str,
+    classes: int | None = None,
+    reader: Reader | None = None,
+    record_shape: tuple[int, ...] | None = None,
+) -> Schema:
     """Fit a schema on the public records that ``data`` selects (rows, where, blank).
 
     Medians ignore missing values and those beyond float32. Means and scales (the standard deviation, or 1 where it is zero) are
@@ -210,19 +236,23 @@ def fit_schema(data: DataConfig, *, loss: str, classes: int | None = None, reade
         loss: the name of the loss.
         classes: the number of classes, where it is known.
         reader: a reader of the source, where one is open already.
+        record_shape: the shape of a record as the config declares it, which images in folders are resized to.
     """
     reader = open_reader(data) if reader is None else reader
     rows = select_rows(data, reader)
     if len(rows) == 0:
         raise UsageError("data.public: rows and where leave no record; expected at least one; widen them")
     roles = data.columns
-    tokens = roles.tokens
+    tokens, numbers = data.tokens, loss == "mean-squared-error"
+    reader.survey(rows, record_shape, numbers)
     codings = fitted_codings(data, reader, rows)
     reader = reader.coded(codings)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
     base = dataclasses.replace(base, codings=codings, dialect=reader.dialect)
+    if data.format == "images" and not numbers:
+        base = dataclasses.replace(base, class_names=roles.classes or reader.class_names)
     if reader.image or tokens:
-        return base
+        return dataclasses.replace(base, tokenizer=reader.tokenizer)
     _check_extras(data, len(reader.shape))
     medians, means, scales, shares = [], [], [], []
     id_like: list[str] = []
@@ -269,32 +299,35 @@ def schema_from_config(
         data: the private source.
         loss: the name of the loss.
         classes: the number of classes, where it is known.
-        record_shape: the shape of an idx image (h, w), of an hdf5 array, or of the tokens (L,) of an hdf5 record.
+        record_shape: the shape of a grey image (h, w) or of another (c, h, w), of an array's record, or of its tokens (L,).
     """
     if data.format == "digits":
         return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
-    if data.format == "idx":
-        if record_shape is not None and len(record_shape) != 2:
-            raise UsageError(f"data.record_shape: {list(record_shape)}; for idx expected [height, width]")
-        shape = None if record_shape is None else (1, *record_shape)
-        return Schema(loss, True, ("pixels",), shape, 1.0 / 255.0, classes)
+    if data.images:
+        shape = None if record_shape is None else declared.image_shape(record_shape, grey=data.format == "idx")
+        names = declared.class_names(data, loss, shape) if data.format == "images" else ()
+        return Schema(loss, True, (PIXELS,), shape, 1.0 / 255.0, classes, class_names=names)
     roles = data.columns
+    if data.format in ("npy", "npz") and data.images is None:
+        raise UsageError("data.*.columns.images: not given; without data.public, expected true or false")
     if roles.winsorise_above is not None:
         raise UsageError("data.*.columns.winsorise_above: needs data.public, whose moments it counts in; remove it")
-    if roles.features is None:
+    features = ("features",) if data.format == "npy" else roles.features
+    if features is None:
         raise UsageError("data.*.columns.features: not given; without data.public, expected the list of the features")
-    if data.format == "hdf5":
+    if data.format in ARRAY_FORMATS:
         if roles.constant:
-            raise UsageError("data.*.columns.constant: true; with hdf5 it needs data.public; remove it, or use a bias")
+            raise UsageError(
+                "data.*.columns.constant: true; with arrays it needs data.public; remove it, or use a bias"
+            )
         if not roles.tokens:
-            return Schema(loss, False, roles.features, record_shape, 1.0, classes)
-        if record_shape is None or len(record_shape) != 1:
-            actual = "absent" if record_shape is None else list(record_shape)
-            raise UsageError(f"data.record_shape: {actual}; for tokens without data.public, expected [length]")
-        return Schema(loss, False, roles.features, (2, *record_shape), 1.0, classes, tokens=True)
+            return Schema(loss, False, features, record_shape, 1.0, classes)
+    if data.tokens:
+        tokenizer = None if data.tokenizer is None else open_tokenizer(data.tokenizer).digest
+        shape = declared.token_shape(data, record_shape)
+        return Schema(loss, False, features, shape, 1.0, classes, tokens=True, tokenizer=tokenizer)
     codings = declared_codings(data)
-    names = roles.features
-    return Schema(loss, False, names, (len(names),), 1.0, classes, constant=roles.constant, codings=codings)
+    return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant, codings=codings)
 
 
 def _check_extras(data: DataConfig, dimensions: int) -> None:

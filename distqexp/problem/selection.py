@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from distqexp.config import DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.filters import parse_filter
 from distqexp.problem.readers.base import Reader, existing_file
+from distqexp.problem.readers.npy import npy_header
 
 
 def select_rows(data: DataConfig, reader: Reader, keep_blank: bool = False) -> IntegerArray:
@@ -59,7 +59,7 @@ def open_blank(data: DataConfig, count: int) -> tuple[BoolArray, tuple[os.stat_r
     try:
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
-            shape, _, dtype = _npy_header(file)
+            shape, _, dtype = npy_header(file)
             entries = np.frombuffer(file.read(count + 1), dtype=np.uint8)
     except Exception:  # noqa: BLE001 - numpy meets a damaged header with exceptions of every class
         raise FileContentError(f"{path}: not a whole .npy array; expected booleans, one a row of the file") from None
@@ -67,10 +67,3 @@ def open_blank(data: DataConfig, count: int) -> tuple[BoolArray, tuple[os.stat_r
         raise FileContentError(f"{path}: not a vector of booleans, one a row of the data file; make it anew")
     blank: BoolArray = entries != 0
     return blank, (stat,)
-
-
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read shape, order and type of an array; np.load would make room for whatever shape a file declares."""
-    npy = np.lib.format
-    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-    return read(file)

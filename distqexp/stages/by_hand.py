@@ -69,6 +69,7 @@ class SketchOrder:
     release: Path | None = None
     shard: str | None = None
     labels: Path | None = None
+    tokenizer: Path | None = None
     blank: Path | None = None
     population: str | None = None
     noise_seed: int | None = None
@@ -84,7 +85,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     state = _state_after(
         plan, engine, order.release, order.ledger, lambda release: refuse_test_noise(release, order.noise_seed), worker
     )
-    spec = _shard_data(plan, order.shard, order.data, out, order.labels, order.blank)
+    spec = _shard_data(plan, order.shard, order.data, out, order.labels, order.blank, order.tokenizer)
 
     def open_books() -> Charging:
         books = Charging(Ledger.open(order.ledger), order.noise_seed, unit=spec.unit_name)
@@ -195,15 +196,16 @@ def check_source(
     data: Path | None = None,
     labels: Path | None = None,
     blank: Path | None = None,
+    tokenizer: Path | None = None,
 ) -> list[str]:
     """Describe a shard's records to their owner, in lines, as ``api.check`` describes. The lines are private."""
     if not isinstance(source, Config):
         plan = _received_plan(source)
-        spec = _shard_data(plan, shard, data, None, labels, blank)
+        spec = _shard_data(plan, shard, data, None, labels, blank, tokenizer)
         return check_records(plan.schema, [spec], build_network(plan.config))
-    if data is not None or labels is not None or blank is not None:
+    if any(path is not None for path in (data, labels, blank, tokenizer)):
         raise UsageError(
-            "check: data, labels or blank with a config, which names them itself; expected them with a plan"
+            "check: data, labels, tokenizer or blank with a config, which names them itself; expected them with a plan"
         )
     specs = [spec for spec in source.data.private if shard is None or (spec.shard or "all") == shard]
     if not specs:
@@ -280,7 +282,13 @@ def _stored_void(path: Path) -> Void | None:
 
 
 def _shard_data(
-    plan: Plan, shard: str | None, data: Path | None, out: Path | None, labels: Path | None, blank: Path | None
+    plan: Plan,
+    shard: str | None,
+    data: Path | None,
+    out: Path | None,
+    labels: Path | None,
+    blank: Path | None,
+    tokenizer: Path | None = None,
 ) -> DataConfig:
     """Return the shard of that name, or of the name of ``data`` or ``out``, with its files on this machine. Raises UsageError."""
     names = plan.config.shards
@@ -305,6 +313,7 @@ def _shard_data(
         path=None if data is None else str(data.absolute()),
         labels=None if labels is None else str(labels.absolute()),
         blank=None if blank is None else str(blank.absolute()),
+        tokenizer=None if tokenizer is None else str(tokenizer.absolute()),
     )
 
 

@@ -14,7 +14,7 @@ from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import WORDS, Fault, label_rule, token_rule
 from distqexp.problem.network import Network
 from distqexp.problem.readers import Reader
-from distqexp.problem.readers.base import some
+from distqexp.problem.readers.base import LABEL, some
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import NO_ROW, SlotMap
 
@@ -112,7 +112,10 @@ def _lines_by_column(counts: Counter[str]) -> Iterator[str]:
 
 
 def _columns(data: DataConfig, schema: Schema) -> str:
-    parts = [f"{len(schema.names)} of features ({some(schema.names)})", f"labels {data.columns.target or data.labels}"]
+    parts = [
+        f"{len(schema.names)} of features ({some(schema.names)})",
+        f"labels {data.columns.target or data.labels or LABEL}",
+    ]
     if data.columns.mask is not None:
         parts.append(f"mask {data.columns.mask}")
     parts.append("a record is a unit" if data.unit is None else f"unit ids {data.unit}")

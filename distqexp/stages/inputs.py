@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from distqexp.config import Config, DataConfig
+from pathlib import Path
+
+from distqexp.config import FOLDER_FORMATS, Config, DataConfig
 from distqexp.problem.checkpoints import existing_weights
-from distqexp.problem.readers.base import existing_file
+from distqexp.problem.readers.base import existing_file, existing_folder, label_file
 from distqexp.problem.readers.patterns import existing_files
 
 
@@ -23,8 +25,14 @@ def check_files(where: str, data: DataConfig | None) -> None:
     if data is None:
         return
     if data.format != "digits":
-        existing_files(data.path, f"{where}.path")
-    if data.format == "idx":
-        existing_file(data.labels, f"{where}.labels")
+        is_folder = data.format in FOLDER_FORMATS or (data.format == "text" and Path(data.path or "x").is_dir())
+        if is_folder:
+            existing_folder(data.path, f"{where}.path")
+        else:
+            existing_files(data.path, f"{where}.path")
+    if data.format == "text":
+        existing_folder(data.tokenizer, f"{where}.tokenizer")
+    if data.format == "idx" or label_file(data) is not None:
+        existing_file(label_file(data), f"{where}.labels")
     if data.blank is not None:
         existing_file(data.blank, f"{where}.blank")

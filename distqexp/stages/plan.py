@@ -27,6 +27,8 @@ from distqexp.problem.network import Network
 from distqexp.problem.own_losses import check_own_loss, own_loss
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.pretrained import FROM_FOLDER, resolved
+from distqexp.problem.readers.base import some
+from distqexp.problem.readers.tokenizer import check_vocabulary
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
@@ -147,7 +149,8 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     if config.data.public is None:
         schema = schema_from_config(config.data.private[0], loss=loss, record_shape=config_shape)
     else:
-        schema = fit_schema(config.data.public, loss=loss, reader=readers.of(config.data.public, private=False))
+        reader = readers.of(config.data.public, private=False)
+        schema = fit_schema(config.data.public, loss=loss, reader=reader, record_shape=config_shape)
     shape = schema.input_shape
     if shape is None:
         _refuse_untried(loss)
@@ -158,6 +161,9 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
         )
     if schema.tokens:
         schema = dataclasses.replace(schema, vocabulary=vocabulary_of(network, schema.record_shape[0]))
+        source = config.data.public or config.data.private[0]
+        if source.format == "text":
+            check_vocabulary(source.tokenizer, schema.vocabulary)
     with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
     refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
@@ -168,6 +174,11 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     if outputs.ndim != 2:
         raise UsageError(
             f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
+        )
+    if len(schema.class_names) > outputs.shape[1]:
+        raise UsageError(
+            f"model.args: {outputs.shape[1]} outputs for the {len(schema.class_names)} classes {some(schema.class_names)}; expected one a "
+            "class, or more"
         )
     return dataclasses.replace(schema, classes=int(outputs.shape[1]))
 

@@ -136,6 +136,13 @@ def written(folder: Path, format: str, seed: int) -> DataConfig:
         )
         (folder / "labels").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 12]) + y.astype(np.uint8).tobytes())
         return DataConfig(format="idx", path="data.idx", labels="labels")
+    if format == "npy":
+        np.save(folder / "data", x)
+        np.save(folder / "labels", y)
+        return DataConfig(format="npy", path="data.npy", labels="labels.npy")
+    if format == "npz":
+        np.savez(folder / "data.npz", x=x, y=y)
+        return DataConfig(format="npz", path="data.npz")
     if format == "parquet":
         table = pyarrow.table({"y": y, **{f"x{i}": x[:, i].astype(float) for i in range(4)}})
         pyarrow.parquet.write_table(table, folder / "data")
@@ -151,7 +158,7 @@ def written(folder: Path, format: str, seed: int) -> DataConfig:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("format", ["idx", "csv", "parquet", "hdf5"])
+@pytest.mark.parametrize("format", ["idx", "csv", "parquet", "hdf5", "npy", "npz"])
 def test_every_reader_tells_which_files_it_opened(
     format: str, way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

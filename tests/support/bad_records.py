@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from image_folders import BAD, picture
 from token_files import LENGTH, VOCABULARY, random_tokens
 
 from distqexp.problem.faults import Fault
@@ -192,6 +193,26 @@ def idx_images(folder: Path, spoil: bool = True, name: str = "private") -> Spoil
     return Spoiled({"format": "idx", **paths}, faults)
 
 
+def image_folder(folder: Path, spoil: bool = True, name: str = "private") -> Spoiled:
+    """PNG images, some of them damaged, in a folder with a CSV of their names and labels."""
+    random = np.random.default_rng(int(spoil))
+    images, labels = random.integers(0, 255, (ROWS, 28, 28), np.uint8), [str(row % 3) for row in range(ROWS)]
+    files, faults = [f"{row}.png" for row in range(ROWS)], {}
+    (folder / name).mkdir()
+    for file, values in zip(files, images, strict=True):
+        (folder / name / file).write_bytes(picture(values))
+    if spoil:
+        for row, content in enumerate(BAD.values()):
+            (folder / name / files[row]).write_bytes(content)
+            faults[row] = Fault.UNREADABLE
+        labels[20:23], files[23:25] = ["3", "cat", ""], ["gone.png", "../private.csv"]
+        faults |= {20: Fault.LABEL_OUT_OF_RANGE, 21: Fault.UNREADABLE, 22: Fault.LABEL_MISSING}
+        faults |= {23: Fault.UNREADABLE, 24: Fault.UNREADABLE}
+    lines = [f"{file},{label}" for file, label in zip(files, labels, strict=True)]
+    (folder / f"{name}.csv").write_text("\n".join(["file,label", *lines]))
+    return Spoiled({"format": "images", "path": str(folder / name), "labels": str(folder / f"{name}.csv")}, faults)
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "table": {"factory": "distqexp.problem.models:logistic", "args": {"inputs": 2}, "loss": "binary-cross-entropy"},
     "arrays": {"factory": "distqexp.problem.models:logistic", "args": {"inputs": 4, "outputs": 3}, "loss": "cross-entropy"},
@@ -210,6 +231,7 @@ FORMATS: dict[str, tuple[str, Any, Any]] = {
     "hdf5 regression": ("regression", regression_arrays, lambda folder: regression_arrays(folder, False, "public.h5").source),
     "hdf5 tokens": ("tokens", token_arrays, lambda folder: token_arrays(folder, False, "public.h5").source),
     "idx": ("images", idx_images, lambda folder: idx_images(folder, False, "public").source),
+    "image folder": ("images", image_folder, lambda folder: image_folder(folder, False, "public").source),
 }  # fmt: skip
 """Name: the model, and what writes private and public files."""
 

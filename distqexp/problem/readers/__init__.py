@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import Reader
 from distqexp.problem.readers.patterns import existing_files, is_pattern
+
+_OTHERS = {
+    "npy": ("npy", "NpyReader"),
+    "npz": ("npy", "NpzReader"),
+    "images": ("image_folder", "ImageFolderReader"),
+    "arrow": ("arrow", "ArrowReader"),
+    "text": ("text", "TextReader"),
+}
+"""Module and class of formats whose libraries not every run needs."""
 
 __all__ = ["Reader", "open_reader"]
 
@@ -56,4 +66,8 @@ def _reader(data: DataConfig, private: bool) -> Reader:
         from distqexp.problem.readers.hdf5 import Hdf5Reader
 
         return Hdf5Reader(data)
-    raise UsageError(f"data.format: found {data.format!r}; expected digits, idx, csv, parquet or hdf5")
+    if data.format in _OTHERS:
+        module, name = _OTHERS[data.format]
+        reader: Reader = getattr(import_module(f"distqexp.problem.readers.{module}"), name)(data)
+        return reader
+    raise UsageError(f"data.format: found {data.format!r}; expected one of those in docs/config.md")

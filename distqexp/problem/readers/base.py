@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,6 +24,11 @@ from distqexp.storage.content import Request
 
 LABEL = "label"
 """The column that filters of images may name."""
+PIXELS = "pixels"
+"""The one name of the features of images, whatever file they come from."""
+
+_FEATURE_WORD = re.compile(r"(?i)(?<![^\W_])(x|images?|features?|inputs?)(?![^\W_])")
+_LABEL_WORDS = ("y", "Y", "label", "labels", "target", "targets")
 
 
 class Reader(ABC):
@@ -35,6 +41,8 @@ class Reader(ABC):
         scale: the factor on raw features (pixels).
         image: whether records are images, which aren't standardised.
         target_shape: the shape of one record's target.
+        class_names: what the classes are called, where labels are texts; a label's number is its place.
+        tokenizer: the digest of the tokenizer that turns texts into tokens, if one does.
         private: whether the file plays a private role. In public files, entries that are no numbers and missing ids are refused with an
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
@@ -47,6 +55,8 @@ class Reader(ABC):
     scale: float = 1.0
     image: bool = False
     target_shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    tokenizer: str | None = None
     private: bool = False
     dialect: Dialect | None = None
 
@@ -56,6 +66,24 @@ class Reader(ABC):
 
         They are numbers (uint8 or floating), NaN where missing; tokens are int64 (n, 2, L) with their mask.
         """
+
+    def survey(self, rows: IntegerArray, record_shape: tuple[int, ...] | None, numbers: bool) -> None:
+        """Learn from these public rows what single records may differ in: ``shape`` and ``class_names``.
+
+        Args:
+            rows: the rows of a public file.
+            record_shape: the declared shape of a record, which goes first.
+            numbers: whether labels are numbers, not classes.
+
+        Raises:
+            UsageError: the rows differ, and nothing is declared.
+            FileContentError: a record can't be read.
+        """
+        return  # most files say it all by themselves
+
+    def follow(self, shape: tuple[int, ...] | None, class_names: tuple[str, ...]) -> None:
+        """Take over a plan's shape of a record and names of classes, where the file doesn't fix them by itself."""
+        return
 
     def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
         """Return bool (n, len(names) + 1): which entries of ``names`` and of the target are no numbers.
@@ -71,6 +99,10 @@ class Reader(ABC):
     def file_stats(self) -> tuple[os.stat_result, ...]:
         """Return the stat results of the open files, in the order of ``files``, whatever their paths name by now."""
         return ()
+
+    def facts(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Return the facts (see ``facts_of``) of the open files, in the order of ``files``, whatever their paths name by now."""
+        return tuple(facts_of(stat) for stat in self.file_stats())
 
     @abstractmethod
     def check_whole(self) -> None:
@@ -123,6 +155,39 @@ def existing_file(path: str | None, key: str) -> Path:
     if not os.access(file, os.R_OK):
         raise UsageError(f"{key}: {path}: not readable; change its permissions")
     return file
+
+
+def existing_folder(path: str | None, key: str) -> Path:
+    """Return the path if it is a readable folder; else raise UsageError, which names the config key."""
+    if path is None:
+        raise UsageError(f"{key}: not given; expected the path of a folder")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{key}: {path}: {'not a folder' if folder.exists() else 'no such folder'}; correct the path")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"{key}: {path}: not readable; change its permissions")
+    return folder
+
+
+def label_file(data: DataConfig) -> str | None:
+    """Return the path of the file of labels: of idx, of image folders that have one, and of npy.
+
+    For npy it may be absent in the config, where just one file beside the features has their name with the word for features
+    replaced by one for labels: x-train.npy and y-train.npy, images.npy and labels.npy. Raises UsageError where it can't be told.
+    """
+    if data.format in ("idx", "images"):
+        return data.labels
+    if data.format != "npy" or data.labels is not None or data.path is None:
+        return data.labels if data.format == "npy" else None
+    path = Path(data.path)
+    words = list(_FEATURE_WORD.finditer(path.name.removesuffix(".npy")))
+    names = [f"{path.name[: words[-1].start()]}{word}{path.name[words[-1].end() :]}" for word in _LABEL_WORDS if words]
+    found = [name for name in names if path.with_name(name).is_file()]
+    if len(found) != 1:
+        raise UsageError(
+            f"data.labels: not given, and {some(found)} beside {path.name} could be it; expected the .npy file of the labels"
+        )
+    return str(path.with_name(found[0]))
 
 
 def feature_names(columns: Sequence[str], data: DataConfig, path: Path) -> tuple[str, ...]:
@@ -200,7 +265,7 @@ def check_first(path: Path, task: str, columns: tuple[str, ...] = ()) -> os.stat
 
     Args:
         path: the file.
-        task: "structure" of HDF5, or "texts" of Parquet.
+        task: "structure" of HDF5, "texts" of Parquet, or "batches" of Arrow.
         columns: the columns that are looked at.
 
     Returns:

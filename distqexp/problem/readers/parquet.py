@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class ParquetReader(TableReader):
     """A Parquet file, whose row groups are read one at a time; the last one is kept."""
 
     def __init__(self, data: DataConfig) -> None:
-        path = existing_file(data.path, "data.path")
+        path = self._located(data)
         self._path = path
         self._file: Any = None
         self._last_group: tuple[int, tuple[str, ...], Any] | None = None
@@ -50,6 +51,9 @@ class ParquetReader(TableReader):
                 "expected smaller ones; write it anew with fewer rows a group"
             )
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+    def _located(self, data: DataConfig) -> Path:
+        return existing_file(data.path, "data.path")
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         columns = tuple(dict.fromkeys([*names, self.target]))

@@ -165,7 +165,7 @@ class CsvReader(TableReader):
                 numbers = self.codings[name].numbers(entries)
             else:
                 numbers = numbers_of(None if text is None else self.dialect.number_text(text) for text in entries)
-            marks[:, at] |= [number is None for number in numbers]
+            marks[:, at] |= np.array([number is None for number in numbers], dtype=np.bool_)
         return marks
 
     def file_stats(self) -> tuple[os.stat_result, ...]:

@@ -35,7 +35,9 @@ def main() -> None:
     task, request = sys.argv[1], Request(**json.loads(sys.argv[2]))
     with os.fdopen(0, "rb", closefd=False) as file, os.fdopen(1, "wb", closefd=False) as answer:
         if task == "texts":
-            import distqexp.storage.confined.parquet  # noqa: F401 - with its library, while there is no limit yet
+            import distqexp.storage.confined.parquet
+        if task == "batches":
+            import distqexp.storage.confined.arrow  # noqa: F401
         send(answer, {"ready": True})
         set_limits(request.length)
         serve(task, request, file, answer)
@@ -45,7 +47,8 @@ def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None
     """Serve one request.
 
     Args:
-        task: "content" (see ``read_content``), "structure" (see ``check_structure``) or "texts" (see ``check_texts``).
+        task: "content" (see ``read_content``), "structure" (see ``check_structure``), "texts" (see ``check_texts``) or "batches"
+            (see ``check_batches``).
         request: What to read or check.
         file: The open file.
         answer: The stream that the frames go to.
@@ -57,6 +60,10 @@ def serve(task: str, request: Request, file: BinaryIO, answer: BinaryIO) -> None
                 send(answer, frame, array)
         elif task == "structure":
             check_structure(file, request)
+        elif task == "batches":
+            from distqexp.storage.confined.arrow import check_batches
+
+            check_batches(file, request)
         else:
             from distqexp.storage.confined.parquet import check_texts  # imports a library that HDF5 files don't need
 

@@ -67,7 +67,8 @@ def check_confined(file: BinaryIO, request: Request, task: str) -> None:
     Args:
         file: The open file.
         request: What to check.
-        task: "structure" for ``confined.hdf5.check_structure``, "texts" for ``confined.parquet.check_texts``.
+        task: "structure" for ``confined.hdf5.check_structure``, "texts" for ``confined.parquet.check_texts``, "batches" for
+            ``confined.arrow.check_batches``.
 
     Raises:
         FileContentError: The file is refused, or the child crashed or took too much time or memory.
