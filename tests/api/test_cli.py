@@ -244,7 +244,7 @@ def test_verify(run: Commands, task: Path) -> None:
     assert run.fit(task, "--out", out).code == 0
     lines = run.done("verify", out).out.splitlines()
     assert len([line for line in lines if ".h5: " in line or "certificate.json: " in line]) == 5
-    assert len(lines) == 10  # and the model in two forms, progress, and the report in two
+    assert len(lines) == 11  # and the model in two forms with its description, progress, and the report in two
     assert run.done("verify", out / "plan.h5", out / "certificate.json").out.count("\n") == 2
 
     model = out / "model.safetensors"

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_runs import make_config, plan_of, random_table
 
@@ -57,7 +58,10 @@ def test_the_last_lines_of_a_run(
     assert any(line == f"distqexp: model: {tmp_path / 'run' / 'model.safetensors'}" for line in lines)
     assert not any("worse" in line for line in lines)
     # A run that must end worse: the released point is replaced by a bad one.
-    monkeypatch.setattr("distqexp.stages.release.moved_parameters", lambda plan, state, *_: state.theta + 30.0)
+    monkeypatch.setattr(
+        "distqexp.stages.release.moved_parameters",
+        lambda plan, state, *_: state.theta + 30.0 * np.sin(np.arange(plan.d)),
+    )
     monkeypatch.setattr("distqexp.stages.guard.Guard.moved", lambda self, start, end: (end, 0))
     arguments[1] = str(tmp_path / "worse")
     assert fit.main(arguments) == 0

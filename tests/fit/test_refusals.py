@@ -113,7 +113,6 @@ PLAN_REFUSALS = [
     (["model.trainable=['head.*']"], ["model.trainable", "head.*"]),
     (["data.public.rows=[[0,5],[4,9]]"], ["data.rows", "overlaps"]),
     (["data.public.where='age >'"], ["data.where", "expected comparisons"]),
-    (["mechanism.noise=discrete", "privacy.epsilon=1000"], ["privacy.epsilon", "1000"]),
 ]
 
 
