@@ -34,6 +34,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], bool]] = {
     "one candidate": ("Vectors", {"kind": "one candidate"}, VECTORS, False),
     "named output": ("Vectors", {"kind": "named"}, VECTORS, False),
     "sparse": ("Means", {"sparse": True}, TOKENS, False),
+    "sparse bag": ("Means", {"bag": True, "sparse": True}, TOKENS, False),
     "scripted": ("scripted", {}, VECTORS, True),
     "scripted inside": ("scripted", {"whole": False}, VECTORS, True),
     "DataParallel": ("wrapped", {"kind": "parallel"}, VECTORS, False),
