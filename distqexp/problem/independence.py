@@ -90,10 +90,10 @@ def refuse_coupling(
 def vocabulary_of(network: Network, length: int) -> int:
     """Return the number of tokens that the model knows.
 
-    It is the number of rows of the smallest nn.Embedding that reads the tokens as they are. A record has ``length`` tokens. Raises
-    UsageError when there is no such layer.
+    It is the number of rows of the smallest nn.Embedding or nn.EmbeddingBag that reads the tokens as they are. A record has ``length``
+    tokens. Raises UsageError when there is no such layer.
     """
-    layers = [module for module in network.module.modules() if isinstance(module, nn.Embedding)]
+    layers = [module for module in network.module.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
     readers = set(layers)
     for token in (0, 1):
         records = torch.stack([torch.full((1, length), token), torch.ones(1, length, dtype=torch.int64)], dim=1)

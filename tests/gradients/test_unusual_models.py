@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_runs import context_of, plan_of, unit_integers
 from torch.nn import functional
+from unusual_tasks import SERIES, TOKENS, VECTORS, config_of
 
-from distqexp.config import Config, config_from_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.gradients.setup import build_network
@@ -20,7 +20,6 @@ from distqexp.gradients.worker import Worker
 from distqexp.stages.plan import describe_plan
 from distqexp.stages.shards import open_shards
 
-VECTORS, SERIES, TOKENS = (6,), (4, 3), (5,)
 TAKEN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], bool]] = {
     "gru": ("Last", {}, SERIES, True),
     "packed gru": ("Packed", {}, TOKENS, True),
@@ -35,6 +34,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], bool]] = {
     "one candidate": ("Vectors", {"kind": "one candidate"}, VECTORS, False),
     "named output": ("Vectors", {"kind": "named"}, VECTORS, False),
     "sparse": ("Means", {"sparse": True}, TOKENS, False),
+    "sparse bag": ("Means", {"bag": True, "sparse": True}, TOKENS, False),
     "scripted": ("scripted", {}, VECTORS, True),
     "scripted inside": ("scripted", {"whole": False}, VECTORS, True),
     "DataParallel": ("wrapped", {"kind": "parallel"}, VECTORS, False),
@@ -53,33 +53,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, ...], str]] = {
     "factory": ("broken", {}, VECTORS, r"KeyError: 'weights', at unusual_models.py:\d+ in broken"),
     "all frozen": ("frozen_body", {"whole": True}, VECTORS, "that the factory left trainable"),
 }  # fmt: skip
-
-
-def config_of(folder: Path, factory: str, args: dict[str, Any], shape: tuple[int, ...], **sections: Any) -> Config:
-    """A config on files of random records of this shape, which are written too."""
-    random, tokens = np.random.default_rng(0), shape == TOKENS
-    for name, count in (("public", 20), ("private", 12)):
-        with h5py.File(folder / f"{name}.h5", "w") as file:
-            file["x"] = (
-                random.integers(0, 11, (count, *shape)) if tokens else random.normal(size=(count, *shape)).astype("f4")
-            )
-            file["m"] = (np.arange(shape[0]) < random.integers(1, shape[0] + 1, (count, 1))).astype("i1")
-            file["y"] = random.integers(0, 3, count)
-    more = {"tokens": True, "mask": "m"} if tokens else {"standardise": False}
-    columns = {"features": ["x"], "target": "y", **more}
-
-    def source(name: str) -> dict[str, Any]:
-        return {"format": "hdf5", "path": str(folder / f"{name}.h5"), "columns": columns}
-
-    tree = {
-        "model": {"factory": f"unusual_models:{factory}", "args": args, "loss": "cross-entropy"},
-        "data": {"population": "people", "public": source("public"), "private": source("private")},
-        "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": 12},
-        "engine": {"micro_batch": 8, "kind": "serial"},
-    }
-    for name, section in {"mechanism": {"clip_quantile": 0.8}, **sections}.items():
-        tree[name] = {**tree.get(name, {}), **section}
-    return config_from_tree(tree)
 
 
 @pytest.mark.parametrize("name", list(TAKEN))
