@@ -270,7 +270,7 @@ def test_private_files_are_gone_after_their_release(run: Commands, tmp_path: Pat
     assert run.fit(task, "--out", tmp_path / "run", *overrides("mechanism.rounds=2")).code == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"plan.h5", "release-000.h5", "release-001.h5", "progress.jsonl", "certificate.json"}
-    assert names == expected | {"model.safetensors", "model.pt"}
+    assert names == expected | {"model.safetensors", "model.pt", "model.json"}
     kept = sorted(path.name for path in Path(f"{own_ledger}.files").iterdir())
     assert [name for name in kept if name.startswith("released-")]
     assert not [name for name in kept if name.startswith("noise-")]
