@@ -137,13 +137,18 @@ def test_a_csv_of_names_and_labels(tmp_path: Path) -> None:
     lines = [f"{place}.png,{labels[place]},p{place // 2},{place / 4}" for place in range(11, -1, -1)]
     table.write_text("\n".join(["file_name,label,patient,grade", *lines]))
     data = _data(tmp_path / "f", labels=str(table), unit="patient", where="grade >= 1")
-    assert _open(data).schema.class_names == ("mild", "severe", "well")
-    table.write_text(table.read_text().replace("label,", "verdict,"))
+    for separator in (",", ";"):
+        table.write_text(table.read_text().replace(",", separator))
+        assert _open(data).schema.class_names == ("mild", "severe", "well")
+    table.write_text(table.read_text().replace(";", ",").replace("label,", "verdict,"))
     with pytest.raises(FileContentError, match="0 of its columns are called label"):
         _open(data)
     columns = ColumnsConfig(target="verdict", classes=("severe", "well", "mild"))
     data = dataclasses.replace(data, columns=columns)
     dataset = _open(data)
+    other = dataclasses.replace(columns, classes=("mild", "severe", "well"))
+    with pytest.raises(UsageError, match="expected the plan's 'severe', 'well', 'mild'"):
+        _private(dataclasses.replace(data, columns=other), dataset.schema)
     slots = dataset.slot_map()
     assert (slots.rows.tolist(), slots.units) == (list(range(8)), 4)
     records = dataset.read([1])
