@@ -18,6 +18,7 @@ from distqexp.problem.contents import content_digests
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import Fault
 from distqexp.problem.identity import content_digest, file_facts, same_file
+from distqexp.problem.open_files import refuse_open_for_writing
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 
 RANDOM = np.random.default_rng(0)
@@ -261,3 +262,12 @@ def test_copies_of_a_folder_are_known(tmp_path: Path) -> None:
     (tmp_path / "b" / "none" / "000.png").write_bytes(picture(GREY[0][::-1].copy()))
     assert not same_file(one, other)
     assert content_digests(one) != content_digests(other)
+
+
+def test_an_image_that_is_still_written_is_noticed_and_not_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", GREY, NAMES)
+    refuse_open_for_writing(folder)
+    with (folder / "none" / "000.png").open("ab"), pytest.raises(FileContentError, match="open for writing") as caught:
+        refuse_open_for_writing(folder)
+    assert "000" not in str(caught.value)
+    refuse_open_for_writing(folder)
