@@ -14,11 +14,11 @@ from scipy.optimize import brentq
 
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
-from distqexp.privacy import discrete_slack, gdp, pure
+from distqexp.privacy import discrete_slack, gdp, pure, zcdp
 from distqexp.privacy.events import GaussianRelease, cost
 from distqexp.privacy.rounding import exp_above
 from distqexp.privacy.sampled import COARSE
-from distqexp.privacy.search import next_number
+from distqexp.privacy.search import last_holding, next_number
 
 SLACK_SHARE = 1e-3
 """The share of delta that is set aside for the difference between discrete and rounded Gaussian noise."""
@@ -31,6 +31,9 @@ FAILURE_SHARE = 1e-6
 
 MARGIN = 1e-9
 """The relative margin on delta, above the rounding errors of composition and of the curves."""
+
+FINEST = 2.0**29
+"""The most grid steps of a clip that the slack of discrete noise may ask for; beyond, zCDP gives the noise, which needs no slack."""
 
 SMALLEST_MU = 1e-100
 """The smallest mu of a round: from here on its square loses no digits."""
@@ -49,7 +52,8 @@ class Calibration:
         mu_round: The Gaussian-DP parameter of one round.
         sigma_minimum: The smallest allowed standard deviation of the noise in grid steps. It keeps the grid fine against
             the clip and, for discrete noise, the slack within its share.
-        slack_delta: The part of delta that is set aside for the discreteness of the noise; 0 for continuous noise.
+        slack_delta: The part of delta that is set aside for the discreteness of the noise; 0 for continuous noise, and where zCDP
+            gives the guarantee of discrete noise.
         epsilon_round: The pure epsilon of one round, where delta is 0; else None.
     """
 
@@ -110,20 +114,28 @@ def calibrate(
     smallest_sigma = sigma_minimum(mu_round, k)
     if noise == Noise.DISCRETE:
         log_variation = (math.log(slack) if slack > 0 else -math.inf) - epsilon - math.log1p(math.exp(-epsilon))
-        if log_variation < -700:
-            raise UsageError(
-                f"privacy.epsilon: found {epsilon!r}; discrete noise serves epsilon up to about 600, less at a delta of {delta!r}: "
-                'lower epsilon, raise delta, or set mechanism.noise = "gaussian"'
-            )
-        smallest_sigma = max(smallest_sigma, discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation)))
+        by_slack = 0 if log_variation < -700 else discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation))
+        if by_slack == 0 or by_slack * mu_round > FINEST:
+            return _by_zcdp(epsilon, target, rounds, k)
+        smallest_sigma = max(smallest_sigma, by_slack)
     if smallest_sigma > discrete_slack.LARGEST_SIGMA:
-        remedy = 'raise delta, lower k or rounds, or set mechanism.noise = "gaussian"'
         raise UsageError(
             f"privacy.epsilon: found {epsilon!r} with delta {delta!r}, which {rounds} rounds of {k} coordinates reach with noise of "
-            f"{float(smallest_sigma):.3g} grid steps; expected at most 2^62: "
-            + (remedy if noise == Noise.DISCRETE else "raise epsilon, or lower k or rounds")
+            f"{float(smallest_sigma):.3g} grid steps; expected at most 2^62: raise epsilon, or lower k or rounds"
         )
     return Calibration(mu_total, mu_round, smallest_sigma, slack)
+
+
+def _by_zcdp(epsilon: float, delta: float, rounds: int, k: int) -> Calibration:
+    """Calibrate discrete noise by its own zCDP, which is that of continuous noise: on any grid, at a somewhat smaller mu.
+
+    The slack between discrete and continuous noise grows as e^epsilon, and the grid that makes up for it becomes finer than sums
+    in int64 allow. The coins of sampled rounds are left aside.
+    """
+    rho = last_holding(lambda value: zcdp.epsilon(delta, value) <= epsilon, inside=0.0, outside=epsilon + 1.0)
+    mu_total = math.sqrt(2.0 * rho) * (1 - MARGIN)
+    mu_round = mu_total / math.sqrt(rounds) * (1 - MARGIN)
+    return Calibration(mu_total, mu_round, max(sigma_minimum(mu_round, k), int(discrete_slack.SMALLEST_SIGMA)), 0.0)
 
 
 def _sampled_mu(least: float, epsilon: float, delta: float, rounds: int, sampling: Sampling) -> float:

@@ -34,6 +34,7 @@ from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import Readers
 from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
+from distqexp.stages.advice import choices, warnings_of
 from distqexp.stages.guard import Guard, refuse_unusable_start
 from distqexp.stages.table_warnings import table_warnings
 
@@ -53,8 +54,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     config = _resolved(config, engine)
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
-    clips_by_itself = config.mechanism.clips_by_itself
-    config = chosen(config, network, schema)
+    open_config, config = config, chosen(config, network, schema)
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
     d, theta = network.d, network.theta()
@@ -71,10 +71,15 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
         config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state,
         notes=tuple(worker.describe()) if engine.is_root else (),
     )  # fmt: skip
-    if clips_by_itself and not config.private_curvature and (config.data.public or schema.input_shape):
+    if (
+        open_config.mechanism.clips_by_itself
+        and not config.private_curvature
+        and (config.data.public or schema.input_shape)
+    ):
         plan = _with_affordable_clip(plan, config, worker, engine)
-        state = plan.state
-    return dataclasses.replace(plan, forecast=derived_forecast(config, state.grid, k)).with_identity(), worker
+    notes = plan.notes + (tuple(choices(open_config, plan)) if engine.is_root else ())
+    forecast = derived_forecast(plan.config, plan.state.grid, k)
+    return dataclasses.replace(plan, forecast=forecast, notes=notes).with_identity(), worker
 
 
 def _with_affordable_clip(plan: Plan, config: Config, worker: Worker, engine: Engine) -> Plan:
@@ -123,6 +128,7 @@ def describe_plan(plan: Plan) -> list[str]:
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
         *table_warnings(plan),
+        *warnings_of(plan),
         f"a rank needs about {memory / 2**20:.0f} MiB besides the program, a sketch file about {(8 * plan.width) / 2**10:.0f} KiB",
     ]
 

@@ -25,6 +25,7 @@ from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.pretrained import resolved, write_companions
 from distqexp.report.progress import Progress
+from distqexp.stages.advice import last_lines
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
@@ -135,8 +136,9 @@ def run(
         account = Account(books, payers, evaluations, config.data.public, worker, engine.size, engine.kind)
         failure = store_report(plan, releases, certificate, account, out)
         progress.close()
-        if failure is not None:
-            progress.say(f"the report was left out ({failure}); make it: distqexp report {out}")
+        late = [] if failure is None else [f"the report was left out ({failure}); make it: distqexp report {out}"]
+        for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
+            progress.say(line)
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
     return on_root_only(engine, export)

@@ -1,0 +1,110 @@
+"""What a plan says of its own choices, and what it warns of; and the last lines of a run. Public figures alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from distqexp.artefacts.derived import NOISE_COST, step_shrinkage
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
+from distqexp.config import Config
+from distqexp.gradients.automatic import LARGEST_DENSE
+from distqexp.kinds import AUTO
+from distqexp.privacy.ledger.left import Left
+from distqexp.stages.charging import Charging
+
+_LARGE_EPSILON = 20.0
+_LOSSES = ("log_loss", "mean_squared_error", "loss")
+
+
+def choices(config: Config, plan: Plan) -> list[str]:
+    """Return a line for everything that ``config`` left open and the plan chose, with the reason."""
+    chosen, lines = plan.config, []
+    subspace, precision, mechanism = chosen.subspace, chosen.precision, chosen.mechanism
+    if config.precision.kind == AUTO:
+        where = {
+            "identity": "no curvature: neither data.public nor data.record_shape is given",
+            "public": "from data.public",
+        }
+        source = (
+            where["identity"]
+            if precision.kind == "identity"
+            else where.get(precision.source, "from probes: no data.public")
+        )
+        lines.append(f"chosen: precision {precision.kind}, {source}")
+    if config.subspace.kind == AUTO and config.precision.kind == AUTO:
+        if subspace.kind == "identity":
+            lines.append(
+                f"chosen: all {plan.d:,} parameters move (they are at most {LARGEST_DENSE:,}, or have no curvature)"
+            )
+        else:
+            lines.append(
+                f"chosen: {subspace.k_in} x {subspace.k_out} directions of each layer, of {plan.d:,} parameters in all: as many as the "
+                "noise leaves a whole clip, 8 x 8 at least"
+            )
+    if config.mechanism.clips_by_itself:
+        lines.append(
+            f"chosen: clip_natural {mechanism.clip_natural:g} in {mechanism.rounds} rounds of step {mechanism.step:g}, so that noise costs "
+            f"{NOISE_COST:g} of loss at most, by the forecast and by trial on public records or probes"
+        )
+    return lines
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """Return lines of warning about the budget, where it hardly protects or noise will win."""
+    privacy, lines = plan.config.privacy, []
+    if privacy.delta * privacy.units > 1:
+        lines.append(
+            f"privacy.delta: {privacy.delta:g} is above 1 / units = {1 / privacy.units:.3g}: giving away one unit whole would be within "
+            "it; lower it"
+        )
+    if privacy.epsilon > _LARGE_EPSILON:
+        lines.append(f"privacy.epsilon: {privacy.epsilon:g} promises next to nothing; 0.1 to 10 are usual")
+    shrinkage = step_shrinkage(plan.config, plan.calibration, plan.k)
+    if shrinkage < 0.5:
+        lines.append(
+            f"noise will win: in {plan.k:,} coordinates a round's noise is {math.sqrt(1 / shrinkage - 1):.2g} times as long as the sum "
+            "of all units can be; expect little: train fewer parameters, have more units, or raise epsilon"
+        )
+    return [f"distqexp: warning: {line}" for line in lines]
+
+
+def last_lines(
+    plan: Plan,
+    releases: Sequence[Release],
+    metrics: Mapping[str, Mapping[str, float]],
+    certificate: Mapping[str, object],
+    charging: Charging,
+    out: Path,
+) -> list[str]:
+    """Return what a run ends with: before and after, the guarantee, what is left, where the model is, and whether it got worse.
+
+    Metrics of private evaluation records are left out: only who may see them asks for them.
+    """
+    lines = []
+    before, after = metrics["before"], metrics["after"]
+    private = plan.config.data.eval_private
+    if before and after and not private:
+        figures = (f"{name} {before[name]:.4g} before, {after[name]:.4g} after" for name in after if name in before)
+        lines.append(f"data.eval, not covered by the guarantee: {'; '.join(figures)}")
+    seeded = " (NOT PRIVATE: noise from a seed)" if releases[-1].noise_seed is not None else ""
+    unit = plan.config.unit
+    whom = "each record" if unit == "record" else f"each {unit}"
+    lines.append(
+        f"guarantee: epsilon {certificate['epsilon']:.6g} at delta {plan.config.privacy.delta:g} for {whom}{seeded}"
+    )
+    population = charging.population_of(plan)
+    cap, ledger = charging.ledger.cap(population), charging.ledger
+    if cap is not None and not seeded:
+        lines.append(f"budget of {population}: {Left.of(cap, ledger.spent(population), unit).line()}")
+    lines.append(f"model: {out / 'model.safetensors'}")
+    if not private:
+        worse = [name for name in _LOSSES if name in before and not after.get(name, math.nan) <= before[name]]
+        lines += [
+            f"the run ended worse than it began: {name} {before[name]:.4g} before, {after.get(name, math.nan):.4g} after; use the model "
+            "that you had, or see the plan's warnings"
+            for name in worse[:1]
+        ]
+    return lines

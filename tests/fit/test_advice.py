@@ -1,0 +1,74 @@
+"""What a plan says of its choices and warns of, and the last lines of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import make_config, plan_of, random_table
+
+from distqexp import api, fit
+from distqexp.artefacts.plan import Plan
+from distqexp.config import config_from_tree, config_to_tree
+from distqexp.stages.plan import describe_plan
+
+
+def text_of(folder: Path, model: str = "logistic", **privacy: Any) -> str:
+    """What ``plan`` prints for a config that leaves all open."""
+    random_table(model, [1] * 60, seed=1).write(folder / "public.h5")
+    tree = config_to_tree(make_config(folder, model, privacy=privacy))
+    for name in ("mechanism", "subspace", "precision", "augment", "diagnostics", "output"):
+        del tree[name]
+    return "\n".join(describe_plan(plan_of(config_from_tree(tree))))
+
+
+def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
+    text = text_of(tmp_path, units=5000)
+    assert "chosen: precision dense, from data.public" in text
+    assert "chosen: all 7 parameters move" in text
+    assert "chosen: clip_natural" in text
+    assert "in 10 rounds of step 1, so that noise costs 0.02 of loss at most" in text
+    assert "warning" not in text
+
+
+@pytest.mark.parametrize(
+    ("privacy", "warning"),
+    [
+        ({"units": 1000, "delta": 0.01}, "privacy.delta: 0.01 is above 1 / units = 0.001"),
+        ({"units": 5000, "epsilon": 50.0}, "privacy.epsilon: 50 promises next to nothing"),
+        ({"units": 20, "epsilon": 0.1}, "noise will win: in 7 coordinates"),
+    ],
+)
+def test_a_plan_warns(privacy: dict[str, Any], warning: str, tmp_path: Path) -> None:
+    assert f"distqexp: warning: {warning}" in text_of(tmp_path, **privacy)
+
+
+def test_the_last_lines_of_a_run(
+    tmp_path: Path, own_ledger: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["--set", "model.pretrain.epochs=2", "--set", "mechanism.rounds=1", "--set", "precision.samples=50"]
+    arguments = ["--out", str(tmp_path / "run"), "--insecure-noise-seed", "1", *quick]
+    assert fit.main(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("distqexp: data.eval, not covered by the guarantee: accuracy 0.") for line in lines)
+    assert any("guarantee: epsilon" in line and "NOT PRIVATE" in line for line in lines)
+    assert any(line == f"distqexp: model: {tmp_path / 'run' / 'model.safetensors'}" for line in lines)
+    assert not any("worse" in line for line in lines)
+    # A run that must end worse: the released point is replaced by a bad one.
+    monkeypatch.setattr("distqexp.stages.release.moved_parameters", lambda plan, state, *_: state.theta + 30.0)
+    monkeypatch.setattr("distqexp.stages.guard.Guard.moved", lambda self, start, end: (end, 0))
+    arguments[1] = str(tmp_path / "worse")
+    assert fit.main(arguments) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("distqexp: the run ended worse than it began: log_loss ")
+
+
+def test_a_plan_file_keeps_no_notes(tmp_path: Path) -> None:
+    random_table("logistic", [1] * 60, seed=1).write(tmp_path / "public.h5")
+    plan = plan_of(make_config(tmp_path, "logistic"))
+    plan.write(tmp_path / "plan.h5")
+    again = Plan.read(tmp_path / "plan.h5")
+    assert again.plan_id == dataclasses.replace(plan, notes=("other",)).with_identity().plan_id
+    assert api.describe_plan(again)
