@@ -67,7 +67,8 @@ class SubspaceConfig:
 
     kind: str = key(
         "kind of subspace; auto: what fits the model, the units and the budget, where precision.kind is auto too, else identity",
-        one_of=(AUTO, *SUBSPACES),
+        one_of=SUBSPACES,
+        open_as=AUTO,
         default=AUTO,
     )
     k: int | None = key(
@@ -104,7 +105,8 @@ class PrecisionConfig:
 
     kind: str = key(
         "form of the public precision; auto: dense for a few thousand parameters, else kronecker, from public data or else probes",
-        one_of=(AUTO, *PRECISIONS),
+        one_of=PRECISIONS,
+        open_as=AUTO,
         default=AUTO,
     )
     source: Literal["public", "probes"] = key(

@@ -42,16 +42,23 @@ class Need(NamedTuple):
     expected: str
 
 
-def key(doc: str, *rules: Rule, one_of: Mapping[str, object] | tuple[str, ...] | None = None, **kwargs: Any) -> Any:
+def key(
+    doc: str,
+    *rules: Rule,
+    one_of: Mapping[str, object] | tuple[str, ...] | None = None,
+    open_as: str | None = None,
+    **kwargs: Any,
+) -> Any:
     """Return a dataclass field that carries its meaning and the rules of its value.
 
     Args:
         doc: The meaning in one line, for the generated table.
         rules: The rules of the value.
-        one_of: The names that a text may be; None where it may be any.
+        one_of: The names that a text may be, also those that are registered later; None where it may be any.
+        open_as: One more name, which leaves the choice to the plan.
         kwargs: Further arguments of ``dataclasses.field``, such as the default.
     """
-    return dataclasses.field(metadata={"doc": doc, "rules": rules, "one_of": one_of}, **kwargs)
+    return dataclasses.field(metadata={"doc": doc, "rules": rules, "one_of": one_of, "open_as": open_as}, **kwargs)
 
 
 def at_least(least: int) -> Rule:
@@ -69,6 +76,14 @@ SEED = Rule("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 SHARE = Rule("a share, above 0 and below 1", lambda value: 0 < value < 1)
 
 
+def allowed_names(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the names that a key with this metadata may have now; None where it may be any text."""
+    if metadata.get("one_of") is None:
+        return None
+    first = metadata.get("open_as")
+    return (*([first] if first else []), *metadata["one_of"])
+
+
 def field_needs(where: str, section: Any) -> Iterator[Need]:
     """Yield the rules of every key of a section, whose name in the file is ``where``."""
     for field in dataclasses.fields(section):
@@ -76,7 +91,7 @@ def field_needs(where: str, section: Any) -> Iterator[Need]:
         if value is None:
             continue
         key_path = f"{where}.{field.name}"
-        names = field.metadata.get("one_of")
+        names = allowed_names(field.metadata)
         if names is not None:
             yield Need(value in names, key_path, value, f"one of {', '.join(names)}")
         for rule in field.metadata.get("rules", ()):

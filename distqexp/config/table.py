@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
+from distqexp.config.rules import allowed_names
 from distqexp.config.sections import (
     AllDataConfig,
     AugmentConfig,
@@ -78,7 +79,7 @@ def type_name(hint: Any) -> str:
 
 
 def _names(f: dataclasses.Field[Any]) -> str:
-    return " / ".join(f.metadata.get("one_of") or ())
+    return " / ".join(allowed_names(f.metadata) or ())
 
 
 def _default_name(f: dataclasses.Field[Any]) -> str:

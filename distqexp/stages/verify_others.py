@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from distqexp.artefacts.card import FILE_NAME as CARD
+from distqexp.artefacts.card import ModelCard
 from distqexp.errors import FileContentError
 from distqexp.storage.others import events_of, is_other, read_tree, tensors_of
 
@@ -31,6 +33,9 @@ def verify_other(path: Path) -> str | None:
         return f"{path}: {len(tensors_of(path))} tensors, readable; its certificate's line says whether it is the run's"
     if path.name == "model.pt":
         return f"{path}: {_torch_file(path)}"
+    if path.name == CARD:
+        ModelCard.read(path.parent)
+        return f"{path}: readable; not checked: whether it is the plan's"
     if path.name == "progress.jsonl":
         events, others = events_of(path)
         cut = f", and {others} lines that are none, as a kill leaves them" if others else ""

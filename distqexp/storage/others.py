@@ -79,6 +79,7 @@ def _describer(name: str) -> Callable[[Path], list[str]] | None:
         "certificate.json": _certificate,
         "model.safetensors": _weights,
         "model.pt": _torch_file,
+        "model.json": _card,
         "progress.jsonl": _progress,
         "report.json": _figures,
         "report.html": _page,
@@ -106,6 +107,20 @@ def _certificate(path: Path) -> list[str]:
         ]
     except (KeyError, TypeError, ValueError):
         raise FileContentError(f"{path}: not a certificate of distqexp; take the one that export wrote") from None
+
+
+def _card(path: Path) -> list[str]:
+    tree = read_tree(path)
+    try:
+        model, schema = tree["model"], tree["schema"]
+        return [
+            "  kind            what a model needs beside its weights: its factory, and how records become inputs (public)",
+            f"  factory         {model['factory']}, for {model['loss']}",
+            f"  records         shape {schema['shape']}, {len(schema['names'])} features",
+            f"  use it          distqexp predict {path.parent} DATA --out FILE",
+        ]
+    except (KeyError, TypeError):
+        raise FileContentError(f"{path}: not a model's description by distqexp; export the model again") from None
 
 
 def _weights(path: Path) -> list[str]:

@@ -138,7 +138,7 @@ def test_every_step_as_a_function(tmp_path: Path, config: Config) -> None:
     assert certificate == result.certificate
 
     assert "release" in api.inspect(releases[0])
-    assert len(api.verify(tmp_path / "run")) == 4
+    assert len(api.verify(tmp_path / "run")) == len(list((tmp_path / "run").iterdir()))
     with Ledger.open(curator) as ledger:
         ledger.verify()
         assert len(ledger.rows()) == 2

@@ -70,6 +70,7 @@ def test_inspect_says_something_about_every_file_of_a_run(run: Commands, finishe
         "certificate.json": certificate["statement"],
         "model.safetensors": "2 tensors, 4 numbers",
         "model.pt": "weights_only=True",
+        "model.json": "distqexp predict",
         "plan.h5": "every rule of a run",
         "release-000.h5": "a released round",
         "progress.jsonl": "sketch: ",

@@ -107,5 +107,5 @@ def test_an_unknown_kind_in_a_config_names_the_known_ones(run: Commands, tmp_pat
     task = write_task(tmp_path)
     for key in ("subspace", "precision"):
         run.fit(task, "--out", tmp_path / "out", "--set", f"{key}.kind=polar").refused(
-            2, f"config key {key}.kind: found 'polar'; expected one of identity"
+            2, f"config key {key}.kind: found 'polar'; expected one of auto, identity"
         )
