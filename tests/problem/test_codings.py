@@ -174,6 +174,14 @@ def test_schemas_and_configs_go_through_files(tmp_path: Path) -> None:
         tree["data"]["private"]["columns"] = {"target": "died", **columns}  # type: ignore[index]
         with pytest.raises(UsageError, match=words):
             config_from_tree(tree)
+    for kind, columns, words in (
+        ("hdf5", {"classes": ["no", "yes"]}, "csv, parquet or images"),
+        ("images", {"classes": ["no", "no"]}, "different texts"),
+        ("images", {"booleans": ["smoker"]}, "csv or parquet"),
+    ):
+        tree["data"]["private"] = {"format": kind, "path": "x", "columns": {"target": "died", **columns}}  # type: ignore[index]
+        with pytest.raises(UsageError, match=words):
+            config_from_tree(tree)
 
 
 def test_all_columns_of_texts_are_named_at_once_with_lines_that_mend_them(tmp_path: Path) -> None:

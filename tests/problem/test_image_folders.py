@@ -18,6 +18,7 @@ from distqexp.problem.contents import content_digests
 from distqexp.problem.dataset import Dataset, open_dataset
 from distqexp.problem.faults import Fault
 from distqexp.problem.identity import content_digest, file_facts, same_file
+from distqexp.problem.open_files import refuse_open_for_writing
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 
 RANDOM = np.random.default_rng(0)
@@ -137,13 +138,18 @@ def test_a_csv_of_names_and_labels(tmp_path: Path) -> None:
     lines = [f"{place}.png,{labels[place]},p{place // 2},{place / 4}" for place in range(11, -1, -1)]
     table.write_text("\n".join(["file_name,label,patient,grade", *lines]))
     data = _data(tmp_path / "f", labels=str(table), unit="patient", where="grade >= 1")
-    assert _open(data).schema.class_names == ("mild", "severe", "well")
-    table.write_text(table.read_text().replace("label,", "verdict,"))
+    for separator in (",", ";"):
+        table.write_text(table.read_text().replace(",", separator))
+        assert _open(data).schema.class_names == ("mild", "severe", "well")
+    table.write_text(table.read_text().replace(";", ",").replace("label,", "verdict,"))
     with pytest.raises(FileContentError, match="0 of its columns are called label"):
         _open(data)
     columns = ColumnsConfig(target="verdict", classes=("severe", "well", "mild"))
     data = dataclasses.replace(data, columns=columns)
     dataset = _open(data)
+    other = dataclasses.replace(columns, classes=("mild", "severe", "well"))
+    with pytest.raises(UsageError, match="expected the plan's 'severe', 'well', 'mild'"):
+        _private(dataclasses.replace(data, columns=other), dataset.schema)
     slots = dataset.slot_map()
     assert (slots.rows.tolist(), slots.units) == (list(range(8)), 4)
     records = dataset.read([1])
@@ -256,3 +262,12 @@ def test_copies_of_a_folder_are_known(tmp_path: Path) -> None:
     (tmp_path / "b" / "none" / "000.png").write_bytes(picture(GREY[0][::-1].copy()))
     assert not same_file(one, other)
     assert content_digests(one) != content_digests(other)
+
+
+def test_an_image_that_is_still_written_is_noticed_and_not_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", GREY, NAMES)
+    refuse_open_for_writing(folder)
+    with (folder / "none" / "000.png").open("ab"), pytest.raises(FileContentError, match="open for writing") as caught:
+        refuse_open_for_writing(folder)
+    assert "000" not in str(caught.value)
+    refuse_open_for_writing(folder)

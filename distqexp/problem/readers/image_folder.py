@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -18,16 +16,17 @@ from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import ColumnsConfig, DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.readers.base import LABEL, PIXELS, Reader, existing_file, existing_folder, some
-from distqexp.problem.readers.bytes import ByteSource
+from distqexp.problem.readers.dialect import Dialect, separator_of
 from distqexp.problem.readers.entries import UNREADABLE, number_of
 from distqexp.problem.readers.folders import Folder
+from distqexp.problem.readers.lines import first_record
 from distqexp.problem.readers.pictures import NoPictureError, picture_shape, read_picture
 from distqexp.problem.readers.table import TableReader
+from distqexp.problem.readers.text_bytes import TextSource
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
-_HEAD = 1 << 16
 
 
 class ImageFolderReader(Reader):
@@ -92,6 +91,12 @@ class ImageFolderReader(Reader):
             self.shape = shape
         if len(self.shape) != 3 or self.shape[0] not in (1, 3, 4):
             raise UsageError(f"data.*.format: images of shape {self.shape}; expected (1, h, w), (3, h, w) or (4, h, w)")
+        declared = self._data.columns.classes
+        if class_names and declared not in ((), class_names):
+            raise UsageError(
+                f"data.*.columns.classes: {some(declared)}; expected the plan's {some(class_names)}, in this order; declare the same, or "
+                "leave the key out here"
+            )
         self.class_names = class_names
         if self._table is None and not any(self._is_known(text) for text in set(self._rows()[1])):
             known = some(class_names) if class_names else "numbers"
@@ -217,7 +222,7 @@ def _table(data: DataConfig, path: Path) -> TableReader:
     from distqexp.problem.readers import open_reader  # which imports this module
 
     roles = data.columns
-    names = [] if roles.target and roles.features else _header(path)
+    names = [] if roles.target and roles.features else _header(path, data)
     target = roles.target or _usual(path, names, _LABEL_COLUMNS, "target")
     file = (roles.features or (_usual(path, names, _FILE_COLUMNS, "features"),))[0]
     columns = ColumnsConfig(target=target, features=(file,))
@@ -225,9 +230,10 @@ def _table(data: DataConfig, path: Path) -> TableReader:
     return cast("TableReader", open_reader(table, private=True))
 
 
-def _header(path: Path) -> list[str]:
-    head = ByteSource(path).read(0, _HEAD, short=True).decode("utf-8-sig", "replace")
-    return [name.strip() for name in next(csv.reader(io.StringIO(head, newline="")), [])]
+def _header(path: Path, data: DataConfig) -> list[str]:
+    source = TextSource(path)
+    header = source.read(*first_record(source)).decode("utf-8-sig", "replace")
+    return [name.strip() for name in Dialect(separator_of(header, data, path)).fields(header) or ()]
 
 
 def _usual(path: Path, names: Sequence[str], usual: Sequence[str], role: str) -> str:
