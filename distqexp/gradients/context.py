@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -77,7 +77,8 @@ class RoundContext:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "worker"}
+        names = [field.name for field in fields(self) if field.name != "worker"]
+        return {name: self.__dict__[name] for name in names}
 
     def on(self, worker: Worker) -> Self:
         """Give this context the worker of the process that it arrived in, and return it.
