@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigPath, Overrides, Seed, say
+from distqexp.cli.options import AsJson, ConfigPath, Overrides, Seed, find_own_modules, own_config, say
 
 commands = typer.Typer()
 
@@ -80,6 +80,7 @@ def tune(
     """Choose hyperparameters on public records that play the private ones. Opens no private file, charges nothing."""
     from distqexp.tuning import tune as tune_config
 
+    find_own_modules(config)
     choices = tune_config(config, out, epsilon or [], overrides or [], trials)
     for choice in choices:
         say(*choice.lines)
@@ -127,7 +128,7 @@ def audit(
             raise UsageError(f"{name}: found with --canaries, which makes one run; expected one of the two")
     findings: api.Audit | api.RunAudit
     if canaries is not None:
-        config = api.load_config(source, overrides or [])
+        config = own_config(source, overrides)
         findings = api.audit_run(config, canaries, out, insecure_noise_seed=insecure_noise_seed)
     elif source is not None:
         findings = api.audit(source, out, draws=100_000 if draws is None else draws, runs=1 if runs is None else runs)

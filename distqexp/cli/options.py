@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from distqexp.config import Config
 
 ConfigPath = Annotated[Path | None, typer.Argument(help="TOML config; the embedded digits task when absent")]
 ConfigOption = Annotated[
@@ -21,6 +25,21 @@ Seed = Annotated[
     typer.Option("--insecure-noise-seed", metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+
+
+def own_config(path: Path | None, overrides: list[str] | None) -> Config:
+    """Return a config of one's own, see ``find_own_modules``."""
+    from distqexp.config import load_config
+
+    find_own_modules(path)
+    return load_config(path, overrides or [])
+
+
+def find_own_modules(config: Path | None) -> None:
+    """Let a config of one's own name a factory in the folder where the command runs, as ``python -m distqexp.fit`` does."""
+    folder = os.getcwd()
+    if config is not None and folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # the last place: nothing there takes the place of an installed package
 
 
 def say(*lines: str) -> None:

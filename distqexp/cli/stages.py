@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, say
+from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, own_config, say
 
 commands = typer.Typer()
 
@@ -23,7 +23,7 @@ def plan(
     from distqexp import api
     from distqexp.stages.plan import describe_plan
 
-    say(*describe_plan(api.plan(api.load_config(config, overrides or []), out)))
+    say(*describe_plan(api.plan(own_config(config, overrides), out)))
 
 
 @commands.command(
@@ -73,14 +73,14 @@ def check(
 
         if any(option is not None for option in (shard, data, labels, blank)) or (source and source.suffix == ".h5"):
             raise UsageError("check: --public with a plan or private files; expected it with a config alone")
-        say(*check_ahead(api.load_config(source, overrides or [])))
+        say(*check_ahead(own_config(source, overrides)))
         return
     if source is not None and source.suffix == ".h5":
         if overrides:
             raise UsageError("--set: found with a plan, whose config is fixed; expected it with a config")
         say(*api.check(source, shard=shard, data=data, labels=labels, blank=blank, tokenizer=tokenizer))
         return
-    config = api.load_config(source, overrides or [])
+    config = own_config(source, overrides)
     say(*api.check(config, shard=shard, data=data, labels=labels, blank=blank, tokenizer=tokenizer))
 
 
@@ -95,7 +95,7 @@ def count(
     """Release a noisy count of the private units, for privacy.units where no public figure is known."""
     from distqexp import api
 
-    unit_count = api.count(api.load_config(config, overrides or []), epsilon, insecure_noise_seed=insecure_noise_seed)
+    unit_count = api.count(own_config(config, overrides), epsilon, insecure_noise_seed=insecure_noise_seed)
     say(*unit_count.lines())
     if as_json:
         say(json.dumps(unit_count.tree(), sort_keys=True))
@@ -183,7 +183,7 @@ def release(
         quadratic,
         out,
         previous=previous,
-        config=api.load_config(config, overrides or []) if config else None,
+        config=own_config(config, overrides) if config else None,
         insecure_noise_seed=insecure_noise_seed,
         keep_quadratic=keep_quadratic,
     )
@@ -219,9 +219,7 @@ def export(
     """Write the weights and the certificate; with --config, print metrics before and after."""
     from distqexp import api
 
-    certificate, metrics = api.export(
-        plan, releases, out, config=api.load_config(config, overrides or []) if config else None
-    )
+    certificate, metrics = api.export(plan, releases, out, config=own_config(config, overrides) if config else None)
     say(certificate["statement"])
     if config:
         say(json.dumps(metrics, sort_keys=True))

@@ -26,7 +26,7 @@ AUTOMATIC_ROUNDS = 10
 """The rounds of a config that sets neither rounds nor clip."""
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, apply overrides, and check the result.
 
     Args:
@@ -36,7 +36,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises:
         UsageError: The file can't be read, or a key or a value is not allowed.
     """
-    return config_from_tree(*read_tree(path, overrides))
+    return config_from_tree(*read_tree(None if path is None else Path(path), overrides))
 
 
 def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:

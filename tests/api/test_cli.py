@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from run_harness import Commands, Outcome, overrides, table_source, table_tree, to_toml, write_task
 
+from distqexp import api
 from distqexp.privacy.events import BoundedRelease, GaussianRelease
 from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger import Ledger
@@ -359,3 +360,18 @@ def test_digits_needs_no_file_by_hand_either(run: Commands, tmp_path: Path, monk
     run.done("release", "plan.h5", "q1.h5", "--previous", "r0.h5", "--out", "r1.h5")
     run.done("export", "plan.h5", "r1.h5", "r0.h5", "--out", "model")
     assert Path("model/certificate.json").is_file()
+
+
+def test_a_factory_may_lie_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Path) -> None:
+    """As with ``python -m distqexp.fit``; but nothing there takes the place of an installed package."""
+    from distqexp.cli.options import own_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    own_config(None, None)
+    assert str(tmp_path) not in sys.path
+    assert own_config(task, ["privacy.epsilon=0.5"]).privacy.epsilon == 0.5
+    assert sys.path[-1] == str(tmp_path)
+    own_config(task, None)
+    assert sys.path.count(str(tmp_path)) == 1
+    assert api.load_config(str(task)) == api.load_config(task)
