@@ -6,8 +6,8 @@ import numpy as np
 
 from distqexp.arrays import FloatArray
 
-HALVINGS = 10
-"""A move that was halved so often is not made at all."""
+HALVINGS = 9
+"""A move that was halved so often is not made at all. It is one digit, so that no file tells it by its size."""
 
 
 def halved(start: FloatArray, end: FloatArray, halvings: int) -> FloatArray:

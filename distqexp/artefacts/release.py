@@ -50,13 +50,13 @@ class Release:
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
-        guarded = {"halvings": self.halvings} if self.halvings else {}
-        return guarded | {
+        return {
             "round": self.round,
             "used": dict(self.state_header),
             "next": self.next_state.header() if self.next_state else None,
             "noise_seed": self.noise_seed,
             "everybody": self.everybody,
+            "halvings": self.halvings,
             "privacy": "NOT PRIVATE: noise from a seed" if self.noise_seed is not None else "as the plan says",
         }
 
@@ -90,7 +90,7 @@ class Release:
             next_state=state,
             noise_seed=header["noise_seed"],
             everybody=everybody_flag(header, plan.config.mechanism.parts),
-            halvings=int(header.get("halvings", 0)),
+            halvings=int(header["halvings"]),
         )
         check_release(plan, release, header, arrays)
         return release

@@ -236,7 +236,7 @@ def test_the_result_is_one_screen_and_can_be_kept(tmp_path: Path) -> None:
     assert page.startswith("<table>")
     assert "&#x27;default&#x27;" in page
     kept = result.save(tmp_path / "kept")
-    assert len(verify_paths([kept])) == 4
+    assert len(verify_paths([kept])) == len(list(kept.iterdir()))
     with pytest.raises(UsageError, match="nothing is overwritten"):
         result.save(kept)
     again = distqexp.load_model(kept)
