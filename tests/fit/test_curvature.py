@@ -168,8 +168,8 @@ def test_a_unit_with_a_factor_that_is_not_finite_brings_nothing(
     private.write(tmp_path / "private.h5")
     whole = unit_gradients.loss_curvature_factors
 
-    def spoiled(network: Any, loss: Any, inputs: torch.Tensor) -> torch.Tensor:
-        factors = whole(network, loss, inputs)
+    def spoiled(network: Any, loss: Any, inputs: torch.Tensor, **more: Any) -> torch.Tensor:
+        factors = whole(network, loss, inputs, **more)
         factors[inputs[:, 0] == 7.0] = bad
         return factors
 

@@ -23,6 +23,7 @@ from distqexp.stages.release import Draw, make_release, moved_parameters
 MOMENTUM = 0.6
 RUN = (
     "mechanism.rounds=3",
+    "mechanism.guard=false",
     f"mechanism.momentum={MOMENTUM}",
     "model.pretrain.epochs=2",
     "precision.samples=50",

@@ -98,7 +98,8 @@ def test_nothing_tells_the_value_of_a_bad_cell(
     if refused and not debug:
         outcome.refused(3, "private.csv")
     if not refused:
-        assert outcome.reasons() == by_hand.reasons() == []
+        empty = "distqexp: warning: data.private: no record is selected by rows and where; it adds nothing to the sums"
+        assert [line for line in outcome.reasons() + by_hand.reasons() if line != empty] == []
     assert MARK.encode() not in everything(outcome, plan, by_hand, folders=(tmp_path, own_ledger.parent))
 
 
