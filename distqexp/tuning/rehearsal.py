@@ -290,8 +290,8 @@ def only_pretrained(config: Config) -> Config:
     """Return a config whose plan is little more than the pretrained weights: no curvature, no subspace."""
     return dataclasses.replace(
         config,
-        subspace=SubspaceConfig(),
-        precision=PrecisionConfig(),
+        subspace=SubspaceConfig(kind="identity"),
+        precision=PrecisionConfig(kind="identity"),
         mechanism=MechanismConfig(clip=1.0, noise=Noise.GAUSSIAN),
         privacy=PrivacyConfig(epsilon=1.0, delta=1e-5, units=1),
     )
