@@ -255,15 +255,16 @@ def _up(seconds: float) -> float:
 
 def _line(title: str, event: ProgressEvent, public: bool) -> str:
     if event.share == 1:
-        return f"distqexp: {title}: done {'in' if public else 'within'} {_duration(event.seconds)}"
+        return f"distqexp: {title}: done {'in' if public else 'within'} {duration(event.seconds)}"
     if event.seconds == 0:
         return f"distqexp: {title}: started"
     if event.share is None or event.seconds_left is None:
-        return f"distqexp: {title}: running for {_duration(event.seconds)}"
-    return f"distqexp: {title}: {event.share:.0%}, {_duration(event.seconds_left)} left"
+        return f"distqexp: {title}: running for {duration(event.seconds)}"
+    return f"distqexp: {title}: {event.share:.0%}, {duration(event.seconds_left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write whole seconds as people say them."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -6,7 +6,6 @@ What it does is post-processing: it sees released parameters and public records 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -19,13 +18,11 @@ from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
 from distqexp.expansion.source import public_source
-from distqexp.geometry.precisions import precision_from_arrays
-from distqexp.geometry.whitening import Whitening
-from distqexp.gradients.setup import subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.losses import constant_loss
 from distqexp.problem.records import Records
 from distqexp.problem.sources import ProbeSource
+from distqexp.stages.lifting import whitening_of
 
 RECORDS = 256
 """At most so many records are tried."""
@@ -90,10 +87,7 @@ class Guard:
         Each draw is taken with both signs, so that the slope of the loss drops out. ``share`` scales the noise.
         """
         plan, worker = self._plan, self._worker
-        blocks = worker.blocks if plan.config.by_blocks else None
-        subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
-        precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
-        lift: Callable[[FloatArray], FloatArray] = Whitening(subspace, precision).lift
+        lift = whitening_of(plan, state, worker).lift
         first, rises = self.loss(state.theta), []
         for pair in range(_PAIRS):
             normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)

@@ -18,14 +18,12 @@ from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError
 from distqexp.expansion.source import curvature_source
 from distqexp.expansion.state import next_state
-from distqexp.geometry.precisions import precision_from_arrays
-from distqexp.geometry.whitening import Whitening
-from distqexp.gradients.setup import subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
 from distqexp.stages.guard import Guard
+from distqexp.stages.lifting import whitening_of
 from distqexp.stages.sampling import forget_coins
 
 
@@ -90,10 +88,7 @@ def moved_parameters(
     This is post-processing of the noisy sums and costs no privacy.
     """
     y = released_point(noisy_sums[: plan.k], state.grid)
-    precision = precision_from_arrays(plan.config.precision.kind, plan.k, dict(state.precision))
-    blocks = (worker or Worker.of_plan(plan)).blocks if plan.config.by_blocks else None
-    subspace = subspace_of(plan.config, plan.d, plan.k, state.round, blocks, state.subspace)
-    theta = state.theta + Whitening(subspace, precision).lift(y)
+    theta = state.theta + whitening_of(plan, state, worker or Worker.of_plan(plan)).lift(y)
     if state.velocity is None:
         return theta
     return theta + plan.config.mechanism.momentum * state.velocity

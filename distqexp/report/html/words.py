@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from distqexp.report.html.intervals import Interval, of_area, of_change, of_mean, of_share
 from distqexp.report.html.reading import Run
+from distqexp.report.progress import duration as whole_duration
 
 METRICS = {
     "accuracy": ("accuracy", "share of records whose class is right", True),
@@ -76,15 +77,8 @@ def between(interval: Interval) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Write seconds as people say them, with a decimal below ten."""
+    return f"{seconds:.1f} s" if seconds < 10 else whole_duration(seconds)
 
 
 def day(last: float | None) -> str | None:
