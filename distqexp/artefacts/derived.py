@@ -37,11 +37,8 @@ from distqexp.privacy.calibration import (
 )
 from distqexp.privacy.sampled import joint_rate
 
-NOISE_COST = 0.02
-"""What noise may cost by its forecast, in units of the loss a record, where the config sets no clip."""
-
-LARGEST_NATURAL_CLIP = 1.0
-"""The largest clip_natural of a config that sets no clip."""
+NOISE_COST = 0.2
+"""The most that the noise of all rounds may cost by its forecast, in units of the loss a record, where the config sets no clip."""
 
 
 def coordinates_of(config: Config, k: int) -> int:
@@ -75,17 +72,16 @@ def step_shrinkage(config: Config, calibration: Calibration, k: int) -> float:
     return 1.0 / (1.0 + k / _signal(config, calibration) ** 2)
 
 
-def noise_budget(config: Config, calibration: Calibration, k: int) -> float:
-    """Return the largest ``clip_natural`` for which noise costs at most NOISE_COST by its forecast (docs/method.md).
+def noise_budget(config: Config, calibration: Calibration, k: int, cost: float = NOISE_COST) -> float:
+    """Return the largest ``clip_natural`` for which noise costs at most ``cost`` by its forecast (docs/method.md).
 
-    In coordinates in which curvature and damping are the identity, a round's noise has standard deviation c / (n mu), c the clip.
-    Of R rounds of step s it raises the quadratic of the loss by at most k s (c / (n mu))^2 / 2, as later rounds undo it, and by at
-    most the R s / (1 + damping)-th part of that, as damping takes its share. With momentum m the step counts s / (1 - m).
+    In coordinates in which curvature and damping are the identity, a round's noise has standard deviation s c / (n mu), with step s and
+    clip c. R rounds raise the quadratic of the loss by at most R k (s c / (n mu))^2 / 2; later rounds undo hardly anything of it
+    where most gradients are clipped. With momentum m the step counts s / (1 - m).
     """
     mechanism = config.mechanism
     step = max(mechanism.step, mechanism.final_step or 0.0) / (1.0 - mechanism.momentum)
-    spread = min(step, step**2 * mechanism.rounds / (1.0 + config.precision.damping))
-    return _signal(config, calibration) * math.sqrt(2.0 * NOISE_COST / (k * spread))
+    return _signal(config, calibration) / step * math.sqrt(2.0 * cost / (k * mechanism.rounds))
 
 
 def _signal(config: Config, calibration: Calibration) -> float:

@@ -25,7 +25,7 @@ from distqexp.artefacts.derived import (
     derived_grid,
     most_curvature_rows,
 )
-from distqexp.artefacts.moves import HALVINGS
+from distqexp.artefacts.moves import HALVINGS, WHOLE
 from distqexp.config import DataConfig, config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
@@ -105,6 +105,15 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
     refuse_unlike("forecast", dict(plan.forecast), derived_forecast(config, plan.state.grid, k), TOLERANCE)
 
 
+def _check_shortening(plan: Plan, release: Release) -> None:
+    if not 0 <= release.halvings <= HALVINGS:
+        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
+    may_be_less = release.round == plan.config.mechanism.rounds - 1 and plan.config.mechanism.discount
+    least = 0 if may_be_less else WHOLE
+    if not least <= release.kept <= WHOLE:
+        raise _difference("kept", release.kept, f"{least} to {WHOLE} eighths")
+
+
 def check_release(plan: Plan, release: Release, header: Mapping[str, Any], arrays: Arrays) -> None:
     """Refuse (FileContentError, UsageError) a release whose figures are not those that the plan gives for its round.
 
@@ -116,8 +125,7 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     _refuse_other_arrays("release", arrays, release.arrays())
     if not 0 <= release.round <= last:
         raise _difference("round", release.round, f"0 to {last}")
-    if not 0 <= release.halvings <= HALVINGS:
-        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
+    _check_shortening(plan, release)
     seed = release.noise_seed
     if seed is not None and type(seed) is not int:
         raise _difference("noise_seed", seed, "a whole number, or null")
@@ -221,7 +229,8 @@ def _check_schema(plan: Plan) -> None:
     if data.public is None:
         recomputed = schema_from_config(source, loss=loss, record_shape=data.record_shape)
     else:
-        recomputed = _with_rules(plan.schema, data.public)
+        scaled = loss == "mean-squared-error" and plan.config.model.scale_targets
+        recomputed = _with_rules(plan.schema, data.public, scaled)
     actual, expected = schema.to_tree(), recomputed.to_tree()
     for name in expected:
         if name not in ("classes", "vocabulary", *(("tokenizer",) if source.format == "text" else ())):
@@ -230,8 +239,11 @@ def _check_schema(plan: Plan) -> None:
         refuse_unlike("schema.shape", list(schema.record_shape), list(data.record_shape))
 
 
-def _with_rules(schema: Schema, data: DataConfig) -> Schema:
-    """Return ``schema`` with everything that the config says about a schema that was fitted to public records."""
+def _with_rules(schema: Schema, data: DataConfig, scaled: bool) -> Schema:
+    """Return ``schema`` with everything that the config says about a schema that was fitted to public records.
+
+    ``scaled`` says whether targets may be scaled.
+    """
     roles, image = data.columns, schema.image if data.images is None else data.images
     table = not image and not data.tokens
     fixed_length = data.tokens and roles.length is not None
@@ -252,6 +264,9 @@ def _with_rules(schema: Schema, data: DataConfig) -> Schema:
         class_names=roles.classes or schema.class_names
         if data.format == "images" and schema.loss != "mean-squared-error"
         else (),
+        target_means=schema.target_means if scaled else (),
+        target_scales=schema.target_scales if scaled else (),
+        target_head=schema.target_head if scaled else None,
         codings=codings_of(data, {c.column: c.values for c in schema.codings if c.kind == "levels"}),
     )
 

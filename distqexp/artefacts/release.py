@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import Arrays, FloatArray, IntegerArray
+from distqexp.artefacts.moves import WHOLE
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import check_release
 from distqexp.artefacts.restoring import everybody_flag, with_file_errors
@@ -36,6 +37,7 @@ class Release:
         noise_seed: The seed of the noise, or None for real noise. With a seed nothing about the release is private.
         everybody: Whether it is charged to everybody although its round uses one part: units may have changed their parts.
         halvings: How often the guard halved the move, 0 to HALVINGS.
+        kept: How many eighths of the way from the plan's parameters were kept, 0 to WHOLE; WHOLE before the last round.
     """
 
     plan_id: str
@@ -47,6 +49,7 @@ class Release:
     noise_seed: int | None
     everybody: bool = False
     halvings: int = 0
+    kept: int = WHOLE
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
@@ -57,6 +60,7 @@ class Release:
             "noise_seed": self.noise_seed,
             "everybody": self.everybody,
             "halvings": self.halvings,
+            "kept": self.kept,
             "privacy": "NOT PRIVATE: noise from a seed" if self.noise_seed is not None else "as the plan says",
         }
 
@@ -91,6 +95,7 @@ class Release:
             noise_seed=header["noise_seed"],
             everybody=everybody_flag(header, plan.config.mechanism.parts),
             halvings=int(header["halvings"]),
+            kept=int(header["kept"]),
         )
         check_release(plan, release, header, arrays)
         return release

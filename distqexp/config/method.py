@@ -174,6 +174,11 @@ class MechanismConfig:
         "be worth under that noise (with a fixed clip, moves shrink by its root); without a trust radius",
         default=True,
     )
+    discount: bool | None = key(
+        "take the way of the whole run back as far as it is no longer than noise alone would make it; absent: where the config sets no "
+        "clip",
+        default=None,
+    )
     clip: float | None = key(
         "C, in whitened units; without any clip it is as large as keeps the forecast cost of the noise small (docs/method.md)",
         POSITIVE,

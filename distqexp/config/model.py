@@ -55,6 +55,10 @@ class ModelConfig:
         "patterns (fnmatch) of parameters that begin anew instead of being read from weights", default=()
     )
     pretrain: PretrainConfig | None = key("pretrain on data.public instead of loading weights", default=None)
+    scale_targets: bool = key(
+        "scale the targets of mean-squared-error by the moments of data.public, and the exported model's outputs back",
+        default=True,
+    )
     trainable: tuple[str, ...] = key("patterns (fnmatch) of the parameters that are fine-tuned", default=("*",))
 
     def needs(self, public: bool) -> Iterator[Need]:

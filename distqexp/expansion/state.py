@@ -198,6 +198,26 @@ def _with_prefixes(subspace: NewArrays, precision: NewArrays) -> NewArrays:
     return arrays | {f"precision/{name}": array for name, array in precision.items()}
 
 
+def public_norm(
+    worker: Worker, state: RoundState, source: DataSource | ProbeSource, engine: Engine, quantile: float
+) -> float:
+    """Return this quantile of the norms of public units at a state, in its whitened coordinates; 0 where there is none.
+
+    Collective. Takes one pass over the public records of ``source``.
+    """
+    context = PublicContext(worker=worker, theta=state.theta, round=state.round, k=worker.k, sources=(source,))
+    context = dataclasses.replace(context, precision_arrays=dict(state.precision), subspace_arrays=dict(state.subspace))
+    pieces = range(len(context.pieces))
+    norms = list(engine.collect(partial(norms_of_piece, context=context), context.worker, pieces))
+
+    def of_all() -> float:
+        whole = np.concatenate(norms)
+        value = float(np.quantile(whole, quantile, method="higher")) if whole.size else 0.0
+        return value if math.isfinite(value) else 0.0
+
+    return engine.on_root(of_all)
+
+
 def _public_clip(
     context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays, earlier: Earlier | None
 ) -> float:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from distqexp.artefacts.derived import LARGEST_NATURAL_CLIP, derived_calibration, noise_budget
+from distqexp.artefacts.derived import derived_calibration, noise_budget
 from distqexp.config import Config
-from distqexp.gradients.setup import dimension_of
+from distqexp.engines.collectives import require
+from distqexp.errors import UsageError
+from distqexp.geometry.moments import moments_size
+from distqexp.gradients.setup import blocks_of, dimension_of
 from distqexp.kinds import AUTO, Size
 from distqexp.problem.network import Network
 from distqexp.problem.schema import Schema
@@ -16,6 +19,9 @@ LARGEST_DENSE = 2000
 
 LARGEST_FLAT = 4000
 """The same where the config chose a flat subspace of this size itself."""
+
+WIDE_DIRECTIONS = 32
+"""Of a model with a layer too wide for its second moments so many directions are taken, the leading ones of public gradients."""
 
 SIDES = (64, 48, 32, 24, 16, 12, 8)
 """The dimensions of a layer's inputs and outputs that are tried, the largest first."""
@@ -39,7 +45,10 @@ def chosen(config: Config, network: Network, schema: Schema) -> Config:
     if not config.mechanism.clips_by_itself:
         return config
     k = dimension_of(config, network)
-    return with_clip(config, min(LARGEST_NATURAL_CLIP, noise_budget(config, derived_calibration(config, k), k)))
+    config = with_clip(config, min(1.0, noise_budget(config, derived_calibration(config, k), k)))
+    if config.mechanism.discount is None:
+        config = dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, discount=True))
+    return config
 
 
 def _with_kinds(config: Config, network: Network, schema: Schema) -> Config:
@@ -57,9 +66,23 @@ def _with_kinds(config: Config, network: Network, schema: Schema) -> Config:
         return _with_precision(config, _precision_on(config, network))
     if network.d <= LARGEST_DENSE and not config.mechanism.head:
         return _with_precision(_with_subspace(config, kind="identity"), "dense")
+    if _is_wide(config, network):
+        return _with_precision(_with_flat(config, "public-pca", min(WIDE_DIRECTIONS, network.d)), "dense")
     config = _with_precision(config, "kronecker")
     tries = [_with_subspace(config, kind="kronecker-pca", k_in=side, k_out=side) for side in SIDES]
     return next((each for each in tries if _affordable(each, network)), tries[-1])
+
+
+def _is_wide(config: Config, network: Network) -> bool:
+    """Return whether a layer is too wide for a second moment of its inputs or outputs."""
+    layered = _with_precision(
+        _with_subspace(config, kind="kronecker-pca", k_in=SIDES[-1], k_out=SIDES[-1]), "kronecker"
+    )
+    try:
+        moments_size(require(blocks_of(layered, network)))
+    except UsageError:
+        return True
+    return False
 
 
 def adopted(config: Config, plan: Config) -> Config:
@@ -70,7 +93,9 @@ def adopted(config: Config, plan: Config) -> Config:
     if config.subspace.kind == AUTO:
         config = dataclasses.replace(config, subspace=plan.subspace)
     if config.mechanism.clips_by_itself:
+        discount = plan.mechanism.discount if config.mechanism.discount is None else config.mechanism.discount
         config = with_clip(config, plan.mechanism.clip_natural)
+        config = dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, discount=discount))
     return config
 
 
@@ -100,3 +125,7 @@ def _with_precision(config: Config, kind: str) -> Config:
 
 def _with_subspace(config: Config, kind: str, k_in: int | None = None, k_out: int | None = None) -> Config:
     return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=kind, k_in=k_in, k_out=k_out))
+
+
+def _with_flat(config: Config, kind: str, k: int) -> Config:
+    return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=kind, k=k))

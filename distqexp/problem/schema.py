@@ -59,6 +59,9 @@ class Schema:
         dialect: how the public file is written, where it is a CSV file.
         id_like: the features that look like ids in public records, which a warning names.
         unlabelled: the number of public records without a label, which are left out.
+        target_means: what is subtracted from the targets of a regression, one number a target; empty where they are as they are.
+        target_scales: what targets are divided by then.
+        target_head: the name of the model's last layer, which turns outputs back into the targets' own units.
     """
 
     loss: str
@@ -81,6 +84,9 @@ class Schema:
     dialect: Dialect | None = None
     id_like: tuple[str, ...] = ()
     unlabelled: int = 0
+    target_means: tuple[float, ...] = ()
+    target_scales: tuple[float, ...] = ()
+    target_head: str | None = None
 
     @property
     def levels(self) -> dict[int, Coding]:
@@ -132,6 +138,14 @@ class Schema:
         if self.constant:
             extra.append(np.ones((len(flat), 1)))
         return np.concatenate([features, *extra], axis=1)
+
+    def targets(self, raw: FloatArray) -> FloatArray:
+        """Turn targets in their own units, float64 (n,) or (n, o), into those of the run."""
+        if not self.target_scales:
+            return raw
+        matrix = raw.reshape(len(raw), -1)
+        scaled = (matrix - np.array(self.target_means)) / np.array(self.target_scales)
+        return scaled.reshape(raw.shape)
 
     def check(self, reader: Reader) -> None:
         """Raise FileContentError unless the reader's file has the schema's columns and shape; the message names both."""
@@ -204,11 +218,14 @@ class Schema:
         pair = self.shape is None or (len(self.shape) == 2 and self.shape[0] == 2)
         need(not self.tokens or (pair and not (self.image or self.means)), "tokens come with their mask, as they are")
         need(_all(self.id_like, str) and type(self.unlabelled) is int, "id_like must be texts, unlabelled a number")
-        numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales)
+        numbers = (self.pixel_scale, *self.medians, *self.means, *self.scales, *self.target_means, *self.target_scales)
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
-        need(all(scale > 0 for scale in self.scales), "scales must be above 0")
+        need(all(scale > 0 for scale in (*self.scales, *self.target_scales)), "scales must be above 0")
+        need(len(self.target_means) == len(self.target_scales), "one mean and one scale a target")
+        head = self.target_head
+        need(isinstance(head, str) if self.target_scales else head is None, "scaled targets have a head")
         need(self.bound is None or (type(self.bound) is float and 0 < self.bound < math.inf), "bound must be above 0")
         names = self.class_names
         need(_all(names, str) and len(set(names)) == len(names), "class names must be distinct texts")

@@ -43,13 +43,14 @@ class NotebookBar:
         """Leave the bar as it is."""
 
     def _draw(self, title: str, share: float) -> None:
-        from IPython.display import HTML, display
+        from IPython import display
 
+        shown: Any = display
         text = html.escape(title)
-        bar = HTML(
+        bar = shown.HTML(
             f'<label>distqexp: {text} <progress value="{share:.3f}" max="1" aria-label="{text}"></progress> {share:.0%}</label>'
         )
         if self._display is None:
-            self._display = display(bar, display_id=True)
+            self._display = shown.display(bar, display_id=True)
         else:
             self._display.update(bar)

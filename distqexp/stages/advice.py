@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from distqexp.artefacts.derived import NOISE_COST, step_shrinkage
+from distqexp.artefacts.derived import step_shrinkage
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.config import Config
@@ -14,6 +14,7 @@ from distqexp.gradients.automatic import LARGEST_DENSE
 from distqexp.kinds import AUTO
 from distqexp.privacy.ledger.left import Left
 from distqexp.stages.charging import Charging
+from distqexp.stages.guard import LEAST_NOISE_COST, LOSS_SHARE
 
 _LARGE_EPSILON = 20.0
 _LOSSES = ("log_loss", "mean_squared_error", "loss")
@@ -39,6 +40,10 @@ def choices(config: Config, plan: Plan) -> list[str]:
             lines.append(
                 f"chosen: all {plan.d:,} parameters move (they are at most {LARGEST_DENSE:,}, or have no curvature)"
             )
+        elif subspace.k is not None:
+            lines.append(
+                f"chosen: {subspace.k} leading directions of public gradients, of {plan.d:,} parameters: a layer is too wide for more"
+            )
         else:
             lines.append(
                 f"chosen: {subspace.k_in} x {subspace.k_out} directions of each layer, of {plan.d:,} parameters in all: as many as the "
@@ -47,7 +52,8 @@ def choices(config: Config, plan: Plan) -> list[str]:
     if config.mechanism.clips_by_itself:
         lines.append(
             f"chosen: clip_natural {mechanism.clip_natural:g} in {mechanism.rounds} rounds of step {mechanism.step:g}, so that noise costs "
-            f"{NOISE_COST:g} of loss at most, by the forecast and by trial on public records or probes"
+            f"at most {100 * LOSS_SHARE:g} % of the first loss, or {LEAST_NOISE_COST:g}, by the forecast and by trial on public records "
+            "or probes"
         )
     return lines
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray
-from distqexp.artefacts.moves import halved
+from distqexp.artefacts.moves import halved, kept_part
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import refuse_unlike
 from distqexp.artefacts.release import Release
@@ -59,7 +59,7 @@ def check_follows(
     refuse_unlike(f"{where}: used", dict(release.state_header), before.header())
     if built:
         end = moved_parameters(plan, before, release.noisy_sums, worker)
-        theta = halved(before.theta, end, release.halvings)
+        theta = kept_part(plan.state.theta, halved(before.theta, end, release.halvings), release.kept)
         _refuse_far(f"{where}: theta", release.theta, theta, before.theta)
     successor = release.next_state
     if successor is None:

@@ -30,6 +30,7 @@ from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrained import write_pretrained
 from distqexp.problem.records import Records
+from distqexp.problem.target_scaling import outputs_in_own_units, state_in_own_units
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import Certificate, write_certificate
 from distqexp.report.evaluation import Outputs
@@ -76,6 +77,7 @@ def evaluation_of(plan: Plan, theta: FloatArray, data: DataConfig | None, worker
     batches = (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts)
     loss = get_loss(plan.config.model.loss)
     outputs, targets, present = _outputs(network, batches)
+    outputs, targets = (outputs_in_own_units(plan.schema, values) for values in (outputs, targets))
     return Evaluation(loss.metrics(outputs, targets, present), _of_present(loss, outputs, targets, present))
 
 
@@ -123,8 +125,10 @@ def export_model(
         payers: The part whose units each round was charged to, or None for everybody's.
         worker: A worker on the plan; a new one when None.
     """
-    network = fine_tuned_network(plan, releases[-1].theta, worker)
-    state = network.state()
+    worker = worker or Worker.of_plan(plan)
+    state = state_in_own_units(fine_tuned_network(plan, releases[-1].theta, worker), plan.schema)
+    network = worker.lend()
+    network.load_state(state)
     tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)
     buffer = io.BytesIO()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from distqexp.arrays import FloatArray
-from distqexp.artefacts.moves import HALVINGS, halved
+from distqexp.artefacts.derived import NOISE_COST
+from distqexp.artefacts.moves import HALVINGS, WHOLE, halved
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
@@ -32,6 +33,12 @@ SHARE = 0.05
 
 LEAST_RISE = 0.05
 """... or by this much, whichever is more; for squared errors in units of the variance of the targets."""
+
+LOSS_SHARE = 0.05
+"""Noise may cost this share of the loss at the start ..."""
+
+LEAST_NOISE_COST = 0.002
+"""... and this much in any case; for squared errors in units of the variance of the targets. NOISE_COST is the most."""
 
 _BATCH = 64
 _PAIRS = 4
@@ -95,6 +102,51 @@ class Guard:
             rises += [self.loss(state.theta + move) - first, self.loss(state.theta - move) - first]
         return float(np.mean(rises))
 
+    def kept(self, state: RoundState, end: FloatArray) -> int:
+        """Return how many eighths of the way from the plan's parameters to ``end``, (d,), the model keeps after the last round.
+
+        The way's length is the root mean quadratic form of the change in the outputs, in the loss's Hessian at the plan's outputs. All
+        of it is kept where its square is twice that of the noise of all rounds or more, nothing where it is no larger, and a part in
+        between.
+        """
+        mechanism = self._plan.config.mechanism
+        last = state.round == mechanism.rounds - 1
+        if not (mechanism.discount and last and self._has_records and mechanism.trust_radius is None):
+            return WHOLE
+        noise = mechanism.rounds * self._energy_of_noise(state) / (1.0 - mechanism.momentum) ** 2
+        excess = self._energy(end) / noise - 1.0 if noise > 0 else 1.0
+        return WHOLE if not excess < 1.0 else max(0, math.floor(WHOLE * excess))
+
+    def _energy_of_noise(self, state: RoundState) -> float:
+        """Return what a round's noise alone, at the state's scale, adds to the squared length of the way, over seeded draws."""
+        plan = self._plan
+        lift, energies = whitening_of(plan, state, self._worker).lift, []
+        for pair in range(_PAIRS):
+            normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)
+            move = lift(math.sqrt(state.grid.temperature) * normal)
+            energies += [self._energy(plan.state.theta + move), self._energy(plan.state.theta - move)]
+        return float(np.mean(energies))
+
+    def _energy(self, theta: FloatArray) -> float:
+        """Return the mean over records of (o - o_0)^T H (o - o_0), with o_0 and H the outputs and Hessian at the plan's parameters."""
+        first = self._outputs(self._plan.state.theta)
+        change = (self._outputs(theta) - first).reshape(len(first), 1, -1)
+        factors = self._worker.loss.hessian_factor(first).to(change.dtype)
+        return float(torch.bmm(change, factors).square().sum(dim=(1, 2))[self._records.present].mean())
+
+    @cached_property
+    def unit(self) -> float:
+        """The unit that losses are compared in: 1, for squared errors the variance of the targets, for losses of one's own the first."""
+        records = self._records
+        constant = constant_loss(self._plan.config.model.loss, records.targets[records.present])
+        return constant[1] if constant and constant[1] > 0 else max(abs(self.loss(self._plan.state.theta)), 1e-300)
+
+    @cached_property
+    def allowance(self) -> float:
+        """What noise may cost in loss over a whole run whose config sets no clip: a share of the loss that there is to lower."""
+        share = LOSS_SHARE * self.loss(self._plan.state.theta) / self.unit
+        return self.unit * min(max(share, LEAST_NOISE_COST), NOISE_COST)
+
     @property
     def _has_records(self) -> bool:
         return self._public is not None or self._plan.schema.input_shape is not None
@@ -137,6 +189,12 @@ def guard_line(halvings: int) -> str:
     """Return what the guard did to a move that it halved, in words. Public."""
     made = "the move was not made" if halvings >= HALVINGS else f"the move was cut to 1/{2**halvings}"
     return f"{made}: beyond, the loss on public records or probes leaves its bound"
+
+
+def kept_line(eighths: int) -> str:
+    """Return what was kept of the way of a whole run, in words. Public."""
+    kept = f"{eighths} eighths of the way are kept" if eighths else "the model stays as it was"
+    return f"{kept}: noise alone would have led about as far; expect little of this budget"
 
 
 def refuse_unusable_start(guard: Guard, theta: FloatArray) -> None:

@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from distqexp.artefacts.derived import NOISE_COST, derived_calibration, derived_clip, derived_forecast, derived_grid
+import torch
+
+from distqexp.artefacts.derived import derived_calibration, derived_clip, derived_forecast, derived_grid, noise_budget
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
@@ -15,7 +17,7 @@ from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
 from distqexp.expansion.source import curvature_source
-from distqexp.expansion.state import next_state
+from distqexp.expansion.state import next_state, public_norm
 from distqexp.geometry.subspaces import subspace_kind
 from distqexp.gradients.automatic import chosen, with_clip
 from distqexp.gradients.setup import build_network, dimension_of, subspace_of
@@ -31,12 +33,16 @@ from distqexp.problem.readers.base import some
 from distqexp.problem.readers.tokenizer import check_vocabulary
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
-from distqexp.problem.sources import Readers
+from distqexp.problem.sources import DataSource, ProbeSource, Readers
+from distqexp.problem.target_scaling import start_in_run_units, with_target_moments
 from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
 from distqexp.stages.advice import choices, warnings_of
 from distqexp.stages.guard import Guard, refuse_unusable_start
 from distqexp.stages.table_warnings import table_warnings
+
+CLIP_QUANTILE = 0.95
+"""The share of public units that a clip of its own leaves whole, where the noise allows that much."""
 
 
 def make_plan(config: Config, engine: Engine) -> Plan:
@@ -76,27 +82,34 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
         and not config.private_curvature
         and (config.data.public or schema.input_shape)
     ):
-        plan = _with_affordable_clip(plan, config, worker, engine)
+        plan = _with_affordable_clip(plan, config, worker, source, engine)
     notes = plan.notes + (tuple(choices(open_config, plan)) if engine.is_root else ())
     forecast = derived_forecast(plan.config, plan.state.grid, k)
     return dataclasses.replace(plan, forecast=forecast, notes=notes).with_identity(), worker
 
 
-def _with_affordable_clip(plan: Plan, config: Config, worker: Worker, engine: Engine) -> Plan:
-    """Return the plan with a smaller clip where seeded noise costs more on public records, or on probes, than the forecast says."""
-    mechanism, clip = plan.config.mechanism, require(plan.config.mechanism.clip_natural)
-    # Damping leaves noise in about (1 + damping) / step rounds' worth of directions' memory, and never more than in all rounds.
-    rounds = min(mechanism.rounds, (1.0 + plan.config.precision.damping) / mechanism.step)
+def _with_affordable_clip(
+    plan: Plan, config: Config, worker: Worker, source: DataSource | ProbeSource | None, engine: Engine
+) -> Plan:
+    """Return the plan with a clip that hardly any public unit reaches, or less: as much as the noise may cost.
+
+    What the noise costs is forecast, and then tried with seeded noise on public records or probes.
+    """
+    rounds, clip = plan.config.mechanism.rounds, require(plan.config.mechanism.clip_natural)
+    largest = 1.0
+    if isinstance(source, DataSource):
+        largest = max(largest, clip / plan.state.clip * public_norm(worker, plan.state, source, engine, CLIP_QUANTILE))
 
     def affordable() -> float:
         guard = Guard(plan, config.data.public, worker)
         refuse_unusable_start(guard, plan.state.theta)
-        share = 1.0
+        budget = noise_budget(plan.config, plan.calibration, plan.k, guard.allowance / guard.unit)
+        share = min(largest, budget) / clip
         for _ in range(20):
             cost = rounds * guard.cost_of_noise(plan.state, share)
-            if cost <= NOISE_COST:
+            if cost <= guard.allowance:
                 break
-            share *= max(0.25, min(0.9, math.sqrt(NOISE_COST / cost)))
+            share *= max(0.25, min(0.9, math.sqrt(guard.allowance / cost)))
         return float(f"{share * clip:.3g}")
 
     worker.config = with_clip(worker.config, engine.on_root(affordable))
@@ -169,8 +182,15 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
     refuse_coupling(network, shape, schema.tokens, schema.vocabulary, rounding=not config.by_blocks)
     if is_own(loss):
         check_own_loss(own_loss(loss), outputs.numel())
-    if loss != "cross-entropy":
-        return schema
+    if loss == "cross-entropy":
+        return _with_classes(schema, outputs)
+    if loss == "mean-squared-error" and config.model.scale_targets and config.data.public is not None:
+        return with_target_moments(schema, open_dataset(config.data.public, schema, reader=reader), network)
+    return schema
+
+
+def _with_classes(schema: Schema, outputs: torch.Tensor) -> Schema:
+    """Return the schema with as many classes as the model has outputs for one record."""
     if outputs.ndim != 2:
         raise UsageError(
             f"model.args: outputs of shape {tuple(outputs.shape)} for one record; cross-entropy expects (1, classes)"
@@ -206,9 +226,11 @@ def _pretrained_network(config: Config, schema: Schema, network: Network, reader
     """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
     if config.model.weights is not None:
         load_weights(network, Path(config.model.weights), config.model.new_head)
-    if config.model.pretrain is not None and config.data.public is not None:
-        reader = readers.of(config.data.public, private=False)
-        dataset = open_dataset(config.data.public, schema, reader=reader)
+    if config.data.public is None:
+        return network
+    dataset = open_dataset(config.data.public, schema, reader=readers.of(config.data.public, private=False))
+    start_in_run_units(network, schema, dataset)
+    if config.model.pretrain is not None:
         records = dataset.read(dataset.slot_map().rows)
         with own_code(
             "model.pretrain: in training mode, for public records", "correct the model, or leave pretrain out"

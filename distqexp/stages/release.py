@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray, IntegerArray
+from distqexp.artefacts.moves import kept_part
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.state import RoundState
@@ -119,7 +120,8 @@ def make_release(
 ) -> Release:
     """Make the release of a round, together with the next round's state. Collective: every rank takes part.
 
-    The guard halves the move until its loss on public records, or on probes, is within its bound.
+    The guard halves the move until its loss on public records, or on probes, is within its bound. After the last round it takes the
+    whole way back as far as that is no longer than noise alone would make it (``mechanism.discount``).
 
     Args:
         plan: The plan.
@@ -136,8 +138,11 @@ def make_release(
         if draw.noisy_sums is None:
             raise FileContentError("release: the root has no noisy sums; draw them first")
         end = moved_parameters(plan, state, draw.noisy_sums, worker)
-        theta, halvings = (guard or Guard(plan, public, worker)).moved(state.theta, end)
-        flags = {"everybody": np.array([draw.everybody]), "halvings": np.array([halvings])}
+        judge = guard or Guard(plan, public, worker)
+        theta, halvings = judge.moved(state.theta, end)
+        kept = judge.kept(state, theta)
+        theta = kept_part(plan.state.theta, theta, kept)
+        flags = {"everybody": np.array([draw.everybody]), "halvings": np.array([halvings]), "kept": np.array([kept])}
         return {"noisy_sums": draw.noisy_sums, "theta": theta, **flags}
 
     arrays = arrays_from_root(engine, move)
@@ -164,4 +169,5 @@ def make_release(
         noise_seed=draw.noise_seed,
         everybody=bool(arrays["everybody"][0]),
         halvings=int(arrays["halvings"][0]),
+        kept=int(arrays["kept"][0]),
     )

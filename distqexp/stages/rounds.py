@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from distqexp.artefacts.moves import WHOLE
 from distqexp.artefacts.plan import Plan, same_rules
 from distqexp.artefacts.release import Release, diagnostics_of
 from distqexp.artefacts.restoring import with_file_errors
@@ -32,7 +33,7 @@ from distqexp.stages.charging import Charging, charged_parts, charged_to_everybo
 from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
-from distqexp.stages.guard import Guard, guard_line
+from distqexp.stages.guard import Guard, guard_line, kept_line
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
@@ -263,6 +264,8 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     diagnostics = diagnostics_of(plan, release)
     if release.halvings:
         progress.say(f"round {state.round + 1}: {guard_line(release.halvings)}")
+    if release.kept < WHOLE:
+        progress.say(kept_line(release.kept))
     if diagnostics is not None:
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))

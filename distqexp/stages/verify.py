@@ -25,6 +25,7 @@ from distqexp.privacy.ledger.books import LedgerRow
 from distqexp.privacy.ledger.files import default_path
 from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
+from distqexp.problem.target_scaling import state_in_own_units
 from distqexp.report.certificate import statement_of
 from distqexp.stages.built import check_built, read_plan, read_release
 from distqexp.stages.chain import check_chain
@@ -345,7 +346,7 @@ def _check_tensors(model: Path, plan: Plan, last: Release) -> str:
         tensors = load(model.read_bytes())
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError):
         raise FileContentError(f"{model}: not readable as safetensors; export it again") from None
-    expected = fine_tuned_network(_on_this_machine(plan), last.theta).state()
+    expected = state_in_own_units(fine_tuned_network(_on_this_machine(plan), last.theta), plan.schema)
     if set(tensors) != set(expected):
         raise FileContentError(
             f"{model}: tensors {sorted(tensors)[:5]}; expected {sorted(expected)[:5]}: it is not the model of plan and releases"

@@ -11,11 +11,16 @@ from small_runs import make_config, plan_of, random_table
 
 from distqexp.artefacts.derived import NOISE_COST, derived_calibration, noise_budget
 from distqexp.artefacts.plan import Plan, same_rules
-from distqexp.config import Config, config_from_tree, config_to_tree
+from distqexp.config import Config, DataConfig, config_from_tree, config_to_tree
 from distqexp.config.reading import AUTOMATIC_ROUNDS
+from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
-from distqexp.gradients.automatic import LARGEST_DENSE, adopted
+from distqexp.expansion.source import public_source
+from distqexp.expansion.state import public_norm
+from distqexp.gradients.automatic import LARGEST_DENSE, WIDE_DIRECTIONS, adopted
+from distqexp.gradients.worker import Worker
 from distqexp.stages.guard import Guard
+from distqexp.stages.plan import CLIP_QUANTILE
 
 
 def open_config(folder: Path, kind: str = "logistic", public: bool = True, **sections: Any) -> Config:
@@ -45,14 +50,15 @@ def test_a_small_model_gets_a_dense_precision_rounds_and_a_clip(tmp_path: Path) 
 
 
 def test_the_cost_of_the_noise_by_its_own_formula(tmp_path: Path) -> None:
-    """k s (c / (n mu))^2 / 2, or the part of it that few short steps leave."""
+    """R k (s c / (n mu))^2 / 2."""
     config = plan_of(open_config(tmp_path, privacy={"units": 100000})).config
     calibration = derived_calibration(config, 50)
     signal = 100000 * calibration.mu_round
-    assert 50 * (noise_budget(config, calibration, 50) / signal) ** 2 / 2 == pytest.approx(NOISE_COST)
+    each = AUTOMATIC_ROUNDS * 50 / 2
+    assert each * (noise_budget(config, calibration, 50) / signal) ** 2 == pytest.approx(NOISE_COST)
+    assert each * (noise_budget(config, calibration, 50, 0.01) / signal) ** 2 == pytest.approx(0.01)
     short = dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, step=0.1))
-    part = 0.1**2 * AUTOMATIC_ROUNDS / 2  # of damping 1
-    assert 50 * part * (noise_budget(short, calibration, 50) / signal) ** 2 / 2 == pytest.approx(NOISE_COST)
+    assert each * 0.1**2 * (noise_budget(short, calibration, 50) / signal) ** 2 == pytest.approx(NOISE_COST)
 
 
 def test_a_larger_model_gets_layers_and_fewer_directions_where_noise_wins(tmp_path: Path) -> None:
@@ -87,13 +93,52 @@ def test_without_public_data_probes_serve_and_without_a_shape_nothing(tmp_path: 
 def test_the_clip_falls_until_the_noise_that_was_tried_is_cheap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = plan_of(open_config(tmp_path)).config.mechanism.clip_natural
-    monkeypatch.setattr(Guard, "cost_of_noise", lambda self, state, share=1.0: NOISE_COST * 8.0 * share**2)
-    lowered = plan_of(open_config(tmp_path)).config.mechanism.clip_natural
+    config = open_config(tmp_path, privacy={"units": 100000})
+    first = derived_first_clip(config)
+    monkeypatch.setattr(Guard, "allowance", 0.01)
+    monkeypatch.setattr(Guard, "cost_of_noise", lambda self, state, share=1.0: 0.0)
+    usual = plan_of(config).config.mechanism.clip_natural
     assert usual is not None
+    # Ten rounds' worth of noise, each of four tenths of what is allowed in all, at the clip that costs nothing: half of it.
+    cost = 0.4 * 0.01 * (first / usual) ** 2
+    monkeypatch.setattr(Guard, "cost_of_noise", lambda self, state, share=1.0: cost * share**2)
+    lowered = plan_of(config).config.mechanism.clip_natural
     assert lowered is not None
-    # Two rounds' worth of noise at damping 1: 16 times the cost that is allowed, so a quarter of the clip.
-    assert usual / 5 < lowered < usual / 3.9
+    assert usual / 2.3 < lowered <= usual / 1.99
+
+
+def derived_first_clip(config: Config) -> float:
+    """The clip of the state that noise is tried at."""
+    return min(1.0, noise_budget(config, derived_calibration(config, 7), 7))
+
+
+def test_the_clip_is_no_larger_than_public_units_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With units enough, the clip is the quantile of public norms in coordinates whitened by curvature and damping alone."""
+    monkeypatch.setattr(Guard, "allowance", 1e9)
+    plan = plan_of(open_config(tmp_path, privacy={"units": 10**9}))
+    worker = Worker.of_plan(plan)
+    source = public_source(plan.config, table_of(tmp_path), plan.schema, readers=worker.readers)
+    norms = [public_norm(worker, plan.state, source, SerialEngine(), quantile) for quantile in (0.5, CLIP_QUANTILE, 1)]
+    assert norms[0] < norms[1] < norms[2]
+    assert plan.state.clip == pytest.approx(norms[1], rel=1e-2)
+    assert plan.config.mechanism.clip_natural is not None
+    assert plan.config.mechanism.clip_natural > 1.0
+
+
+def table_of(folder: Path) -> DataConfig:
+    """The public table of open_config."""
+    public = open_config(folder).data.public
+    assert public is not None
+    return public
+
+
+def test_a_layer_too_wide_for_moments_gets_leading_directions_of_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distqexp.geometry.moments.LARGEST_SIDE", 50)
+    model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
+    plan = plan_of(open_config(tmp_path, "mlp", model=model))
+    assert (plan.config.subspace.kind, plan.config.precision.kind, plan.k) == ("public-pca", "dense", WIDE_DIRECTIONS)
 
 
 def test_a_start_that_is_of_no_use_is_refused(tmp_path: Path) -> None:

@@ -74,7 +74,12 @@ def test_a_loss_of_torch_and_one_of_ones_own_are_minimised() -> None:
 
 def test_the_squared_distance_by_hand_is_that_of_the_built_in_loss() -> None:
     """Gradients are the same, and without curvature nothing else matters."""
-    plain = {"precision.kind": "identity", "mechanism.clip_natural": 1.0, "mechanism.guard": False}
+    plain = {
+        "precision.kind": "identity",
+        "mechanism.clip_natural": 1.0,
+        "mechanism.guard": False,
+        "model.scale_targets": False,
+    }
     common: dict[str, Any] = {"settings": plain, "insecure_noise_seed": 1, "model": OwnNet(1)}
     own = fitted(Declared(lambda outputs, targets: (outputs - targets) ** 2), population="a", **common)
     common["model"] = own_start = OwnNet(1)
