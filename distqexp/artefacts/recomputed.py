@@ -116,8 +116,9 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     _refuse_other_arrays("release", arrays, release.arrays())
     if not 0 <= release.round <= last:
         raise _difference("round", release.round, f"0 to {last}")
-    if not 0 <= release.halvings <= HALVINGS:
-        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
+    most = HALVINGS if plan.config.mechanism.guard else 0
+    if not 0 <= release.halvings <= most:
+        raise _difference("halvings", release.halvings, f"0 to {most}")
     seed = release.noise_seed
     if seed is not None and type(seed) is not int:
         raise _difference("noise_seed", seed, "a whole number, or null")
