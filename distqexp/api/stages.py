@@ -301,19 +301,27 @@ def export(
     return export_run(Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger))
 
 
-def predict(folder: StrPath, data: StrPath, out: StrPath, *, labels: StrPath | None = None) -> None:
+def predict(
+    folder: StrPath,
+    data: StrPath,
+    out: StrPath,
+    *,
+    labels: StrPath | None = None,
+    tokenizer: StrPath | None = None,
+) -> None:
     """Predict for the records of a file and write the predictions into a new file, as private as the records (mode 0600).
 
     ``load_model`` gives the predictions as arrays.
 
     Args:
         folder: The folder of a finished run, or of an exported model.
-        data: Records in the form of the private ones, with or without labels, or a .npy array of features.
+        data: A file or folder of records in the form of the private ones, with or without labels, or a .npy or .npz file of features.
         out: The new file: .csv (``prediction``, then ``probability_CLASS`` for each class), or .npy (these, or a regression's values).
-        labels: The file of the labels, for the format idx.
+        labels: Of an image folder, a CSV file with the names of the images to predict for.
+        tokenizer: The tokenizer's folder, for raw texts; when None the model's own folder, where it has one.
 
     Raises:
         UsageError: A path is wrong, or the model needs a live module: then use ``load_model``.
         FileContentError: The model or the records can't be used.
     """
-    predict_file(Path(folder), Path(data), Path(out), optional_path(labels))
+    predict_file(Path(folder), Path(data), Path(out), optional_path(labels), optional_path(tokenizer))

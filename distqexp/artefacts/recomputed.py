@@ -106,8 +106,9 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
 
 
 def _check_shortening(plan: Plan, release: Release) -> None:
-    if not 0 <= release.halvings <= HALVINGS:
-        raise _difference("halvings", release.halvings, f"0 to {HALVINGS}")
+    most = HALVINGS if plan.config.mechanism.guard else 0
+    if not 0 <= release.halvings <= most:
+        raise _difference("halvings", release.halvings, f"0 to {most}")
     may_be_less = release.round == plan.config.mechanism.rounds - 1 and plan.config.mechanism.discount
     least = 0 if may_be_less else WHOLE
     if not least <= release.kept <= WHOLE:

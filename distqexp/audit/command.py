@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 from distqexp.arrays import FloatArray
 from distqexp.artefacts.plan import Plan
 from distqexp.audit.bounds import FAILURE, curve_of, fewest_misses
+from distqexp.audit.roc import write_plot
 from distqexp.audit.sampled import SampledClaim, SampledFinding, audit_sampled
 from distqexp.audit.sampler import CAVEATS, Finding, audit_sampler
 from distqexp.errors import UsageError
@@ -116,12 +117,12 @@ def audit_plan(plan: Plan, draws: int, noise_seed: int | None = None, runs: int 
 
 
 def write_audit(audit: Audit, out: Path) -> None:
-    """Write audit.json and audit.png into the folder ``out``, which is made where it doesn't exist."""
+    """Write audit.json and, where matplotlib is installed, audit.png into the folder ``out``, which is made where it doesn't exist."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: {out} is a file; expected a folder: choose another")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "audit.json", (json.dumps(audit.tree(), indent=2, sort_keys=True) + "\n").encode())
-    write_atomic(out / "audit.png", _plot(audit))
+    write_plot(out / "audit.png", lambda: _plot(audit))
 
 
 def _claimed(audit: Audit, rates: FloatArray) -> tuple[FloatArray, str]:

@@ -18,7 +18,7 @@ from distqexp.audit.canaries import coin_estimates
 from distqexp.audit.candidates import Candidates, make_candidates
 from distqexp.audit.guessing import Guesses, judge
 from distqexp.audit.membership import CONFIDENCE, Attack, attack_lines, loss_scores, measure_attack
-from distqexp.audit.roc import plot_attacks
+from distqexp.audit.roc import plot_attacks, write_plot
 from distqexp.config import Config
 from distqexp.engines.launcher import launched_size
 from distqexp.engines.serial import SerialEngine
@@ -160,10 +160,10 @@ def run_audit(config: Config, canaries: int, noise_seed: int | None = None) -> S
 
 
 def write_run_audit(scored: ScoredAudit, out: Path) -> None:
-    """Write audit-run.json and audit-run.png into the folder ``out``, which must exist."""
+    """Write audit-run.json and, where matplotlib is installed, audit-run.png into the folder ``out``, which must exist."""
     tree = json.dumps(scored.audit.tree(), indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(out / "audit-run.json", tree.encode())
-    write_atomic(out / "audit-run.png", plot_attacks(scored.scores, scored.audit.epsilon, scored.audit.delta))
+    write_plot(out / "audit-run.png", lambda: plot_attacks(scored.scores, scored.audit.epsilon, scored.audit.delta))
 
 
 def _judge_run(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from distqexp.arrays import FloatArray
 from distqexp.audit.membership import allowed_rate
+from distqexp.storage.atomic import write_atomic
+
+
+def write_plot(path: Path, plot: Callable[[], bytes]) -> None:
+    """Write the PNG that ``plot`` makes. Where matplotlib is missing, say so on standard error and leave it out."""
+    try:
+        content = plot()
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        sys.stderr.write(
+            f"distqexp: audit: no {path.name}: matplotlib is not installed; install distqexp[plots] and run the same command again\n"
+        )
+        return
+    write_atomic(path, content)
 
 
 def plot_attacks(scores: Mapping[str, tuple[FloatArray, FloatArray]], epsilon: float, delta: float) -> bytes:

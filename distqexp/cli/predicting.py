@@ -16,15 +16,26 @@ commands = typer.Typer()
 def predict(
     model: Annotated[Path, typer.Argument(help="the folder of a finished run, or of an exported model")],
     data: Annotated[
-        Path, typer.Argument(help="records in the form of the training's, without labels or with them, or a .npy array")
+        Path,
+        typer.Argument(
+            help="file or folder of records in the form of the training's, without labels or with them, or a .npy or .npz array"
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="the new file: .csv with labels and probabilities, or .npy with these alone")
     ],
-    labels: Annotated[Path | None, typer.Option(help="file of the labels, which idx images are never without")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="of an image folder: a CSV file with the names of the images to predict for")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="of raw texts: the tokenizer's folder; the model's own folder, where it has one, when absent"
+        ),
+    ] = None,
 ) -> None:
     """Predict for new records by the schema that the training fixed. What it writes is as private as the records."""
     from distqexp import api
 
-    api.predict(model, data, out, labels=labels)
+    api.predict(model, data, out, labels=labels, tokenizer=tokenizer)
     say(f"{out}: a row for each record, as private as the records")

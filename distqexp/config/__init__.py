@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqexp.config.data import ARRAY_FORMATS, FOLDER_FORMATS
+from distqexp.config.data import ARRAY_FORMATS, FOLDER_FORMATS, NewRecords
 from distqexp.config.reading import config_from_tree, load_config
 from distqexp.config.sections import (
     AllDataConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "EngineConfig",
     "MechanismConfig",
     "ModelConfig",
+    "NewRecords",
     "OutputConfig",
     "PrecisionConfig",
     "PretrainConfig",

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import ClassVar, Literal
 
 from distqexp.config.rules import Need, Rule, field_needs, key
 
@@ -78,9 +78,10 @@ class ColumnsConfig:
     def _coding_needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys of columns that aren't numbers must be."""
         tables, classes = ("csv", "parquet"), self.classes
+        worded = (*tables, "arrow", "text", "images")
         yield Need(not self.coded or format in tables, where, list(self.coded), "format = csv or parquet with them")
-        named = not classes or format in (*tables, "images")
-        yield Need(named, f"{where}.classes", list(classes), "format = csv, parquet or images with them")
+        named = not classes or format in worded
+        yield Need(named, f"{where}.classes", list(classes), f"format = {', '.join(worded[:-1])} or images with them")
         twice = sorted({name for name in self.coded if self.coded.count(name) > 1})
         yield Need(not twice, where, twice, "each in one of categorical, levels, dates and booleans")
         roles = [name for name in self.coded if name in (self.target, *self.exclude)]
@@ -142,6 +143,9 @@ def _is_day(text: str) -> bool:
 @dataclass(frozen=True)
 class DataConfig:
     """[data.public], [data.private] and [data.eval]: one source of records each."""
+
+    labelled: ClassVar[bool] = True
+    """Whether the records have labels, which are read with them."""
 
     format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow", "text"] = key(
         "the reader"
@@ -223,6 +227,13 @@ class DataConfig:
             f"{where}.decimal", ",", "quotes = true with separator = \",\": numbers with a comma stand in quotes there",
         )  # fmt: skip
         yield from self.columns.needs(f"{where}.columns", self.format)
+
+
+@dataclass(frozen=True)
+class NewRecords(DataConfig):
+    """Records to predict for: a source whose labels are never looked at. No config has one."""
+
+    labelled: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

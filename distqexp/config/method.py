@@ -222,6 +222,12 @@ class MechanismConfig:
         "the start's (docs/method.md); costs no privacy",
         default=True,
     )
+    guard_rise: float = key(
+        "by how much the guard lets the loss rise above the start's (for squared errors in units of the variance of the targets), or by "
+        "this share of the way to the best constant prediction, whichever is more",
+        at_least(0),
+        default=0.05,
+    )
     noise: Noise = key("discrete: exact integers; gaussian: continuous, rounded to the grid", default=Noise.DISCRETE)
     grid: int | None = key(
         "exponent of the grid step h = 2^grid; chosen by the plan when absent",

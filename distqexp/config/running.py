@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,10 @@ LISTS: dict[str, str] = {
     "k_out": "subspace",
 }
 """The keys of [tune] that are lists of values to try, and the section whose key of the same name each list is for."""
+
+
+_ADDRESS = re.compile(r"([a-z]+://)?(\[[^\s\[\]]+\]|[^\s:/\[\]]+):[0-9]{1,5}(/\S*)?")
+"""A scheduler's address: a protocol, a host (in brackets where it has colons), and a port, without which Dask waits in vain."""
 
 
 def _each(expected: str, holds: Any) -> tuple[Rule, Rule]:
@@ -62,7 +67,11 @@ class EngineConfig:
         default="cpu",
     )
     threads: int = key("threads of each rank", between(1, 1024, "1 to 1024"), default=1)
-    scheduler: str | None = key("address of a Dask scheduler; a local cluster when absent", default=None)
+    scheduler: str | None = key(
+        "address of a Dask scheduler, tcp://host:8786; a local cluster when absent",
+        Rule("host:port, such as tcp://node1:8786", lambda value: _ADDRESS.fullmatch(value) is not None),
+        default=None,
+    )
     workers: int | None = key(
         "processes of the local Dask cluster; one for each core when absent", at_least(1), default=None
     )

@@ -16,6 +16,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from distqexp.arrays import FloatArray, IntegerArray
+from distqexp.config import EngineConfig
+from distqexp.config.rules import field_needs, require
 from distqexp.engines.base import (
     CollectWork,
     Control,
@@ -28,6 +30,7 @@ from distqexp.engines.base import (
     split,
     stop_error,
 )
+from distqexp.engines.main_guard import refuse_unguarded_main
 from distqexp.engines.serial import SerialEngine
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import DistqexpError, EngineError, StoppedError
@@ -69,6 +72,7 @@ class DaskEngine(SerialEngine):
 
     Raises:
         EngineError: Dask can't be loaded.
+        UsageError: The address has no port, or the local cluster would run an unguarded script again.
     """
 
     kind = "dask"
@@ -86,6 +90,9 @@ class DaskEngine(SerialEngine):
             import distributed
         except ImportError as error:
             raise EngineError(f"engine.kind: dask can't be loaded ({error}); install distqexp[dask]") from None
+        require(field_needs("engine", EngineConfig(scheduler=scheduler)))
+        if scheduler is None and _starts_afresh():
+            refuse_unguarded_main()
         self._dask: Any = distributed
         self._scheduler, self._workers, self._threads = scheduler, workers, threads
         self._grace, self._patience = grace, patience
@@ -109,7 +116,7 @@ class DaskEngine(SerialEngine):
                 self._cluster or self._scheduler, timeout=self._patience, set_as_default=False
             )
             self._client.wait_for_workers(1, timeout=self._patience)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             self._close()
             where = self._scheduler or "local cluster"
             raise EngineError(
@@ -237,6 +244,13 @@ class DaskEngine(SerialEngine):
         if error is None:
             raise EngineError("Dask: the scheduler is gone or dropped the work; start it, run again with --resume")
         raise EngineError(f"Dask: {type(error).__name__}: workers died again and again on one task; is memory short?")
+
+
+def _starts_afresh() -> bool:
+    """Whether processes of a local cluster import the main script again: unless they are forks of this one."""
+    import dask
+
+    return str(dask.config.get("distributed.worker.multiprocessing-method", "spawn")) != "fork"
 
 
 def _release(futures: Iterable[Any]) -> None:

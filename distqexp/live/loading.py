@@ -19,8 +19,10 @@ from distqexp.problem.weights import load_weights
 class LoadedModel(Predictor):
     """A model that was read from its folder, with its certificate."""
 
-    def __init__(self, network: Network, card: ModelCard, certificate: dict[str, object]) -> None:
-        super().__init__(network, card)
+    def __init__(
+        self, network: Network, card: ModelCard, certificate: dict[str, object], tokenizer: Path | None = None
+    ) -> None:
+        super().__init__(network, card, tokenizer)
         self.certificate = certificate
 
     def __repr__(self) -> str:
@@ -48,7 +50,8 @@ def load_model(folder: str | Path, model: nn.Module | None = None) -> LoadedMode
     card = ModelCard.read(path)
     network = Network(_module(card, model), tuple(card.model["trainable"]))
     load_weights(network, path / "model.safetensors")
-    return LoadedModel(network, card, _certificate(path / "certificate.json"))
+    tokenizer = path if (path / "tokenizer.json").is_file() else None
+    return LoadedModel(network, card, _certificate(path / "certificate.json"), tokenizer)
 
 
 def _module(card: ModelCard, model: nn.Module | None) -> nn.Module:

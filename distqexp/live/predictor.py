@@ -5,7 +5,6 @@ What it returns is as private as the records that it is given; nothing is printe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,16 @@ from numpy.typing import NDArray
 
 from distqexp.arrays import BoolArray, FloatArray
 from distqexp.artefacts.card import ModelCard
-from distqexp.config import DataConfig
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of
+from distqexp.live.new_records import as_images, class_names_of, new_records, open_new_records
 from distqexp.live.spool import is_frame, scratch_folder, spool
 from distqexp.problem.dataset import Dataset, usable_inputs
 from distqexp.problem.faults import Fault, checked_inputs
 from distqexp.problem.losses import is_own
 from distqexp.problem.network import Network
-from distqexp.problem.readers import open_reader
 
 _ROWS_AT_ONCE = 1024
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".h5": "hdf5", ".hdf5": "hdf5"}
 _WHERE = "data"
 
 
@@ -37,11 +34,13 @@ class Predictor:
     Args:
         network: The model.
         card: What a record looks like, and what the outputs stand for.
+        tokenizer: The folder of the tokenizer that came with the model, if one did.
     """
 
-    def __init__(self, network: Network, card: ModelCard) -> None:
+    def __init__(self, network: Network, card: ModelCard, tokenizer: Path | None = None) -> None:
         self.network = network
         self.card = card
+        self.tokenizer = tokenizer
 
     @property
     def model(self) -> torch.nn.Module:
@@ -60,7 +59,9 @@ class Predictor:
             return None
         if self.card.classes is not None:
             return np.array(self.card.classes)
-        return np.arange(2 if self.loss == "binary-cross-entropy" else self.card.schema.classes or 2)
+        count = 2 if self.loss == "binary-cross-entropy" else self.card.schema.classes or 2
+        names = class_names_of(self.card.schema)
+        return np.array([*names, *map(str, range(len(names), count))]) if names else np.arange(count)
 
     def outputs(self, data: Any) -> FloatArray:
         """Return the model's outputs, float64 (n, o): logits, or the values of a regression.
@@ -70,7 +71,7 @@ class Predictor:
         Args:
             data: Records without labels: an array or tensor (n, ...), a mapping of arrays (tokens), a DataFrame with the features of the
                 training (others are ignored), a torch Dataset or DataLoader (of features, or of tuples that begin with them), or the
-                path of a file.
+                path of a file or folder, as for ``outputs_of_file``.
         """
         parts = [self._outputs_of(inputs, usable) for inputs, usable in self._inputs(data)]
         if not parts:
@@ -115,21 +116,28 @@ class Predictor:
             return torch.sigmoid(torch.cat([-logits, logits], dim=1)).numpy()
         return torch.softmax(logits, dim=1).numpy()
 
-    def outputs_of_file(self, path: Path, labels: Path | None = None) -> FloatArray:
-        """Return ``outputs`` for the records of a file, read by the schema of the training; targets are not needed.
+    def outputs_of_file(self, path: Path, labels: Path | None = None, tokenizer: Path | None = None) -> FloatArray:
+        """Return ``outputs`` for the records of a file or folder, read by the schema of the training; labels are not looked at.
 
         Args:
-            path: A table or array file as the private one was, or a .npy array of features.
-            labels: The file of the labels, which the format idx is never without.
+            path: Records in the form of the private ones, or in another form that has the same features; ``new_records`` lists them.
+            labels: Of image folders, a CSV file with the names of the images, whose rows are those of the result.
+            tokenizer: The tokenizer's folder, for raw texts; when None the model's own folder, where it has one.
 
         Raises:
             UsageError, FileContentError: The file can't be used.
         """
-        if path.suffix == ".npy":
-            return self.outputs(_npy(path))
-        parts = [self._outputs_of(inputs, usable) for inputs, usable in self._of_file(path, labels)]
+        return self.outputs_of_records(self.records(path, labels, tokenizer))
+
+    def records(self, path: Path, labels: Path | None = None, tokenizer: Path | None = None) -> Dataset:
+        """Open the records that ``outputs_of_file`` predicts for; the arguments are the same."""
+        return open_new_records(self.card, new_records(self.card, path, labels, tokenizer or self.tokenizer))
+
+    def outputs_of_records(self, records: Dataset) -> FloatArray:
+        """Return ``outputs`` for opened records."""
+        parts = [self._outputs_of(inputs, usable) for inputs, usable in _in_parts(records)]
         if not parts:
-            raise UsageError(f"{path}: no record; expected at least one")
+            raise UsageError(f"{records.reader.files()[0]}: no record; expected at least one")
         return np.concatenate(parts)
 
     def _outputs_of(self, inputs: torch.Tensor, usable: BoolArray) -> FloatArray:
@@ -138,7 +146,7 @@ class Predictor:
 
     def _inputs(self, data: Any) -> Iterator[tuple[torch.Tensor, BoolArray]]:
         if isinstance(data, str | Path):
-            yield from self._of_file(Path(data), None)
+            yield from _in_parts(self.records(Path(data)))
         elif is_frame(data):
             yield from self._of_frame(data)
         else:
@@ -147,6 +155,8 @@ class Predictor:
 
     def _of_batch(self, batch: Batch) -> tuple[torch.Tensor, BoolArray]:
         schema, raw = self.card.schema, batch.features
+        if schema.image:
+            raw = as_images(raw, schema.shape)
         if schema.tokens:
             mask = np.ones_like(raw) if batch.mask is None else batch.mask
             raw = np.stack([raw, mask], axis=1).astype(np.int64)
@@ -169,28 +179,11 @@ class Predictor:
             return
         with scratch_folder(None) as folder:
             spooled = spool(table, folder / "records", Roles(_WHERE), self.card.schema.names[0])
-            yield from self._of_file(spooled.path, None)
-
-    def _of_file(self, path: Path, labels: Path | None) -> Iterator[tuple[torch.Tensor, BoolArray]]:
-        schema, own = self.card.schema, self.card.data
-        # The first feature stands for the target, which new records needn't have.
-        columns = dataclasses.replace(own.columns, features=schema.names, target=schema.names[0], exclude=())
-        data = DataConfig(
-            format=_SUFFIXES.get(path.suffix, own.format) if own.format in _SUFFIXES.values() else own.format,  # type: ignore[arg-type]
-            path=str(path), labels=None if labels is None else str(labels), rotate=own.rotate, columns=columns,
-        )  # fmt: skip
-        reader = open_reader(data, private=True)
-        dataclasses.replace(schema, loss="mean-squared-error").check(reader)
-        dataset = Dataset(data, schema, reader)
-        for first in range(0, reader.count, _ROWS_AT_ONCE):
-            yield dataset.inputs(np.arange(first, min(first + _ROWS_AT_ONCE, reader.count)))
+            yield from _in_parts(self.records(spooled.path))
 
 
-def _npy(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; correct the path") from None
-    except (OSError, ValueError, EOFError):
-        raise FileContentError(f"{path}: not a whole .npy array of numbers; write it anew by numpy.save") from None
-    return array
+def _in_parts(records: Dataset) -> Iterator[tuple[torch.Tensor, BoolArray]]:
+    """Yield inputs and which of them can be used, some rows at a time, in the order of the rows."""
+    count = records.reader.count
+    for first in range(0, count, _ROWS_AT_ONCE):
+        yield records.inputs(np.arange(first, min(first + _ROWS_AT_ONCE, count)))

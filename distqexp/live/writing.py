@@ -12,21 +12,26 @@ import numpy as np
 from distqexp.arrays import FloatArray
 from distqexp.errors import UsageError
 from distqexp.live.loading import load_model
+from distqexp.live.new_records import file_names
 from distqexp.live.predictor import Predictor
 from distqexp.storage.atomic import write_atomic
 
 
-def predict_file(folder: Path, data: Path, out: Path, labels: Path | None = None) -> None:
+def predict_file(
+    folder: Path, data: Path, out: Path, labels: Path | None = None, tokenizer: Path | None = None
+) -> None:
     """Predict for the records of a file and write the predictions into a new file of mode 0600.
 
-    A .csv has a row for each record, in the file's order: ``prediction``, then ``probability_CLASS`` for each class; entries are empty
-    for a record that the model can't take. A .npy has the probabilities, float64 (n, classes), or a regression's values (n, o), NaN there.
+    A .csv has a row for each record, in the order of the records: ``prediction``, then ``probability_CLASS`` for each class; entries
+    are empty for a record that the model can't take. For folders of images ``file`` comes first. A .npy has the probabilities, float64
+    (n, classes), or a regression's values (n, o), NaN there.
 
     Args:
         folder: The folder of the model.
         data: The records.
         out: The new file, .csv or .npy.
-        labels: The file of the labels, for the format idx.
+        labels: Of an image folder, a CSV file with the names of the images to predict for.
+        tokenizer: The tokenizer's folder, for raw texts; when None the model's own folder, where it has one.
 
     Raises:
         UsageError: ``out`` is there already, or has another suffix; or the model isn't there.
@@ -37,29 +42,35 @@ def predict_file(folder: Path, data: Path, out: Path, labels: Path | None = None
     if out.exists():
         raise UsageError(f"--out {out}: exists; expected a new file, nothing is overwritten")
     model = load_model(folder)
-    outputs = model.outputs_of_file(data, labels)
+    records = model.records(data, labels, tokenizer)
+    outputs = model.outputs_of_records(records)
+    names = file_names(records)
     values = outputs if model.classes is None else model.probabilities_of(outputs)
 
     def write(file: BinaryIO) -> None:
         if out.suffix == ".npy":
             np.save(file, values)
         else:
-            _write_table(file, model, outputs, values)
+            _write_table(file, model, outputs, values, names)
 
     write_atomic(out, write, private=True)
 
 
-def _write_table(file: BinaryIO, model: Predictor, outputs: FloatArray, values: FloatArray) -> None:
-    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-    writer = csv.writer(text, lineterminator="\n")
+def _write_table(
+    file: BinaryIO, model: Predictor, outputs: FloatArray, values: FloatArray, names: list[str | None] | None
+) -> None:
     if model.classes is None:
         width = values.shape[1]
-        writer.writerow(["prediction"] if width == 1 else [f"prediction_{place}" for place in range(width)])
-        writer.writerows([_entry(value) for value in row] for row in values.tolist())
+        header = ["prediction"] if width == 1 else [f"prediction_{place}" for place in range(width)]
+        rows = [[_entry(value) for value in row] for row in values.tolist()]
     else:
-        writer.writerow(["prediction", *(f"probability_{name}" for name in model.classes.tolist())])
-        for label, row in zip(model.labels_of(outputs).tolist(), values.tolist(), strict=True):
-            writer.writerow([_label(label), *map(_entry, row)])
+        header = ["prediction", *(f"probability_{name}" for name in model.classes.tolist())]
+        labels = model.labels_of(outputs).tolist()
+        rows = [[_label(label), *map(_entry, row)] for label, row in zip(labels, values.tolist(), strict=True)]
+    if names is not None:
+        header, rows = ["file", *header], [[name or "", *row] for name, row in zip(names, rows, strict=True)]
+    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     text.flush()
     text.detach()
 

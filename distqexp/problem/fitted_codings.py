@@ -27,8 +27,10 @@ def fitted_codings(data: DataConfig, reader: Reader, rows: IntegerArray) -> tupl
     Raises UsageError for a declared column that is no feature, FileContentError for one of too many levels; all are named.
     """
     roles = data.columns
-    if not (roles.coded or roles.classes) or not isinstance(reader, TableReader):
+    if not (roles.coded or roles.classes):
         return ()
+    if not isinstance(reader, TableReader):  # texts and folders of images have coded labels alone
+        return codings_of(data, {})
     absent = [name for name in roles.coded if name not in reader.names]
     if absent:
         raise UsageError(

@@ -342,7 +342,8 @@ def schema_from_config(
     if data.tokens:
         tokenizer = None if data.tokenizer is None else open_tokenizer(data.tokenizer).digest
         shape = declared.token_shape(data, record_shape)
-        return Schema(loss, False, features, shape, 1.0, classes, tokens=True, tokenizer=tokenizer)
+        codings = declared_codings(data)
+        return Schema(loss, False, features, shape, 1.0, classes, tokens=True, tokenizer=tokenizer, codings=codings)
     codings = declared_codings(data)
     return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant, codings=codings)
 

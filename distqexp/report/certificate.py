@@ -82,7 +82,8 @@ class Certificate:
         adjacency: Which datasets are neighbours.
         unit: What is protected, in words.
         units: privacy.units of the config; not counted from the data.
-        rounds: A mapping for each round, with at least round, part (None: every unit), mu, clip and temperature.
+        rounds: A mapping for each round, with at least round, part (None: every unit), mu, clip, temperature and halvings
+            (how often the guard halved the move).
         parts: The number of disjoint parts that the units were split into.
         micro_batch: The number of units whose sum is rounded as one; None where each unit's vector is rounded.
         noise: The kind of noise.

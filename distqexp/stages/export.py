@@ -236,6 +236,7 @@ def _round_figures(plan: Plan, release: Release, grid: Grid, part: Part | None) 
         "sensitivity": grid.sensitivity * grid.step,
         "sigma": grid.sigma,
         "temperature": (grid.sigma * grid.step) ** 2,
+        "halvings": release.halvings,
     }
 
 

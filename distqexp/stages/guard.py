@@ -28,12 +28,6 @@ from distqexp.stages.lifting import whitening_of
 RECORDS = 256
 """At most so many records are tried."""
 
-SHARE = 0.05
-"""The loss may rise by this share of the way from that of the start to that of the best constant prediction ..."""
-
-LEAST_RISE = 0.05
-"""... or by this much, whichever is more; for squared errors in units of the variance of the targets."""
-
 LOSS_SHARE = 0.05
 """Noise may cost this share of the loss at the start ..."""
 
@@ -80,13 +74,16 @@ class Guard:
 
     @cached_property
     def bound(self) -> float:
-        """The largest loss that a point may have. With probes it is the largest number: their loss tells whether it is finite."""
+        """The largest loss that a point may have, by ``mechanism.guard_rise``.
+
+        With probes it is the largest number: their loss tells whether it is finite.
+        """
         if self._public is None:
             return np.finfo(np.float64).max
         first, records = self.loss(self._plan.state.theta), self._records
         constant = constant_loss(self._plan.config.model.loss, records.targets[records.present])
         worst, unit = constant or (first, abs(first))
-        return first + max(LEAST_RISE * unit, SHARE * (worst - first))
+        return first + self._plan.config.mechanism.guard_rise * max(unit, worst - first)
 
     def cost_of_noise(self, state: RoundState, share: float = 1.0) -> float:
         """Return by how much a round's noise alone raises the loss at the state's parameters, over seeded draws of it.

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,20 @@ from typing import Any
 from distqexp.config import Config, config_from_tree
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import existing_file
+from distqexp.problem.readers.codings import suggestion
 from distqexp.problem.schema import fit_schema
 from distqexp.stages.folder import new_file
 from distqexp.stages.table_facts import Column, TableFacts, read_facts
 from distqexp.storage.atomic import write_atomic
 
+FIRST_DAY = "2000-01-01"
+"""Dates become days since this one; any other does as well."""
+
 MOST_CLASSES = 100
 """Whole numbers from 0 up to fewer than this are classes, others are quantities."""
+
+
+_CODED_WORDS = ("categories, an input for each", "yes or no", "dates, as days")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ def write_config(start: Start) -> list[str]:
     return [
         f"{start.table}: {facts.rows:,} rows, {inputs} inputs, {unit}",
         f"{start.target}: {found}: {loss}",
+        *(
+            f"{words}: {', '.join(names)}"
+            for words, names in zip(_CODED_WORDS, _coded(facts, start, left_out).values(), strict=True)
+            if names
+        ),
         *(f"left out: {name}: {reason}" for name, reason in left_out.items()),
         f"{start.out}: written; look through it, above all privacy.units and data.private.path",
         f"next: distqexp plan {start.out} --out plan.h5   (free of cost)   then: distqexp fit {start.out}",
@@ -116,10 +128,26 @@ def _left_out(facts: TableFacts, start: Start) -> Iterator[tuple[str, str]]:
             continue
         if column.count == 0:
             yield column.name, "empty"
-        elif not column.numbers:
-            yield column.name, f"texts, such as {min(column.values)!r}"
-        elif column.looks_like_an_id:
+        elif not column.numbers and _coding(column) == "exclude":
+            yield column.name, f"free texts, such as {min(column.values)!r}"
+        elif column.numbers and column.looks_like_an_id:
             yield column.name, "looks like an id: if people have several rows of one id, name it by --unit"
+
+
+def _coding(column: Column) -> str:
+    """Return how a column of texts may be meant: levels, boolean, days, or exclude."""
+    kind, _ = suggestion([*sorted(column.values)] * 2)
+    few = 2 * len(column.values) <= column.count
+    return "exclude" if column.many or (kind == "levels" and not few) else kind
+
+
+def _coded(facts: TableFacts, start: Start, left_out: Collection[str]) -> dict[str, list[str]]:
+    """Return the columns of texts that are features, by how they are meant."""
+    found: dict[str, list[str]] = {"levels": [], "boolean": [], "days": []}
+    for column in facts.columns.values():
+        if not column.numbers and column.name not in (start.target, start.unit, *left_out):
+            found[_coding(column)].append(column.name)
+    return found
 
 
 def _text(start: Start, facts: TableFacts, loss: str, outputs: int, left_out: dict[str, str], *, inputs: int) -> str:
@@ -137,7 +165,7 @@ def _head(
 ) -> Iterator[str]:
     base = start.out.absolute().parent
     delta = 10.0 ** -math.ceil(math.log10(facts.units) + 1)
-    columns = _columns(start, list(left_out))
+    columns = _columns(start, list(left_out), _coded(facts, start, left_out))
     yield f"# Written by distqexp init from {start.table.name}, a public table. All of this file is public.\n"
     yield "# Every key is in docs/config.md. Plan it first: distqexp plan is free of cost and says what to expect.\n\n"
     yield "[model]\n# The model, and how it is fitted to the public records before the private ones are touched.\n"
@@ -168,12 +196,19 @@ def _head(
     yield f"# This is the number of the public table: correct it.\nunits = {facts.units}\n"
 
 
-def _columns(start: Start, left_out: Sequence[str]) -> str:
+def _columns(start: Start, left_out: Sequence[str], coded: Mapping[str, Sequence[str]]) -> str:
     unit = (
         f"# All rows of one {start.unit} are protected together.\nunit = {_quoted(start.unit)}\n" if start.unit else ""
     )
     exclude = f", exclude = [{', '.join(map(_quoted, left_out))}]" if left_out else ""
-    return f"{unit}columns = {{ target = {_quoted(start.target)}{exclude} }}\n"
+    words = "".join(
+        f", {key} = [{', '.join(map(_quoted, coded[kind]))}]"
+        for kind, key in (("levels", "categorical"), ("boolean", "booleans"))
+        if coded[kind]
+    )
+    days = ", ".join(f"{_quoted(name)} = {_quoted(FIRST_DAY)}" for name in coded["days"])
+    dates = f", dates = {{ {days} }}" if days else ""
+    return f"{unit}columns = {{ target = {_quoted(start.target)}{exclude}{words}{dates} }}\n"
 
 
 def _method(parameters: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def _certificate(path: Path) -> list[str]:
             f"  statement       {tree['statement']}",
             f"  plan_id         {tree['plan_id']}",
             f"  rounds          {len(tree['rounds'])}, over {subspace['k']:,} of {subspace['d']:,} dimensions ({subspace['kind']})",
+            *_held_back(tree["rounds"]),
             f"  guarantee       epsilon {tree['epsilon']:.6g}, delta {tree['delta']:g}, mu {tree['mu']:.6g}",
             f"  ledger          entry {ledger['entry']}, {ledger['hash']}",
             f"  model           SHA-256 {tree['model_sha256']}",
@@ -107,6 +108,13 @@ def _certificate(path: Path) -> list[str]:
         ]
     except (KeyError, TypeError, ValueError):
         raise FileContentError(f"{path}: not a certificate of distqexp; take the one that export wrote") from None
+
+
+def _held_back(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the guard did, where it did something."""
+    halvings = {int(entry["round"]): int(entry.get("halvings", 0)) for entry in rounds}
+    times = ", ".join(f"round {round + 1} {number} times" for round, number in halvings.items() if number)
+    return [f"  guard           halved the move of {times}"] if times else []
 
 
 def _card(path: Path) -> list[str]:

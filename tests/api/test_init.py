@@ -68,13 +68,19 @@ def test_what_is_no_feature_is_left_out_and_said(run: Commands) -> None:
             visit_id=lambda row: str(row // 2),
             serial=lambda row: str(9000 + row),
             remarks=lambda row: "",
+            note=lambda row: f"seen in bed {row}",
+            smoker=lambda row: ["yes", "no", ""][row % 3],
             height=lambda row: "" if row % 5 else "1.7",
         )  # fmt: skip
     said = run.done("init", "public.csv", "--target", "died", "--unit", "patient", "--private", "patients.csv").out
-    excluded = load_config(Path("config.toml")).data.private[0].columns.exclude
-    assert set(excluded) == {"ward", "admitted", "visit_id", "serial", "remarks"}
-    assert "left out: ward: texts, such as 'onco'" in said
-    assert run.done("plan", "config.toml", "--out", "plan.h5").out.count("d = 5")  # age, dose, rate, height, bias
+    columns = load_config(Path("config.toml")).data.private[0].columns
+    assert set(columns.exclude) == {"note", "visit_id", "serial", "remarks"}
+    assert (columns.categorical, columns.booleans) == (("ward",), ("smoker",))
+    assert columns.dates == (("admitted", "2000-01-01"),)
+    assert "left out: note: free texts, such as 'seen in bed 0'" in said
+    assert "categories, an input for each: ward" in said
+    # age, dose, rate, height, smoker, admitted, three inputs of ward, bias
+    assert run.done("plan", "config.toml", "--out", "plan.h5").out.count("d = 10,")
 
 
 def test_no_private_file_is_opened(run: Commands) -> None:

@@ -16,14 +16,17 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.config import Config
 from distqexp.engines.serial import SerialEngine
-from distqexp.errors import FileContentError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.precisions import precision_from_arrays
 from distqexp.geometry.whitening import Whitening
 from distqexp.gradients.setup import subspace_of
 from distqexp.gradients.worker import Worker
+from distqexp.report.certificate import write_certificate
 from distqexp.stages.chain import check_follows
-from distqexp.stages.guard import LEAST_RISE, Guard
+from distqexp.stages.export import certificate_of
+from distqexp.stages.guard import Guard
 from distqexp.stages.release import Draw, make_release
+from distqexp.storage.inspect import describe
 
 
 def setting(folder: Path, public: bool = True, **mechanism: Any) -> tuple[Config, Plan]:
@@ -61,7 +64,29 @@ def test_a_move_that_ruins_the_public_loss_is_halved_until_it_does_not(tmp_path:
     np.testing.assert_array_equal(point, halved(plan.state.theta, end, halvings))
     assert guard.loss(point) <= guard.bound < guard.loss(halved(plan.state.theta, end, halvings - 1))
     first = guard.loss(plan.state.theta)
-    assert first + LEAST_RISE <= guard.bound < first + 0.1
+    assert first + 0.05 <= guard.bound < first + 0.1
+
+
+def test_the_bound_is_the_plans_and_a_wider_one_holds_less_back(tmp_path: Path) -> None:
+    cut = []
+    for place, rise in enumerate((0.0, 0.05, 0.5, 1e6)):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        config, plan = setting(folder, guard_rise=rise)
+        plan.write(folder / "plan.h5")
+        plan = Plan.read(folder / "plan.h5")
+        assert plan.header()["config"]["mechanism"]["guard_rise"] == rise
+        guard = Guard(plan, config.data.public, Worker.of_plan(plan))
+        assert guard.bound - guard.loss(plan.state.theta) == pytest.approx(rise, abs=1e-12)
+        cut.append(guard.moved(plan.state.theta, plan.state.theta + 3.0)[1])
+    assert cut == sorted(cut, reverse=True)
+    assert cut[0] > cut[2] > cut[3] == 0
+
+
+@pytest.mark.parametrize("rise", [-0.1, math.inf])
+def test_a_bound_that_is_none_is_refused(rise: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"mechanism\.guard_rise: found .*; expected 0 or more"):
+        setting(tmp_path, guard_rise=rise)
 
 
 def test_it_can_be_switched_off(tmp_path: Path) -> None:
@@ -85,6 +110,27 @@ def test_the_release_says_so_and_is_read_back_and_followed(tmp_path: Path) -> No
     with pytest.raises(FileContentError, match="theta"):
         check_follows(plan, plan.state, dataclasses.replace(again, halvings=again.halvings - 1))
     assert released(config, plan, 1).header()["halvings"] == 0
+
+
+def test_the_certificate_and_inspect_say_so(tmp_path: Path) -> None:
+    config, plan = setting(tmp_path)
+    for size, told in ((1, []), (-(2**24), ["halved"])):
+        release = released(config, plan, size)
+        certificate = certificate_of(plan, [release], "ab" * 32, {"entry": 1, "hash": "cd" * 32}, [None])
+        assert certificate["rounds"][0]["halvings"] == release.halvings
+        write_certificate(tmp_path / "certificate.json", certificate)
+        lines = [line for line in describe(tmp_path / "certificate.json").splitlines() if "halved" in line]
+        assert len(lines) == len(told)
+        assert all(f"round 1 {release.halvings} times" in line for line in lines)
+        release.write(tmp_path / "release.h5")
+        assert f"halvings = {release.halvings}\n" in describe(tmp_path / "release.h5")
+
+
+def test_a_release_of_a_plan_without_guard_was_never_halved(tmp_path: Path) -> None:
+    config, plan = setting(tmp_path, guard=False)
+    release = dataclasses.replace(released(config, plan, 1), halvings=1)
+    with pytest.raises(FileContentError, match="halvings"):
+        Release.restore(plan, release.header(), release.arrays())
 
 
 def test_the_cost_of_noise_is_that_of_its_quadratic(tmp_path: Path) -> None:

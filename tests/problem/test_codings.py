@@ -175,7 +175,7 @@ def test_schemas_and_configs_go_through_files(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             config_from_tree(tree)
     for kind, columns, words in (
-        ("hdf5", {"classes": ["no", "yes"]}, "csv, parquet or images"),
+        ("hdf5", {"classes": ["no", "yes"]}, "csv, parquet, arrow, text or images"),
         ("images", {"classes": ["no", "no"]}, "different texts"),
         ("images", {"booleans": ["smoker"]}, "csv or parquet"),
     ):

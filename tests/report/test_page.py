@@ -136,6 +136,15 @@ def test_regressions_and_several_classes(tmp_path: Path, classes: int) -> None:
     assert page.text.count("Confusion matrix") == (0 if classes == 0 else 1)
 
 
+def test_what_the_guard_held_back_is_said_in_a_sentence(tmp_path: Path) -> None:
+    assert "The guard cut" not in page_of(write_run(tmp_path / "free")).text
+    rounds = [{"round": number, "halvings": halvings} for number, halvings in enumerate((0, 2, 9))]
+    held = write_run(tmp_path / "held", rounds=rounds)
+    words = "The guard cut the move of 2 of 3 rounds, to at most 1/4 in round 2, 1/512 in round 3: beyond, the loss"
+    assert words in page_of(held).text
+    assert words in page_of(tmp_path / "free", held).text
+
+
 def test_a_certificate_alone_is_enough(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     for name in ("report.json", "progress.jsonl"):

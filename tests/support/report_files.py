@@ -26,7 +26,10 @@ def certificate(**changes: Any) -> dict[str, Any]:
         "unit_column": "patient",
         "units": 1200,
         "pure_epsilon": None,
-        "rounds": [{"round": number, "mu": 0.19, "part": None} for number in range(2)],
+        "rounds": [
+            {"round": number, "mu": 0.19, "part": None, "clip": 1.0, "temperature": 13.7, "halvings": 0}
+            for number in range(2)
+        ],
         "parts": 1,
         "micro_batch": None,
         "noise": "discrete",

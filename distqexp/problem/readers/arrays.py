@@ -56,10 +56,11 @@ class ArraysReader(Reader):
             self.shape = (2, *self._token_shape(features))
         elif self._holds_images(features, roles.images):
             self.names, self.image, self.scale = (PIXELS,), True, 1.0 / 255.0
-            self._channels_last, self.shape = _image_shape(self.shape)
-        target = self._numeric(self._target)
-        self._require_aligned(self._target, target)
-        self.target_shape = tuple(int(size) for size in target.shape[1:])
+            self._channels_last, self.shape = image_shape(self.shape)
+        if self._target is not None:
+            target = self._numeric(self._target)
+            self._require_aligned(self._target, target)
+            self.target_shape = tuple(int(size) for size in target.shape[1:])
 
     @abstractmethod
     def _array_names(self) -> list[str]:
@@ -74,7 +75,8 @@ class ArraysReader(Reader):
         """Read the rows from ``first`` to before ``after``. Raises FileContentError for damage."""
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        features, targets = (self._rows(self._array(name), rows) for name in (self._features, self._target))
+        features = self._rows(self._array(self._features), rows)
+        targets = np.full(len(rows), np.nan) if self._target is None else self._rows(self._array(self._target), rows)
         if self._channels_last:
             features = np.ascontiguousarray(np.moveaxis(features, -1, 1))
         if not self._tokens:
@@ -112,10 +114,19 @@ class ArraysReader(Reader):
             raise FileContentError(f"{self.path}: {self.noun} {name!r} holds no text; expected text for data.where")
         return [legible_text(value) for value in values]
 
-    def _roles(self, data: DataConfig) -> tuple[str, str]:
-        """Return the array of the features and that of the targets: those that the config names, or that have the usual names."""
+    def _used(self) -> tuple[str, ...]:
+        """Return the names of the arrays with a role."""
+        return tuple(name for name in (self._features, self._target, self._mask) if name is not None)
+
+    def _roles(self, data: DataConfig) -> tuple[str, str | None]:
+        """Return the array of the features and that of the targets: those that the config names, or that have the usual names.
+
+        Where records have no labels, the target is None.
+        """
         roles, names = data.columns, self._array_names()
         target = roles.target
+        if not data.labelled:
+            return (roles.features or (self._usual_name(names, _FEATURE_NAMES, "features"),))[0], None
         if target is None:
             target = self._usual_name(names, _TARGET_NAMES, "target")
             usual = [name for name in names if name in _FEATURE_NAMES]
@@ -187,7 +198,7 @@ class ArraysReader(Reader):
         return values
 
 
-def _image_shape(shape: tuple[int, ...]) -> tuple[bool, tuple[int, ...]]:
+def image_shape(shape: tuple[int, ...]) -> tuple[bool, tuple[int, ...]]:
     """Return whether the channels of images (h, w) or of three axes come last, and their shape (c, h, w)."""
     if len(shape) == 2:
         return False, (1, *shape)

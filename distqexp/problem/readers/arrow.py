@@ -131,7 +131,7 @@ class ArrowReader(ParquetReader):
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
             places = np.flatnonzero(groups == group)
-            table = self._group(group, (*lists, self.target)).take(rows[places] - self._starts[group])
+            table = self._group(group, (*lists, *self.labels)).take(rows[places] - self._starts[group])
             columns = [table.column(name).to_pylist() for name in lists]
             for place, *entries in zip(places.tolist(), *columns, strict=True):
                 seen = entries[1] if len(entries) > 1 else [1] * len(entries[0] or ())

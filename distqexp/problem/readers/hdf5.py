@@ -35,7 +35,7 @@ class Hdf5Reader(ArraysReader):
         return (os.fstat(self._handle().id.get_vfd_handle()),)
 
     def check_whole(self) -> None:
-        for name in (self._features, self._target, *([self._mask] if self._mask is not None else [])):
+        for name in self._used():
             node = self._array(name)
             if node.chunks is None or node.id.get_create_plist().get_nfilters() == 0:
                 continue  # plain bytes, which lie within the file: that was checked when it was opened

@@ -26,9 +26,9 @@ class IdxReader(Reader):
 
     def __init__(self, data: DataConfig) -> None:
         self._images = _IdxFile(existing_file(data.path, "data.path"), dimensions=3)
-        self._labels = _IdxFile(existing_file(data.labels, "data.labels"), dimensions=1)
         self.count = self._images.shape[0]
-        if self._labels.shape[0] != self.count:
+        self._labels = _IdxFile(existing_file(data.labels, "data.labels"), dimensions=1) if data.labelled else None
+        if self._labels is not None and self._labels.shape[0] != self.count:
             raise FileContentError(
                 f"{self._labels.source.path}: not as many labels as {self._images.source.path} has images; "
                 "expected one label an image; give matching files"
@@ -37,23 +37,29 @@ class IdxReader(Reader):
         self.shape = (1, *self._images.shape[1:])
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self._images.read(rows).reshape(-1, *self.shape), self._labels.read(rows).astype(np.float64)
+        return self._images.read(rows).reshape(-1, *self.shape), self._numbers(rows)
 
     def numbers(self, name: str) -> FloatArray:
         """Return the labels over all rows, for filters on the column ``label``; there is no other."""
         if name != LABEL:
             return super().numbers(name)
-        return self._labels.read(np.arange(self.count)).astype(np.float64)
+        return self._numbers(np.arange(self.count))
 
     def check_whole(self) -> None:
-        self._images.source.check_whole()
-        self._labels.source.check_whole()
+        for source in self._sources():
+            source.check_whole()
 
     def files(self) -> tuple[Path, ...]:
-        return (self._images.source.path, self._labels.source.path)
+        return tuple(source.path for source in self._sources())
 
     def file_stats(self) -> tuple[os.stat_result, ...]:
-        return (self._images.source.stat(), self._labels.source.stat())
+        return tuple(source.stat() for source in self._sources())
+
+    def _sources(self) -> tuple[ByteSource, ...]:
+        return (self._images.source, *([self._labels.source] if self._labels is not None else []))
+
+    def _numbers(self, rows: IntegerArray) -> FloatArray:
+        return np.full(len(rows), np.nan) if self._labels is None else self._labels.read(rows).astype(np.float64)
 
 
 class _IdxFile:

@@ -35,6 +35,7 @@ class ImageFolderReader(Reader):
     Without ``data.labels`` every image lies in a subfolder that is called as its class, and rows are in the order of the names.
     With it, rows are those of a CSV file, which has a column of names relative to the folder, one of labels, and perhaps one of unit ids.
     What the labels are called is a class number by its place in ``class_names``; without class names labels are numbers.
+    Of records without labels a row is any image in the folder, at any depth, or a row of the CSV file, which needs names alone.
     Sizes, channels and class names are those of ``survey`` or ``follow``: they never come from private files.
     """
 
@@ -55,6 +56,10 @@ class ImageFolderReader(Reader):
         files = [name for name in self._folder().files if name.lower().endswith(_SUFFIXES)]
         if not files:
             raise FileContentError(f"{self.path}: no image in it; expected PNG or JPEG files; correct data.*.path")
+        if not data.labelled:
+            self._entries = (list(files), [None] * len(files))
+            self.count = len(files)
+            return
         if any("/" not in name for name in files):
             raise FileContentError(
                 f"{self.path}: images lie in it beside its subfolders; expected a subfolder for each class: move them, or give "
@@ -98,7 +103,8 @@ class ImageFolderReader(Reader):
                 "leave the key out here"
             )
         self.class_names = class_names
-        if self._table is None and not any(self._is_known(text) for text in set(self._rows()[1])):
+        labelled = self._table is None and self._data.labelled
+        if labelled and not any(self._is_known(text) for text in set(self._rows()[1])):
             known = some(class_names) if class_names else "numbers"
             raise FileContentError(
                 f"{self.path}: none of its subfolders is called as a class of the plan ({known}); expected "
@@ -153,6 +159,10 @@ class ImageFolderReader(Reader):
             return self._rows()[1]
         return self._named_table("data.where", name).texts(name)
 
+    def file_names(self) -> list[str | None]:
+        """Return the name of each row's file, relative to the folder; None where the CSV file has none."""
+        return self._rows()[0]
+
     def _folder(self) -> Folder:
         if self._open is None:
             self._open = Folder(self.path)
@@ -162,7 +172,8 @@ class ImageFolderReader(Reader):
         """Return the name of each row's file, and its label as a text; None where missing."""
         if self._entries is None:
             table = self._named_table("data.labels", None)
-            labels = [None if text is None else text.strip() for text in table.texts(table.target)]
+            texts = table.texts(table.target) if self._data.labelled else [None] * table.count
+            labels = [None if text is None else text.strip() for text in texts]
             self._entries = (table.texts(table.names[0]), labels)
         return self._entries
 
@@ -223,7 +234,7 @@ def _table(data: DataConfig, path: Path) -> TableReader:
 
     roles = data.columns
     names = [] if roles.target and roles.features else _header(path, data)
-    target = roles.target or _usual(path, names, _LABEL_COLUMNS, "target")
+    target = (roles.target or _usual(path, names, _LABEL_COLUMNS, "target")) if data.labelled else None
     file = (roles.features or (_usual(path, names, _FILE_COLUMNS, "features"),))[0]
     columns = ColumnsConfig(target=target, features=(file,))
     table = dataclasses.replace(data, format="csv", path=str(path), labels=None, columns=columns)

@@ -11,6 +11,7 @@ import math
 import os
 import zipfile
 import zlib
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,9 +104,9 @@ class _StoredArraysReader(ArraysReader):
     _found: dict[str, StoredArray] | None = None
     _streams: tuple[BinaryIO, ...] = ()
 
+    @abstractmethod
     def _find(self) -> dict[str, StoredArray]:
         """Open the files, noted in ``_streams``, and return their arrays."""
-        raise NotImplementedError
 
     def file_stats(self) -> tuple[os.stat_result, ...]:
         self._arrays()
@@ -139,23 +140,23 @@ class NpyReader(_StoredArraysReader):
     """Two .npy files, of features and of labels. Filters may name ``label``; for unit ids there is .npz."""
 
     def __init__(self, data: DataConfig) -> None:
-        self._labels = existing_file(label_file(data), "data.labels")
+        self._labels = existing_file(label_file(data), "data.labels") if data.labelled else None
         self.path = existing_file(data.path, "data.path")
         super().__init__(self.path, data)
 
     def files(self) -> tuple[Path, ...]:
-        return (self.path, self._labels)
+        return (self.path, *([self._labels] if self._labels is not None else []))
 
     def identifiers(self, name: str, rows: IntegerArray) -> list[Any]:
         raise UsageError(
             f"data.unit: found {name!r}, but npy has no arrays of ids; save features, labels and ids with np.savez, and use npz"
         )
 
-    def _roles(self, data: DataConfig) -> tuple[str, str]:
-        return "features", LABEL
+    def _roles(self, data: DataConfig) -> tuple[str, str | None]:
+        return "features", LABEL if data.labelled else None
 
     def _find(self) -> dict[str, StoredArray]:
-        paths = {"features": self.path, LABEL: self._labels}
+        paths = dict(zip(("features", LABEL), self.files(), strict=False))
         self._streams = tuple(path.open("rb") for path in paths.values())
         sizes = [os.fstat(stream.fileno()).st_size for stream in self._streams]
         return {
@@ -173,7 +174,7 @@ class NpzReader(_StoredArraysReader):
 
     def check_whole(self) -> None:
         """Unpack what is packed, which compares its checksum."""
-        for name in (self._features, self._target, *([self._mask] if self._mask is not None else [])):
+        for name in self._used():
             self._array(name)
 
     def _find(self) -> dict[str, StoredArray]:

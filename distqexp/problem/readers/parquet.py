@@ -56,15 +56,17 @@ class ParquetReader(TableReader):
         return existing_file(data.path, "data.path")
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        columns = tuple(dict.fromkeys([*names, self.target]))
-        values = np.full((len(rows), len(names) + 1), np.nan)
+        columns = tuple(dict.fromkeys([*names, *self.labels]))
+        values = np.full((len(rows), len(names) + len(self.labels)), np.nan)
+        if not columns:
+            return self._parted(values, names)
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
             places = np.flatnonzero(groups == group)
             table = self._group(group, columns).take(rows[places] - self._starts[group])
-            for column, name in enumerate([*names, self.target]):
+            for column, name in enumerate([*names, *self.labels]):
                 values[places, column] = self._numbers_of(table.column(name), name)
-        return values[:, :-1], values[:, -1]
+        return self._parted(values, names)
 
     def entries(self, names: Sequence[str], rows: IntegerArray) -> list[list[Any]]:
         return [_entries(self._column(name).take(rows)) for name in names]
@@ -94,7 +96,7 @@ class ParquetReader(TableReader):
         return (self._stat,)
 
     def check_whole(self) -> None:
-        columns = tuple(dict.fromkeys([*self.names, self.target]))
+        columns = tuple(dict.fromkeys([*self.names, *self.labels]))
         self._check(columns)
         empty = self._handle().schema_arrow.empty_table()
         wrong = [name for name in columns if name not in self.codings and not _holds_numbers(empty.column(name))]

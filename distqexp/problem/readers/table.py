@@ -30,6 +30,8 @@ _SAMPLED = 1000
 _SURVEYED = 20_000
 """So many public records are looked at to say what is wrong with a file."""
 
+_NO_LABELS = " "
+
 _R = TypeVar("_R", bound="TableReader")
 
 _Fields = list[str] | None
@@ -37,15 +39,22 @@ _Fields = list[str] | None
 
 
 class TableReader(Reader):
-    """What CSV and Parquet share: columns with roles."""
+    """What CSV and Parquet share: columns with roles.
+
+    Attributes:
+        labels: the column of the label alone; none where records have no labels.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], data: DataConfig) -> None:
         self.path = path
         self.columns = tuple(columns)
-        if data.columns.target is None:
+        if data.columns.target is None and data.labelled:
             raise UsageError("data.columns.target: not given; expected the column of the label")
-        self.target = data.columns.target
-        self.names = feature_names(self.columns, data, path)
+        # Without labels no column has this name, as a header's names have no blanks around them.
+        self.target = (data.columns.target or "") if data.labelled else _NO_LABELS
+        self.labels = (self.target,) if data.labelled else ()
+        named = data if data.labelled else replace(data, columns=replace(data.columns, target=None))
+        self.names = feature_names(self.columns, named, path)
         if not self.names:
             raise FileContentError(f"{path}: no feature column is left; expected at least one; check data.*.columns")
         self.shape = (len(self.names),)
@@ -58,6 +67,11 @@ class TableReader(Reader):
         # The column of the label may have another name in every source.
         reader.codings = {self.target if coding.kind == "classes" else coding.column: coding for coding in codings}
         return reader
+
+    def _parted(self, values: FloatArray, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+        """Split the numbers of ``names`` and of the label, if there is one; without one all targets are NaN."""
+        features = values[:, : len(names)]
+        return features, values[:, -1] if self.labels else np.full(len(values), np.nan)
 
     @abstractmethod
     def entries(self, names: Sequence[str], rows: IntegerArray) -> list[list[Any]]:
@@ -121,19 +135,19 @@ class CsvReader(TableReader):
             raise self._no_csv()
         super().__init__(path, [name.strip() for name in names], data)
         self.count = len(self._index.starts)
-        if data.decimal is None and not private:
+        if data.decimal is None and not (private and data.labelled):
             self.dialect = replace(self.dialect, decimal=self._public_decimal())
 
     def _public_decimal(self) -> str:
         """Return the decimal sign of the first records, which are public."""
-        names = [*self.names, self.target]
+        names = [*self.names, *self.labels]
         positions = [self.columns.index(name) for name in names]
         lines = self._lines(0, min(self.count, _SAMPLED)) if self.count else []
         records = self._records_of(lines, lenient=True)  # those that aren't asked for may be anything
         return decimal_of(names, ([record[at] for at in positions] for record in records if record), self.path)
 
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        columns, lines = [*names, self.target], self._lines_of(rows)
+        columns, lines = [*names, *self.labels], self._lines_of(rows)
         records = self._records_of(lines)
         plain = [at for at, name in enumerate(columns) if name not in self.codings]
         values = np.full((len(lines), len(columns)), UNREADABLE)
@@ -145,7 +159,7 @@ class CsvReader(TableReader):
                 if not self.private and None in numbers:
                     raise self._not_numbers([name])
                 values[there, at] = as_array(numbers, UNREADABLE)[there]
-        return values[:, :-1], values[:, -1]
+        return self._parted(values, names)
 
     def entries(self, names: Sequence[str], rows: IntegerArray) -> list[list[Any]]:
         records = self._records_of(self._lines_of(rows), lenient=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.config import ColumnsConfig, DataConfig
 from distqexp.problem.readers.base import Reader
+from distqexp.problem.readers.codings import Coding
 from distqexp.problem.readers.tokenizer import open_tokenizer
 
 
@@ -31,9 +32,9 @@ class TextReader(Reader):
         self.tokenizer = self._tokenizer.digest
         columns = ColumnsConfig(target=roles.target, features=roles.features, classes=roles.classes)
         # Its own ``private`` is set before it is asked for anything.
-        self._source = open_reader(
-            dataclasses.replace(data, format=_format(data), tokenizer=None, columns=columns), True
-        )
+        decimal = data.decimal if data.labelled else "."  # without labels no number is read
+        table = dataclasses.replace(data, format=_format(data), tokenizer=None, columns=columns, decimal=decimal)
+        self._source = open_reader(table, True)
         self.count, self.names = self._source.count, self._source.names
         self.shape = (2, roles.length or 1)
         self._texts: list[str | None] | None = None
@@ -50,6 +51,14 @@ class TextReader(Reader):
     def unreadable(self, rows: IntegerArray, names: Sequence[str]) -> BoolArray:
         targets = self._asked().unreadable(rows, ())
         return np.concatenate([np.zeros_like(targets), targets], axis=1)
+
+    def coded(self, codings: Sequence[Coding]) -> Reader:
+        if not codings:
+            return self
+        reader = object.__new__(TextReader)
+        reader.__dict__.update(self.__dict__)
+        reader._source = self._source.coded(codings)
+        return reader
 
     def files(self) -> tuple[Path, ...]:
         return self._source.files()

@@ -166,6 +166,20 @@ def _outcome(run: Run) -> str:
     )
 
 
+def held_back(run: Run) -> str | None:
+    """Say in which rounds the guard halved the move, and how far; None where it never did."""
+    rounds = run.certificate["rounds"]
+    halved = [(int(entry["round"]) + 1, int(entry.get("halvings", 0))) for entry in rounds]
+    cut = [f"1/{2**halvings} in round {number}" for number, halvings in halved if halvings]
+    if not cut:
+        return None
+    listed = ", ".join(cut[:8]) + (", and so on" if len(cut) > 8 else "")
+    return (
+        f"The guard cut the move of {len(cut)} of {len(rounds)} rounds, to at most {listed}: beyond, the loss on public records or probes "
+        "left its bound. This costs no privacy."
+    )
+
+
 def covered(run: Run) -> list[str]:
     """Say what the guarantee covers, a line each."""
     certificate = run.certificate
