@@ -13,12 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from markdown import Extension, Markdown
 from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "scripts/README.md")
+COMMENT = re.compile(r"<!--.*?-->\n*", flags=re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[#)])")
+
+
+class NoHtml(Extension):
+    """Pages have no HTML of their own: ``<g, y>`` is an inner product, as it is on GitHub."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - the name that markdown calls
+        """Take out what looks for tags."""
+        md.preprocessors.deregister("html_block")
+        md.inlinePatterns.deregister("html")
 
 
 def place(file: Path) -> str:
@@ -42,6 +53,8 @@ def moved(text: str, page: Path, meet: Callable[[Path], object] = lambda _: None
         if "://" in match[1] or not linked.is_file() or not linked.is_relative_to(REPOSITORY):
             return match[1]  # mkdocs says so where it leads nowhere
         meet(linked)
+        if linked.suffix == ".ipynb" and linked.with_suffix(".md") != page:
+            linked = linked.with_suffix(".md")
         return os.path.relpath(place(linked), os.path.dirname(place(page)))
 
     return LINK.sub(new, text)
@@ -54,6 +67,11 @@ def notebook_page(path: Path) -> str:
         text = "".join(cell["source"])
         parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
     return "\n\n".join([*parts, f"[The notebook as a file]({path.name}).\n"])
+
+
+def on_config(config: Any) -> None:
+    """Read pages without HTML."""
+    config.markdown_extensions.append(NoHtml())
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -71,5 +89,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Change the links of a page to the places of the files on the site."""
-    return moved(markdown, source(page.file.src_uri))
+    """Change the links of a page to the places of the files on the site, and leave out comments."""
+    return moved(COMMENT.sub("", markdown), source(page.file.src_uri))
