@@ -94,6 +94,16 @@ def test_the_command_of_the_readme_that_needs_data_runs(checkout: Path, data_fol
     assert (checkout / "runs" / "icu" / "certificate.json").exists()
 
 
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_first_command_of_the_site_runs(checkout: Path) -> None:
+    (command,) = blocks("docs/index.md", "sh")
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e . && ")
+    run_shell(command.rpartition(" && ")[2], checkout)
+    made = {path.name for path in (checkout / "runs" / "digits").iterdir()}
+    assert {"model.safetensors", "certificate.json", "report.html"} <= made
+
+
 # --- other pages ---------------------------------------------------------------------------------------------
 
 
