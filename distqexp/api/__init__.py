@@ -1,29 +1,30 @@
 """The stages as functions, for notebooks and scripts: everything that the command line can do.
 
-A run on the embedded digits, from the config to the certificate (seeded here, so that it can be tested: leave the seed out):
+Examples:
+    A run on the embedded digits, from the config to the certificate (seeded here, so that it can be tested: leave the seed out):
 
->>> from distqexp import api
->>> config = api.load_config(None, ["mechanism.rounds=8", "mechanism.parts=8"])
->>> result = api.fit(config, folder / "run", insecure_noise_seed=1)
->>> result.certificate["epsilon"] <= config.privacy.epsilon
-True
->>> result.metrics["after"]["accuracy"] > result.metrics["before"]["accuracy"]
-True
+    >>> from distqexp import api
+    >>> config = api.load_config(None, ["mechanism.rounds=8", "mechanism.parts=8"])
+    >>> result = api.fit(config, folder / "run", insecure_noise_seed=1)
+    >>> result.certificate["epsilon"] <= config.privacy.epsilon
+    True
+    >>> result.metrics["after"]["accuracy"] > result.metrics["before"]["accuracy"]
+    True
 
-The same by hand, a stage at a time, as a site and its coordinator do it by files:
+    The same by hand, a stage at a time, as a site and its coordinator do it by files:
 
->>> plan = api.plan(config, folder / "plan.h5")
->>> api.sketch(folder / "plan.h5", None, folder / "sketch.h5", insecure_noise_seed=1)
->>> sums = api.pool(folder / "plan.h5", [folder / "sketch.h5"], folder / "quadratic.h5")
->>> sums.sums.dtype, sums.sums.shape == (plan.width,)
-(dtype('int64'), True)
->>> release = api.release(
-...     folder / "plan.h5", folder / "quadratic.h5", folder / "release-000.h5", config=config, insecure_noise_seed=1
-... )
->>> release.theta.shape == (plan.d,)
-True
->>> "release" in api.inspect(folder / "release-000.h5")
-True
+    >>> plan = api.plan(config, folder / "plan.h5")
+    >>> api.sketch(folder / "plan.h5", None, folder / "sketch.h5", insecure_noise_seed=1)
+    >>> sums = api.pool(folder / "plan.h5", [folder / "sketch.h5"], folder / "quadratic.h5")
+    >>> sums.sums.dtype, sums.sums.shape == (plan.width,)
+    (dtype('int64'), True)
+    >>> release = api.release(
+    ...     folder / "plan.h5", folder / "quadratic.h5", folder / "release-000.h5", config=config, insecure_noise_seed=1
+    ... )
+    >>> release.theta.shape == (plan.d,)
+    True
+    >>> "release" in api.inspect(folder / "release-000.h5")
+    True
 """
 
 from __future__ import annotations

@@ -6,17 +6,15 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import sys
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from command_server import commands
-from mpi_harness import REPOSITORY, find_mpirun, run_environ
+from mpi_harness import REPOSITORY, find_mpirun
+from pages import ENVIRONMENT, blocks, read, run_shell
 
 from distqexp.config import Config
 from distqexp.privacy.expenses import expenses
@@ -24,28 +22,6 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.stages.verify import verify_paths
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("scripts/*.md")])
-ENVIRONMENT = Path(sys.executable).parent.parent
-
-
-def read(name: str) -> str:
-    return (REPOSITORY / name).read_text("utf-8")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a language on a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", read(page), flags=re.DOTALL | re.MULTILINE)
-
-
-def run_shell(script: str, folder: Path, extra: Mapping[str, str] | None = None, first: Path | None = None) -> str:
-    """Run shell text, ending at the first failure; returns standard output. first: a folder that comes first in the path."""
-    path = [*filter(None, [first]), ENVIRONMENT / "bin", os.environ["PATH"]]
-    environ = run_environ({"PATH": os.pathsep.join(map(str, path)), **(extra or {})})
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture
@@ -116,6 +92,16 @@ def test_the_command_of_the_readme_that_needs_data_runs(checkout: Path, data_fol
     (block,) = [block for block in blocks("README.md", "sh") if "icu" in block]
     run_shell(block, checkout, {"DISTQEXP_DATA": str(data_folder.resolve())})
     assert (checkout / "runs" / "icu" / "certificate.json").exists()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_first_command_of_the_site_runs(checkout: Path) -> None:
+    (command,) = blocks("docs/index.md", "sh")
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e . && ")
+    run_shell(command.rpartition(" && ")[2], checkout)
+    made = {path.name for path in (checkout / "runs" / "digits").iterdir()}
+    assert {"model.safetensors", "certificate.json", "report.html"} <= made
 
 
 # --- other pages ---------------------------------------------------------------------------------------------

@@ -7,33 +7,26 @@ With DISTQEXP_SCREENSHOTS set to a folder, pictures of the report are written th
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import headless
 from report_files import figures, write_audit, write_run
 
 from distqexp.report.html import write_report
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCHEMES = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the extra test)")
-    path = os.environ.get("DISTQEXP_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} in the path, and DISTQEXP_BROWSER is not set")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with headless() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
