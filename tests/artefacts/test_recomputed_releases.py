@@ -67,7 +67,9 @@ def test_every_field_of_the_header(runs: dict[str, Run], kind: str) -> None:
             found[said] += 1
             free = ("next.clip", "used.clip") if plan.config.mechanism.clip is None else ()
             near = ("next.clip", "used.clip") if release.round else ("next.clip",)
-            assert said == "refused" or name.startswith((*free, *near, "noise_seed", "everybody", "halvings")), name
+            assert said == "refused" or name.startswith(
+                (*free, *near, "noise_seed", "everybody", "halvings", "kept")
+            ), name
         assert found["refused"] > 100
 
 

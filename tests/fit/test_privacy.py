@@ -34,7 +34,9 @@ from distqexp.storage.hdf5 import read_file
 
 PRIVATE_FILES = ("sketch-", "quadratic-")
 
-LATER = re.compile(r"distqexp: (round \d+: the move was|data\.eval, not covered|the run ended worse|guarantee: )")
+LATER = re.compile(
+    r"distqexp: (round \d+: the move was|the model stays as|\d eighths of the way|data\.eval, not covered|the run ended worse|guarantee: )"
+)
 """Lines that follow from released parameters and public records."""
 
 
@@ -73,7 +75,10 @@ class Trace:
         elif path.name == "report.json":
             self._tree(path.name, json.loads(path.read_bytes()), (), ("evaluation", "public_loss"))
         elif path.suffix == ".json":
-            self._tree(path.name, json.loads(path.read_bytes()), (), ("model_sha256", "ledger.hash"))
+            tree = json.loads(path.read_bytes())
+            if path.name == "certificate.json":
+                self.follows["halvings"] = [entry.pop("halvings") for entry in tree["rounds"]]
+            self._tree(path.name, tree, (), ("model_sha256", "ledger.hash"))
         elif path.suffix == ".h5" and path.name != "plan.h5":
             stored = read_file(path)
             if path.name.startswith(PRIVATE_FILES):
@@ -81,7 +86,7 @@ class Trace:
             header = dict(stored.header)
             if "state" in header and header["round"] > 0:
                 self.follows[f"{path.name} state"] = header.pop("state")
-            self.follows[f"{path.name} halvings"] = header.pop("halvings", None)
+            self.follows[f"{path.name} shortened"] = [header.pop(name, None) for name in ("halvings", "kept")]
             self.exact[f"{path.name} header"] = (stored.kind, stored.plan_id, header)
             self.exact[f"{path.name} arrays"] = {n: (a.dtype, a.shape) for n, a in stored.arrays.items()}
             self.follows[path.name] = stored.arrays

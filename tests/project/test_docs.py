@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cohorts import write_cohorts
 from command_server import commands
 from mpi_harness import REPOSITORY, find_mpirun
 from pages import ENVIRONMENT, blocks, read, run_shell
@@ -77,9 +78,11 @@ def test_every_other_command_of_the_readme_runs(checkout: Path) -> None:
     summary = json.loads(run_shell(installed[1], checkout).splitlines()[-1])
     assert summary["out"] == "runs/digits"
     assert summary["metrics"]["after"]["accuracy"] > summary["metrics"]["before"]["accuracy"]
+    write_cohorts(checkout, 600)
     for block in others:
         if "icu" not in block:
             run_shell(block, checkout)
+    assert len((checkout / "predictions.csv").read_text("utf-8").splitlines()) == 21
     assert (checkout / "model" / "certificate.json").exists()
     (code,) = blocks("README.md", "python")
     (checkout / "notebook.py").write_text(code, "utf-8")
