@@ -143,7 +143,7 @@ class Schema:
         """Turn targets in their own units, float64 (n,) or (n, o), into those of the run."""
         if not self.target_scales:
             return raw
-        matrix = raw.reshape(len(raw), -1)
+        matrix = raw.reshape(len(raw), len(self.target_scales))
         scaled = (matrix - np.array(self.target_means)) / np.array(self.target_scales)
         return scaled.reshape(raw.shape)
 

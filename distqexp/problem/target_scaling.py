@@ -82,7 +82,7 @@ def outputs_in_own_units(schema: Schema, values: torch.Tensor) -> torch.Tensor:
     """Turn a run's outputs or targets, (n,) or (n, o), into the targets' own units, float64."""
     if not schema.target_scales:
         return values
-    matrix = values.double().reshape(len(values), -1)
+    matrix = values.double().reshape(len(values), len(schema.target_scales))
     own = matrix * torch.tensor(schema.target_scales).double() + torch.tensor(schema.target_means).double()
     return own.reshape(values.shape)
 

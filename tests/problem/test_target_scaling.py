@@ -14,6 +14,8 @@ from torch import nn
 import distqexp
 from distqexp.api import Plan
 from distqexp.live import Fitted
+from distqexp.problem.schema import Schema
+from distqexp.problem.target_scaling import outputs_in_own_units
 from distqexp.stages.verify import verify_paths
 
 pytestmark = pytest.mark.process  # a small process watches over the scratch folder
@@ -125,3 +127,12 @@ class SharedHead(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.layer(torch.tanh(self.layer(inputs.sum(dim=1, keepdim=True))))
+
+
+def test_no_records_at_all_are_scaled_too() -> None:
+    schema = Schema("mean-squared-error", False, ("a",), target_means=(1.0,), target_scales=(2.0,), target_head="head")
+    assert schema.targets(np.zeros((0,))).shape == (0,)
+    assert schema.targets(np.zeros((0, 1))).shape == (0, 1)
+    assert outputs_in_own_units(schema, torch.zeros(0, 1)).shape == (0, 1)
+    assert schema.targets(np.array([5.0])).tolist() == [2.0]
+    assert outputs_in_own_units(schema, torch.tensor([2.0])).tolist() == [5.0]
