@@ -205,7 +205,7 @@ class Dataset:
         absent = faults != Fault.NONE
         values[absent] = 0
         # Zeros are set before the cast: what a number out of range would become is up to the machine.
-        numbers = self.schema.targets(np.where(absent.reshape(-1, *[1] * (numbers.ndim - 1)), 0.0, numbers))
+        numbers = np.where(absent.reshape(-1, *[1] * (numbers.ndim - 1)), 0.0, self.schema.targets(numbers))
         return values, numbers.astype(np.int64 if self.schema.loss == "cross-entropy" else np.float32), faults
 
     def _checked_inputs(self, rows: IntegerArray, raw: NDArray[Any]) -> tuple[NDArray[Any], Faults]:
