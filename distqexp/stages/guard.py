@@ -6,6 +6,7 @@ What it does is post-processing: it sees released parameters and public records 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -90,13 +91,8 @@ class Guard:
 
         Each draw is taken with both signs, so that the slope of the loss drops out. ``share`` scales the noise.
         """
-        plan, worker = self._plan, self._worker
-        lift = whitening_of(plan, state, worker).lift
-        first, rises = self.loss(state.theta), []
-        for pair in range(_PAIRS):
-            normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)
-            move = lift(share * math.sqrt(state.grid.temperature) * normal)
-            rises += [self.loss(state.theta + move) - first, self.loss(state.theta - move) - first]
+        first = self.loss(state.theta)
+        rises = [self.loss(state.theta + move) - first for move in self._noise_moves(state, share)]
         return float(np.mean(rises))
 
     def kept(self, state: RoundState, end: FloatArray) -> int:
@@ -116,13 +112,18 @@ class Guard:
 
     def _energy_of_noise(self, state: RoundState) -> float:
         """Return what a round's noise alone, at the state's scale, adds to the squared length of the way, over seeded draws."""
+        energies = [self._energy(self._plan.state.theta + move) for move in self._noise_moves(state)]
+        return float(np.mean(energies))
+
+    def _noise_moves(self, state: RoundState, share: float = 1.0) -> Iterator[FloatArray]:
+        """Yield moves (d,) that a round's noise alone makes, over seeded draws, each with both signs; ``share`` scales them."""
         plan = self._plan
-        lift, energies = whitening_of(plan, state, self._worker).lift, []
+        lift = whitening_of(plan, state, self._worker).lift
         for pair in range(_PAIRS):
             normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)
-            move = lift(math.sqrt(state.grid.temperature) * normal)
-            energies += [self._energy(plan.state.theta + move), self._energy(plan.state.theta - move)]
-        return float(np.mean(energies))
+            move = lift(share * math.sqrt(state.grid.temperature) * normal)
+            yield move
+            yield -move
 
     def _energy(self, theta: FloatArray) -> float:
         """Return the mean over records of (o - o_0)^T H (o - o_0), with o_0 and H the outputs and Hessian at the plan's parameters."""
