@@ -77,10 +77,10 @@ def kill(out: Path, instant: int, undisturbed: Undisturbed) -> None:
         for pid in {"one rank": ranks[-1:], "all ranks": ranks, "launcher": [run.process.pid]}[victim]:
             with suppress(ProcessLookupError):  # at the very end a run may be faster
                 os.kill(pid, signal.SIGKILL)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while alive(ranks) and time.monotonic() < until:
             time.sleep(0.1)
-        assert alive(ranks) == [], f"ranks live on 10 s after the {victim} was killed"
+        assert alive(ranks) == [], f"ranks live on a minute after the {victim} was killed"
         run.finish(30)
 
 
