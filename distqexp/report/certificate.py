@@ -69,6 +69,14 @@ COUNTS_RELEASED = (
 )
 
 
+def kept_words(share: float) -> str:
+    """Return what was kept of the way of a whole run, in words. Public."""
+    if share == 1:
+        return "all of the way that the rounds went is kept"
+    kept = f"{share:.1%} of the way that the rounds went is kept" if share else "the model stays as it was"
+    return f"{kept}: noise alone would have led about as far; expect little of this budget"
+
+
 @dataclass(frozen=True)
 class Certificate:
     """All that a certificate says, before it is put in words. Every field is public.
@@ -100,6 +108,7 @@ class Certificate:
         unit_column: The column of the unit ids; None where each record is a unit.
         diagnostics: What the rounds released about the units beside the parameters, within the same guarantee; None for nothing.
         sampler_slack: See ``ReleaseRule``; summed over the rounds, and above 0 with a trust region.
+        kept: The share of the way from the plan's parameters that the last round kept; 1: all of it.
         noise_seed: Set when the noise came from a seed: then there is no privacy, and the certificate says so first.
         evaluation_private: Whether the metrics come from private records.
     """
@@ -129,6 +138,7 @@ class Certificate:
     unit_column: str | None = None
     diagnostics: Mapping[str, Any] | None = None
     sampler_slack: float = 0.0
+    kept: float = 1.0
     noise_seed: int | None = None
     evaluation_private: bool = False
 
@@ -153,6 +163,7 @@ class Certificate:
             "unit_column": self.unit_column,
             "units": self.units,
             "rounds": [dict(entry) for entry in self.rounds],
+            "kept": {"share": self.kept, "meaning": kept_words(self.kept)},
             "parts": {"count": self.parts, "meaning": ONE_PART if self.parts > 1 else NO_PARTS},
             "sampling": {
                 "rate": self.sampling,

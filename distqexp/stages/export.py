@@ -17,6 +17,7 @@ import torch
 import distqexp
 from distqexp.arrays import FloatArray
 from distqexp.artefacts.card import ModelCard
+from distqexp.artefacts.moves import WHOLE
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release, charged_part, diagnostics_of
 from distqexp.config import DataConfig
@@ -219,6 +220,7 @@ def certificate_of(
         },
         diagnostics=_diagnostics(plan, releases),
         sampler_slack=_sampler_slack(plan, grids),
+        kept=releases[-1].kept / WHOLE,
         noise_seed=seed,
         evaluation_private=config.data.eval_private,
     ).tree()

@@ -189,12 +189,6 @@ def guard_line(halvings: int) -> str:
     return f"{made}: beyond, the loss on public records or probes leaves its bound"
 
 
-def kept_line(eighths: int) -> str:
-    """Return what was kept of the way of a whole run, in words. Public."""
-    kept = f"{eighths} eighths of the way are kept" if eighths else "the model stays as it was"
-    return f"{kept}: noise alone would have led about as far; expect little of this budget"
-
-
 def refuse_unusable_start(guard: Guard, theta: FloatArray) -> None:
     """Refuse (UsageError) a run whose model is of no use before its first round: a loss that isn't finite."""
     if not math.isfinite(guard.loss(theta)):

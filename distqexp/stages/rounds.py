@@ -25,6 +25,7 @@ from distqexp.gradients.automatic import adopted
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.pretrained import resolved, write_companions
+from distqexp.report.certificate import kept_words
 from distqexp.report.progress import Progress
 from distqexp.stages.advice import last_lines
 from distqexp.stages.built import read_plan, read_release
@@ -33,7 +34,7 @@ from distqexp.stages.charging import Charging, charged_parts, charged_to_everybo
 from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
-from distqexp.stages.guard import Guard, guard_line, kept_line
+from distqexp.stages.guard import Guard, guard_line
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
@@ -265,7 +266,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     if release.halvings:
         progress.say(f"round {state.round + 1}: {guard_line(release.halvings)}")
     if release.kept < WHOLE:
-        progress.say(kept_line(release.kept))
+        progress.say(kept_words(release.kept / WHOLE))
     if diagnostics is not None:
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))

@@ -122,6 +122,13 @@ def test_the_certificate_and_inspect_say_so(tmp_path: Path) -> None:
         lines = [line for line in describe(tmp_path / "certificate.json").splitlines() if "halved" in line]
         assert len(lines) == len(told)
         assert all(f"round 1 {release.halvings} times" in line for line in lines)
+        assert certificate["kept"]["share"] == 1
+        assert "noise alone" not in describe(tmp_path / "certificate.json")
+        part = certificate_of(
+            plan, [dataclasses.replace(release, kept=5)], "ab" * 32, {"entry": 1, "hash": "cd" * 32}, [None]
+        )
+        write_certificate(tmp_path / "certificate.json", part)
+        assert "62.5% of the way that the rounds went is kept: noise alone" in describe(tmp_path / "certificate.json")
         release.write(tmp_path / "release.h5")
         assert f"halvings = {release.halvings}\n" in describe(tmp_path / "release.h5")
 

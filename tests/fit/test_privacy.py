@@ -35,7 +35,7 @@ from distqexp.storage.hdf5 import read_file
 PRIVATE_FILES = ("sketch-", "quadratic-")
 
 LATER = re.compile(
-    r"distqexp: (round \d+: the move was|the model stays as|\d eighths of the way|data\.eval, not covered|the run ended worse|guarantee: )"
+    r"distqexp: (round \d+: the move was|the model stays as|[\d.]+% of the way|data\.eval, not covered|the run ended worse|guarantee: )"
 )
 """Lines that follow from released parameters and public records."""
 
@@ -77,7 +77,7 @@ class Trace:
         elif path.suffix == ".json":
             tree = json.loads(path.read_bytes())
             if path.name == "certificate.json":
-                self.follows["halvings"] = [entry.pop("halvings") for entry in tree["rounds"]]
+                self.follows["halvings"] = [tree.pop("kept"), *(entry.pop("halvings") for entry in tree["rounds"])]
             self._tree(path.name, tree, (), ("model_sha256", "ledger.hash"))
         elif path.suffix == ".h5" and path.name != "plan.h5":
             stored = read_file(path)

@@ -145,6 +145,14 @@ def test_what_the_guard_held_back_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert words in page_of(tmp_path / "free", held).text
 
 
+def test_what_was_kept_of_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
+    assert "noise alone" not in page_of(write_run(tmp_path / "whole")).text
+    for share, words in ((0.0, "The model stays as it was"), (0.625, "62.5% of the way that the rounds went is kept")):
+        part = write_run(tmp_path / str(share), kept=share)
+        assert f"{words}: noise alone would have led about as far" in page_of(part).text
+        assert f"{words}: noise alone would have led about as far" in page_of(tmp_path / "whole", part).text
+
+
 def test_a_certificate_alone_is_enough(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     for name in ("report.json", "progress.jsonl"):

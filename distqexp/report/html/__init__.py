@@ -105,6 +105,7 @@ def _run_of(run: Run, name: str, *, alone: bool) -> dict[str, Any]:
             "public_loss": run.figures.get("public_loss", []),
             "curve": [point for point in run.figures.get("curve", []) if point[1] is not None][::5],
             "held_back": words.held_back(run),
+            "kept": words.kept(run),
             "covered": words.covered(run),
             "not_covered": list(run.certificate["not_covered"]),
             "audits": run.audits,

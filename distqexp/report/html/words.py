@@ -180,6 +180,12 @@ def held_back(run: Run) -> str | None:
     )
 
 
+def kept(run: Run) -> str | None:
+    """Say how much of the run's way was kept, where not all of it was."""
+    share, meaning = (run.certificate["kept"][name] for name in ("share", "meaning"))
+    return None if share == 1 else f"{meaning[0].upper()}{meaning[1:]}. This costs no privacy."
+
+
 def covered(run: Run) -> list[str]:
     """Say what the guarantee covers, a line each."""
     certificate = run.certificate
