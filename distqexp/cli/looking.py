@@ -24,13 +24,19 @@ def init(
         "private.csv"
     ),
     test: Annotated[Path | None, typer.Option(help="a table of evaluation records; it is not opened")] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(
+            help="about how many people the private table has: a public figure; as many as the public one when absent"
+        ),
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="the privacy budget of the run")] = 1.0,
     out: Annotated[Path, typer.Option(help="the config to write")] = Path("config.toml"),
 ) -> None:
     """Write a commented config for a table, from its public part alone."""
     from distqexp.stages.starting import Start, write_config
 
-    say(*write_config(Start(table, target, out, unit=unit, private=private, test=test, epsilon=epsilon)))
+    say(*write_config(Start(table, target, out, unit=unit, private=private, test=test, epsilon=epsilon, units=units)))
 
 
 @commands.command(epilog="example: distqexp inspect plan.h5")

@@ -43,6 +43,7 @@ class Start:
         private: The private table, which need not be there; it is not opened.
         test: The table of evaluation records, if any; it is not opened.
         epsilon: The epsilon of the run.
+        units: About how many units the private table has; None: as many as the public one.
     """
 
     table: Path
@@ -52,16 +53,19 @@ class Start:
     private: Path = Path("private.csv")
     test: Path | None = None
     epsilon: float = 1.0
+    units: int | None = None
 
 
 def write_config(start: Start) -> list[str]:
     """Write the config, and return lines on what was found and what to do next.
 
     Raises:
-        UsageError: A column isn't there, the label can't be learnt, or there is something at ``out`` already.
+        UsageError: A column isn't there, the label can't be learnt, there are no units, or there is something at ``out`` already.
         FileContentError: The public table can't be used.
     """
     new_file(start.out)
+    if start.units is not None and start.units < 1:
+        raise UsageError(f"--units {start.units}: expected about how many people the private table has, 1 or more")
     existing_file(str(start.table), "TABLE")
     facts = read_facts(start.table, start.unit)
     for option, name in (("--target", start.target), ("--unit", start.unit)):
@@ -91,7 +95,7 @@ def write_config(start: Start) -> list[str]:
             if names
         ),
         *(f"left out: {name}: {reason}" for name, reason in left_out.items()),
-        f"{start.out}: written; look through it, above all privacy.units and data.private.path",
+        f"{start.out}: written; look through it, above all {'' if start.units else 'privacy.units and '}data.private.path",
         f"next: distqexp plan {start.out} --out plan.h5   (free of cost)   then: distqexp fit {start.out}",
     ]
 
@@ -105,10 +109,7 @@ def _task(target: Column, table: Path) -> tuple[str, int, str]:
     if target.count == 0:
         raise UsageError(f"{table}: column {target.name} is empty; expected labels in the public table")
     if not target.numbers:
-        some = ", ".join(sorted(target.values)[:4])
-        raise UsageError(
-            f"{table}: column {target.name}: found texts ({some}); expected numbers: recode it, such as 0 and 1 for no and yes"
-        )
+        return _task_of_words(target, table)
     numbers = sorted({float(value) for value in target.values})
     if not target.many and target.whole and numbers[0] >= 0 and numbers[-1] < MOST_CLASSES:
         classes = int(numbers[-1]) + 1
@@ -119,6 +120,19 @@ def _task(target: Column, table: Path) -> tuple[str, int, str]:
     if len(numbers) < 2:
         raise UsageError(f"{table}: column {target.name}: found one value only; expected at least two to tell apart")
     return "mean-squared-error", 1, f"a quantity from {numbers[0]:g} to {numbers[-1]:g}"
+
+
+def _task_of_words(target: Column, table: Path) -> tuple[str, int, str]:
+    """The same of a label of texts: its classes are those of the public table, in the order of the alphabet."""
+    words, some = sorted(target.values), ", ".join(sorted(target.values)[:4])
+    if target.many or len(words) > MOST_CLASSES or 2 * len(words) > target.count:
+        raise UsageError(
+            f"{table}: column {target.name}: found free texts ({some}); expected numbers, or classes that come more than once each"
+        )
+    if len(words) < 2:
+        raise UsageError(f"{table}: column {target.name}: found one value only; expected at least two to tell apart")
+    found = f"{len(words)} classes ({some}{', and so on' if len(words) > 4 else ''})"
+    return ("binary-cross-entropy", 1, found) if len(words) == 2 else ("cross-entropy", len(words), found)
 
 
 def _left_out(facts: TableFacts, start: Start) -> Iterator[tuple[str, str]]:
@@ -164,8 +178,9 @@ def _head(
     start: Start, facts: TableFacts, loss: str, outputs: int, left_out: dict[str, str], inputs: int
 ) -> Iterator[str]:
     base = start.out.absolute().parent
-    delta = 10.0 ** -math.ceil(math.log10(facts.units) + 1)
-    columns = _columns(start, list(left_out), _coded(facts, start, left_out))
+    units = start.units or facts.units
+    delta = 10.0 ** -math.ceil(math.log10(units) + 1)
+    columns = _columns(start, facts, list(left_out), _coded(facts, start, left_out))
     yield f"# Written by distqexp init from {start.table.name}, a public table. All of this file is public.\n"
     yield "# Every key is in docs/config.md. Plan it first: distqexp plan is free of cost and says what to expect.\n\n"
     yield "[model]\n# The model, and how it is fitted to the public records before the private ones are touched.\n"
@@ -193,10 +208,11 @@ def _head(
     yield "[privacy]\n# What whoever is protected gives away at most: smaller is safer. Below 1 is strong, above 8 weak.\n"
     yield f"epsilon = {start.epsilon!r}\n# Well below 1 / units.\ndelta = {delta!r}\n"
     yield f"# About how many {start.unit or 'record'}s the private table has: a public figure, never counted from it.\n"
-    yield f"# This is the number of the public table: correct it.\nunits = {facts.units}\n"
+    yield "" if start.units else "# This is the number of the public table: correct it.\n"
+    yield f"units = {units}\n"
 
 
-def _columns(start: Start, left_out: Sequence[str], coded: Mapping[str, Sequence[str]]) -> str:
+def _columns(start: Start, facts: TableFacts, left_out: Sequence[str], coded: Mapping[str, Sequence[str]]) -> str:
     unit = (
         f"# All rows of one {start.unit} are protected together.\nunit = {_quoted(start.unit)}\n" if start.unit else ""
     )
@@ -206,9 +222,11 @@ def _columns(start: Start, left_out: Sequence[str], coded: Mapping[str, Sequence
         for kind, key in (("levels", "categorical"), ("boolean", "booleans"))
         if coded[kind]
     )
+    label = facts.columns[start.target]
+    classes = "" if label.numbers else f", classes = [{', '.join(map(_quoted, sorted(label.values)))}]"
     days = ", ".join(f"{_quoted(name)} = {_quoted(FIRST_DAY)}" for name in coded["days"])
     dates = f", dates = {{ {days} }}" if days else ""
-    return f"{unit}columns = {{ target = {_quoted(start.target)}{exclude}{words}{dates} }}\n"
+    return f"{unit}columns = {{ target = {_quoted(start.target)}{classes}{exclude}{words}{dates} }}\n"
 
 
 def _method(parameters: int) -> str:

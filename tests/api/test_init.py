@@ -109,6 +109,31 @@ def test_the_label_says_what_is_learnt(run: Commands, values: list[float], loss:
     assert (model.loss, model.args["outputs"], model.args["inputs"]) == (loss, outputs, 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "loss", "outputs"),
+    [(("yes", "no"), "binary-cross-entropy", 1), (("mild", "severe", "none yet", "é"), "cross-entropy", 4)],
+)
+def test_labels_in_words_become_classes(run: Commands, words: tuple[str, ...], loss: str, outputs: int) -> None:
+    random = np.random.default_rng(0)
+    rows = [f"{random.normal():.4f},{words[row % len(words)]}" for row in range(60)]
+    for name in ("t.csv", "p.csv"):
+        Path(name).write_text("\n".join(["x,y", *rows]) + "\n", "utf-8")
+    run.done("init", "t.csv", "--target", "y", "--private", "p.csv", "--units", "2000")
+    config = load_config(Path("config.toml"))
+    assert (config.model.loss, config.model.args["outputs"]) == (loss, outputs)
+    assert config.data.private[0].columns.classes == tuple(sorted(words))
+    assert (config.privacy.units, config.privacy.delta) == (2000, 1e-5)
+    assert "correct it" not in Path("config.toml").read_text("utf-8")
+    assert "privacy: epsilon 1" in run.done("plan", "config.toml", "--out", "plan.h5").out
+
+
+def test_there_are_units(run: Commands) -> None:
+    run.distqexp("init", "public.csv", "--target", "died", "--units", "0").refused(
+        2, "--units 0: expected about how many"
+    )
+    assert not Path("config.toml").exists()
+
+
 def test_packed_tables_and_strange_names(run: Commands) -> None:
     Path('a "folder"').mkdir()
     text = Path("public.csv").read_bytes().replace(b"patient", b'"p ""q"""', 1)
@@ -124,7 +149,8 @@ def test_packed_tables_and_strange_names(run: Commands) -> None:
         (b"x,y\n1,0\n1\n", "row 2 has 1 fields"),
         (b"x,x,y\n1,2,0\n", "empty or double names"),
         (b"\xff\xfe\x00x", "not a table of text"),
-        (b"x,y\n1,yes\n2,no\n", "found texts (no, yes)"),
+        (b"x,y\n1,late\n2,early\n", "found free texts (early, late)"),
+        (b"x,y\n1,yes\n2,yes\n", "one value only"),
         (b"x,y\n1,1\n2,1\n", "one value only"),
         (b"x,y\n1,\n2,\n", "empty; expected labels"),
         (b"x,z\n1,0\n", "the nearest is z"),
