@@ -206,9 +206,29 @@ def public_norm(
     Collective. Takes one pass over the public records of ``source``.
     """
     context = PublicContext(worker=worker, theta=state.theta, round=state.round, k=worker.k, sources=(source,))
-    context = dataclasses.replace(context, precision_arrays=dict(state.precision), subspace_arrays=dict(state.subspace))
+    return _norm(context, engine, dict(state.subspace), dict(state.precision), quantile)
+
+
+def _public_clip(
+    context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays, earlier: Earlier | None
+) -> float:
+    """Return the quantile of public norms in whitened coordinates; the earlier clip, if any, where it is of no use."""
+    quantile = context.config.mechanism.clip_quantile
+    clip = _norm(context, engine, subspace, precision, 1.0 if quantile is None else quantile)
+    if clip > 0:
+        return clip
+    if earlier is not None:
+        return earlier[2]
+    raise UsageError(
+        "mechanism.clip_quantile: the quantile of public norms is 0 or not finite; expected above 0: raise it, or set mechanism.clip"
+    )
+
+
+def _norm(context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays, quantile: float) -> float:
+    """Return this quantile of the norms of public units in whitened coordinates; 0 where there is none, or it isn't finite."""
+    whitened_context = dataclasses.replace(context, precision_arrays=precision, subspace_arrays=subspace)
     pieces = range(len(context.pieces))
-    norms = list(engine.collect(partial(norms_of_piece, context=context), context.worker, pieces))
+    norms = list(engine.collect(partial(norms_of_piece, context=whitened_context), context.worker, pieces))
 
     def of_all() -> float:
         whole = np.concatenate(norms)
@@ -216,26 +236,3 @@ def public_norm(
         return value if math.isfinite(value) else 0.0
 
     return engine.on_root(of_all)
-
-
-def _public_clip(
-    context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays, earlier: Earlier | None
-) -> float:
-    """Return the quantile of public norms in whitened coordinates; the earlier clip, if any, where it is of no use."""
-    whitened_context = dataclasses.replace(context, precision_arrays=precision, subspace_arrays=subspace)
-    norms = list(
-        engine.collect(partial(norms_of_piece, context=whitened_context), context.worker, range(len(context.pieces)))
-    )
-    quantile = context.config.mechanism.clip_quantile
-    return engine.on_root(lambda: _quantile(np.concatenate(norms), quantile, earlier[2] if earlier else None))
-
-
-def _quantile(norms: FloatArray, quantile: float | None, earlier_clip: float | None) -> float:
-    clip = float(np.quantile(norms, quantile if quantile is not None else 1.0, method="higher")) if norms.size else 0.0
-    if np.isfinite(clip) and clip > 0:
-        return clip
-    if earlier_clip is not None:
-        return earlier_clip
-    raise UsageError(
-        f"mechanism.clip_quantile: the quantile of public norms is {clip}; expected above 0: raise it, or set mechanism.clip"
-    )
