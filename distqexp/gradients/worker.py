@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -137,12 +138,9 @@ class Worker:
         network = self.network if whole or self.frozen is None else self.frozen.head
         key = (network is self.network, tuple(record.shape[1:]), record.dtype)
         if key not in self._taps:
-            theta = self._theta
-            self.lend().load_state(self.weights)
-            _wake(network)
-            self._taps[key] = checked_taps(network, self.blocks or [], record, may_refuse=may_refuse)
-            if theta is not None:
-                self.network_at(theta)
+            with self._at_plan():
+                _wake(network)
+                self._taps[key] = checked_taps(network, self.blocks or [], record, may_refuse=may_refuse)
         return self._taps[key]
 
     def learn(self, record: torch.Tensor) -> None:
@@ -154,14 +152,11 @@ class Worker:
         network = self.network if self.frozen is None else self.frozen.head
         key = (network is self.network, tuple(record.shape[1:]), record.dtype)
         if key not in self._learnt:
-            theta = self._theta
-            self.lend().load_state(self.weights)
-            _wake(network)
             factors = self.config.private_curvature or self.config.precision.traits.needs is Needs.CURVATURE
-            learn_way(network, self.loss, record, factors)
-            self._learnt.add(key)
-            if theta is not None:
-                self.network_at(theta)
+            with self._at_plan():
+                _wake(network)
+                learn_way(network, self.loss, record, factors)
+                self._learnt.add(key)
 
     def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:
         """Refuse a model whose gradients couple the records of a batch, for records of this shape. Raises UsageError.
@@ -214,12 +209,17 @@ class Worker:
 
         It is looked for at the pretrained weights, so that every process finds the same; parameters are then as they were before.
         """
+        with self._at_plan():
+            return frozen_part(self.network, self.schema)
+
+    @contextmanager
+    def _at_plan(self) -> Iterator[None]:
+        """Inside, the network has the plan's weights and may be changed; afterwards it is back at its parameters."""
         theta = self._theta
         self.lend().load_state(self.weights)
-        part = frozen_part(self.network, self.schema)
+        yield
         if theta is not None:
             self.network_at(theta)
-        return part
 
     @cached_property
     def loss(self) -> Loss:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
-from distqexp.problem.user_code import described, own_code
+from distqexp.problem.user_code import imported, own_code
 
 _BUILT_IN = (
     *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
@@ -60,19 +59,7 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
     Weights are drawn from torch's global generator: seed it around the call. Raises UsageError when the factory can't be imported,
     doesn't take the arguments, or returns something else than a torch.nn.Module.
     """
-    package, colon, name = factory.partition(":")
-    if not colon or not name.isidentifier():
-        raise UsageError(f'model.factory: found {factory!r}; expected "package.module:function"')
-    try:
-        function = getattr(importlib.import_module(package), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"model.factory: {factory!r} can't be imported ({error}); install the package or correct the name"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise UsageError(f"model.factory: {factory!r} can't be imported ({described(error)}); correct it") from error
+    function = imported(factory, "model.factory")
     with own_code(f"model.args: {factory!r} refused {dict(args)!r}", "see the factory's signature"):
         module = function(**args)
     if not isinstance(module, nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.func import grad, vmap
 from distqexp.errors import UsageError
 from distqexp.problem import lent
 from distqexp.problem.losses import Loss
+from distqexp.problem.user_code import imported
 
 LENT = "lent:"
 """What the name of a loss begins with that a script lent to the run, as it did a live module."""
@@ -72,13 +72,7 @@ def own_loss(name: str) -> OwnLoss:
                 f"model.loss: {name!r} was an object of the script that made the run, and isn't here; run that script"
             )
     else:
-        package, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(package), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(
-                f"model.loss: {name!r} can't be imported ({error}); install the package or correct the name"
-            ) from None
+        found = imported(name, "model.loss")
     function = found() if isinstance(found, type) else found
     if not callable(function):
         raise UsageError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distqexp.errors import DistqexpError, UsageError
 
@@ -34,6 +36,26 @@ def own_code(where: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UsageError(f"{where}: {described(error)}; {remedy}") from error
+
+
+def imported(name: str, key: str) -> Any:
+    """Import what a config calls "package.module:name" under this key of it.
+
+    Raises UsageError for a name of another form, or one that can't be imported; a lack of memory passes through unchanged.
+    """
+    package, _, attribute = name.partition(":")
+    if not package or not attribute.isidentifier():
+        raise UsageError(f'{key}: found {name!r}; expected "package.module:name"')
+    try:
+        return getattr(importlib.import_module(package), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{key}: {name!r} can't be imported ({error}); install the package or correct the name"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{key}: {name!r} can't be imported ({described(error)}); correct it") from error
 
 
 def described(error: Exception) -> str:
