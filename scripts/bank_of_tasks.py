@@ -38,7 +38,7 @@ def task_and_start(name: str) -> tuple[Any, NDArray]:
 def run(key: Key) -> Run:
     """One run of a method on a task at an epsilon, with a seed."""
     name, method, epsilon, seed = key
-    begun = time.monotonic()
+    begun, work = time.monotonic(), time.process_time()
     try:
         task, before = task_and_start(name)
         after = errors(task, METHODS[method](task, name, epsilon, seed))
@@ -49,7 +49,7 @@ def run(key: Key) -> Run:
         }  # fmt: skip
     except Exception as error:  # noqa: BLE001 - a method that can't run a task is a row of the table
         figures = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
-    return {"key": list(key), "seconds": time.monotonic() - begun, **figures}
+    return {"key": list(key), "seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - work, **figures}
 
 
 def one_thread() -> None:

@@ -17,6 +17,9 @@ from torch import nn
 from bank.tasks import Task
 
 PRETRAINING_STEPS, PRETRAINING_RATE = 100, 0.01
+LARGEST_ERROR = 1e12
+"""What a squared error counts as at most, one that is not a number too."""
+
 EPOCHS, BATCH, RATE, CLIP = 10, 64, 0.1, 1.0
 """Of DP-SGD: the defaults of Opacus' MNIST example."""
 
@@ -44,9 +47,8 @@ def errors(task: Task, module: nn.Module) -> NDArray[np.float64]:
         outputs = module(torch.from_numpy(features)).numpy()
     if task.loss == "cross-entropy":
         return (outputs.argmax(axis=1) != targets).astype(np.float64)
-    return ((outputs.reshape(targets.shape).astype(np.float64) - targets) ** 2 / targets.astype(np.float64).var()).clip(
-        max=1e12
-    )
+    squares = (outputs.reshape(targets.shape).astype(np.float64) - targets) ** 2 / targets.astype(np.float64).var()
+    return np.nan_to_num(squares, nan=LARGEST_ERROR).clip(max=LARGEST_ERROR)
 
 
 def of_distqexp(task: Task, name: str, epsilon: float, seed: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -73,15 +72,13 @@ def _row(runs: Runs, name: str, epsilon: float) -> str:
     if theirs is not None and own != theirs:
         better = 0 if own < theirs else 1
         figures[better] = f"**{figures[better]}**"
-    return (
-        f"| {name} | {first['units']:,} | {_figure(first['before'])} | {figures[0]} | {_signed(gain)} ({error:.3f}) | {figures[1]} |"
-    )
+    return f"| {name} | {first['units']:,} | {_figure(first['before'])} | {figures[0]} | {_signed(gain)} ({error:.3f}) | {figures[1]} |"
 
 
 def _figure(value: float | None) -> str:
     if value is None:
         return "can't run"
-    return f"{value:.3f}" if math.isfinite(value) and value < 100 else f"{value:.1e}" if math.isfinite(value) else "diverged"
+    return f"{value:.3f}" if value < 100 else f"{value:.1e}"
 
 
 def _signed(gain: float) -> str:
@@ -94,8 +91,9 @@ def _listed(names: list[str]) -> str:
 
 def _lead(runs: Runs, name: str, epsilon: float) -> float:
     own, theirs = mean_after(runs, name, "distqexp", epsilon), mean_after(runs, name, "Opacus", epsilon)
-    assert own is not None and theirs is not None
-    return 1.0 if not math.isfinite(theirs) else theirs - own
+    assert own is not None
+    assert theirs is not None
+    return theirs - own
 
 
 def _gain(runs: Runs, name: str, epsilon: float) -> tuple[float, float]:
