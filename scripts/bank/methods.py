@@ -16,7 +16,7 @@ from torch import nn
 
 from bank.tasks import Task
 
-PRETRAINING_STEPS, PRETRAINING_RATE = 100, 0.01
+PRETRAINING_STEPS = 100
 LARGEST_ERROR = 1e12
 """What a squared error counts as at most, one that is not a number too."""
 
@@ -31,7 +31,7 @@ def started(task: Task) -> nn.Module:
     if not task.pretrained:
         return module
     features, targets = (torch.from_numpy(array) for array in task.public)
-    optimiser = torch.optim.Adam(_trainable(module), PRETRAINING_RATE)
+    optimiser = torch.optim.Adam(_trainable(module), task.rate)
     for _ in range(PRETRAINING_STEPS):
         optimiser.zero_grad()
         loss_of(task)(module(features), targets).backward()

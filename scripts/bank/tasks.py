@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -34,6 +35,7 @@ class Task:
         module: Makes the module.
         loss: The loss.
         pretrained: Whether the start is fitted to the public records.
+        rate: The rate of that; a wide table wants a small one, or the start is sure of everything.
     """
 
     private: Arrays
@@ -42,6 +44,7 @@ class Task:
     module: Callable[[], nn.Module]
     loss: str
     pretrained: bool = True
+    rate: float = 0.01
 
     @property
     def tokens(self) -> bool:
@@ -51,7 +54,7 @@ class Task:
 
 def task(
     records: Arrays, private: int, public: int, module: Maker, scale: bool = True, raw_targets: bool = False,
-    public_too: Arrays | None = None, **more: bool,
+    public_too: Arrays | None = None, **more: Any,
 ) -> Task:  # fmt: skip
     """Shuffle and split: ``private`` private records, ``public`` public ones, and of the rest those for the evaluation.
 
@@ -178,10 +181,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "20 features, public ones shifted": lambda: task(
         classes(8000, 20), 5000, 200, linear(20, 2), scale=False, public_too=shifted(classes(8000, 20), 1.0)
     ),
-    "20 features, 7 classes, layers": lambda: task(classes(11000, 20, 7), 8000, 200, layers(20, 32, 7)),
-    "2,000 features": lambda: task(classes(4500, 2000), 2000, 400, linear(2000, 2)),
-    "2,000 features, ten factors": lambda: task(factors(4500, 2000), 2000, 100, linear(2000, 2)),
-    "20,000 features, ten factors": lambda: task(factors(2600, 20000), 1000, 100, linear(20000, 2)),
+    "20 features, 7 classes, layers": lambda: task(classes(6200, 20, 7), 4000, 200, layers(20, 32, 7)),
+    "2,000 features": lambda: task(classes(3900, 2000), 1500, 400, linear(2000, 2), rate=1e-4),
+    "2,000 features, ten factors": lambda: task(factors(3600, 2000), 1500, 100, linear(2000, 2), rate=1e-4),
+    "20,000 features, ten factors": lambda: task(factors(2600, 20000), 1000, 100, linear(20000, 2), rate=1e-5),
     "moons, layers": lambda: task(
         datasets.make_moons(3000, noise=0.2, random_state=1), 500, 20, layers(2, 16, 2)
     ),
