@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,24 @@ EPOCHS, BATCH, RATE, CLIP = 10, 64, 0.1, 1.0
 
 
 def started(task: Task) -> nn.Module:
-    """The module to begin with, fitted to the public records where the task says so."""
+    """The module to begin with, fitted to the public records where the task says so, and stopped early by a quarter of them."""
     torch.manual_seed(0)
     module = task.module()
     if not task.pretrained:
         return module
     features, targets = (torch.from_numpy(array) for array in task.public)
+    kept = len(targets) // 4
     optimiser = torch.optim.Adam(_trainable(module), task.rate)
+    best, least = copy.deepcopy(module.state_dict()), math.inf
     for _ in range(PRETRAINING_STEPS):
         optimiser.zero_grad()
-        loss_of(task)(module(features), targets).backward()
+        loss_of(task)(module(features[kept:]), targets[kept:]).backward()
         optimiser.step()
+        with torch.no_grad():
+            held_out = float(loss_of(task)(module(features[:kept]), targets[:kept]))
+        if held_out < least:
+            best, least = copy.deepcopy(module.state_dict()), held_out
+    module.load_state_dict(best)
     return module
 
 

@@ -73,10 +73,10 @@ def frozen_body(inputs: int, width: int, outputs: int) -> Maker:
     return lambda: OnFrozenBody(nn.Sequential(nn.Linear(inputs, width), nn.ReLU()), width, outputs)
 
 
-def convolutions(side: int, outputs: int) -> Maker:
-    """A small network of one's own for images (1, side, side)."""
+def convolutions(side: int, outputs: int, width: int = 8) -> Maker:
+    """A small network of one's own for images (1, side, side), of ``width`` and twice as many channels."""
     return lambda: nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(16 * (side // 4) ** 2, outputs),
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(2 * width * (side // 4) ** 2, outputs),
     )  # fmt: skip

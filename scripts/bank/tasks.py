@@ -121,7 +121,7 @@ def texts(longest: int) -> Arrays:
 
 
 @functools.cache
-def mnist(count: int = 12000) -> Arrays:
+def mnist(count: int = 6000) -> Arrays:
     """The first images of MNIST, (n, 1, 28, 28)."""
     folder = mnist_folder()
     assert folder is not None
@@ -201,23 +201,23 @@ TASKS: dict[str, Callable[[], Task]] = {
     ),
     "pictures of digits, own CNN": lambda: task(digits(), 900, 100, convolutions(8, 10)),
     "pictures, private ones turned, own CNN": lambda: task(
-        turned(digits(), 30), 900, 100, convolutions(8, 10), public_too=digits()
+        turned(digits(), 30), 900, 100, convolutions(8, 10, 4), public_too=digits()
     ),
     "larger pictures, own CNN, from nothing": lambda: task(
         digits(2), 900, 100, convolutions(16, 10), pretrained=False
     ),
-    "texts, tiny transformer": lambda: task(texts(12), 3000, 300, lambda: Words(200)),
-    "texts, mean of embeddings": lambda: task(texts(12), 5000, 300, lambda: Words(200, attention=False)),
-    "longer texts, tiny transformer": lambda: task(texts(24), 5000, 300, lambda: Words(200)),
+    "texts, tiny transformer": lambda: task(texts(12), 2000, 200, lambda: Words(200)),
+    "texts, mean of embeddings": lambda: task(texts(12), 3000, 200, lambda: Words(200, attention=False)),
+    "longer texts, tiny transformer": lambda: task(texts(24), 2000, 200, lambda: Words(200)),
 }  # fmt: skip
 
 OF_MNIST: dict[str, Callable[[], Task]] = {
-    "MNIST, own CNN": lambda: task(mnist(), 3000, 200, convolutions(28, 10)),
+    "MNIST, own CNN": lambda: task(mnist(), 2000, 200, convolutions(28, 10)),
     "MNIST, private ones turned, own CNN": lambda: task(
-        turned(mnist(), 30), 3000, 500, convolutions(28, 10), public_too=mnist()
+        turned(mnist(), 30), 2000, 300, convolutions(28, 10, 4), public_too=mnist()
     ),
-    "MNIST, flattened, layers": lambda: task(mnist(), 5000, 200, flattened(784, 32, 10)),
-    "MNIST of 14 x 14, linear": lambda: task(halved(mnist()), 5000, 100, flattened(196, 10)),
+    "MNIST, flattened, layers": lambda: task(mnist(), 3000, 200, flattened(784, 32, 10)),
+    "MNIST of 14 x 14, linear": lambda: task(halved(mnist()), 2000, 100, flattened(196, 10)),
     "MNIST of 14 x 14, 300 units, layers": lambda: task(halved(mnist()), 300, 50, flattened(196, 16, 10)),
     "MNIST of 14 x 14, frozen body, new head": lambda: task(
         (halved(mnist())[0].reshape(-1, 196), mnist()[1]), 3000, 100, frozen_body(196, 100, 10), scale=False
