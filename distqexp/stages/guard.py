@@ -35,7 +35,7 @@ LEAST_NOISE_COST = 0.01
 """... and this much in any case, as a model knows its public records by heart; for squared errors in variances of the targets ..."""
 
 MOST_NOISE_COST = 0.5
-"""... and no more than this. It is the worst case: where gradients are not clipped, later rounds undo noise, and ``kept`` judges the end."""
+"""... and no more than this. Where gradients are not clipped, later rounds undo noise, and ``kept`` judges the end of the run."""
 
 _BATCH = 64
 _PAIRS = 4
