@@ -33,12 +33,14 @@ def counts(runs: Runs) -> list[str]:
         )
         both = [name for name in names if mean_after(runs, name, "Opacus", epsilon) is not None]
         ahead = sum(_lead(runs, name, epsilon) > 0 for name in both)
-        level = sum(_lead(runs, name, epsilon) == 0 for name in both)
+        behind = [name for name in both if _lead(runs, name, epsilon) < 0]
         failed = [name for name in _names(runs) if name not in names]
+        seeds = max((len(_of(runs, name, "distqexp", epsilon)) for name in names), default=0)
         lines.append(
-            f"epsilon {epsilon:g}: {better} of {len(names)} tasks end better than their start, {len(worse)} worse by more than 2 standard "
-            f"errors{_listed(worse)} ({single} single runs); ahead of Opacus in {ahead} of {len(both)}, level in {level}"
-            + (f"; not run: {', '.join(failed)}" if failed else "")
+            f"epsilon {epsilon:g} ({seeds} seed{'s' if seeds != 1 else ''}): {better} of {len(names)} tasks end better than their start, "
+            f"{len(worse)} worse by more than 2 standard errors{_listed(worse)} ({single} single runs); ahead of Opacus in {ahead} of "
+            f"{len(both)}, behind in {len(behind)}{_listed(behind)}"
+            + (f"; can't run: {', '.join(failed)}" if failed else "")
         )
     return lines
 
@@ -55,6 +57,11 @@ def with_tables(page: str, runs: Runs) -> str:
 def _tables(runs: Runs) -> Iterator[str]:
     for line in counts(runs):
         yield f"- {line}."
+    work = {
+        method: sum(run["cpu_seconds"] for key, run in runs.items() if key[1] == method) / 60
+        for method in ("distqexp", "Opacus")
+    }
+    yield f"- {len(runs):,} runs in all; those of distqexp took {work['distqexp']:.0f} core minutes, those of Opacus {work['Opacus']:.0f}."
     for epsilon in _epsilons(runs):
         yield from ("", f"### Epsilon {epsilon:g}", "", *HEAD)
         for name in _names(runs):

@@ -31,7 +31,14 @@ def bank_of_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def made(name: str, method: str, after: float, before: float = 0.5, seed: int = 0, **more: Any) -> Any:
-    figures = {"before": before, "after": after, "gain": before - after, "standard_error": 0.01, "units": 1000}
+    figures = {
+        "before": before,
+        "after": after,
+        "gain": before - after,
+        "standard_error": 0.01,
+        "units": 1000,
+        "cpu_seconds": 60.0,
+    }
     return (name, method, 1.0, seed), figures | more
 
 
@@ -70,7 +77,7 @@ def test_the_counts_are_those_of_made_up_runs(bank_of_tasks: ModuleType) -> None
             made("noise", "distqexp", 0.5 + 0.015), made("noise", "Opacus", 0.5),
             made("worse", "distqexp", 0.4), made("worse", "distqexp", 0.7, seed=1), made("worse", "Opacus", 0.9),
             made("level", "distqexp", 0.2), made("level", "Opacus", 0.2),
-            made("only ours", "distqexp", 0.2), (("only ours", "Opacus", 1.0, 0), {"failed": "no such layer"}),
+            made("only ours", "distqexp", 0.2), (("only ours", "Opacus", 1.0, 0), {"failed": "no such layer", "cpu_seconds": 60.0}),
             made("diverged", "distqexp", 0.2), made("diverged", "Opacus", 1e12),
         ]
     )  # fmt: skip
@@ -79,7 +86,8 @@ def test_the_counts_are_those_of_made_up_runs(bank_of_tasks: ModuleType) -> None
         "4 of 6 tasks end better than their start, 1 worse by more than 2 standard errors (worse) (1 single runs)"
         in line
     )
-    assert "ahead of Opacus in 3 of 5, level in 1" in line
+    assert "ahead of Opacus in 3 of 5, behind in 1 (noise)" in line
+    assert line.startswith("epsilon 1 (2 seeds): ")
     page = with_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n", runs)
     assert "old" not in page
     assert page.endswith(f"{END}\nafter\n")
