@@ -40,7 +40,7 @@ def counts(runs: Runs) -> list[str]:
             f"epsilon {epsilon:g} ({seeds} seed{'s' if seeds != 1 else ''}): {better} of {len(names)} tasks end better than their start, "
             f"{len(worse)} worse by more than 2 standard errors{_listed(worse)} ({single} single runs); ahead of Opacus in {ahead} of "
             f"{len(both)}, behind in {len(behind)}{_listed(behind)}"
-            + (f"; can't run: {', '.join(failed)}" if failed else "")
+            + (f"; can't run: {'; '.join(failed)}" if failed else "")
         )
     return lines
 
@@ -93,7 +93,7 @@ def _signed(gain: float) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return f" ({', '.join(names)})" if names else ""
+    return f" ({'; '.join(names)})" if names else ""
 
 
 def _lead(runs: Runs, name: str, epsilon: float) -> float:
