@@ -38,7 +38,7 @@ from distqexp.privacy.calibration import (
 from distqexp.privacy.sampled import joint_rate
 
 NOISE_COST = 0.2
-"""The most that the noise of all rounds may cost by its forecast, in units of the loss a record, where the config sets no clip."""
+"""What the noise of all rounds may cost by its forecast, in units of the loss a record, where the number of directions is chosen."""
 
 
 def coordinates_of(config: Config, k: int) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from distqexp.arrays import FloatArray
-from distqexp.artefacts.derived import NOISE_COST
 from distqexp.artefacts.moves import HALVINGS, WHOLE, halved
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
@@ -29,11 +28,14 @@ from distqexp.stages.lifting import whitening_of
 RECORDS = 256
 """At most so many records are tried."""
 
-LOSS_SHARE = 0.05
+LOSS_SHARE = 0.25
 """Noise may cost this share of the loss at the start ..."""
 
-LEAST_NOISE_COST = 0.002
-"""... and this much in any case; for squared errors in units of the variance of the targets. NOISE_COST is the most."""
+LEAST_NOISE_COST = 0.01
+"""... and this much in any case, as a model knows its public records by heart; for squared errors in variances of the targets ..."""
+
+MOST_NOISE_COST = 0.5
+"""... and no more than this. Where gradients are not clipped, later rounds undo noise, and ``kept`` judges the end of the run."""
 
 _BATCH = 64
 _PAIRS = 4
@@ -143,7 +145,7 @@ class Guard:
     def allowance(self) -> float:
         """What noise may cost in loss over a whole run whose config sets no clip: a share of the loss that there is to lower."""
         share = LOSS_SHARE * self.loss(self._plan.state.theta) / self.unit
-        return self.unit * min(max(share, LEAST_NOISE_COST), NOISE_COST)
+        return self.unit * min(max(share, LEAST_NOISE_COST), MOST_NOISE_COST)
 
     @property
     def _has_records(self) -> bool:

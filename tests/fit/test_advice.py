@@ -30,7 +30,7 @@ def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     assert "chosen: precision dense, from data.public" in text
     assert "chosen: all 7 parameters move" in text
     assert "chosen: clip_natural" in text
-    assert "in 10 rounds of step 1, so that noise costs at most 5 % of the first loss, or 0.002" in text
+    assert "in 10 rounds of step 1, so that noise costs at most 25 % of the first loss, or 0.01" in text
     assert "warning" not in text
 
 
