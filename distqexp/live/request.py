@@ -14,6 +14,8 @@ from distqexp.config import Config, EngineConfig, config_from_tree
 from distqexp.errors import UsageError
 from distqexp.live.spool import Spooled
 from distqexp.problem import layers, lent
+from distqexp.problem.admission import admit, refuse_unfit
+from distqexp.problem.huggingface import adapt
 
 POPULATION = "default"
 """The population where none is named: whatever is fitted without a name shares one budget."""
@@ -83,6 +85,7 @@ def model_tree(model: nn.Module | str) -> dict[str, Any]:
         raise UsageError(
             f'model: found {type(model).__name__}; expected a torch.nn.Module, or a factory "package.module:function"'
         )
+    refuse_unfit(model)
     description = layers.describe(model)
     tree: dict[str, Any] = (
         {"factory": lent.FACTORY, "args": {"module": lent.name_of(model)}}
@@ -180,7 +183,8 @@ def _loss_of(model: nn.Module | str, sources: Sources) -> str:
         raise UsageError(
             "loss: not given; expected cross-entropy, binary-cross-entropy or mean-squared-error with this model"
         )
-    own = lent.copied(model).eval()
+    own = admit(lent.copied(model)).eval()
+    adapt(own)
     dtype = next((parameter.dtype for parameter in own.parameters()), torch.float32)
     try:
         with torch.no_grad():

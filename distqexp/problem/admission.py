@@ -30,16 +30,25 @@ def admit(module: nn.Module) -> nn.Module:
     """
     while (inner := _unwrapped(module)) is not None:
         module = inner
-    for name, part in module.named_modules():
-        _refuse(name, part)
+    refuse_unfit(module)
+    for part in module.modules():
         if isinstance(part, _TABLES):
             part.sparse = False
         elif isinstance(part, nn.DataParallel):
             part.device_ids = []
     if scripted(module):
+        for parameter in module.parameters():
+            if not parameter.is_leaf:  # as copy.deepcopy leaves those of TorchScript: they would never get a gradient
+                parameter.detach_().requires_grad_()
         torch._C._set_graph_executor_optimize(False)  # torch.jit has it as a context alone
     torch.backends.mha.set_fastpath_enabled(False)
     return module
+
+
+def refuse_unfit(module: nn.Module) -> None:
+    """Refuse (UsageError) a module with a part that can't be trained as it is: a lazy or quantised one, or one with max_norm."""
+    for name, part in module.named_modules():
+        _refuse(name, part)
 
 
 def scripted(module: nn.Module) -> list[str]:
@@ -91,8 +100,8 @@ def _refuse(name: str, part: nn.Module) -> None:
     title = f"{name or 'the module'} ({type(part).__name__})"
     if any(is_lazy(tensor) for tensor in _own_tensors(part)):
         raise UsageError(
-            f"model: {title} is lazy: it has no sizes before its first call; expected parameters with sizes; call the module once in "
-            "the factory before it is returned, such as module(torch.zeros(1, FEATURES)), or use the layer that names its sizes"
+            f"model: {title} is lazy: it has no sizes before its first call; expected parameters with sizes; call the module once "
+            "before it is given or returned, such as module(torch.zeros(1, FEATURES)), or use the layer that names its sizes"
         )
     if isinstance(part, _TABLES) and part.max_norm is not None:
         raise UsageError(

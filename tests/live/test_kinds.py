@@ -83,6 +83,39 @@ def test_images_reach_the_module_as_they_are() -> None:
     assert result.predict(images).shape == (200,)
 
 
+class Boxed(OwnNet):
+    """A module that gives more than its logits."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        outputs = super().forward(inputs)
+        return {"logits": outputs, "hidden": inputs} if self.kind == "dict" else (outputs, inputs[:, None])
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "scripted"])
+def test_modules_of_other_kinds_learn_what_a_plain_one_learns(kind: str) -> None:
+    """With the loss found from the targets. A copy of TorchScript's parameters would get no gradient."""
+    torch.manual_seed(1)
+    plain = OwnNet()
+    module = torch.jit.script(plain) if kind == "scripted" else Boxed(kind)
+    module.load_state_dict(plain.state_dict())
+    results = [
+        distqexp.fit(each, PRIVATE, public=PUBLIC, population=name, **SEEDED)
+        for name, each in (("plain", plain), ("other", module))
+    ]
+    assert len(unequal(results[0].model, plain)) == 4
+    for name, value in results[1].model.named_parameters():
+        torch.testing.assert_close(value, results[0].model.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def test_a_lazy_module_is_refused_by_its_layer() -> None:
+    with pytest.raises(UsageError, match=r"model: 0 \(LazyLinear\) is lazy.*call the module once before it is given"):
+        distqexp.fit(nn.Sequential(nn.LazyLinear(2)), PRIVATE, public=PUBLIC, **SEEDED)
+
+
 def test_an_interrupted_fit_is_taken_up_again(tmp_path: Path) -> None:
     def interrupt(event: ProgressEvent) -> None:
         if (event.stage, event.round, event.share) == ("release", 0, 1.0):
