@@ -30,13 +30,20 @@ def init(
             help="about how many people the private table has: a public figure; as many as the public one when absent"
         ),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="how letters are stored, such as cp1252; UTF-8, or UTF-16 with its mark, when absent"),
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="the privacy budget of the run")] = 1.0,
     out: Annotated[Path, typer.Option(help="the config to write")] = Path("config.toml"),
 ) -> None:
     """Write a commented config for a table, from its public part alone."""
     from distqexp.stages.starting import Start, write_config
 
-    say(*write_config(Start(table, target, out, unit=unit, private=private, test=test, epsilon=epsilon, units=units)))
+    start = Start(
+        table, target, out, unit=unit, private=private, test=test, epsilon=epsilon, units=units, encoding=encoding
+    )
+    say(*write_config(start))
 
 
 @commands.command(epilog="example: distqexp inspect plan.h5")

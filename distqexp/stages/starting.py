@@ -44,6 +44,7 @@ class Start:
         test: The table of evaluation records, if any; it is not opened.
         epsilon: The epsilon of the run.
         units: About how many units the private table has; None: as many as the public one.
+        encoding: How letters are stored in the tables; None for UTF-8, or UTF-16 with its mark.
     """
 
     table: Path
@@ -54,6 +55,7 @@ class Start:
     test: Path | None = None
     epsilon: float = 1.0
     units: int | None = None
+    encoding: str | None = None
 
 
 def write_config(start: Start) -> list[str]:
@@ -67,7 +69,7 @@ def write_config(start: Start) -> list[str]:
     if start.units is not None and start.units < 1:
         raise UsageError(f"--units {start.units}: expected about how many people the private table has, 1 or more")
     existing_file(str(start.table), "TABLE")
-    facts = read_facts(start.table, start.unit)
+    facts = read_facts(start.table, start.unit, start.encoding)
     for option, name in (("--target", start.target), ("--unit", start.unit)):
         if name is not None and name not in facts.columns:
             near = difflib.get_close_matches(name, facts.columns, n=1, cutoff=0.0)[0]
@@ -181,6 +183,12 @@ def _head(
     units = start.units or facts.units
     delta = 10.0 ** -math.ceil(math.log10(units) + 1)
     columns = _columns(start, facts, list(left_out), _coded(facts, start, left_out))
+    signs = (
+        ("separator", facts.dialect.separator, ","),
+        ("decimal", facts.dialect.decimal, "."),
+        ("encoding", facts.dialect.encoding, "utf-8"),
+    )
+    dialect = "".join(f"{key} = {_quoted(sign)}\n" for key, sign, usual in signs if sign != usual)
     yield f"# Written by distqexp init from {start.table.name}, a public table. All of this file is public.\n"
     yield "# Every key is in docs/config.md. Plan it first: distqexp plan is free of cost and says what to expect.\n\n"
     yield "[model]\n# The model, and how it is fitted to the public records before the private ones are touched.\n"
@@ -202,7 +210,8 @@ def _head(
         ("eval", start.test, "Records that metrics are computed on. The guarantee doesn't cover these metrics."),
     ):
         if path is not None:
-            yield f'# {words}\n[data.{role}]\nformat = "csv"\npath = {_quoted(os.path.relpath(path.absolute(), base))}\n{columns}\n'
+            place = _quoted(os.path.relpath(path.absolute(), base))
+            yield f'# {words}\n[data.{role}]\nformat = "csv"\npath = {place}\n{dialect}{columns}\n'
     if start.test is None:
         yield "# For accuracy before and after, name records that are in neither file: [data.eval], as above.\n\n"
     yield "[privacy]\n# What whoever is protected gives away at most: smaller is safer. Below 1 is strong, above 8 weak.\n"

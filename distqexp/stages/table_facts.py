@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import lzma
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
-from distqexp.errors import FileContentError, StorageError
+import numpy as np
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none"}
-_SEPARATORS = ",;\t"
+from distqexp.config.data import NewRecords
+from distqexp.errors import FileContentError
+from distqexp.problem.readers.dialect import Dialect
+from distqexp.problem.readers.entries import is_missing, legible_text, number_of
+from distqexp.problem.readers.table import CsvReader
+
 _MOST_VALUES = 1000
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ROWS = 10_000
+"""So many rows are held at a time."""
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Column:
         count: How many entries it has that aren't missing.
         numbers: Whether all of these are finite numbers.
         whole: Whether all of these are whole numbers.
-        values: Its different entries, as texts; at most 1000 of them, see ``many``.
+        values: Its different entries, as texts, numbers with a decimal point; at most 1000 of them, see ``many``.
         many: Whether it has more.
     """
 
@@ -40,17 +39,18 @@ class Column:
     values: set[str] = field(default_factory=set)
     many: bool = False
 
-    def add(self, entry: str) -> None:
+    def add(self, entry: str, dialect: Dialect) -> None:
         """Take note of an entry."""
         text = entry.strip()
-        if text.lower() in _MISSING:
+        if is_missing(text):
             return
         self.count += 1
-        number = _number(text)
-        self.numbers = self.numbers and number is not None
-        self.whole = self.whole and number is not None and number == int(number)
+        number = number_of(dialect.number_text(text))
+        finite = number is not None and math.isfinite(number)
+        self.numbers = self.numbers and finite
+        self.whole = self.whole and finite and number == int(number or 0)
         if not self.many:
-            self.values.add(text)
+            self.values.add(dialect.number_text(text) if finite else text)
             self.many = len(self.values) > _MOST_VALUES
 
     @property
@@ -70,74 +70,53 @@ class TableFacts:
         columns: By name, in the order of the file.
         rows: How many rows it has.
         units: How many different units, or rows where no column of units was named.
+        dialect: How its fields are written.
     """
 
     columns: dict[str, Column]
     rows: int
     units: int
+    dialect: Dialect
 
 
-def read_facts(path: Path, unit: str | None) -> TableFacts:
-    """Read a public table, plain or packed, with a header line.
+def read_facts(path: Path, unit: str | None, encoding: str | None = None) -> TableFacts:
+    """Read a public table in any dialect, plain or packed, as runs do.
 
     Args:
         path: The file.
         unit: The column of the unit ids, if any; the caller checks that it is there.
+        encoding: How letters are stored, as ``data.*.encoding`` says it; None for UTF-8, or UTF-16 with its mark.
 
     Raises:
         StorageError: It can't be read.
-        FileContentError: It is no table of text in UTF-8, or has no row.
+        FileContentError: It is no table of text in that encoding, has a row that is no record, or has none.
     """
-    try:
-        with _open(path) as file:
-            return _facts(path, file, unit)
-    except (UnicodeDecodeError, csv.Error, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise FileContentError(
-            f"{path}: not a table of text in UTF-8 ({type(error).__name__}); expected CSV with a header line"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{path}: can't be read ({error.strerror or error}); check its path and mode") from error
-
-
-def _open(path: Path) -> IO[str]:
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is None:
-        return path.open("r", encoding="utf-8-sig", newline="")
-    file: IO[str] = opener(path, "rt", encoding="utf-8-sig", newline="")
-    return file
-
-
-def _facts(path: Path, file: IO[str], unit: str | None) -> TableFacts:
-    first = file.readline()
-    separator = max(_SEPARATORS, key=first.count)
-    names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
-    if len(set(names)) != len(names) or "" in names:
-        raise FileContentError(f"{path}: a header with empty or double names; expected a name for each column")
-    columns, rows = [Column(name) for name in names], 0
-    place = names.index(unit) if unit in names else None
-    units: set[str] = set()
-    for record in _records(file, separator):
-        if len(record) != len(names):
-            raise FileContentError(
-                f"{path}: row {rows + 1} has {len(record)} fields, the header {len(names)}; expected as many"
-            )
-        rows += 1
-        for column, entry in zip(columns, record, strict=True):
-            column.add(entry)
-        if place is not None:
-            units.add(record[place])
-    if rows == 0:
+    reader = CsvReader(NewRecords(format="csv", path=str(path), encoding=encoding))
+    names = reader.columns
+    if "" in names:
+        raise FileContentError(f"{path}: a header with an empty name; expected a name for each column")
+    if reader.count == 0:
         raise FileContentError(f"{path}: a header and no row; expected public records")
-    return TableFacts({column.name: column for column in columns}, rows, len(units) if place is not None else rows)
+    columns, units = [Column(name) for name in names], set[str]()
+    for first in range(0, reader.count, _ROWS):
+        rows = np.arange(first, min(first + _ROWS, reader.count))
+        for column, entries in zip(columns, reader.entries(names, rows), strict=True):
+            for row, entry in zip(rows.tolist(), entries, strict=True):
+                column.add(_checked(entry, row, reader), reader.dialect)
+            if column.name == unit:
+                units.update(entry for entry in entries if entry is not None)
+    count = len(units) if unit in names else reader.count
+    return TableFacts({column.name: column for column in columns}, reader.count, count, reader.dialect)
 
 
-def _records(file: IO[str], separator: str) -> Iterator[list[str]]:
-    return (record for record in csv.reader(file, delimiter=separator) if record)
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def _checked(entry: str | None, row: int, reader: CsvReader) -> str:
+    if entry is None:
+        raise FileContentError(
+            f"{reader.path}: row {row + 1} is no record of {len(reader.columns)} fields, as the header is; expected as many"
+        )
+    if legible_text(entry) is None and not is_missing(entry):
+        raise FileContentError(
+            f"{reader.path}: row {row + 1} has letters that are not UTF-8; expected UTF-8, or UTF-16 with its mark: save it so, or say "
+            "--encoding cp1252, or what it is"
+        )
+    return entry

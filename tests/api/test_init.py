@@ -110,6 +110,31 @@ def test_the_label_says_what_is_learnt(run: Commands, values: list[float], loss:
 
 
 @pytest.mark.parametrize(
+    ("separator", "decimal", "encoding", "line_end"),
+    [
+        (";", ",", "utf-8", "\n"),
+        ("\t", ",", "utf-8-sig", "\r\n"),
+        ("|", ".", "utf-16", "\n"),
+        (";", ",", "cp1252", "\r\n"),
+        (",", ".", "utf-8", "\r"),
+    ],
+)
+def test_tables_in_every_dialect(run: Commands, separator: str, decimal: str, encoding: str, line_end: str) -> None:
+    """The config says what private records can't be asked for, and plans and checks as it stands."""
+    random = np.random.default_rng(0)
+    for name in ("t.csv", "p.csv"):
+        rows = [(f"{x:.2f}".replace(".", decimal), "é" if x > 0 else "no", int(x > 0)) for x in random.normal(size=60)]
+        lines = [separator.join(map(str, row)) for row in (("dose", "word", "y"), *rows)]
+        Path(name).write_bytes(line_end.join([*lines, ""]).encode(encoding))
+    named = ("--encoding", encoding) if encoding == "cp1252" else ()
+    said = run.done("init", "t.csv", "--target", "y", "--private", "p.csv", *named).out
+    assert "t.csv: 60 rows, 4 inputs" in said  # dose, two words and one never seen; the constant is the bias
+    (private,) = load_config(Path("config.toml")).data.private
+    assert (private.separator or ",", private.decimal or ".") == (separator, decimal)
+    assert run.distqexp("fit", "config.toml", "--out", "runs", "--insecure-noise-seed", "1").code == 0
+
+
+@pytest.mark.parametrize(
     ("words", "loss", "outputs"),
     [(("yes", "no"), "binary-cross-entropy", 1), (("mild", "severe", "none yet", "é"), "cross-entropy", 4)],
 )
@@ -146,9 +171,11 @@ def test_packed_tables_and_strange_names(run: Commands) -> None:
     ("content", "words"),
     [
         (b"x,y\n", "a header and no row"),
-        (b"x,y\n1,0\n1\n", "row 2 has 1 fields"),
-        (b"x,x,y\n1,2,0\n", "empty or double names"),
-        (b"\xff\xfe\x00x", "not a table of text"),
+        (b"x,y\n1,0\n1\n", "has not as many fields as the header"),
+        (b"x,x,y\n1,2,0\n", "columns 'x' stand twice"),
+        (b"x,,y\n1,2,0\n", "a header with an empty name"),
+        ("x,y\né,0\nè,1\n".encode("latin-1"), "letters that are not UTF-8"),
+        (b"PK\x03\x04", "an Excel workbook"),
         (b"x,y\n1,late\n2,early\n", "found free texts (early, late)"),
         (b"x,y\n1,yes\n2,yes\n", "one value only"),
         (b"x,y\n1,1\n2,1\n", "one value only"),
