@@ -178,7 +178,7 @@ class Predictor:
         if len(table) == 0:
             return
         with scratch_folder(None) as folder:
-            spooled = spool(table, folder / "records", Roles(_WHERE), self.card.schema.names[0])
+            spooled = spool(table, folder / "records", Roles(_WHERE, labelled=False), self.card.schema.names[0])
             yield from _in_parts(self.records(spooled.path))
 
 

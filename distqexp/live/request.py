@@ -16,6 +16,8 @@ from distqexp.live.spool import Spooled
 from distqexp.problem import layers, lent
 from distqexp.problem.admission import admit, refuse_unfit
 from distqexp.problem.huggingface import adapt
+from distqexp.problem.readers.codings import FIRST_DAY
+from distqexp.problem.schema import fit_schema
 
 POPULATION = "default"
 """The population where none is named: whatever is fitted without a name shares one budget."""
@@ -110,21 +112,29 @@ def config_of(request: Request, sources: Sources) -> Config:
     """Return the checked config of a fit. Raises UsageError as a config file would."""
     first = sources.private[0]
     private: list[dict[str, Any]] = []
+    coded = {} if sources.public is None else sources.public.coded
     for number, source in enumerate(sources.private):
-        table = _table(source, request)
+        table = _table(source, request, coded)
         private.append(table | ({"shard": f"rank-{number:04d}"} if len(sources.private) > 1 else {}))
     data: dict[str, Any] = {"private": private, "population": request.population or POPULATION}
     if sources.public is not None:
-        data["public"] = _table(sources.public, request)
+        data["public"] = _table(sources.public, request, coded)
     elif first.shape is not None:
         data["record_shape"] = list(first.shape)
     if sources.evaluation is not None:
-        data |= {"eval": _table(sources.evaluation, request), "eval_private": sources.evaluation_private}
+        data |= {"eval": _table(sources.evaluation, request, coded), "eval_private": sources.evaluation_private}
+    model = _model(request)
     tree = {
-        "model": {**_model(request), "loss": request.loss or _loss_of(request.model, sources)},
+        "model": {**model, "loss": request.loss or "cross-entropy"},
         "data": data,
         "privacy": {"epsilon": request.epsilon, "delta": request.delta, "units": request.units or sources.units},
     }
+    if request.loss is None:
+        shape = first.shape or (len(first.features),)
+        public = config_from_tree(tree).data.public if coded and sources.public and sources.public.whole else None
+        if public is not None:
+            shape = fit_schema(public, loss="cross-entropy").input_shape or shape
+        tree["model"] = {**model, "loss": _loss_of(request.model, sources, shape)}
     settings = {name: value for name, value in nested(request.settings).items() if name != "columns"}
     if request.units is None and settings.get("privacy", {}).get("adjacency") == "add-remove":
         raise UsageError(
@@ -156,20 +166,29 @@ def _merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _table(source: Spooled, request: Request) -> dict[str, Any]:
-    """Return the config's table of one source, with the columns that the request names."""
+def _table(source: Spooled, request: Request, coded: Mapping[str, str]) -> dict[str, Any]:
+    """Return the config's table of one source, with the columns that the request names, and what public ones are meant as."""
     tree = dict(source.tree)
     if source.shape is None:
         names = request.features or source.features
         columns = nested(request.settings).get("columns", {})
-        tree["columns"] = {**tree["columns"], "features": list(names), **columns}
+        meant = {} if {"categorical", "levels", "dates", "booleans"} & set(columns) else coded
+        roles: dict[str, Any] = {
+            key: [name for name in names if meant.get(name) == kind]
+            for key, kind in (("categorical", "levels"), ("booleans", "boolean"))
+        }
+        roles["dates"] = {name: FIRST_DAY for name in names if meant.get(name) == "days"}
+        tree["columns"] = {**tree["columns"], "features": list(names), **roles, **columns}
     if request.standardise is not None and "tokens" not in tree["columns"]:
         tree["columns"] = {**tree["columns"], "standardise": request.standardise}
     return tree
 
 
-def _loss_of(model: nn.Module | str, sources: Sources) -> str:
-    """Return the loss that goes with the targets: by the public ones, or else by the private ones' type alone."""
+def _loss_of(model: nn.Module | str, sources: Sources, shape: tuple[int, ...]) -> str:
+    """Return the loss that goes with the targets: by the public ones, or else by the private ones' type alone.
+
+    ``shape`` is that of a record's inputs.
+    """
     known = sources.public or sources.private[0]
     if not known.whole:
         if sources.public is None:
@@ -178,7 +197,6 @@ def _loss_of(model: nn.Module | str, sources: Sources) -> str:
                 "mean-squared-error"
             )
         return "mean-squared-error"
-    shape = sources.private[0].shape or (len(sources.private[0].features),)
     if isinstance(model, str) or "tokens" in sources.private[0].tree["columns"]:
         raise UsageError(
             "loss: not given; expected cross-entropy, binary-cross-entropy or mean-squared-error with this model"

@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of, codes_of
 from distqexp.problem.readers.base import note_own_file
+from distqexp.problem.readers.codings import suggestion
+from distqexp.problem.readers.entries import number_of
 from distqexp.storage.atomic import storage_error
 
 _CHUNK = 2**18
@@ -43,6 +45,7 @@ class Spooled:
         shape: The shape of a record's features; None for a table.
         features: The feature columns of a table; empty for arrays.
         whole: Whether the targets are of an integer type or, of public records, are whole numbers.
+        coded: Of a public table, the feature columns that aren't numbers, with what they are meant as: levels, boolean, or days.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Spooled:
     shape: tuple[int, ...] | None
     features: tuple[str, ...]
     whole: bool
+    coded: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -135,6 +139,10 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     frame = _plain_columns(frame.set_axis(columns, axis=1), columns)
     if roles.classes is not None:
         frame = frame.assign(**{target: codes_of(frame[target].tolist(), roles.classes)})
+    elif roles.labelled and any(isinstance(label, str) for label in frame[target].head(_CHUNK)):
+        raise UsageError(
+            f"{roles.where}: targets are texts; expected numbers, or the labels declared: classes=['no', 'yes']"
+        )
     frame, unit = _with_ids(frame, roles, columns)
     if len(frame) == 0:
         raise UsageError(f"{roles.where}: no record; expected at least one")
@@ -154,7 +162,22 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     if not roles.private and labels.dtype.kind == "f":
         whole = _are_whole(labels.to_numpy())
     features = tuple(name for name in columns if name not in (target, unit))
-    return Spooled(path, tree, units, None, features, bool(whole))
+    return Spooled(path, tree, units, None, features, bool(whole), {} if roles.private else _coded(frame, features))
+
+
+def _coded(frame: Any, features: Sequence[str]) -> dict[str, str]:
+    """Return what the columns of a public DataFrame that aren't numbers may be meant as; free texts are left out."""
+    found: dict[str, str] = {}
+    for name in features:
+        kind = frame[name].dtype.kind
+        if kind == "M":
+            found[name] = "days"
+        elif kind not in "biufc":
+            entries = [str(entry) for entry in frame[name].dropna().tolist()]
+            meant, _ = suggestion(entries)
+            if meant != "exclude" and any(number_of(entry) is None for entry in entries):
+                found[name] = meant
+    return found
 
 
 def _plain_columns(frame: Any, columns: list[str]) -> Any:

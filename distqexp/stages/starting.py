@@ -15,14 +15,11 @@ from typing import Any
 from distqexp.config import Config, config_from_tree
 from distqexp.errors import UsageError
 from distqexp.problem.readers.base import existing_file
-from distqexp.problem.readers.codings import suggestion
+from distqexp.problem.readers.codings import FIRST_DAY, suggestion
 from distqexp.problem.schema import fit_schema
 from distqexp.stages.folder import new_file
 from distqexp.stages.table_facts import Column, TableFacts, read_facts
 from distqexp.storage.atomic import write_atomic
-
-FIRST_DAY = "2000-01-01"
-"""Dates become days since this one; any other does as well."""
 
 MOST_CLASSES = 100
 """Whole numbers from 0 up to fewer than this are classes, others are quantities."""

@@ -139,6 +139,29 @@ def test_a_data_frame_is_standardised_by_public_moments_and_predicted_by_its_col
     assert not unequal(series.model, whole.model)
 
 
+def test_columns_of_words_and_dates_are_meant_as_in_the_public_frame() -> None:
+    """Levels come from public records alone: a private one that isn't there is one of its own, as the unknown is."""
+
+    def frame_of(pair: tuple[Any, Any], places: list[str]) -> pandas.DataFrame:
+        count = len(pair[1])
+        words = {"place": [places[row % len(places)] for row in range(count)], "smoker": ["yes", "no"] * (count // 2)}
+        days = pandas.Timestamp("2021-03-01") + pandas.to_timedelta(np.arange(count) % 90, unit="D")
+        return frame(pair).assign(**words, admitted=days, died=np.where(pair[1] > 0, "dead", "alive"))
+
+    private, public = frame_of(PRIVATE, ["north", "south", "nowhere else"]), frame_of(PUBLIC, ["north", "south"])
+    module = linear()
+    module[0] = nn.Linear(9, 2)  # four numbers, three for place, smoker, admitted
+    options = {**SEEDED, "target": "died", "public": public, "classes": ["alive", "dead"]}
+    result = distqexp.fit(module, private, **options)
+    assert sorted((c.column, c.kind, c.values) for c in result.card.schema.codings) == [
+        ("admitted", "days", ("2000-01-01",)), ("place", "levels", ("north", "south")), ("smoker", "boolean", ()),
+    ]  # fmt: skip
+    assert set(result.predict(private)) <= {"alive", "dead"}
+    assert "nowhere else" not in json.dumps(result.card.schema.to_tree())
+    with pytest.raises(UsageError, match=r"public: targets are texts.*classes="):
+        distqexp.fit(module, private.assign(died=0), **{**options, "classes": None})
+
+
 def test_units_by_column_by_array_and_by_batch_are_one() -> None:
     patients = [f"p{number // 4}" for number in range(400)]
     table, columns = frame(PRIVATE).assign(patient=patients), {"settings": {**SETTINGS, "columns.standardise": False}}

@@ -24,6 +24,10 @@ UNKNOWN_CLASS = -1.0
 """What a label that is none of the declared classes is read as: out of range for every loss."""
 
 
+FIRST_DAY = "2000-01-01"
+"""Dates become days since this one where nobody says another; any other does as well."""
+
+
 @dataclass(frozen=True)
 class Coding:
     """How the entries of a column become numbers.
