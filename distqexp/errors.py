@@ -19,6 +19,10 @@ class UsageError(DistqexpError):
     exit_code = 2
 
 
+class TooFewDirectionsError(UsageError):
+    """Public gradients that span fewer directions than a subspace of them wants (exit code 2)."""
+
+
 class NotAvailableYet(UsageError):
     """A stage or an option that is planned for a later version (exit code 2)."""
 

@@ -104,6 +104,11 @@ def with_clip(config: Config, clip_natural: float | None) -> Config:
     return dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, clip_natural=clip_natural))
 
 
+def with_directions(config: Config, k: int) -> Config:
+    """Return the config with this ``subspace.k``."""
+    return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, k=k))
+
+
 def _precision_on(config: Config, network: Network) -> str:
     """Return the kind of precision for a subspace that the config chose itself."""
     if config.subspace.traits.size is Size.SIDES or config.mechanism.head:

@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
+from distqexp.arrays import FloatArray
 from distqexp.artefacts.derived import derived_calibration, derived_clip, derived_forecast, derived_grid, noise_budget
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.engines.threads import pin_threads
-from distqexp.errors import UsageError
+from distqexp.errors import TooFewDirectionsError, UsageError
 from distqexp.expansion.source import curvature_source
 from distqexp.expansion.state import next_state, public_norm
 from distqexp.geometry.subspaces import subspace_kind
-from distqexp.gradients.automatic import chosen, with_clip
-from distqexp.gradients.setup import build_network, dimension_of, subspace_of
+from distqexp.gradients.automatic import chosen, with_clip, with_directions
+from distqexp.gradients.setup import build_network, subspace_of
 from distqexp.gradients.worker import Worker
+from distqexp.kinds import AUTO
 from distqexp.problem.dataset import open_dataset
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss, is_own
@@ -63,20 +65,17 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     open_config, config = config, chosen(config, network, schema)
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
-    d, theta = network.d, network.theta()
-    worker = Worker(without_paths(config), schema, weights, network, readers)
-    k = dimension_of(config, network)
-    if not (config.by_blocks or config.subspace.traits.stored):
-        subspace_of(config, d, k, 0)
-    if schema.input_shape is not None:
-        worker.refuse_indifferentiable(schema.input_shape)
-    calibration = derived_calibration(config, k)
-    source = curvature_source(config, config.data.public, schema, readers=readers)
-    state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
-    plan = Plan(
-        config=worker.config, d=d, k=k, schema=schema, calibration=calibration, weights=weights, state=state,
-        notes=tuple(worker.describe()) if engine.is_root else (),
-    )  # fmt: skip
+    theta = network.theta()
+    while True:
+        worker = Worker(without_paths(config), schema, weights, network, readers)
+        source = curvature_source(config, config.data.public, schema, readers=readers)
+        try:
+            plan = _begun(worker, theta, source, engine)
+            break
+        except TooFewDirectionsError:
+            if open_config.subspace.kind != AUTO or worker.k == 1:
+                raise
+            config = with_directions(config, worker.k // 2)
     if (
         open_config.mechanism.clips_by_itself
         and not config.private_curvature
@@ -84,8 +83,23 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     ):
         plan = _with_affordable_clip(plan, config, worker, source, engine)
     notes = plan.notes + (tuple(choices(open_config, plan)) if engine.is_root else ())
-    forecast = derived_forecast(plan.config, plan.state.grid, k)
+    forecast = derived_forecast(plan.config, plan.state.grid, plan.k)
     return dataclasses.replace(plan, forecast=forecast, notes=notes).with_identity(), worker
+
+
+def _begun(worker: Worker, theta: FloatArray, source: DataSource | ProbeSource | None, engine: Engine) -> Plan:
+    """Return the plan of a worker's config with its first state, at the start ``theta`` (d,)."""
+    config, k = worker.config, worker.k
+    if not (config.by_blocks or config.subspace.traits.stored):
+        subspace_of(config, worker.network.d, k, 0)
+    if worker.schema.input_shape is not None:
+        worker.refuse_indifferentiable(worker.schema.input_shape)
+    calibration = derived_calibration(config, k)
+    state = next_state(worker=worker, calibration=calibration, theta=theta, round=0, source=source, engine=engine)
+    return Plan(
+        config=config, d=worker.network.d, k=k, schema=worker.schema, calibration=calibration, weights=worker.weights,
+        state=state, notes=tuple(worker.describe()) if engine.is_root else (),
+    )  # fmt: skip
 
 
 def _with_affordable_clip(

@@ -14,7 +14,7 @@ from distqexp.artefacts.plan import Plan, same_rules
 from distqexp.config import Config, DataConfig, config_from_tree, config_to_tree
 from distqexp.config.reading import AUTOMATIC_ROUNDS
 from distqexp.engines.serial import SerialEngine
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import FileContentError, TooFewDirectionsError, UsageError
 from distqexp.expansion.source import public_source
 from distqexp.expansion.state import public_norm
 from distqexp.gradients.automatic import LARGEST_DENSE, WIDE_DIRECTIONS, adopted
@@ -139,6 +139,21 @@ def test_a_layer_too_wide_for_moments_gets_leading_directions_of_gradients(
     model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
     plan = plan_of(open_config(tmp_path, "mlp", model=model))
     assert (plan.config.subspace.kind, plan.config.precision.kind, plan.k) == ("public-pca", "dense", WIDE_DIRECTIONS)
+
+
+def test_few_public_records_give_fewer_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subspace that the config names itself is refused, where a chosen one is halved until public gradients span it."""
+    monkeypatch.setattr("distqexp.geometry.moments.LARGEST_SIDE", 50)
+    model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
+    config = open_config(tmp_path, "mlp", model=model)
+    assert config.data.public is not None
+    few = dataclasses.replace(config.data, public=dataclasses.replace(config.data.public, rows=((0, 11),)))
+    config = dataclasses.replace(config, data=few)
+    plan = plan_of(config)
+    assert (plan.config.subspace.kind, plan.k, plan.config.subspace.k) == ("public-pca", 8, 8)
+    named = dataclasses.replace(plan.config.subspace, k=WIDE_DIRECTIONS)
+    with pytest.raises(TooFewDirectionsError, match="expected at least k"):
+        plan_of(dataclasses.replace(config, subspace=named))
 
 
 def test_a_start_that_is_of_no_use_is_refused(tmp_path: Path) -> None:

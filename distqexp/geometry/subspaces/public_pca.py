@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, qr, svd
 
 from distqexp.arrays import FloatArray
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import FileContentError, TooFewDirectionsError, UsageError
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
@@ -98,7 +98,7 @@ def range_width(d: int, k: int, records: int, memory: int | None = None) -> int:
             f"subspace public-pca: k = {k}, with d = {d} trainable parameters; expected 1 <= k <= d; lower k"
         )
     if k > records:
-        raise UsageError(
+        raise TooFewDirectionsError(
             f"subspace public-pca: k = {k}, with {records} public records; expected at least k; "
             "raise precision.samples, or lower subspace.k"
         )
@@ -148,7 +148,8 @@ def leading_basis(basis: FloatArray, coefficients: FloatArray, k: int) -> FloatA
         k: The dimension.
 
     Raises:
-        UsageError: Fewer than k directions have a gradient above float64's rounding errors.
+        TooFewDirectionsError: Fewer than k directions have a gradient above float64's rounding errors.
+        UsageError: The gradients have no singular vectors.
     """
     try:
         values, rows = svd(coefficients, full_matrices=False)[1:]
@@ -159,7 +160,7 @@ def leading_basis(basis: FloatArray, coefficients: FloatArray, k: int) -> FloatA
     floor = values[0] * np.finfo(np.float64).eps * max(len(basis), len(coefficients))
     rank = int((values > floor).sum())
     if rank < k:
-        raise UsageError(
+        raise TooFewDirectionsError(
             f"subspace public-pca: the public gradients have rank {rank}; expected at least k = {k}; check data.public, "
             "raise precision.samples, or lower subspace.k"
         )
