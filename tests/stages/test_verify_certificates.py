@@ -59,7 +59,9 @@ def test_every_field_of_a_certificate(finished: Path) -> None:
             found["refused"] += 1
             continue
         # What this machine cannot know, and the last bits of a figure.
-        close = "." not in name.split(" = ")[0] or name.startswith(("rounds.", "diagnostics.", "precision.", "kept.share"))
+        close = "." not in name.split(" = ")[0] or name.startswith(
+            ("rounds.", "diagnostics.", "precision.", "kept.share")
+        )
         assert name.startswith(("versions.", "ledger.", "model_sha256", "nothing")) or close, name
         assert changed["epsilon"] >= certificate["epsilon"] * (1 - 1e-11)
     assert found["refused"] > 700
