@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from benchmarks.linear import LinearTask, linear_task
+from benchmarks.linear import LinearTask, linear_task, spectrum, vectors_of
 from benchmarks.problems import Problem, Start
 from rehearse_icu import CONFIG, FOLDS, write_stand_ins
 from scipy.special import expit
@@ -70,14 +70,10 @@ def auroc(
 ) -> float:
     """Return the mean AUROC over noise seeds of models fine-tuned on a split at ``mu`` in all."""
     public, start = task.public_features, task.start
-    shares = expit(public @ start)
-    hessian = (public * (shares * (1 - shares))[:, None]).T @ public / len(public)
-    unit = float(np.trace(hessian)) / len(hessian)
-    values, vectors = np.linalg.eigh(hessian / unit)
-    values = np.maximum(values, 0.0)
+    unit, values, vectors = spectrum(task)
     matrix = vectors / np.sqrt(values + setting.damping)
     white, white_public = split.features @ matrix, public @ matrix
-    norms = np.abs(shares - task.public_labels) * np.linalg.norm(white_public, axis=1)
+    norms = np.abs(expit(public @ start) - task.public_labels) * np.linalg.norm(white_public, axis=1)
     clip = float(np.quantile(norms, setting.quantile))
     lengths, offset = np.linalg.norm(white, axis=1)[:, None], (split.features @ start)[:, None]
     deviation = clip * setting.rounds**0.5 / mu / len(white)
@@ -136,8 +132,7 @@ def splits_of(problem: Problem) -> tuple[Split, LinearTask]:
     task = linear_task(problem)
     if task is None:
         raise SystemExit("icu_ideas: the model isn't linear with one logit; expected that of configs/icu.toml")
-    inputs = problem.evaluation.inputs.double().numpy().reshape(len(problem.evaluation.inputs), -1)
-    return Split(task.features, task.labels, inputs, problem.evaluation.targets.double().numpy().reshape(-1)), task
+    return Split(task.features, task.labels, *vectors_of(problem.evaluation, bias=False)), task
 
 
 def stand_in_splits(folder: Path) -> tuple[list[Split], LinearTask]:

@@ -67,7 +67,8 @@ def _with_kinds(config: Config, network: Network, schema: Schema) -> Config:
     if network.d <= LARGEST_DENSE and not config.mechanism.head:
         return _with_precision(_with_subspace(config, kind="identity"), "dense")
     if _is_wide(config, network):
-        return _with_precision(_with_flat(config, "public-pca", min(WIDE_DIRECTIONS, network.d)), "dense")
+        config = _with_precision(_with_subspace(config, kind="public-pca"), "dense")
+        return with_directions(config, min(WIDE_DIRECTIONS, network.d))
     config = _with_precision(config, "kronecker")
     tries = [_with_subspace(config, kind="kronecker-pca", k_in=side, k_out=side) for side in SIDES]
     return next((each for each in tries if _affordable(each, network)), tries[-1])
@@ -130,7 +131,3 @@ def _with_precision(config: Config, kind: str) -> Config:
 
 def _with_subspace(config: Config, kind: str, k_in: int | None = None, k_out: int | None = None) -> Config:
     return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=kind, k_in=k_in, k_out=k_out))
-
-
-def _with_flat(config: Config, kind: str, k: int) -> Config:
-    return dataclasses.replace(config, subspace=dataclasses.replace(config.subspace, kind=kind, k=k))

@@ -139,7 +139,7 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     frame = _plain_columns(frame.set_axis(columns, axis=1), columns)
     if roles.classes is not None:
         frame = frame.assign(**{target: codes_of(frame[target].tolist(), roles.classes)})
-    elif roles.labelled and any(isinstance(label, str) for label in frame[target].head(_CHUNK)):
+    elif roles.labelled and any(isinstance(label, str) for label in frame[target]):
         raise UsageError(
             f"{roles.where}: targets are texts; expected numbers, or the labels declared: classes=['no', 'yes']"
         )

@@ -66,9 +66,9 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
     network.load_state(weights)
     theta = network.theta()
+    source = curvature_source(config, config.data.public, schema, readers=readers)
     while True:
         worker = Worker(without_paths(config), schema, weights, network, readers)
-        source = curvature_source(config, config.data.public, schema, readers=readers)
         try:
             plan = _begun(worker, theta, source, engine)
             break

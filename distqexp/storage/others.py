@@ -99,7 +99,7 @@ def _certificate(path: Path) -> list[str]:
             f"  plan_id         {tree['plan_id']}",
             f"  rounds          {len(tree['rounds'])}, over {subspace['k']:,} of {subspace['d']:,} dimensions ({subspace['kind']})",
             *_held_back(tree["rounds"]),
-            f"  kept            {tree['kept']['meaning']}",
+            *([f"  kept            {tree['kept']['meaning']}"] if "kept" in tree else []),
             f"  guarantee       epsilon {tree['epsilon']:.6g}, delta {tree['delta']:g}, mu {tree['mu']:.6g}",
             f"  ledger          entry {ledger['entry']}, {ledger['hash']}",
             f"  model           SHA-256 {tree['model_sha256']}",

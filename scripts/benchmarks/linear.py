@@ -67,7 +67,7 @@ def linear_task(problem: Problem) -> LinearTask | None:
         return None
     bias = layer.bias is not None
     start = torch.cat([parameter.detach().reshape(-1) for parameter in layer.parameters()]).double().numpy()
-    return LinearTask(*_vectors(problem.private, bias), *_vectors(problem.public, bias), start)
+    return LinearTask(*vectors_of(problem.private, bias), *vectors_of(problem.public, bias), start)
 
 
 def clip_rows(rows: FloatArray, bound: float) -> FloatArray:
@@ -76,7 +76,8 @@ def clip_rows(rows: FloatArray, bound: float) -> FloatArray:
     return rows * np.minimum(1.0, bound / np.maximum(norms, 1e-300))
 
 
-def _vectors(records: Records, bias: bool) -> tuple[FloatArray, FloatArray]:
+def vectors_of(records: Records, bias: bool) -> tuple[FloatArray, FloatArray]:
+    """Return the features (n, d) of records, with a column of ones for a bias, and their labels (n,)."""
     features = records.inputs.reshape(len(records.inputs), -1).double().numpy()
     if bias:
         features = np.hstack([features, np.ones((len(features), 1))])
@@ -84,14 +85,22 @@ def _vectors(records: Records, bias: bool) -> tuple[FloatArray, FloatArray]:
 
 
 @cache
+def spectrum(task: LinearTask) -> tuple[float, FloatArray, FloatArray]:
+    """Return the mean eigenvalue of the public mean Hessian at the start, its eigenvalues by that, (d,), and eigenvectors (d, d)."""
+    public, shares = task.public_features, expit(task.public_features @ task.start)
+    hessian = (public * (shares * (1 - shares))[:, None]).T @ public / len(public)
+    unit = float(np.trace(hessian)) / len(hessian)
+    values, vectors = np.linalg.eigh(hessian / unit)
+    return unit, np.maximum(values, 0.0), vectors
+
+
+@cache
 def _whitened(task: LinearTask, damping: float) -> Whitened:
     public = task.public_features
     shares = expit(public @ task.start)
     bends = shares * (1 - shares)
-    hessian = (public * bends[:, None]).T @ public / len(public)
-    unit = float(np.trace(hessian)) / len(hessian)
-    values, vectors = np.linalg.eigh(hessian / unit)
-    roots = np.sqrt(np.maximum(values, 0.0) + damping)
+    unit, values, vectors = spectrum(task)
+    roots = np.sqrt(values + damping)
     matrix = (vectors / roots) @ vectors.T
     squares = np.square(public @ matrix).sum(axis=1)
     return Whitened(

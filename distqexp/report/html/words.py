@@ -182,8 +182,8 @@ def held_back(run: Run) -> str | None:
 
 def kept(run: Run) -> str | None:
     """Say how much of the run's way was kept, where not all of it was."""
-    share, meaning = (run.certificate["kept"][name] for name in ("share", "meaning"))
-    return None if share == 1 else f"{meaning[0].upper()}{meaning[1:]}. This costs no privacy."
+    share, meaning = (run.certificate.get("kept", {}).get(name) for name in ("share", "meaning"))
+    return None if share in (None, 1) else f"{meaning[0].upper()}{meaning[1:]}. This costs no privacy."
 
 
 def covered(run: Run) -> list[str]:
