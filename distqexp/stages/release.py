@@ -17,12 +17,11 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError
-from distqexp.expansion.source import curvature_source
-from distqexp.expansion.state import next_state
 from distqexp.gradients.worker import Worker
 from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
+from distqexp.stages.completing import state_after
 from distqexp.stages.guard import Guard
 from distqexp.stages.lifting import whitening_of
 from distqexp.stages.sampling import forget_coins
@@ -148,17 +147,7 @@ def make_release(
     arrays = arrays_from_root(engine, move)
     successor = None
     if state.round + 1 < plan.config.mechanism.rounds:
-        anew = plan.config.refresh_round(state.round + 1) == state.round + 1
-        source = curvature_source(plan.config, public, plan.schema, state.round + 1, worker.readers) if anew else None
-        successor = next_state(
-            worker=worker,
-            calibration=plan.calibration,
-            theta=arrays["theta"],
-            round=state.round + 1,
-            source=source,
-            engine=engine,
-            previous=state,
-        )
+        successor = state_after(plan, state, arrays["theta"], public, engine, worker)
     return Release(
         plan_id=plan.plan_id,
         round=state.round,
