@@ -108,6 +108,7 @@ def run(
 
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
+    engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
     try:
         if state is not None:
@@ -118,8 +119,8 @@ def run(
                 work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
         while state is not None:
             release = _round(work, state, engine, progress)
-            engine.on_root(partial(_lighten, out, releases))
-            releases = [*(earlier.without_state() for earlier in releases), release]
+            engine.on_root(partial(_lighten, out, releases[-1:]))
+            releases.append(release)
             state = release.next_state
     finally:
         if engine.is_root:
@@ -128,7 +129,6 @@ def run(
     progress.stage("export")
 
     def export() -> FitResult:
-        _lighten(out, releases)
         for release in releases:  # Also removes what a kill between a release and its clean-up left.
             _forget_private(config, out, release.round)
         theta, books = releases[-1].theta, require(charging)
