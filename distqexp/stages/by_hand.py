@@ -49,7 +49,7 @@ from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
-from distqexp.stages.sampling import forget_coins, secrets_of
+from distqexp.stages.sampling import forget_coins, forgetting_refused, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_same_records, whole_sketch
@@ -113,7 +113,8 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
 
     def finish() -> None:
         books, total = require(charging_with_contents), require(sums)
-        reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
+        with forgetting_refused(plan, books, role, state.round):
+            reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
         books.ledger.commit(reservation, None)
         whole_sketch(plan, state, shards.sources[0], total, everybody_pays(plan, reservation)).write(out)
         shutil.rmtree(parts)

@@ -24,7 +24,7 @@ from distqexp.stages.charging import Charging, charge
 from distqexp.stages.completing import state_after
 from distqexp.stages.guard import Guard
 from distqexp.stages.lifting import whitening_of
-from distqexp.stages.sampling import forget_coins
+from distqexp.stages.sampling import forget_coins, forgetting_refused
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
@@ -52,9 +52,10 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
             f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
             "give the release that the sites worked from"
         )
-    reservation = charge(
-        plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
-    )
+    with forgetting_refused(plan, charging, "release", state.round):
+        reservation = charge(
+            plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
+        )
     noisy_sums = paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
     forget_coins(plan, charging, "release", range(state.round, state.round + 1))
     return noisy_sums
