@@ -24,8 +24,9 @@ from distqexp.engines import make_engine
 from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
+from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
-from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree
+from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree, nested
 from distqexp.live.result import Facts, Fitted, facts_of
 from distqexp.live.spool import Spooled, scratch_folder, spool
 from distqexp.privacy.ledger import Ledger
@@ -89,11 +90,13 @@ def fit(
             as one without a label.
         unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
             ``(features, targets, ids)``. When None each record is a unit.
-        units: A public number of units. When None the units are counted, which is public but under add-remove adjacency.
+        units: A public number of units, at least 1. When None the units are counted, which is public but under add-remove adjacency,
+            where a number has to be given.
         population: The name that the ledger keeps the budget under; records of other people need another name.
         standardise: Whether features are standardised by public moments before they reach the module. When None those of DataFrames
             are, and arrays and tensors stay as they are.
         settings: Further keys of a config, such as {"mechanism.rounds": 4, "privacy.adjacency": "replace-one"}; "columns" for DataFrames.
+            Keys that have an argument here are refused.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
         callback: Called with every progress event; nothing is printed then.
@@ -113,6 +116,8 @@ def fit(
         model, epsilon, delta, loss=loss_name, features=None if features is None else tuple(features), units=units,
         population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
+    require_units(request.units)
+    refuse_second_values(nested(request.settings))
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)
     with ExitStack() as stack:

@@ -127,7 +127,11 @@ def config_of(request: Request, sources: Sources) -> Config:
     tree = {
         "model": {**model, "loss": request.loss or "cross-entropy"},
         "data": data,
-        "privacy": {"epsilon": request.epsilon, "delta": request.delta, "units": request.units or sources.units},
+        "privacy": {
+            "epsilon": request.epsilon,
+            "delta": request.delta,
+            "units": sources.units if request.units is None else request.units,
+        },
     }
     if request.loss is None:
         shape = first.shape or (len(first.features),)
