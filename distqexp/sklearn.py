@@ -89,7 +89,7 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 callback=lambda _: None, insecure_noise_seed=self.insecure_noise_seed,
             )  # fmt: skip
         except UsageError as error:
-            raise PrivateValueError(str(error)) from error
+            raise PrivateValueError(str(error).replace("private:", "X, y:", 1)) from error
         self.predictor_ = Predictor(result.network, result.card)
         self.certificate_, self.history_, self.budget_ = result.certificate, result.history, result.budget
         if self.population is None:

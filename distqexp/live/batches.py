@@ -128,12 +128,13 @@ def _of_items(items: Iterable[Any], roles: Roles) -> Iterator[Batch]:
 def _of_arrays(data: Any, roles: Roles) -> Iterator[Batch]:
     whole = _batch(data, roles)
     parts = [part for part in whole[:4] if part is not None]
-    if roles.ids is not None:
-        whole = whole._replace(units=roles.ids)
-        parts.append(roles.ids)
     lengths = {len(part) for part in parts}
     if len(lengths) != 1:
         raise UsageError(f"{roles.where}: arrays with different numbers of rows; expected one length for all of them")
+    if roles.ids is not None:
+        if len(roles.ids) != len(whole.features):
+            raise UsageError(f"unit: not as many ids as records in {roles.where}; expected one each")
+        whole = whole._replace(units=roles.ids)
     features = whole.features
     step = max(1, _AT_ONCE // max(1, features.nbytes // max(1, len(features))))
     for first in range(0, len(features), step):
@@ -173,8 +174,12 @@ def _parts(item: Any, roles: Roles) -> tuple[Any, Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != expected:
         found = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
         names = "(features, targets, unit ids)" if expected == 3 else "(features, targets)"
-        hint = "" if expected == 3 else "; name the ids of a third part by unit='patient'"
+        hint = "; or give the ids: unit=ids" if expected == 3 else "; name the ids of a third part by unit='patient'"
+        if isinstance(item, list) and len(item) > 3:
+            hint = "; of single records make a torch Dataset, or two arrays"
         raise UsageError(f"{roles.where}: records of {found}; expected {names}{hint}")
+    if item[1] is None:
+        raise UsageError(f"{roles.where}: targets are None; expected one a record")
     return item[0], item[1], item[2] if expected == 3 else None
 
 

@@ -26,9 +26,19 @@ from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
 from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
-from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree, nested
+from distqexp.live.request import (
+    POPULATION,
+    Request,
+    Sources,
+    config_of,
+    model_tree,
+    nested,
+    plain_number,
+    require_types,
+)
 from distqexp.live.result import Facts, Fitted, facts_of
 from distqexp.live.spool import Spooled, scratch_folder, spool
+from distqexp.live.wording import Wording
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
 from distqexp.problem.models import build_model
@@ -37,6 +47,9 @@ from distqexp.problem.own_losses import lent_name
 from distqexp.problem.weights import load_weights, write_weights
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.rounds import FitResult, run
+
+_ROLES = {"private": "private", "public": "public", "evaluation": "evaluation", "start": "model"}
+"""The argument that each scratch file holds."""
 
 
 def fit(
@@ -112,18 +125,24 @@ def fit(
         DistqexpError: Anything else that ends a run, with one line that says what to do.
     """
     loss_name = loss if loss is None or isinstance(loss, str) else lent_name(loss)
+    require_types({"features": features, "classes": classes}, settings, out, resume)
     request = Request(
-        model, epsilon, delta, loss=loss_name, features=None if features is None else tuple(features), units=units,
-        population=population, settings=dict(settings or {}), standardise=standardise,
+        model, plain_number(epsilon), plain_number(delta), loss=loss_name, features=None if features is None else tuple(features),
+        units=plain_number(units), population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
     require_units(request.units)
     refuse_second_values(nested(request.settings))
+    wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)
     with ExitStack() as stack:
-        running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
+        with wording.errors():
+            running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
+        # Inside of the engine, which tells what ends all ranks.
+        stack.enter_context(wording.errors())
         run_folder = _RunFolder.of(out, running)
         scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
+        wording.folder = scratch
         if loss_name is not None and loss is not loss_name:
             stack.enter_context(lent.lending(loss_name, loss))
         config = _config_on_all(request, records, scratch, running)
@@ -133,6 +152,7 @@ def fit(
             run_folder.path, rounds=config.mechanism.rounds, counts_public=config.privacy.adjacency.counts_public,
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
+        progress.wording = wording.of
         with progress:
             try:
                 result = run(
@@ -163,11 +183,8 @@ class _Records:
         if self.classes is None:
             return None
         labels = tuple(value.item() if isinstance(value, np.generic) else value for value in self.classes)
-        if (
-            len(set(labels)) != len(labels)
-            or len(labels) < 2
-            or not all(isinstance(v, str | int | float) for v in labels)
-        ):
+        known = all(isinstance(value, str | int | float) for value in labels)
+        if not known or len(set(labels)) != len(labels) or len(labels) < 2:
             raise UsageError(f"classes: found {list(labels)[:6]}; expected two or more different texts or numbers")
         return labels
 
