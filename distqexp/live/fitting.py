@@ -24,6 +24,7 @@ from distqexp.engines import make_engine
 from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
+from distqexp.live.alignment import require_aligned
 from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
 from distqexp.live.request import (
@@ -102,7 +103,7 @@ def fit(
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
         unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
-            ``(features, targets, ids)``. When None each record is a unit.
+            ``(features, targets, ids)``. When None each record is a unit. A Series must have the index of the records.
         units: A public number of units, at least 1. When None the units are counted, which is public but under add-remove adjacency,
             where a number has to be given.
         population: The name that the ledger keeps the budget under; records of other people need another name.
@@ -190,6 +191,7 @@ class _Records:
 
     def spool_private(self, folder: Path, rank: int) -> Spooled:
         """Write this rank's private records to the scratch folder."""
+        require_aligned("private", self.private, self.unit)
         by_name = self.unit is None or isinstance(self.unit, str)
         name = self.unit if by_name else str(getattr(self.unit, "name", None) or "unit")
         ids = None if by_name else plain(self.unit, "unit").reshape(-1)
@@ -200,6 +202,7 @@ class _Records:
         """Write public or evaluation records to the scratch folder; None where there are none."""
         if data is None:
             return None
+        require_aligned(where, data)
         name = self.unit if isinstance(self.unit, str) else None
         roles = Roles(where, unit=None if private else name, classes=self.labels, private=private)
         return spool(data, folder / where, roles, self.target)
