@@ -174,8 +174,10 @@ def _parts(item: Any, roles: Roles) -> tuple[Any, Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != expected:
         found = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
         names = "(features, targets, unit ids)" if expected == 3 else "(features, targets)"
+        many = isinstance(item, list) and len(item) > 3
         hint = "; or give the ids: unit=ids" if expected == 3 else "; name the ids of a third part by unit='patient'"
-        if isinstance(item, list) and len(item) > 3:
+        if many:
+            found = "many parts"  # how many records there are may be private
             hint = "; of single records make a torch Dataset, or two arrays"
         raise UsageError(f"{roles.where}: records of {found}; expected {names}{hint}")
     if item[1] is None:

@@ -75,11 +75,13 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "dates": ({"private": (np.full((400, 4), np.datetime64("2021-01-01")), Y)}, "private: features of type datetime64"),
     "complex": ({"private": (X + 1j, Y)}, "private: features of type complex128"),
     "a third part": ({"private": (X, Y, Y)}, r"private: records of 3 parts; .*unit='patient'"),
-    "pairs": ({"private": list(zip(X, Y, strict=True))}, "private: records of 400 parts; .*make a torch Dataset"),
+    "pairs": ({"private": list(zip(X, Y, strict=True))}, "private: records of many parts; .*make a torch Dataset"),
     "a loader without labels": ({"private": DataLoader(Single(lambda _: torch.zeros(4)))}, "private: records of Tensor"),
     "a dataset of features": ({"private": TensorDataset(torch.from_numpy(X))}, "private: records of 1 parts"),
     "dicts": ({"private": Single(lambda at: {"pixel": X[at], "label": Y[at]})}, r"private: a mapping with \['pixel', 'label'\]"),
     "a mapping without labels": ({"private": {"x": X}}, r"private: a mapping with \['x'\]; expected one of target"),
+    "two names for features": ({"private": {"features": X, "x": X, "y": Y}}, "private: a mapping with .*one of features"),
+    "units under add-remove": ({"settings": {"privacy.adjacency": "add-remove"}}, "units: not given"),
     "another shape": ({"private": iter([(X[:9], Y[:9]), (X[:9, :3], Y[:9])])}, r"private: features of shape \(3,\) after"),
     "shapes": ({"private": (X[:, :3], Y)}, r"private: records of shape \(3,\); public ones are of shape \(4,\)"),
     "the shape of evaluation": ({"evaluation": (X[:, :3], Y)}, r"evaluation: records of shape \(3,\); public ones"),
@@ -119,7 +121,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "a scheduler without a port": ({"settings": {"engine.kind": "dask", "engine.scheduler": "node1"}}, "settings: engine.scheduler: found"),
     "population a number": ({"population": 3}, "population: 3 is a whole number; expected text"),
     "a folder in use": ({"out": "/etc"}, r"out /etc: not empty; choose a new folder, or resume=True"),
-    "resume alone": ({"resume": True}, "resume: True, and out is not given"),
+    "resume alone": ({"resume": True, "out": None}, "resume: True, and out is not given"),
     "no target": (frames() | {"target": None}, "target: not given"),
     "another target": (frames() | {"target": "dead"}, "target: no column 'dead' in private"),
     "the target twice": (frames() | {"private": frame().set_axis([*"abc", "died", "died"], axis=1)}, "private: column 'died' .*twice"),
@@ -152,9 +154,17 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_call_is_told_in_words_of_its_arguments(name: str) -> None:
+def test_a_wrong_call_is_told_in_words_of_its_arguments(name: str, tmp_path: Path) -> None:
+    """Nothing of it stays but lines of progress, nothing is charged, and no count or value of a record is told."""
     changes, words = CALLS[name]
-    call: dict[str, Any] = {"private": PRIVATE, "public": PUBLIC, "epsilon": 2.0, "delta": 1e-4, **changes}
+    call: dict[str, Any] = {
+        "private": PRIVATE,
+        "public": PUBLIC,
+        "epsilon": 2.0,
+        "delta": 1e-4,
+        "out": tmp_path / "run",
+        **changes,
+    }
     model = call.pop("model", None)
     with pytest.raises(DistqexpError, match=f"^{words}") as caught:
         distqexp.fit(linear() if model is None else model, call.pop("private"), callback=lambda _: None, **call)
@@ -162,6 +172,8 @@ def test_a_wrong_call_is_told_in_words_of_its_arguments(name: str) -> None:
     assert not NOT_OF_A_SCRIPT.search(text.replace("torch.nn.modules", "")), text
     assert text.rstrip(" ;") == text
     assert "\n" not in text
+    assert "400" not in text
+    assert {path.name for path in tmp_path.rglob("*")} <= {"run", "progress.jsonl"}
     with Ledger.open() as ledger:
         assert list(ledger.rows()) == []
 
