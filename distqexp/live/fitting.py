@@ -47,6 +47,7 @@ from distqexp.problem.network import Network
 from distqexp.problem.own_losses import lent_name
 from distqexp.problem.weights import load_weights, write_weights
 from distqexp.report.progress import Progress, ProgressEvent
+from distqexp.stages.room import make_room
 from distqexp.stages.rounds import FitResult, run
 
 _ROLES = {"private": "private", "public": "public", "evaluation": "evaluation", "start": "model"}
@@ -142,6 +143,8 @@ def fit(
         # Inside of the engine, which tells what ends all ranks.
         stack.enter_context(wording.errors())
         run_folder = _RunFolder.of(out, running)
+        if out is not None and not resume:
+            running.on_root(lambda: make_room(run_folder.path, ledger=ledger_path))
         scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
         wording.folder = scratch
         if loss_name is not None and loss is not loss_name:

@@ -173,7 +173,7 @@ def test_a_wrong_call_is_told_in_words_of_its_arguments(name: str, tmp_path: Pat
     assert text.rstrip(" ;") == text
     assert "\n" not in text
     assert "400" not in text
-    assert {path.name for path in tmp_path.rglob("*")} <= {"run", "progress.jsonl"}
+    assert {path.name for path in tmp_path.rglob("*")} <= {"run", "progress.jsonl", "plan.h5"}
     with Ledger.open() as ledger:
         assert list(ledger.rows()) == []
 
