@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m di
     """Run the main job with these arguments, those of the process when None, and return the exit code."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        options = _parser(program).parse_args(arguments)
+        options = argument_parser(program).parse_args(arguments)
         if options.resume and options.overwrite:
             raise UsageError(
                 "--overwrite: found with --resume; expected one of them: resume goes on, overwrite begins anew"
@@ -60,7 +60,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def argument_parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of the main job's arguments; ``program`` is what it is called by."""
     parser = _Parser(
         prog=program,
         description="Fine-tune a pretrained model with differential privacy: plan, sketch, pool, release, export.",

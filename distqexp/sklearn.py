@@ -23,6 +23,7 @@ from torch import nn
 
 from distqexp.errors import UsageError
 from distqexp.live import Fitted, fit
+from distqexp.live.alignment import require_aligned
 from distqexp.live.predictor import Predictor
 from distqexp.privacy.gdp import epsilon as gdp_epsilon
 
@@ -89,7 +90,7 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 callback=lambda _: None, insecure_noise_seed=self.insecure_noise_seed,
             )  # fmt: skip
         except UsageError as error:
-            raise PrivateValueError(str(error)) from error
+            raise PrivateValueError(str(error).replace("private:", "X, y:", 1)) from error
         self.predictor_ = Predictor(result.network, result.card)
         self.certificate_, self.history_, self.budget_ = result.certificate, result.history, result.budget
         if self.population is None:
@@ -165,6 +166,7 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
             BudgetError: The population hasn't enough left.
             ValueError: The records or the parameters can't be used.
         """
+        _require_aligned(X, unit)
         X, y = validate_data(self, X, y, ensure_all_finite=False, ensure_min_samples=2)
         check_classification_targets(y)
         public_y = None if self.public is None else np.asarray(self.public[1]).reshape(-1)
@@ -240,6 +242,7 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
             BudgetError: The population hasn't enough left.
             ValueError: The records or the parameters can't be used.
         """
+        _require_aligned(X, unit)
         X, y = validate_data(self, X, y, ensure_all_finite=False, ensure_min_samples=2, y_numeric=True)
         public = None if self.public is None else (np.asarray(self.public[0]), np.asarray(self.public[1]).reshape(-1))
         self._fit(X, np.asarray(y, dtype=np.float64), public, 1, "mean-squared-error", unit)
@@ -253,6 +256,14 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = True  # of a few dozen records with targets of any size
         return tags
+
+
+def _require_aligned(X: Any, unit: Any) -> None:
+    """Raise PrivateValueError where unit ids with an index would meet other records. Labels go by position."""
+    try:
+        require_aligned("X", X, unit)
+    except UsageError as error:
+        raise PrivateValueError(str(error)) from None
 
 
 def _warn_of_others(mu: float, delta: float) -> None:

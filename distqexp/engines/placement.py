@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqexp.errors import EngineError
+from distqexp.errors import UsageError
 
 
 def device_of(device: str, local_rank: int, visible: int) -> str:
@@ -16,12 +16,12 @@ def device_of(device: str, local_rank: int, visible: int) -> str:
         visible: The number of GPUs that this process sees.
 
     Raises:
-        EngineError: The config asks for a GPU, and this process sees none.
+        UsageError: The config asks for a GPU, and this process sees none.
     """
     if device == "cpu":
         return device
     if visible < 1:
-        raise EngineError(
+        raise UsageError(
             "engine.device: cuda, and this process sees no GPU; expected one: install torch for CUDA and ask the scheduler for a GPU, "
             "or set engine.device = cpu"
         )

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
+from distqexp.live.once import only_once
 
 TOKENS, MASK = "input_ids", "attention_mask"
 _FEATURES = ("features", "inputs", "x", "pixel_values", TOKENS)
@@ -64,10 +65,14 @@ def batches_of(data: Any, roles: Roles) -> Iterator[Batch]:
     Raises:
         UsageError: ``data`` is of no known form, or its parts don't fit each other. Nothing that is named derives from a record's value.
     """
-    if isinstance(data, torch.utils.data.DataLoader) or (isinstance(data, Iterator) and not isinstance(data, tuple)):
+    passing = isinstance(data, Iterator) and not isinstance(data, tuple)
+    if isinstance(data, torch.utils.data.Dataset) or (not passing and _is_map_style(data)):
+        data = torch.utils.data.DataLoader(data, batch_size=1024)
+    if isinstance(data, torch.utils.data.DataLoader):
+        as_units = roles.private and roles.labelled and roles.unit is None
+        yield from _of_items(only_once(data, roles.where) if as_units else data, roles)
+    elif passing:
         yield from _of_items(data, roles)
-    elif isinstance(data, torch.utils.data.Dataset) or _is_map_style(data):
-        yield from _of_items(torch.utils.data.DataLoader(data, batch_size=1024), roles)
     elif isinstance(data, Mapping | tuple | list) or not roles.labelled:
         yield from _of_arrays(data, roles)
     else:
@@ -128,12 +133,13 @@ def _of_items(items: Iterable[Any], roles: Roles) -> Iterator[Batch]:
 def _of_arrays(data: Any, roles: Roles) -> Iterator[Batch]:
     whole = _batch(data, roles)
     parts = [part for part in whole[:4] if part is not None]
-    if roles.ids is not None:
-        whole = whole._replace(units=roles.ids)
-        parts.append(roles.ids)
     lengths = {len(part) for part in parts}
     if len(lengths) != 1:
         raise UsageError(f"{roles.where}: arrays with different numbers of rows; expected one length for all of them")
+    if roles.ids is not None:
+        if len(roles.ids) != len(whole.features):
+            raise UsageError(f"unit: not as many ids as records in {roles.where}; expected one each")
+        whole = whole._replace(units=roles.ids)
     features = whole.features
     step = max(1, _AT_ONCE // max(1, features.nbytes // max(1, len(features))))
     for first in range(0, len(features), step):
@@ -173,8 +179,14 @@ def _parts(item: Any, roles: Roles) -> tuple[Any, Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != expected:
         found = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
         names = "(features, targets, unit ids)" if expected == 3 else "(features, targets)"
-        hint = "" if expected == 3 else "; name the ids of a third part by unit='patient'"
+        many = isinstance(item, list) and len(item) > 3
+        hint = "; or give the ids: unit=ids" if expected == 3 else "; name the ids of a third part by unit='patient'"
+        if many:
+            found = "many parts"  # how many records there are may be private
+            hint = "; of single records make a torch Dataset, or two arrays"
         raise UsageError(f"{roles.where}: records of {found}; expected {names}{hint}")
+    if item[1] is None:
+        raise UsageError(f"{roles.where}: targets are None; expected one a record")
     return item[0], item[1], item[2] if expected == 3 else None
 
 

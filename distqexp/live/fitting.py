@@ -24,10 +24,22 @@ from distqexp.engines import make_engine
 from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
+from distqexp.live.alignment import require_aligned
+from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
-from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree
+from distqexp.live.request import (
+    POPULATION,
+    Request,
+    Sources,
+    config_of,
+    model_tree,
+    nested,
+    plain_number,
+    require_types,
+)
 from distqexp.live.result import Facts, Fitted, facts_of
 from distqexp.live.spool import Spooled, scratch_folder, spool
+from distqexp.live.wording import Wording
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
 from distqexp.problem.models import build_model
@@ -35,7 +47,11 @@ from distqexp.problem.network import Network
 from distqexp.problem.own_losses import lent_name
 from distqexp.problem.weights import load_weights, write_weights
 from distqexp.report.progress import Progress, ProgressEvent
+from distqexp.stages.room import make_room
 from distqexp.stages.rounds import FitResult, run
+
+_ROLES = {"private": "private", "public": "public", "evaluation": "evaluation", "start": "model"}
+"""The argument that each scratch file holds."""
 
 
 def fit(
@@ -88,12 +104,14 @@ def fit(
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
         unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
-            ``(features, targets, ids)``. When None each record is a unit.
-        units: A public number of units. When None the units are counted, which is public but under add-remove adjacency.
+            ``(features, targets, ids)``. When None each record is a unit. A Series must have the index of the records.
+        units: A public number of units, at least 1. When None the units are counted, which is public but under add-remove adjacency,
+            where a number has to be given.
         population: The name that the ledger keeps the budget under; records of other people need another name.
         standardise: Whether features are standardised by public moments before they reach the module. When None those of DataFrames
             are, and arrays and tensors stay as they are.
         settings: Further keys of a config, such as {"mechanism.rounds": 4, "privacy.adjacency": "replace-one"}; "columns" for DataFrames.
+            Keys that have an argument here are refused.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
         callback: Called with every progress event; nothing is printed then.
@@ -109,16 +127,26 @@ def fit(
         DistqexpError: Anything else that ends a run, with one line that says what to do.
     """
     loss_name = loss if loss is None or isinstance(loss, str) else lent_name(loss)
+    require_types({"features": features, "classes": classes}, settings, out, resume)
     request = Request(
-        model, epsilon, delta, loss=loss_name, features=None if features is None else tuple(features), units=units,
-        population=population, settings=dict(settings or {}), standardise=standardise,
+        model, plain_number(epsilon), plain_number(delta), loss=loss_name, features=None if features is None else tuple(features),
+        units=plain_number(units), population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
+    require_units(request.units)
+    refuse_second_values(nested(request.settings))
+    wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)
     with ExitStack() as stack:
-        running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
+        with wording.errors():
+            running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
+        # Inside of the engine, which tells what ends all ranks.
+        stack.enter_context(wording.errors())
         run_folder = _RunFolder.of(out, running)
+        if out is not None and not resume:
+            running.on_root(lambda: make_room(run_folder.path, ledger=ledger_path))
         scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
+        wording.folder = scratch
         if loss_name is not None and loss is not loss_name:
             stack.enter_context(lent.lending(loss_name, loss))
         config = _config_on_all(request, records, scratch, running)
@@ -128,6 +156,7 @@ def fit(
             run_folder.path, rounds=config.mechanism.rounds, counts_public=config.privacy.adjacency.counts_public,
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
+        progress.wording = wording.of
         with progress:
             try:
                 result = run(
@@ -158,16 +187,14 @@ class _Records:
         if self.classes is None:
             return None
         labels = tuple(value.item() if isinstance(value, np.generic) else value for value in self.classes)
-        if (
-            len(set(labels)) != len(labels)
-            or len(labels) < 2
-            or not all(isinstance(v, str | int | float) for v in labels)
-        ):
+        known = all(isinstance(value, str | int | float) for value in labels)
+        if not known or len(set(labels)) != len(labels) or len(labels) < 2:
             raise UsageError(f"classes: found {list(labels)[:6]}; expected two or more different texts or numbers")
         return labels
 
     def spool_private(self, folder: Path, rank: int) -> Spooled:
         """Write this rank's private records to the scratch folder."""
+        require_aligned("private", self.private, self.unit)
         by_name = self.unit is None or isinstance(self.unit, str)
         name = self.unit if by_name else str(getattr(self.unit, "name", None) or "unit")
         ids = None if by_name else plain(self.unit, "unit").reshape(-1)
@@ -178,6 +205,7 @@ class _Records:
         """Write public or evaluation records to the scratch folder; None where there are none."""
         if data is None:
             return None
+        require_aligned(where, data)
         name = self.unit if isinstance(self.unit, str) else None
         roles = Roles(where, unit=None if private else name, classes=self.labels, private=private)
         return spool(data, folder / where, roles, self.target)

@@ -19,6 +19,7 @@ from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of
 from distqexp.live.new_records import as_images, class_names_of, new_records, open_new_records
 from distqexp.live.spool import is_frame, scratch_folder, spool
+from distqexp.live.wording import Wording
 from distqexp.problem.dataset import Dataset, usable_inputs
 from distqexp.problem.faults import Fault, checked_inputs
 from distqexp.problem.losses import is_own
@@ -178,8 +179,11 @@ class Predictor:
         if len(table) == 0:
             return
         with scratch_folder(None) as folder:
-            spooled = spool(table, folder / "records", Roles(_WHERE, labelled=False), self.card.schema.names[0])
-            yield from _in_parts(self.records(spooled.path))
+            wording = Wording(True, {"records": _WHERE})
+            wording.folder = folder
+            with wording.errors():
+                spooled = spool(table, folder / "records", Roles(_WHERE, labelled=False), self.card.schema.names[0])
+                yield from _in_parts(self.records(spooled.path))
 
 
 def _in_parts(records: Dataset) -> Iterator[tuple[torch.Tensor, BoolArray]]:

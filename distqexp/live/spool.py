@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of, codes_of
-from distqexp.problem.readers.base import note_own_file
+from distqexp.problem.readers.base import note_own_file, some
 from distqexp.problem.readers.codings import suggestion
 from distqexp.problem.readers.entries import number_of
 from distqexp.storage.atomic import storage_error
@@ -46,6 +46,7 @@ class Spooled:
         features: The feature columns of a table; empty for arrays.
         whole: Whether the targets are of an integer type or, of public records, are whole numbers.
         coded: Of a public table, the feature columns that aren't numbers, with what they are meant as: levels, boolean, or days.
+        types: What each column of a table holds by its type: numbers, texts, dates, or nothing where it is empty.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Spooled:
     features: tuple[str, ...]
     whole: bool
     coded: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def spool(data: Any, path: Path, roles: Roles, target: str | None) -> Spooled:
         UsageError: The records are of no known form, or there are none.
         StorageError: The file can't be written.
     """
-    frame = _frame_of(data, target)
+    frame = _frame_of(data, target, roles.where)
     try:
         if frame is not None:
             table, column = frame
@@ -114,10 +116,10 @@ def is_frame(data: Any) -> bool:
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
-def _frame_of(data: Any, target: str | None) -> tuple[Any, str] | None:
+def _frame_of(data: Any, target: str | None, where: str) -> tuple[Any, str] | None:
     """Return a DataFrame and the name of its target, None where ``data`` is no DataFrame, by itself or with a column of targets."""
     if isinstance(data, tuple | list) and len(data) == 2 and is_frame(data[0]):
-        name = target or getattr(data[1], "name", None) or _TARGET
+        name = target if target is not None else getattr(data[1], "name", None) or _TARGET
         if name in data[0].columns:
             raise UsageError(f"target: {name!r} stands among the features; expected another name: target='...'")
         values = data[1].to_numpy() if hasattr(data[1], "to_numpy") else np.asarray(data[1])
@@ -127,7 +129,7 @@ def _frame_of(data: Any, target: str | None) -> tuple[Any, str] | None:
     if target is None:
         raise UsageError("target: not given; with a DataFrame expected the column of the label: target='died'")
     if target not in data.columns:
-        raise UsageError(f"target: no column {target!r} in the DataFrame; correct the name")
+        raise UsageError(f"target: no column {target!r} in {where}; correct the name")
     return data, target
 
 
@@ -136,7 +138,11 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     import pyarrow.parquet as pq
 
     columns = [str(name) for name in frame.columns]
-    frame = _plain_columns(frame.set_axis(columns, axis=1), columns)
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise UsageError(f"{roles.where}: column {some(twice, 20)} stands there twice; expected each name once")
+    frame = _plain_columns(frame.set_axis(columns, axis=1), roles.where)
+    target = str(target)
     if roles.classes is not None:
         frame = frame.assign(**{target: codes_of(frame[target].tolist(), roles.classes)})
     elif roles.labelled and any(isinstance(label, str) for label in frame[target]):
@@ -149,7 +155,17 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError):
-        raise UsageError(f"{roles.where}: a column holds values of several types; expected one type a column") from None
+        mixed = [name for name in columns if not _is_of_one_type(frame[name])]
+        raise UsageError(
+            f"{roles.where}: column {some(mixed, 20)} holds values of several types, or of one that is no number, text or date; expected "
+            "one type a column: convert it"
+        ) from None
+    types = {name: _kind_of(table.schema.field(name).type) for name in columns}
+    odd = [name for name, kind in types.items() if kind == ""]
+    if odd:
+        raise UsageError(
+            f"{roles.where}: column {some(odd, 20)} holds {table.schema.field(odd[0]).type}; expected one number, text or date a row"
+        )
     with _new_file(path) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP)
     tree: dict[str, Any] = {"format": "parquet", "path": str(path), "columns": {"target": target}}
@@ -162,7 +178,32 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     if not roles.private and labels.dtype.kind == "f":
         whole = _are_whole(labels.to_numpy())
     features = tuple(name for name in columns if name not in (target, unit))
-    return Spooled(path, tree, units, None, features, bool(whole), {} if roles.private else _coded(frame, features))
+    coded = {} if roles.private else _coded(frame, features)
+    return Spooled(path, tree, units, None, features, bool(whole), coded, types)
+
+
+def _is_of_one_type(column: Any) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.Array.from_pandas(column)
+    except (pa.ArrowException, TypeError, ValueError):
+        return False
+    return True
+
+
+def _kind_of(kind: Any) -> str:
+    """Return what a column of an Arrow type holds, in a word; nothing where it can be no feature."""
+    from pyarrow import types
+
+    if types.is_null(kind):
+        return "nothing"
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "texts"
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return "dates"
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    return "numbers" if number else ""
 
 
 def _coded(frame: Any, features: Sequence[str]) -> dict[str, str]:
@@ -180,14 +221,18 @@ def _coded(frame: Any, features: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _plain_columns(frame: Any, columns: list[str]) -> Any:
-    """Return a DataFrame with numbers for booleans and plain values for categories; columns whose name stands twice are left."""
-    for name in [column for column in dict.fromkeys(columns) if columns.count(column) == 1]:
+def _plain_columns(frame: Any, where: str) -> Any:
+    """Return a DataFrame with numbers for booleans and plain values for categories."""
+    for name in frame.columns:
         kind = str(frame[name].dtype)
         if kind in ("bool", "boolean"):
             frame = frame.assign(**{name: frame[name].astype("int8" if kind == "bool" else "Int8")})
         elif kind == "category":
             frame = frame.assign(**{name: frame[name].astype(object)})
+        elif frame[name].dtype.kind == "m":
+            raise UsageError(
+                f"{where}: column {name!r} holds spans of time; expected numbers: .dt.total_seconds() makes them"
+            )
     return frame
 
 

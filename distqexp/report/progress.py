@@ -69,6 +69,9 @@ class Progress:
         stream: Where lines go; standard error when None. A ``StringIO`` keeps them from people who get the events by the callback.
         clock: Returns seconds that never go back.
 
+    Attributes:
+        wording: What lines are put through before they are printed.
+
     Raises:
         StorageError: progress.jsonl can't be written; raised by the methods.
     """
@@ -91,6 +94,7 @@ class Progress:
         self._callback = callback
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
+        self.wording: Callable[[str], str] = str
         self._stage: str | None = None
         self._round: int | None = None
         self._start = 0.0  # when the stage began, by the clock
@@ -164,7 +168,7 @@ class Progress:
         if self._silent:
             return
         with self._lock:
-            for line in lines:
+            for line in map(self.wording, lines):
                 if self._bar is not None:
                     self._bar.say(line)
                 else:

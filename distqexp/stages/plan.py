@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from distqexp.gradients.setup import build_network, subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import AUTO
 from distqexp.problem.dataset import open_dataset
+from distqexp.problem.endings import ending_warning
 from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss, is_own
 from distqexp.problem.network import Network
@@ -82,9 +84,17 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
         and (config.data.public or schema.input_shape)
     ):
         plan = _with_affordable_clip(plan, config, worker, source, engine)
-    notes = plan.notes + (tuple(choices(open_config, plan)) if engine.is_root else ())
+    notes = plan.notes + (tuple(_root_notes(open_config, plan, network)) if engine.is_root else ())
     forecast = derived_forecast(plan.config, plan.state.grid, plan.k)
     return dataclasses.replace(plan, forecast=forecast, notes=notes).with_identity(), worker
+
+
+def _root_notes(config: Config, plan: Plan, network: Network) -> Iterator[str]:
+    """Yield what the plan chose of what ``config`` left open, and a warning about what the model gives."""
+    yield from choices(config, plan)
+    ending = ending_warning(network, plan.schema)
+    if ending is not None:
+        yield f"distqexp: warning: {ending}"
 
 
 def _begun(worker: Worker, theta: FloatArray, source: DataSource | ProbeSource | None, engine: Engine) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import re
@@ -11,12 +10,12 @@ import tomllib
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pages import script
 from run_harness import table_source, table_tree, to_toml
 
 import distqexp.config as module
@@ -92,23 +91,9 @@ def test_every_section_is_a_heading_of_the_table() -> None:
         assert f"**[{field.name}]**" in table
 
 
-def docs_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_config_docs", REPOSITORY / "scripts" / "write_config_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-def test_the_page_is_the_generated_one() -> None:
-    page = REPOSITORY / "docs" / "config.md"
-    assert page.read_text("utf-8") == docs_script().text(), "run python scripts/write_config_docs.py"
-
-
 def test_the_example_of_the_page_is_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLINIC", "/clinic")
-    example = docs_script().text().split("```toml\n")[1].split("```")[0]
+    example = script("write_config_docs").text().split("```toml\n")[1].split("```")[0]
     config = config_from_tree(tomllib.loads(example), Path("/here"))
     assert config.data.private[0].path == "/clinic/patients.csv"
     assert config.mechanism.rounds == 4

@@ -11,13 +11,33 @@ from pathlib import Path
 
 import pytest
 from mpi_harness import REPOSITORY, run_environ
-from pages import blocks, read
+from pages import blocks, read, script
 from run_harness import Commands
 from scipy.stats import norm
 
 from distqexp.privacy import gdp
 
 NOTEBOOK = REPOSITORY / "docs" / "tutorials" / "notebook.ipynb"
+
+
+@pytest.mark.parametrize("name", ["config", "command"])
+def test_generated_pages_are_what_their_scripts_write(name: str) -> None:
+    program = script(f"write_{name}_docs")
+    assert program.PATH.read_text("utf-8") == program.text(), f"run python scripts/write_{name}_docs.py"
+
+
+def test_the_page_of_commands_has_every_command_and_what_it_takes() -> None:
+    page = read("docs/commands.md")
+    sections = dict(re.findall(r"^## (distqexp [\w -]+)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    assert len(sections) > 20
+    for command, option in {
+        "fit": "--resume",
+        "init": "`TABLE`",
+        "ledger cap": "--records-per-unit",
+        "tune": "--trials",
+    }.items():
+        assert option in sections[f"distqexp {command}"]
+    assert all(text.count("\n| `--out`") <= 1 for text in sections.values())
 
 
 def test_the_table_of_what_an_attacker_can_achieve_is_right() -> None:

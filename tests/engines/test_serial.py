@@ -28,7 +28,7 @@ from distqexp.engines.launcher import (
 )
 from distqexp.engines.placement import device_of
 from distqexp.engines.watchdog import StopRequest
-from distqexp.errors import EngineError, FileContentError, NotAvailableYet, StoppedError
+from distqexp.errors import EngineError, FileContentError, NotAvailableYet, StoppedError, UsageError
 from distqexp.gradients.setup import build_network
 
 
@@ -206,11 +206,11 @@ def test_ranks_go_round_the_gpus_of_their_host() -> None:
     assert [device_of("cuda", rank, 4) for rank in range(6)] == [f"cuda:{n}" for n in (0, 1, 2, 3, 0, 1)]
     assert [device_of("cuda", rank, 1) for rank in range(3)] == ["cuda:0"] * 3
     assert device_of("cpu", 3, 0) == "cpu"
-    with pytest.raises(EngineError, match="sees no GPU"):
+    with pytest.raises(UsageError, match="sees no GPU"):
         device_of("cuda", 0, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_config_for_a_gpu_is_refused_without_one() -> None:
-    with pytest.raises(EngineError, match=r"engine\.device: cuda, and this process sees no GPU"):
+    with pytest.raises(UsageError, match=r"engine\.device: cuda, and this process sees no GPU"):
         build_network(load_config(None, ["engine.device=cuda"]))

@@ -164,7 +164,7 @@ def test_columns_of_words_and_dates_are_meant_as_in_the_public_frame() -> None:
 
 def test_units_by_column_by_array_and_by_batch_are_one() -> None:
     patients = [f"p{number // 4}" for number in range(400)]
-    table, columns = frame(PRIVATE).assign(patient=patients), {"settings": {**SETTINGS, "columns.standardise": False}}
+    table = frame(PRIVATE).assign(patient=patients)
     common: dict[str, Any] = {"callback": lambda _: None, **SEEDED}
     arrays = distqexp.fit(linear(), PRIVATE, public=PUBLIC, unit=np.array(patients), population="a", **common)
     by_name = pandas.Series(patients, name="patient")
@@ -174,7 +174,14 @@ def test_units_by_column_by_array_and_by_batch_are_one() -> None:
     )
     batches = distqexp.fit(linear(), loader, public=PUBLIC, unit="patient", population="c", **common)
     tabled = distqexp.fit(
-        linear(), table, public=frame(PUBLIC), target="died", unit="patient", population="d", **{**common, **columns}
+        linear(),
+        table,
+        public=frame(PUBLIC),
+        target="died",
+        unit="patient",
+        population="d",
+        standardise=False,
+        **common,
     )
     assert [result.certificate["units"] for result in (arrays, named, batches, tabled)] == [100] * 4
     assert [result.certificate["unit_column"] for result in (arrays, named, batches, tabled)] == [

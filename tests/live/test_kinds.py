@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import pytest
 import torch
-from live_records import BUDGET, PRIVATE, PUBLIC, SETTINGS, OwnNet, linear, unequal
+from live_records import BUDGET, PRIVATE, PUBLIC, SETTINGS, OwnNet, unequal
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -142,41 +141,3 @@ def test_dask_workers_get_the_module_itself() -> None:
     over_dask = distqexp.fit(module, PRIVATE, public=PUBLIC, population="b", **options)
     assert len(over_dask.history) == len(serial.history)
     assert unequal(over_dask.model, module)
-
-
-def test_what_is_refused_leaves_nothing_and_costs_nothing(tmp_path: Path) -> None:
-    features, labels = PRIVATE
-    table = pandas.DataFrame(features, columns=list("abcd")).assign(died=labels)
-    mixed = table.astype({"a": object})
-    mixed.loc[3, "a"] = "much"
-    cases: list[tuple[Any, dict[str, Any], str]] = [
-        ((features, labels[:-1]), {}, "different numbers of rows"),
-        (features, {}, "expected .features, targets."),
-        ((features[:0], labels[:0]), {}, "no record"),
-        ((features, labels), {"unit": ["a"]}, "different numbers of rows"),
-        ((features.astype(complex), labels), {}, "complex128; expected real numbers"),
-        ([(features[:5], labels[:5])], {}, "records of 1 parts"),
-        (iter([(features[:5], labels[:5], labels[:5])]), {}, "unit='patient'"),
-        (iter([(features[:5], labels[:5]), (features[:5, :2], labels[:5])]), {}, "expected one shape"),
-        ({"features": features}, {}, "one of target, targets"),
-        ({"features": features, "x": features, "y": labels}, {}, "expected one of features"),
-        (table, {}, "target: not given"),
-        (table, {"target": "dead"}, "no column 'dead'"),
-        (table, {"target": "died", "unit": "patient"}, "no column 'patient'"),
-        (mixed, {"target": "died"}, "several types"),
-        ((features, labels), {"classes": ["one"]}, "two or more different"),
-        ((features, labels), {"settings": {"mechanism.step_size": 1}}, "nearest known key"),
-        ((features, labels), {"settings": {**SETTINGS, "privacy.adjacency": "add-remove"}}, "units: not given"),
-    ]
-    for private, more, words in cases:
-        with pytest.raises(UsageError, match=words) as caught:
-            distqexp.fit(linear(), private, public=PUBLIC, out=tmp_path / "run", **{**BUDGET, **more})
-        assert "400" not in str(caught.value)
-        assert "much" not in str(caught.value)
-    with pytest.raises(UsageError, match=r"found int; expected a torch\.nn\.Module"):
-        distqexp.fit(3, PRIVATE, public=PUBLIC, out=tmp_path / "run", **BUDGET)
-    with pytest.raises(UsageError, match=r"refuses records of shape \(4,\)"):
-        distqexp.fit(nn.Linear(3, 2), PRIVATE, public=PUBLIC, out=tmp_path / "run", **BUDGET)
-    assert list(tmp_path.iterdir()) == []
-    with Ledger.open() as ledger:
-        assert ledger.rows() == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from mpi_harness import REPOSITORY, run_environ
@@ -28,6 +30,16 @@ class Block(NamedTuple):
 def read(name: str) -> str:
     """The text of a file of the repository."""
     return (REPOSITORY / name).read_text("utf-8")
+
+
+def script(name: str) -> ModuleType:
+    """A program in scripts/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def all_blocks(page: str) -> list[Block]:

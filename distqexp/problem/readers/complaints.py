@@ -42,6 +42,7 @@ def complaint(table: Table, entries: Mapping[str, Sequence[Any]], known: Sequenc
     lines = _lines(table, {name: entries[name] for name in texts})
     recoded = [name for name in wrong if name not in texts]
     remedies = [f"recode {some(recoded, 20)}, or list it in data.*.columns.exclude"] if recoded else []
+    remedies += [] if lines or remedies else [f"recode {some(wrong, 20)}"]
     if lines:
         remedies.append(
             f"add to data.public.columns: {', '.join(lines)}; what is excluded there is excluded in data.private and data.eval too"
