@@ -110,7 +110,7 @@ def texts(suffix: str) -> Callable[[], tuple[str, ...]]:
 
 
 FORMS: dict[str, tuple[Callable[[], tuple[str, ...]], str, str, tuple[str, ...]]] = {
-    "parquet": (parquet, "parquet", "binary-cross-entropy", ("6 inputs, 40 units", "for each: ward", "as days: admitted", "note: free texts")),
+    "parquet": (parquet, "parquet", "binary-cross-entropy", ("6 inputs, 40 units", "for each: ward", "as days: admitted", "note: free")),
     "saved dataset": (arrow, "arrow", "binary-cross-entropy", ("1 inputs", "left out: ward: texts")),
     "saved tokens": (tokens, "arrow", "cross-entropy", ("tokens: input_ids", "3 classes")),
     "npz": (arrays("npz", False), "npz", "cross-entropy", ("60 rows, 5 inputs", "label: 3 classes")),
