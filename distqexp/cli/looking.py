@@ -15,15 +15,25 @@ commands = typer.Typer()
 
 @commands.command(epilog="example: distqexp init public.csv --target died --unit patient --private patients.csv")
 def init(
-    table: Annotated[Path, typer.Argument(help="a public table, CSV with a header line")],
-    target: Annotated[str, typer.Option(help="the column of the label")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="public records: a table (CSV, Parquet), arrays (.npy, .npz, .h5), a folder of images or of a saved dataset"
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="the column of the label; for arrays the usual name when absent")
+    ] = None,
     unit: Annotated[
         str | None, typer.Option(help="the column of the unit ids, such as patient; every row is a unit when absent")
     ] = None,
-    private: Annotated[Path, typer.Option(help="the private table; it is not opened, and need not be here")] = Path(
-        "private.csv"
-    ),
-    test: Annotated[Path | None, typer.Option(help="a table of evaluation records; it is not opened")] = None,
+    private: Annotated[
+        Path | None,
+        typer.Option(
+            help="the private records; they are not opened, and need not be here; private.csv or the like when absent"
+        ),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="evaluation records; they are not opened")] = None,
     units: Annotated[
         int | None,
         typer.Option(
@@ -34,15 +44,19 @@ def init(
         str | None,
         typer.Option(help="how letters are stored, such as cp1252; UTF-8, or UTF-16 with its mark, when absent"),
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="a folder with tokenizer.json, to learn from the table's column of texts")
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="the privacy budget of the run")] = 1.0,
     out: Annotated[Path, typer.Option(help="the config to write")] = Path("config.toml"),
 ) -> None:
-    """Write a commented config for a table, from its public part alone."""
+    """Write a commented config for records, from the public ones alone."""
     from distqexp.stages.starting import Start, write_config
 
     start = Start(
-        table, target, out, unit=unit, private=private, test=test, epsilon=epsilon, units=units, encoding=encoding
-    )
+        table, target, out, unit=unit, private=private, test=test, epsilon=epsilon, units=units, encoding=encoding,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     say(*write_config(start))
 
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.user_code import imported, own_code
 
 _BUILT_IN = (
-    *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn")),
+    *(f"distqexp.problem.models:{name}" for name in ("logistic", "mlp", "cnn", "mean_of_words")),
     "distqexp.problem.huggingface:from_config",
     "distqexp.problem.efficientnet:lite0",
     "distqexp.problem.scattering:scattering",
@@ -51,6 +52,27 @@ def cnn(outputs: int = 10) -> nn.Module:
         nn.ReLU(),
         nn.Linear(32, outputs),
     )
+
+
+class MeanOfWords(nn.Module):
+    """The mean of a text's embeddings, and a linear layer: tokens and mask, int64 (n, 2, L), to (n, outputs)."""
+
+    def __init__(self, words: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        """Compute the outputs; a text without a token has the mean zero."""
+        seen = records[:, 1].unsqueeze(2).to(self.head.weight.dtype)
+        total = (self.words(records[:, 0]) * seen).sum(dim=1)
+        outputs: torch.Tensor = self.head(total / seen.sum(dim=1).clamp(min=1.0))
+        return outputs
+
+
+def mean_of_words(words: int, outputs: int = 1, width: int = 16) -> nn.Module:
+    """Make a model of token numbers below ``words``, which knows no order: (n, 2, L) to (n, outputs)."""
+    return MeanOfWords(words, outputs, width)
 
 
 def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:

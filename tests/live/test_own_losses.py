@@ -105,7 +105,7 @@ def test_a_loss_is_refused_before_anything_is_charged() -> None:
         (picky, "a value a record"),
         (3.0, "float"),
         ("nowhere:loss", "can't be imported"),
-        ("cross entropy", "config key model.loss"),
+        ("cross entropy", "loss: found"),
     ):
         with pytest.raises(UsageError, match=words):
             fitted(loss)

@@ -148,6 +148,13 @@ class ArrowReader(ParquetReader):
         if not self._roles.tokens:
             super().check_whole()
 
+    def list_columns(self) -> list[str]:
+        """Return the columns of lists."""
+        import pyarrow
+
+        schema = self._handle().schema_arrow
+        return [field.name for field in schema if pyarrow.types.is_nested(field.type)]
+
     def facts(self) -> tuple[tuple[int, int, int, int, int], ...]:
         return (self._handle().folder.facts(),)
 
