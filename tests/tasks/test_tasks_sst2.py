@@ -58,7 +58,9 @@ def test_settings_are_chosen_on_sentences_that_are_neither_private_nor_evaluated
     for name in ("private", "eval", "other"):
         with h5py.File(folder / f"{name}.h5") as file:
             rows[name] = {row.tobytes() for row in file["tokens"][:]}
-    assert len(rows["other"] & (rows["private"] | rows["eval"])) < 0.05 * len(rows["other"])  # some are alike once cut off
+    assert len(rows["other"] & (rows["private"] | rows["eval"])) < 0.05 * len(
+        rows["other"]
+    )  # some are alike once cut off
     monkeypatch.setenv("DISTQEXP_SST2", str(folder))
     roles = assign_roles(load_config(CONFIGS / "sst2" / "tune.toml"))
     assert (roles.units, roles.test_units) == (4000, 7000)
