@@ -6,6 +6,7 @@ With DISTQEXP_SCREENSHOTS set to a folder, pictures of the report are written th
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from browsers import headless
+from PIL import Image
 from report_files import figures, write_audit, write_run
 
 from distqexp.report.html import write_report
@@ -137,7 +139,10 @@ def _take(tab: Any, name: str) -> None:
     """Take pictures of the top of the page and of one section, small enough to be committed."""
     folder = os.environ.get("DISTQEXP_SCREENSHOTS")
     if folder:
-        tab.mouse.wheel(0, -10_000)
-        tab.screenshot(path=str(Path(folder) / f"{name}.png"))
-        for section in tab.locator("#evaluation, #privacy").all():
-            section.screenshot(path=str(Path(folder) / f"{name}-{section.get_attribute('id')}.png"))
+        tab.evaluate("scrollTo(0, 0)")  # a turn of the wheel may still be under way when the picture is taken
+        shots = {name: tab} | {
+            f"{name}-{part.get_attribute('id')}": part for part in tab.locator("#evaluation, #privacy").all()
+        }
+        for file, shown in shots.items():
+            picture = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
+            picture.quantize(64, dither=Image.Dither.NONE).save(Path(folder) / f"{file}.png", optimize=True)
