@@ -175,6 +175,7 @@ class Network:
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, C) of (n, ...) on the CPU, without gradients, computed some records at a time."""
+        self._seal.renew()
         with torch.no_grad():
             parts = [self.call(part).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
         return torch.cat(parts)

@@ -31,10 +31,11 @@ class Seal:
         self._roots = roots
         self._latest: Snapshot | None = None
         self._active: list[Snapshot] = []
+        self._renewed = False
         self.origins: dict[int, Origin] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_roots": self._roots, "_latest": None, "_active": [], "origins": {}}
+        return {"_roots": self._roots, "_latest": None, "_active": [], "_renewed": False, "origins": {}}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -63,9 +64,14 @@ class Seal:
 
     def _snapshot(self) -> Snapshot:
         """Return the last snapshot as long as nothing has changed since, as is usual, and else a new one."""
-        if self._latest is None or not self._latest.unchanged():
+        if self._latest is None or self._renewed or not self._latest.unchanged(bits=False):
             self._latest = Snapshot(self._roots, self.origins, self._latest)
+            self._renewed = False
         return self._latest
+
+    def renew(self) -> None:
+        """Look at every tensor anew before the next pass: somebody may have written past torch's counters of changes."""
+        self._renewed = True
 
     def came_from(self, tensor: torch.Tensor, values: Any) -> None:
         """Note that a tensor has just been given the values of an array, which nobody will change."""

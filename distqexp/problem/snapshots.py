@@ -6,8 +6,10 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -28,9 +30,9 @@ _CONTAINERS = ("builtins", "collections", "types")
 
 
 class _Held(NamedTuple):
-    """What a container held: ``now`` gives it as a sequence, ``put`` puts a sequence back."""
+    """What a container held: ``now`` shows what it holds now, ``put`` puts the values back."""
 
-    now: Callable[[], Any]
+    now: Collection[Any]
     values: tuple[Any, ...]
     put: Callable[[], None]
 
@@ -58,26 +60,33 @@ class Snapshot:
                 continue
             self._seen[id(item)] = item
             waiting.extend(self._enter(item))
+        self._views = [held.now for held in self._held]
+        self._values = tuple(chain.from_iterable(held.values for held in self._held))
         self.tensors.copy()
 
-    def unchanged(self) -> bool:
-        """Return whether all is as it was."""
-        for now, values, _ in self._held:
-            current = now()
-            if len(current) != len(values) or not all(map(is_, current, values)):
-                return False
-        return all(_equal(now(), value) for now, value, _ in self._states) and self.tensors.unchanged()
+    def unchanged(self, bits: bool = True) -> bool:
+        """Return whether all is as it was; without ``bits`` tensors are looked at by torch's counters of changes alone."""
+        return (
+            self._same_objects()
+            and all(_equal(now(), value) for now, value, _ in self._states)
+            and self.tensors.unchanged(bits)
+        )
 
     def restore(self) -> None:
         """Put back what has changed."""
-        for now, values, put in self._held:
-            current = now()
-            if len(current) != len(values) or not all(map(is_, current, values)):
-                put()
+        if not self._same_objects():
+            for now, values, put in self._held:
+                if len(now) != len(values) or not all(map(is_, now, values)):
+                    put()
         for now, value, put in self._states:
             if not _equal(now(), value):
                 put()
         self.tensors.restore()
+
+    def _same_objects(self) -> bool:
+        """Return whether every container holds the very objects that it held; a pass of a small model allows some microseconds for it."""
+        values = self._values
+        return sum(map(len, self._views)) == len(values) and all(map(is_, chain.from_iterable(self._views), values))
 
     def _enter(self, item: Any) -> Sequence[object]:
         """Note what an object holds, and return it."""
@@ -119,7 +128,7 @@ class Snapshot:
             own.clear()
             own.update(copy)
 
-        self._held.append(_Held(own.values, tuple(copy.values()), put))
+        self._held.append(_Held(own.values(), tuple(copy.values()), put))
         return copy
 
     def _hold_sequence(self, own: list[Any] | deque[Any]) -> Sequence[object]:
@@ -129,7 +138,7 @@ class Snapshot:
             own.clear()
             own.extend(copy)
 
-        self._held.append(_Held(lambda: own, copy, put))
+        self._held.append(_Held(own, copy, put))
         return copy
 
     def _hold_copy(self, own: Any) -> Sequence[object]:
@@ -170,8 +179,7 @@ class Snapshot:
             return ()
         cells = [cell for cell in item.__closure__ or () if _filled(cell)]
         for cell in cells:
-            value = cell.cell_contents
-            self._held.append(_Held(partial(_contents, cell), (value,), partial(setattr, cell, "cell_contents", value)))
+            self._hold_attribute(cell, "cell_contents")
         own = self._hold_dict(item.__dict__) if item.__dict__ else {}
         return [*own.values(), *(cell.cell_contents for cell in cells), *(item.__defaults__ or ())]
 
@@ -187,17 +195,28 @@ class Snapshot:
         if isinstance(getattr(item, "__dict__", None), dict):
             values += self._hold_dict(item.__dict__).values()
         names = [name for kind in type(item).__mro__ for name in _slots(kind) if hasattr(item, name)]
-        for name in names:
-            value = getattr(item, name)
-            held = partial(_attribute, item, name)
-            self._held.append(_Held(held, (value,), partial(setattr, item, name, value)))
-            values.append(value)
-        return values
+        return values + [self._hold_attribute(item, name) for name in names]
+
+    def _hold_attribute(self, item: Any, name: str) -> object:
+        value = getattr(item, name)
+        self._states.append((lambda: getattr(item, name, _Gone), _Same(value), partial(setattr, item, name, value)))
+        return value
 
 
 def _is_ours(item: Any) -> bool:
     """Return whether a function or class is of this package, whose state is no module's."""
     return str(item.__module__).startswith("distqexp.")
+
+
+class _Gone:
+    """What stands for an attribute that isn't there any more."""
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Stands for one object, and is equal to nothing else."""
+
+    item: object
 
 
 def _generator(item: Any) -> tuple[Callable[[], Any], Any, Callable[[], None]] | None:
@@ -217,6 +236,8 @@ def _generator(item: Any) -> tuple[Callable[[], Any], Any, Callable[[], None]] |
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if isinstance(other, _Same):
+        return one is other.item
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -240,14 +261,6 @@ def _filled(cell: Any) -> bool:
         return cell.cell_contents is not cell
     except ValueError:
         return False
-
-
-def _contents(cell: Any) -> tuple[Any, ...]:
-    return (cell.cell_contents,) if _filled(cell) else ()
-
-
-def _attribute(item: Any, name: str) -> tuple[Any, ...]:
-    return (getattr(item, name),) if hasattr(item, name) else ()
 
 
 __all__ = ["Origin", "Snapshot"]

@@ -24,13 +24,12 @@ class Origin(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A tensor, its version and place, the memory behind it, its gradient, and its values: a copy, or where they came from."""
+    """A tensor, its version and place, the memory behind it, and its values: a copy, or where they came from."""
 
     tensor: torch.Tensor
     version: int
     pointer: int
     alias: torch.Tensor
-    gradient: torch.Tensor | None
     values: Any
 
 
@@ -53,9 +52,8 @@ class TensorStates:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return  # what is left of a pass under torch.func has no values of its own
         version, pointer = _version(tensor), _pointer(tensor)
-        gradient = tensor.grad if tensor.is_leaf else None
         self._places.append(
-            _Place(tensor, version, pointer, tensor.detach(), gradient, self._values(tensor, version, pointer))
+            _Place(tensor, version, pointer, tensor.detach(), self._values(tensor, version, pointer))
         )
 
     def _values(self, tensor: torch.Tensor, version: int, pointer: int) -> Any:
@@ -78,14 +76,15 @@ class TensorStates:
                 groups.setdefault((bits.device, bits.dtype), []).append(bits)
         self._groups = [(views, _side_by_side(views)) for views in groups.values()]
 
-    def unchanged(self) -> bool:
-        """Return whether every tensor is as it was."""
-        for tensor, version, pointer, _, gradient, _ in self._places:
-            if _version(tensor) != version or _pointer(tensor) != pointer:
+    def unchanged(self, bits: bool = True) -> bool:
+        """Return whether every tensor is as it was; without ``bits`` as far as torch's counters of changes tell."""
+        for tensor, version, pointer, _, _ in self._places:
+            if version < 0 or pointer < 0:
+                if _version(tensor) != version or _pointer(tensor) != pointer:
+                    return False
+            elif tensor._version != version or tensor.data_ptr() != pointer:
                 return False
-            if tensor.is_leaf and tensor.grad is not gradient:
-                return False
-        return all(torch.equal(_side_by_side(views), bits) for views, bits in self._groups)
+        return not bits or all(torch.equal(_side_by_side(views), kept) for views, kept in self._groups)
 
     def restore(self) -> None:
         """Put back what has changed."""
@@ -93,9 +92,7 @@ class TensorStates:
             return
         with torch.no_grad():
             for number, place in enumerate(self._places):
-                tensor, version, pointer, alias, gradient, values = place
-                if tensor.is_leaf and tensor.grad is not gradient:
-                    tensor.grad = gradient
+                tensor, version, pointer, alias, values = place
                 same_place = _pointer(tensor) == pointer and tensor.shape == alias.shape
                 if same_place and _version(tensor) == version and not (_is_small(tensor) and _differ(alias, values)):
                     continue
