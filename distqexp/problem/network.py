@@ -132,6 +132,22 @@ class Network:
             arrays[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
         return arrays
 
+    def state_at(self, weights: Mapping[str, NDArray[Any]], theta: FloatArray) -> dict[str, NDArray[Any]]:
+        """Return what ``state`` gives at these weights with the trainable parameters at theta (d,).
+
+        It follows from the arguments, and from the names and types of the module's tensors alone: records that the module has seen have
+        no part in it.
+        """
+        own = self.module.state_dict()
+        arrays = {name: np.array(weights[name]) for name in own}
+        for name, values in self.split(torch.from_numpy(np.array(theta, dtype=np.float64))).items():
+            rounded = values.to(self.dtype)
+            arrays[name] = (rounded.float() if rounded.dtype == torch.bfloat16 else rounded).numpy().copy()
+        for names in _shared(own):
+            first = next((name for name in names if name in self._parameters), names[0])
+            arrays |= {name: arrays[first].copy() for name in names}
+        return arrays
+
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
         """Set all parameters and buffers. Raises FileContentError unless names and shapes are the module's own.
 
@@ -229,14 +245,10 @@ def _with_shared(
     own: Mapping[str, torch.Tensor], state: Mapping[str, NDArray[Any] | torch.Tensor]
 ) -> Mapping[str, NDArray[Any] | torch.Tensor]:
     """Return ``state`` with every name of a shared tensor that it has one name of."""
-    groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
-    for name, tensor in own.items():
-        if tensor.numel():
-            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
     complete = dict(state)
-    for names in groups.values():
+    for names in _shared(own):
         present = [name for name in names if name in state]
-        if len(names) == 1 or not present:
+        if not present:
             continue
         first = state[present[0]]
         for name in present[1:]:
@@ -246,6 +258,15 @@ def _with_shared(
                 )
         complete |= dict.fromkeys(names, first)
     return complete
+
+
+def _shared(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Return the groups of names that share one tensor."""
+    groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _some(names: list[str], most: int = 5) -> str:
