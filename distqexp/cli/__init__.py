@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import distqexp
-from distqexp.cli import ledger, looking, predicting, stages
+from distqexp.cli import examining, ledger, looking, predicting, stages
 from distqexp.cli.options import say
 from distqexp.errors import NotAvailableYet
 
@@ -56,11 +56,10 @@ def _add_unavailable(name: str, help_text: str) -> None:
         raise NotAvailableYet(f"distqexp {name}")
 
 
-_add_unavailable("doctor", "Check this machine (not available yet).")
 _add_unavailable("cost", "Forecast time and memory (not available yet).")
 
 # Help lists the commands in this order.
-for commands in (stages.commands, predicting.commands, looking.commands, unavailable):
+for commands in (stages.commands, predicting.commands, looking.commands, examining.commands, unavailable):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
 
