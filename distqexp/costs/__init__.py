@@ -91,8 +91,10 @@ def costs_of(question: Question, calibration: Calibration, network: Network) -> 
             f"--calibration: of {calibration.model} with k = {calibration.k}; the config has {config.model.factory} with "
             f"k = {config.subspace.k}: probe anew"
         )
-    given = {"latency": question.latency, "bandwidth": question.bandwidth}
-    network = dataclasses.replace(network, **{name: value for name, value in given.items() if value is not None})
+    if question.latency is not None:
+        network = dataclasses.replace(network, latency=question.latency)
+    if question.bandwidth is not None:
+        network = dataclasses.replace(network, bandwidth=question.bandwidth)
     evaluations = question.evaluations
     if evaluations is None and evaluation_records(config) is None:
         evaluations = calibration.evaluations
