@@ -54,6 +54,9 @@ units = 8192
 kind = "sjlt"
 k = {k}
 
+[precision]
+kind = "identity"
+
 [mechanism]
 clip = 1.0
 """
@@ -171,7 +174,7 @@ def write_inputs(folder: Path) -> None:
         file["y"] = generator.integers(0, 2, 1024)
     (folder / "texts.toml").write_text(TEXTS, "utf-8")
     (folder / "vectors.toml").write_text(VECTORS.format(hidden=128, k=5_000), "utf-8")
-    (folder / "vectors-large.toml").write_text(VECTORS.format(hidden=1024, k=50_000), "utf-8")
+    (folder / "vectors-large.toml").write_text(VECTORS.format(hidden=512, k=20_000), "utf-8")
 
 
 class Study:
