@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from distqexp.config import Config, DataConfig
 from distqexp.costs.calibration import Calibration
 from distqexp.costs.meter import Meter, forget_peak, peak_bytes
 from distqexp.costs.stand_in import Reading, stand_in_for
+from distqexp.engines.launcher import local_rank
+from distqexp.engines.placement import device_of
 from distqexp.engines.serial import SerialEngine
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
@@ -61,6 +64,7 @@ class Probe:
     def __init__(self, config: Config, scratch: Path) -> None:
         pin_threads(config.engine.threads)
         cuda = config.engine.device == "cuda"
+        device_of(config.engine.device, local_rank(os.environ), torch.cuda.device_count() if cuda else 0)
         self.meter = Meter(
             processor=not cuda and config.engine.threads == 1, ready=torch.cuda.synchronize if cuda else None
         )
