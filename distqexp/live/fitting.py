@@ -28,7 +28,7 @@ from distqexp.live.batches import Roles, plain
 from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree, plain_number, require_types
 from distqexp.live.result import Facts, Fitted, facts_of
 from distqexp.live.spool import Spooled, scratch_folder, spool
-from distqexp.live.wording import Wording
+from distqexp.live.wording import Wording, told_once
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
 from distqexp.problem.models import build_model
@@ -122,7 +122,7 @@ def fit(
     wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         with wording.errors():
             running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
         # Inside of the engine, which tells what ends all ranks.
@@ -131,7 +131,7 @@ def fit(
         if out is not None and not resume:
             running.on_root(lambda: make_room(run_folder.path, ledger=ledger_path))
         scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
-        wording.folder = scratch
+        wording.folder, wording.ranks = scratch, running.size if running.kind == "mpi" else 1
         if loss_name is not None and loss is not loss_name:
             stack.enter_context(lent.lending(loss_name, loss))
         config = _config_on_all(request, records, scratch, running)
@@ -224,17 +224,19 @@ def _shared_scratch(engine: Engine, beside: Path | None) -> Iterator[Path]:
 def _config_on_all(request: Request, records: _Records, folder: Path, engine: Engine) -> Config:
     """Spool every rank's records, and return the config that the root makes of them. Collective."""
     own: list[Spooled] = []
+    ranks = engine.size if engine.kind == "mpi" else 1
 
     def work(_: Any, chunk: Sequence[int], control: Control) -> IntegerArray:
         own.append(records.spool_private(folder, engine.rank))
-        return np.array([own[0].units], dtype=np.int64)
+        forms = np.zeros(ranks, dtype=np.int64)
+        forms[engine.rank if ranks > 1 else 0] = own[0].form()
+        return np.array([own[0].units, *forms], dtype=np.int64)
 
     # The sum is also a barrier: the root looks at the files when all of them are written.
-    ranks = engine.size if engine.kind == "mpi" else 1
     total = engine.sum(work, None, range(ranks)) if ranks > 1 else work(None, [0], Control())
 
     def build() -> dict[str, Any]:
-        first = own[0]
+        first, (units, *forms) = own[0], require(total).tolist()
         private = [
             replace(first, path=first.path.with_name(f"private-{rank:04d}{first.path.suffix}")) for rank in range(ranks)
         ]
@@ -244,12 +246,16 @@ def _config_on_all(request: Request, records: _Records, folder: Path, engine: En
                     f"private: rank {rank} passed records of another kind, or its folder is another; expected one kind, and an out= that "
                     "all ranks share"
                 )
+            if forms[rank] != forms[0]:
+                raise UsageError(
+                    f"private of rank {rank}: records of another shape, or other columns, than rank 0's; expected the same on every rank"
+                )
         sources = Sources(
             private=[replace(source, tree={**source.tree, "path": str(source.path)}) for source in private],
             public=records.spool_other(records.public, folder, "public"),
             evaluation=records.spool_other(records.evaluation, folder, "evaluation", records.evaluation_private),
             evaluation_private=records.evaluation_private,
-            units=int(require(total)[0]),
+            units=units,
         )
         config = config_of(request, sources)
         if isinstance(request.model, nn.Module) and config.model.factory != lent.FACTORY:

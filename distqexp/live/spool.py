@@ -5,6 +5,7 @@ The folder goes when the run ends, however it ends: by the script's own hand, or
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ class Spooled:
         whole: Whether the targets are of an integer type or, of public records, are whole numbers.
         coded: Of a public table, the feature columns that aren't numbers, with what they are meant as: levels, boolean, or days.
         types: What each column of a table holds by its type: numbers, texts, dates, or nothing where it is empty.
+        targets: The shape of a record's targets.
     """
 
     path: Path
@@ -57,6 +59,13 @@ class Spooled:
     whole: bool
     coded: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[int, ...] = ()
+
+    def form(self) -> int:
+        """Return a number below 2^48 for shape, columns and their kinds, that other forms don't share."""
+        kinds = sorted((name, kind) for name, kind in self.types.items() if kind != "nothing")
+        text = repr((self.shape, self.targets, kinds, sorted(self.tree["columns"])))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 @contextmanager
@@ -285,7 +294,8 @@ def _spool_arrays(data: Any, path: Path, roles: Roles) -> Spooled:
     tree: dict[str, Any] = {"format": "hdf5", "path": str(path), "columns": columns}
     if first.units is not None:
         tree["unit"] = unit
-    return Spooled(path, tree, len(ids) or count, first.features.shape[1:], (), whole)
+    targets = () if first.targets is None else first.targets.shape[1:]
+    return Spooled(path, tree, len(ids) or count, first.features.shape[1:], (), whole, targets=targets)
 
 
 def _append(file: Any, name: str, values: NDArray[Any], where: str) -> None:
