@@ -48,7 +48,8 @@ class Roles(NamedTuple):
         ids: The unit ids of all records in one array, where they came as such.
         classes: The labels, in the order of the model's outputs; None for numbers that are taken as they are.
         labelled: Whether there are targets.
-        private: Whether the records are private. Public ones need no unit ids, and those that come with them are left out.
+        private: Whether the records are private. Public ones need no unit ids, and those that come with them are not stored.
+        features: The feature columns of tables that were asked for; None for all.
     """
 
     where: str
@@ -57,6 +58,7 @@ class Roles(NamedTuple):
     classes: Sequence[Any] | None = None
     labelled: bool = True
     private: bool = True
+    features: Sequence[str] | None = None
 
 
 def batches_of(data: Any, roles: Roles) -> Iterator[Batch]:
@@ -157,7 +159,7 @@ def _batch(item: Any, roles: Roles) -> Batch:
         tokens = TOKENS in item
         features = _entry(item, _FEATURES, roles.where)
         targets = _entry(item, _TARGETS, roles.where) if roles.labelled else None
-        in_batch = roles.unit is not None and roles.ids is None and roles.private
+        in_batch = roles.unit is not None and roles.ids is None and (roles.private or roles.unit in item)
         units = _entry(item, (str(roles.unit),), roles.where) if in_batch else None
         mask = plain(item[MASK], roles.where) if tokens and MASK in item else None
     else:
@@ -175,7 +177,7 @@ def _parts(item: Any, roles: Roles) -> tuple[Any, Any, Any]:
         return (item[0] if first else item), None, None
     expected = 3 if roles.unit is not None and roles.ids is None and roles.private else 2
     if not roles.private and isinstance(item, tuple | list) and len(item) == 3:
-        item = item[:2]
+        expected, item = (2, item[:2]) if roles.unit is None else (3, item)
     if not isinstance(item, tuple | list) or len(item) != expected:
         found = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
         names = "(features, targets, unit ids)" if expected == 3 else "(features, targets)"

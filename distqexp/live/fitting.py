@@ -26,6 +26,8 @@ from distqexp.errors import BudgetError, UsageError
 from distqexp.live.alignment import require_aligned
 from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
+from distqexp.live.marks import Marks
+from distqexp.live.overlap import refuse_common_records, refuse_same_objects
 from distqexp.live.request import (
     POPULATION,
     Request,
@@ -39,7 +41,7 @@ from distqexp.live.request import (
 from distqexp.live.result import Facts, Fitted, facts_of
 from distqexp.live.scratch import Scratch
 from distqexp.live.spool import Spooled, spool
-from distqexp.live.wording import Wording
+from distqexp.live.wording import Wording, told_once
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
 from distqexp.problem.models import build_model
@@ -137,9 +139,10 @@ def fit(
     require_units(request.units)
     refuse_second_values(nested(request.settings))
     wording = Wording(isinstance(model, nn.Module), _ROLES)
-    records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
+    records = _Records(private, public, evaluation, evaluation_private, target, classes, unit, request.features)
+    refuse_same_objects(private, records.others)
     ledger_path = None if ledger is None else Path(ledger)
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         with wording.errors():
             running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
         # Inside of the engine, which tells what ends all ranks.
@@ -147,7 +150,7 @@ def fit(
         if out is not None and not resume:
             running.on_root(lambda: make_room(Path(out), ledger=ledger_path))
         folders = stack.enter_context(_folders(running, None if out is None else Path(out)))
-        wording.folder = folders.records
+        wording.folder, wording.ranks = folders.records, running.size if running.kind == "mpi" else 1
         if loss_name is not None and loss is not loss_name:
             stack.enter_context(lent.lending(loss_name, loss))
         config = _config_on_all(request, records, folders.records, running)
@@ -181,6 +184,13 @@ class _Records:
     target: str | None
     classes: Sequence[Any] | None
     unit: Any
+    features: tuple[str, ...] | None
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The records that must not be private ones, by argument."""
+        others = {"public": self.public, "evaluation": None if self.evaluation_private else self.evaluation}
+        return {where: data for where, data in others.items() if data is not None}
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
@@ -199,8 +209,10 @@ class _Records:
         by_name = self.unit is None or isinstance(self.unit, str)
         name = self.unit if by_name else str(getattr(self.unit, "name", None) or "unit")
         ids = None if by_name else plain(self.unit, "unit").reshape(-1)
-        roles = Roles("private", unit=name, ids=ids, classes=self.labels)
-        return spool(self.private, folder / f"private-{rank:04d}", roles, self.target)
+        roles = Roles("private", unit=name, ids=ids, classes=self.labels, features=self.features)
+        spooled = spool(self.private, folder / f"private-{rank:04d}", roles, self.target)
+        spooled.marks.write(_marks(spooled.path))
+        return spooled
 
     def spool_other(self, data: Any, folder: Path, where: str, private: bool = False) -> Spooled | None:
         """Write public or evaluation records to the scratch folder; None where there are none."""
@@ -208,7 +220,8 @@ class _Records:
             return None
         require_aligned(where, data)
         name = self.unit if isinstance(self.unit, str) else None
-        roles = Roles(where, unit=None if private else name, classes=self.labels, private=private)
+        unit = None if private else name
+        roles = Roles(where, unit=unit, classes=self.labels, private=private, features=self.features)
         return spool(data, folder / where, roles, self.target)
 
 
@@ -247,17 +260,19 @@ def _folders(engine: Engine, out: Path | None) -> Iterator[_Folders]:
 def _config_on_all(request: Request, records: _Records, folder: Path, engine: Engine) -> Config:
     """Spool every rank's records, and return the config that the root makes of them. Collective."""
     own: list[Spooled] = []
+    ranks = engine.size if engine.kind == "mpi" else 1
 
     def work(_: Any, chunk: Sequence[int], control: Control) -> IntegerArray:
         own.append(records.spool_private(folder, engine.rank))
-        return np.array([own[0].units], dtype=np.int64)
+        forms = np.zeros(ranks, dtype=np.int64)
+        forms[engine.rank if ranks > 1 else 0] = own[0].form()
+        return np.array([own[0].units, *forms], dtype=np.int64)
 
     # The sum is also a barrier: the root looks at the files when all of them are written.
-    ranks = engine.size if engine.kind == "mpi" else 1
     total = engine.sum(work, None, range(ranks)) if ranks > 1 else work(None, [0], Control())
 
     def build() -> dict[str, Any]:
-        first = own[0]
+        first, (units, *forms) = own[0], require(total).tolist()
         private = [
             replace(first, path=first.path.with_name(f"private-{rank:04d}{first.path.suffix}")) for rank in range(ranks)
         ]
@@ -267,14 +282,23 @@ def _config_on_all(request: Request, records: _Records, folder: Path, engine: En
                     f"private: rank {rank} passed records of another kind, or its folder is another; expected one kind, and an out= that "
                     "all ranks share"
                 )
+            if forms[rank] != forms[0]:
+                raise UsageError(
+                    f"private of rank {rank}: records of another shape, or other columns, than rank 0's; expected the same on every rank"
+                )
         sources = Sources(
             private=[replace(source, tree={**source.tree, "path": str(source.path)}) for source in private],
             public=records.spool_other(records.public, folder, "public"),
             evaluation=records.spool_other(records.evaluation, folder, "evaluation", records.evaluation_private),
             evaluation_private=records.evaluation_private,
-            units=int(require(total)[0]),
+            units=units,
         )
         config = config_of(request, sources)
+        spooled = {"public": sources.public, "evaluation": sources.evaluation}
+        refuse_common_records(
+            [Marks.read(_marks(source.path)) for source in private],
+            {where: require(spooled[where]).marks for where in records.others},
+        )
         if isinstance(request.model, nn.Module) and config.model.factory != lent.FACTORY:
             path = folder / "start.safetensors"
             write_weights(path, Network(lent.copied(request.model)).state())
@@ -283,6 +307,11 @@ def _config_on_all(request: Request, records: _Records, folder: Path, engine: En
         return tree
 
     return config_from_tree(engine.on_root(build))
+
+
+def _marks(records: Path) -> Path:
+    """The file of the marks of a rank's private records."""
+    return records.with_suffix(".marks")
 
 
 def _with_hint(error: BudgetError, population: str | None) -> BudgetError:

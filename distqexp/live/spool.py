@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of, codes_of
+from distqexp.live.marks import NO_MARKS, Marking, Marks, canonical_ids, table_numbers
 from distqexp.problem.readers.base import note_own_file, some
 from distqexp.problem.readers.codings import suggestion
 from distqexp.problem.readers.entries import number_of
@@ -40,6 +42,8 @@ class Spooled:
         whole: Whether the targets are of an integer type or, of public records, are whole numbers.
         coded: Of a public table, the feature columns that aren't numbers, with what they are meant as: levels, boolean, or days.
         types: What each column of a table holds by its type: numbers, texts, dates, or nothing where it is empty.
+        targets: The shape of a record's targets.
+        marks: What tells its records and units from those of other sources.
     """
 
     path: Path
@@ -50,6 +54,14 @@ class Spooled:
     whole: bool
     coded: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[int, ...] = ()
+    marks: Marks = NO_MARKS
+
+    def form(self) -> int:
+        """Return a number below 2^48 for shape, columns and their kinds, that other forms don't share."""
+        kinds = sorted((name, kind) for name, kind in self.types.items() if kind != "nothing")
+        text = repr((self.shape, self.targets, kinds, sorted(self.tree["columns"])))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def spool(data: Any, path: Path, roles: Roles, target: str | None) -> Spooled:
@@ -120,6 +132,9 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     frame, unit = _with_ids(frame, roles, columns)
     if len(frame) == 0:
         raise UsageError(f"{roles.where}: no record; expected at least one")
+    ids = None if unit is None else canonical_ids(frame[unit].to_numpy(), roles.where)
+    if unit is not None:
+        frame = frame.assign(**{unit: _stored(frame[unit].to_numpy(), ids)})
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError):
@@ -137,17 +152,18 @@ def _spool_frame(frame: Any, path: Path, roles: Roles, target: str) -> Spooled:
     with _new_file(path) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP)
     tree: dict[str, Any] = {"format": "parquet", "path": str(path), "columns": {"target": target}}
-    units = len(frame)
     if unit is not None:
         tree["unit"] = unit
-        units = int(frame[unit].nunique() + frame[unit].isna().sum())
     labels = frame[target]
     whole = labels.dtype.kind in "iub" or roles.classes is not None
     if not roles.private and labels.dtype.kind == "f":
         whole = _are_whole(labels.to_numpy())
     features = tuple(name for name in columns if name not in (target, unit))
     coded = {} if roles.private else _coded(frame, features)
-    return Spooled(path, tree, units, None, features, bool(whole), coded, types)
+    marking = Marking()
+    marking.add(table_numbers(frame[[name for name in roles.features or features if name in features]]), ids)
+    marks = marking.marks()
+    return Spooled(path, tree, marks.units, None, features, bool(whole), coded, types, marks=marks)
 
 
 def _is_of_one_type(column: Any) -> bool:
@@ -223,21 +239,22 @@ def _spool_arrays(data: Any, path: Path, roles: Roles) -> Spooled:
 
     unit = _free_name(roles.unit or "unit", [_FEATURES, _TARGET, _MASK])
     first: Batch | None = None
-    ids: set[Any] = set()
+    marking = Marking()
     count, whole = 0, True
     with _new_file(path):
         pass
     with h5py.File(path, "w") as file:
         for batch in batches_of(data, roles):
-            parts = {_FEATURES: batch.features, _TARGET: batch.targets, unit: batch.units, _MASK: batch.mask}
+            ids = None if batch.units is None else canonical_ids(batch.units, roles.where)
+            parts = {_FEATURES: batch.features, _TARGET: batch.targets, _MASK: batch.mask}
+            parts |= {unit: _stored(batch.units, ids)} if roles.private else {}
             first = first or batch
+            _require_one_length({**parts, "ids": batch.units}, roles.where)
             for name, part in parts.items():
                 if part is not None:
                     _append(file, name, part, roles.where)
-            _require_one_length(parts, roles.where)
             count += len(batch.features)
-            if batch.units is not None:
-                ids.update(batch.units.tolist())
+            marking.add(batch.features, ids)
             if batch.targets is not None:
                 of_type = batch.targets.dtype.kind in "iu" or roles.classes is not None
                 whole = whole and (of_type or (not roles.private and _are_whole(batch.targets)))
@@ -251,9 +268,11 @@ def _spool_arrays(data: Any, path: Path, roles: Roles) -> Spooled:
     else:
         columns["standardise"] = False  # a live module takes its inputs as they are
     tree: dict[str, Any] = {"format": "hdf5", "path": str(path), "columns": columns}
-    if first.units is not None:
+    if first.units is not None and roles.private:
         tree["unit"] = unit
-    return Spooled(path, tree, len(ids) or count, first.features.shape[1:], (), whole)
+    marks = marking.marks()
+    targets = () if first.targets is None else first.targets.shape[1:]
+    return Spooled(path, tree, marks.units, first.features.shape[1:], (), whole, targets=targets, marks=marks)
 
 
 def _append(file: Any, name: str, values: NDArray[Any], where: str) -> None:
@@ -271,13 +290,15 @@ def _append(file: Any, name: str, values: NDArray[Any], where: str) -> None:
         raise UsageError(
             f"{where}: {name} of shape {values.shape[1:]} after ones of shape {dataset.shape[1:]}; expected one shape for all records"
         )
+    if texts is (h5py.check_string_dtype(dataset.dtype) is None):
+        raise UsageError(f"{where}: {name} are numbers in some batches and texts in others; expected one type")
     if not texts and not np.can_cast(values.dtype, dataset.dtype, "same_kind"):
         raise UsageError(
             f"{where}: {name} of type {values.dtype} after {dataset.dtype}; expected one type for all records"
         )
     start = len(dataset)
     dataset.resize(start + len(values), axis=0)
-    dataset[start:] = _as_texts(values) if texts else values
+    dataset[start:] = values
 
 
 def _require_one_length(parts: dict[str, NDArray[Any] | None], where: str) -> None:
@@ -286,8 +307,11 @@ def _require_one_length(parts: dict[str, NDArray[Any] | None], where: str) -> No
         raise UsageError(f"{where}: a batch whose parts have different numbers of rows; expected one length")
 
 
-def _as_texts(values: NDArray[Any]) -> list[Any]:
-    return ["" if value is None or value != value else value for value in values.tolist()]
+def _stored(ids: NDArray[Any] | None, names: Sequence[str | None] | None) -> NDArray[Any] | None:
+    """Return ids as they are stored: numbers as they came, others by their canonical texts."""
+    if ids is None or names is None or ids.dtype.kind in "iuf":
+        return ids
+    return np.array([name or "" for name in names], dtype=object)
 
 
 def _are_whole(values: NDArray[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,16 +52,23 @@ class Wording:
     Args:
         module: Whether the model is a live module; a factory's arguments keep their name.
         roles: The argument that each scratch file stands for, by the beginning of its name.
+
+    Attributes:
+        folder: The scratch folder, once there is one.
+        ranks: How many ranks pass records of their own.
     """
 
     def __init__(self, module: bool, roles: dict[str, str]) -> None:
         self._words = (*_OF_MODULES, *_WORDS) if module else _WORDS
         self._roles = roles
         self.folder: Path | None = None
+        self.ranks = 1
 
     def of(self, text: str) -> str:
         """Return a line of the stages in words of the arguments."""
         if self.folder is not None:
+            if self.ranks > 1:
+                text = re.sub(rf"{re.escape(str(self.folder))}/private-0*(\d+)\.\w+", r"private of rank \1", text)
             for name, role in self._roles.items():
                 file = rf"{re.escape(str(self.folder))}/{name}(?:-\d+)?"
                 text = re.sub(rf"{file}\.h5: column 'target'", f"{role} targets", text)
@@ -79,3 +87,15 @@ class Wording:
         except DistqexpError as error:
             error.args = (self.of(str(error)),)
             raise
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Let a refusal that the engine has told for all ranks end a script without every rank's traceback after its one line."""
+    try:
+        yield
+    except DistqexpError as error:
+        if getattr(error, "reported", False):
+            told, show = error, sys.excepthook
+            sys.excepthook = lambda kind, shown, place: None if shown is told else show(kind, shown, place)
+        raise

@@ -64,7 +64,7 @@ def test_an_address_without_a_port_ends_at_once(tmp_path: Path) -> None:
     done = outcome(tmp_path, GUARDED, '"engine.scheduler": "node1"')
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].endswith(
-        "UsageError: config key engine.scheduler: found 'node1'; expected host:port, such as tcp://node1:8786"
+        "UsageError: settings: engine.scheduler: found 'node1'; expected host:port, such as tcp://node1:8786"
     )
     command = [sys.executable, "-m", "distqexp.fit", "--out", "run", "--set", "engine.kind=dask"]
     done = subprocess.run(

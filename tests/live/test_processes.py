@@ -79,6 +79,24 @@ def test_a_rank_that_fails_ends_all_and_leaves_no_record(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir() if "records" in path.name) == []
 
 
+@pytest.mark.parametrize(
+    ("shard", "words"),
+    [
+        ("(PRIVATE[0][:, :3], PRIVATE[1])", "private of rank 1: records of another shape"),
+        ("(PRIVATE[0], PRIVATE[1].repeat(2).reshape(-1, 2))", "private of rank 1: records of another shape"),
+    ],
+)
+def test_what_all_ranks_refuse_is_told_in_one_line(shard: str, words: str, tmp_path: Path) -> None:
+    """Before a plan is made, and without the traceback of each rank."""
+    done = run_ranks(2, tmp_path, SCRIPT.replace("private = (", f"private = {shard} if rank else ("), timeout=150)
+    assert done.code != 0
+    assert [line for line in done.err.splitlines() if "distqexp" in line] == [
+        f"distqexp: {words}, or other columns, than rank 0's; expected the same on every rank"
+    ]
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run" / "plan.h5").exists()
+
+
 def test_a_script_that_is_killed_leaves_no_record(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(KILLED, "utf-8")
     done = subprocess.run(

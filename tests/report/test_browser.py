@@ -145,4 +145,4 @@ def _take(tab: Any, name: str) -> None:
         }
         for file, shown in shots.items():
             picture = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
-            picture.quantize(64, dither=Image.Dither.NONE).save(Path(folder) / f"{file}.png", optimize=True)
+            picture.quantize(128, dither=Image.Dither.NONE).save(Path(folder) / f"{file}.png", optimize=True)
