@@ -167,7 +167,9 @@ class BlockGradients(RawGradients):
             yield *found, slice(0, len(records))
             return
         for number in range(len(records)):
-            inputs, targets, present = (only(side, number) for side in (records.inputs, records.targets, records.present))
+            inputs, targets, present = (
+                only(side, number) for side in (records.inputs, records.targets, records.present)
+            )
             alone = dataclasses.replace(records, inputs=inputs, targets=targets, present=present)
             found = self._unless_raised(alone)
             if found is not None:

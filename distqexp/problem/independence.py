@@ -162,7 +162,9 @@ def _all_batches(
 ) -> Iterator[Batches]:
     yield from few_tokens(input_shape, vocabulary or 2) if tokens else few_records(input_shape)
     if micro_batch > RECORDS:
-        yield many_tokens(micro_batch, input_shape, vocabulary or 2) if tokens else many_records(micro_batch, input_shape)
+        yield (
+            many_tokens(micro_batch, input_shape, vocabulary or 2) if tokens else many_records(micro_batch, input_shape)
+        )
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

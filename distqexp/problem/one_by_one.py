@@ -40,7 +40,9 @@ def gradient_rows(
 
 def factor_rows(network: Network, loss: Loss, inputs: torch.Tensor, count: int, private: bool) -> torch.Tensor:
     """Return (B, r, d): V = S^T J of each of the first ``count`` records, and zeros for the others; see ``gradient_rows``."""
-    factors = [_guarded(network, loss, partial(_factor, network, loss, inputs[j : j + 1]), private) for j in range(count)]
+    factors = [
+        _guarded(network, loss, partial(_factor, network, loss, inputs[j : j + 1]), private) for j in range(count)
+    ]
     width = next((len(factor) for factor in factors if factor is not None), 1)
     rows = network.blank_row().repeat(len(inputs), width, 1)
     for j, factor in enumerate(factors):
@@ -90,9 +92,7 @@ def _gradient(network: Network, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def _guarded(
-    network: Network, loss: Loss, compute: Callable[[], torch.Tensor], private: bool
-) -> torch.Tensor | None:
+def _guarded(network: Network, loss: Loss, compute: Callable[[], torch.Tensor], private: bool) -> torch.Tensor | None:
     """Return what ``compute`` returns; for a private record None where it raises an exception."""
 
     def sealed() -> torch.Tensor:

@@ -46,9 +46,7 @@ class Snapshot:
         earlier: An earlier snapshot, whose copies of tensors that have not changed since are used again.
     """
 
-    def __init__(
-        self, roots: Sequence[object], origins: dict[int, Origin], earlier: Snapshot | None = None
-    ) -> None:
+    def __init__(self, roots: Sequence[object], origins: dict[int, Origin], earlier: Snapshot | None = None) -> None:
         self._seen: dict[int, object] = {}  # the objects themselves too, so that no id is used again
         self._held: list[_Held] = []
         self._states: list[tuple[Callable[[], Any], Any, Callable[[], None]]] = []

@@ -37,7 +37,9 @@ def few_records(shape: tuple[int, ...]) -> Iterator[Batches]:
     batch, others = _normal(RECORDS, shape)
     alike = [batch[FIXED], -batch[FIXED], others[0], torch.zeros(shape)]
     yield Batches(
-        batch, [_with_fixed(batch, part) for part in [others, *alike]], [_with_first(batch, value) for value in _EXTREMES]
+        batch,
+        [_with_fixed(batch, part) for part in [others, *alike]],
+        [_with_first(batch, value) for value in _EXTREMES],
     )
 
 

@@ -52,9 +52,7 @@ class TensorStates:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return  # what is left of a pass under torch.func has no values of its own
         version, pointer = _version(tensor), _pointer(tensor)
-        self._places.append(
-            _Place(tensor, version, pointer, tensor.detach(), self._values(tensor, version, pointer))
-        )
+        self._places.append(_Place(tensor, version, pointer, tensor.detach(), self._values(tensor, version, pointer)))
 
     def _values(self, tensor: torch.Tensor, version: int, pointer: int) -> Any:
         if not _is_small(tensor):
@@ -62,7 +60,11 @@ class TensorStates:
             if origin is not None and origin.version == version:
                 return origin.values
             before = self._earlier.get(id(tensor))
-            if before is not None and before.tensor is tensor and (before.version, before.pointer) == (version, pointer):
+            if (
+                before is not None
+                and before.tensor is tensor
+                and (before.version, before.pointer) == (version, pointer)
+            ):
                 return before.values
         return tensor.detach().clone()
 

@@ -60,7 +60,6 @@ class UnitCounters:
         count = len(records)
         return np.where(is_present, values, 0.0)[:count], is_present[:count]
 
-
     def _values(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             outputs = self.network.call(inputs)

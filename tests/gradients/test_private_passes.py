@@ -103,7 +103,9 @@ def test_private_curvature_and_diagnostics_leave_it_out(tmp_path: Path) -> None:
         assert isinstance(sketcher, CurvatureSketcher)
         batches = list(context.batches(0))
         linear, factors, unit = sketcher.unit_integers(batches)
-        rows.append(np.concatenate([linear, np.stack([np.abs(factors[unit == n]).sum(axis=0) for n in range(8)])], axis=1))
+        rows.append(
+            np.concatenate([linear, np.stack([np.abs(factors[unit == n]).sum(axis=0) for n in range(8)])], axis=1)
+        )
         counters = UnitCounters(context.network, context.loss, 8, 100, 4.0)
         losses.append(counters.losses(batches[0])[0])
     check_alone(rows[0], rows[1], counts=False)

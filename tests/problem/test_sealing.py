@@ -132,7 +132,9 @@ def test_rows_of_a_batch_that_raises_are_those_of_one_that_does_not() -> None:
 
 def test_memory_that_runs_out_is_an_error_without_a_record_in_it() -> None:
     def large() -> torch.Tensor:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7777 bytes")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7777 bytes"
+        )
 
     assert out_of_memory(MemoryError())
     with pytest.raises(EngineError, match=r"lower engine\.micro_batch") as caught:

@@ -80,7 +80,10 @@ def _refuse_crowds(taps: Taps, record: Tensor, count: int) -> None:
     for other in noise:
         inputs = torch.stack([other] * (count - 1) + [noise[0]])
         actual = _vectors(
-            taps, inputs, lambda outputs: (outputs * weights).reshape(len(outputs), -1).sum(dim=1), slice(count - 1, count)
+            taps,
+            inputs,
+            lambda outputs: (outputs * weights).reshape(len(outputs), -1).sum(dim=1),
+            slice(count - 1, count),
         )
         wrong = disagreeing(network, actual, expected)
         if wrong and bool(torch.isfinite(expected).all()):
@@ -199,9 +202,7 @@ def _batch_gradients(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tenso
     return _vectors(taps, inputs, value)
 
 
-def _vectors(
-    taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor], some: slice = slice(0, RECORDS)
-) -> Tensor:
+def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor], some: slice = slice(0, RECORDS)) -> Tensor:
     """Return the gradients of some of the records, (some, d)."""
     network, count = taps.network, some.stop - some.start
     gradients = torch.zeros((count, network.d), dtype=network.dtype, device=network.device)
@@ -213,7 +214,9 @@ def _vectors(
             form = Indexed(form.token[some], form.scale[some], form.column[some], form.rows).dense()
             matrix = form.row.transpose(2, 3) @ form.column
         else:
-            matrix = form.matrix[some] if isinstance(form, Whole) else form.row[some].transpose(2, 3) @ form.column[some]
+            matrix = (
+                form.matrix[some] if isinstance(form, Whole) else form.row[some].transpose(2, 3) @ form.column[some]
+            )
         if block.weight is not None:
             weight = matrix[..., : block.weight_columns]
             weight = (weight.transpose(2, 3) if block.transposed else weight).reshape(count, -1)

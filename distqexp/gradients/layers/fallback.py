@@ -45,9 +45,7 @@ class Example:
     anew: Callable[[], AbstractContextManager[None]]
 
 
-def per_example(
-    example: Example, names: Sequence[str], gradients: Sequence[Tensor], looped: bool
-) -> dict[str, Tensor]:
+def per_example(example: Example, names: Sequence[str], gradients: Sequence[Tensor], looped: bool) -> dict[str, Tensor]:
     """Return the gradients of each named parameter, (B, *shape): example j's from example j's inputs alone.
 
     Args:
