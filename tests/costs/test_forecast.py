@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
+from mpi_harness import MpiRun, find_mpirun, mpi_command, write_script
 from run_harness import Commands
 
 from distqexp.config import load_config
@@ -184,3 +185,19 @@ def test_a_meter_counts_seconds_and_memory() -> None:
         assert peak_bytes() - before > 60 * 2**20
         del block
     assert math.isfinite(peak_bytes())
+
+
+@pytest.mark.process
+def test_two_ranks_measure_what_lies_between_them(tmp_path: Path) -> None:
+    find_mpirun()
+    (tmp_path / "cost.json").write_text(json.dumps({"calibration": CALIBRATION.tree()}))
+    words = ["cost", "--calibration", str(tmp_path / "cost.json"), "--ranks", "1,2", "--json"]
+    script = write_script(tmp_path, f"import sys; from distqexp.cli import run; sys.exit(run({words}))")
+    with MpiRun(mpi_command(2, str(script)), tmp_path) as job:
+        done = job.finish()
+    assert done.code == 0, done.err
+    assert done.out.count("ranks    seconds") == 1
+    network = json.loads(done.out.splitlines()[-1])["network"]
+    assert network["measured"]
+    assert 0 < network["latency"] < 60
+    assert network["bandwidth"] > 0
