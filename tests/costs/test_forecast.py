@@ -125,6 +125,9 @@ def test_a_fixed_calibration_gives_one_table_and_goes_through_json() -> None:
     assert costs_of(question, again, Network()).lines() == costs.lines()
     assert [row.ranks for row in costs.forecasts] == [1, 8]
     assert "not in it: nothing" in costs.lines()
+    assert costs.work.samples == 597  # the config's, of the 640 that were found
+    probes = load_config(None, ["precision.source=probes", "precision.samples=5000"])
+    assert costs_of(Question(probes), CALIBRATION, Network()).work.samples == 5000
     assert costs.tree()["worthwhile"] in (1, 8)
     with pytest.raises(FileContentError, match="unknown more"):
         Calibration.from_tree(CALIBRATION.tree() | {"more": 1})
