@@ -98,9 +98,15 @@ def costs_of(question: Question, calibration: Calibration, network: Network) -> 
     evaluations = question.evaluations
     if evaluations is None and evaluation_records(config) is None:
         evaluations = calibration.evaluations
-    samples = calibration.samples_whole
-    work = workload_of(config, samples, units=question.units, evaluations=evaluations)
+    work = workload_of(config, _samples(config, calibration), units=question.units, evaluations=evaluations)
     return Costs(calibration, work, network, table(calibration, work, network, question.ranks))
+
+
+def _samples(config: Config, calibration: Calibration) -> int:
+    """Return the public records or probes of the config's curvature: of public ones no more than the probe found."""
+    wanted = config.precision.samples
+    found = calibration.samples_whole
+    return wanted if found and config.precision.source == "probes" else min(wanted, found)
 
 
 def _calibration(question: Question) -> Calibration:

@@ -279,8 +279,9 @@ class Probe:
     def _batches(self, plan: Plan, worker: Worker) -> tuple[float, float, float, int, SyntheticRound]:
         """Return the seconds of the first sketch, of a micro-batch and of a round's beginning; the peak; and the round."""
         round = SyntheticRound(plan, worker, 2)
-        if not forget_peak():
-            self.notes.append("memory: this system doesn't forget peaks; what a record adds is not told apart")
+        note = "memory: this system doesn't forget peaks; what a record adds is not told apart"
+        if not forget_peak() and note not in self.notes:
+            self.notes.append(note)
         first, _ = self.meter.timed(lambda: round.sketch(1))
         one = self.meter.least(lambda: round.sketch(1), 2)
         more = min(64, max(2, math.ceil(_SECONDS / max(one, 1e-4))))

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
+from mpi_harness import MpiRun, find_mpirun, mpi_command, write_script
 from run_harness import Commands
 
 from distqexp.config import load_config
@@ -124,6 +125,9 @@ def test_a_fixed_calibration_gives_one_table_and_goes_through_json() -> None:
     assert costs_of(question, again, Network()).lines() == costs.lines()
     assert [row.ranks for row in costs.forecasts] == [1, 8]
     assert "not in it: nothing" in costs.lines()
+    assert costs.work.samples == 597  # the config's, of the 640 that were found
+    probes = load_config(None, ["precision.source=probes", "precision.samples=5000"])
+    assert costs_of(Question(probes), CALIBRATION, Network()).work.samples == 5000
     assert costs.tree()["worthwhile"] in (1, 8)
     with pytest.raises(FileContentError, match="unknown more"):
         Calibration.from_tree(CALIBRATION.tree() | {"more": 1})
@@ -184,3 +188,19 @@ def test_a_meter_counts_seconds_and_memory() -> None:
         assert peak_bytes() - before > 60 * 2**20
         del block
     assert math.isfinite(peak_bytes())
+
+
+@pytest.mark.process
+def test_two_ranks_measure_what_lies_between_them(tmp_path: Path) -> None:
+    find_mpirun()
+    (tmp_path / "cost.json").write_text(json.dumps({"calibration": CALIBRATION.tree()}))
+    words = ["cost", "--calibration", str(tmp_path / "cost.json"), "--ranks", "1,2", "--json"]
+    script = write_script(tmp_path, f"import sys; from distqexp.cli import run; sys.exit(run({words}))")
+    with MpiRun(mpi_command(2, str(script)), tmp_path) as job:
+        done = job.finish()
+    assert done.code == 0, done.err
+    assert done.out.count("ranks    seconds") == 1
+    network = json.loads(done.out.splitlines()[-1])["network"]
+    assert network["measured"]
+    assert 0 < network["latency"] < 60
+    assert network["bandwidth"] > 0
