@@ -151,7 +151,8 @@ class Network:
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
         """Set all parameters and buffers. Raises FileContentError unless names and shapes are the module's own.
 
-        Callers must not write into arrays that they have passed: they serve as the copy that passes are undone from. Of names that share one tensor (tied parameters) one is enough; where several are there, they must agree.
+        Callers must not write into arrays that they have passed: they serve as the copy that passes are undone from. Of names that share
+        one tensor (tied parameters) one is enough; where several are there, they must agree.
         """
         own = self.module.state_dict(keep_vars=True)
         state = _with_shared(own, state)

@@ -50,7 +50,7 @@ class Snapshot:
         self._seen: dict[int, object] = {}  # the objects themselves too, so that no id is used again
         self._held: list[_Held] = []
         self._states: list[tuple[Callable[[], Any], Any, Callable[[], None]]] = []
-        self.tensors = TensorStates(origins, earlier.tensors if earlier else None)
+        self.tensors: TensorStates = TensorStates(origins, earlier.tensors if earlier else None)
         waiting: list[object] = list(roots)
         while waiting:
             item = waiting.pop()
@@ -76,8 +76,8 @@ class Snapshot:
             for now, values, put in self._held:
                 if len(now) != len(values) or not all(map(is_, now, values)):
                     put()
-        for now, value, put in self._states:
-            if not _equal(now(), value):
+        for current, value, put in self._states:
+            if not _equal(current(), value):
                 put()
         self.tensors.restore()
 
@@ -220,8 +220,9 @@ class _Same:
 def _generator(item: Any) -> tuple[Callable[[], Any], Any, Callable[[], None]] | None:
     """Return how the state of a generator of random numbers is had and set; None for anything else."""
     if isinstance(item, torch.Generator):
+        torch_generator: Any = item
         state = item.get_state()
-        return item.get_state, state, partial(item.set_state, state)
+        return item.get_state, state, partial(torch_generator.set_state, state)
     if isinstance(item, random.Random):
         return item.getstate, item.getstate(), partial(item.setstate, item.getstate())
     if isinstance(item, np.random.Generator):

@@ -8,13 +8,27 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from coupling_models import Centred, Counter, Mixed, Outer, Short, StubbornDropout, stubborn
+from coupling_models import (
+    Centred,
+    Counter,
+    Crowded,
+    Experts,
+    Largest,
+    Mixed,
+    Outer,
+    Short,
+    Steep,
+    StubbornDropout,
+    stubborn,
+)
 from small_runs import make_config, plan_of, random_table
 from torch import nn
 
 from distqexp.config import config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
+from distqexp.gradients.layers import block_layout
+from distqexp.gradients.layers.check import checked_taps
 from distqexp.problem.independence import refuse_coupling
 from distqexp.problem.models import cnn, logistic, mlp
 from distqexp.problem.network import Network
@@ -76,6 +90,52 @@ def test_what_is_refused_and_what_it_is_called(module: nn.Module, shape: tuple[i
 )
 def test_models_that_keep_records_apart_pass(module: nn.Module, shape: tuple[int, ...]) -> None:
     refuse_coupling(Network(module), shape, False, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Experts(), r"\(Experts\) couples"),
+        (Crowded(), r"\(Crowded\) couples"),
+        (Largest("number"), r"\(Largest\) couples"),
+        (Largest("buffer"), "its buffer bound changes"),
+        (Largest("switch"), "couples|keeps a state"),
+    ],
+)
+def test_what_only_whole_micro_batches_and_extreme_records_show(module: nn.Module, words: str) -> None:
+    network = Network(module)
+    state = network.state()
+    with pytest.raises(UsageError, match=words) as caught:
+        refuse_coupling(network, (6,), False, None, micro_batch=64)
+    assert "\n" not in str(caught.value)
+    assert all(np.array_equal(array, state[name]) for name, array in network.state().items())
+
+
+def test_models_that_are_steep_or_raise_pass_and_are_left_as_they_were() -> None:
+    network = Network(Steep())
+    refuse_coupling(network, (6,), False, None, micro_batch=64)
+    assert network.module.shown is None
+
+
+def test_gradients_that_only_whole_micro_batches_couple_are_found() -> None:
+    network = Network(Crowded(backwards=True))
+    refuse_coupling(network, (6,), False, None, micro_batch=64)
+    record = torch.zeros(1, 6)
+    checked_taps(network, block_layout(network), record, may_refuse=True, together=8)
+    with pytest.raises(UsageError, match=r"the gradient of body\.\w+ differs between a batch and its records alone"):
+        checked_taps(network, block_layout(network), record, may_refuse=True, together=64)
+
+
+def test_observers_are_refused_while_they_are_on() -> None:
+    from torch.ao.quantization import FakeQuantize, MinMaxObserver, disable_observer
+
+    for observer in (MinMaxObserver(), FakeQuantize(observer=MinMaxObserver, quant_min=0, quant_max=255)):
+        with pytest.raises(UsageError, match=r"1 \(\w+\) observes its inputs"):
+            Network(nn.Sequential(nn.Linear(6, 3), observer))
+    module = nn.Sequential(nn.Linear(6, 3), observer)
+    module(torch.randn(4, 6))
+    module.apply(disable_observer)
+    refuse_coupling(Network(module), (6,), False, None, micro_batch=64)
 
 
 def test_a_short_cut_that_looks_at_all_records_is_found() -> None:

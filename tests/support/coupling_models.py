@@ -88,3 +88,76 @@ class Short(nn.Module):
 def stubborn() -> nn.Module:
     """The factory of a config here."""
     return nn.Sequential(nn.Linear(6, 4), StubbornNorm(4), nn.Linear(4, 3))
+
+
+class Experts(nn.Module):
+    """Sends each record to one of two experts, which takes 16 of a batch and leaves the others out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 2)
+        self.experts = nn.ModuleList([nn.Linear(6, 3) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = torch.softmax(self.router(x), dim=-1)
+        found = torch.zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            mine = weights.argmax(dim=-1) == number
+            found = found + expert(x) * (weights[:, number] * (mine & (mine.cumsum(0) <= 16)))[:, None]
+        return found
+
+
+class Crowded(nn.Module):
+    """Subtracts the mean over the batch where it has more than 8 records; ``backwards``: in the gradient alone."""
+
+    def __init__(self, backwards: bool = False) -> None:
+        super().__init__()
+        self.body, self.head, self.backwards = nn.Linear(6, 4), nn.Linear(4, 3), backwards
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(x)
+        if len(x) > 8 and self.backwards and hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient - gradient.mean(dim=0, keepdim=True))
+        elif len(x) > 8 and not self.backwards:
+            hidden = hidden - hidden.mean(dim=0, keepdim=True)
+        found: torch.Tensor = self.head(torch.tanh(hidden))
+        return found
+
+
+class Largest(nn.Module):
+    """Divides by the largest number that it has met, in an attribute or a buffer; or is silent for good after a large one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Linear(6, 3)
+        self.largest, self.good = 50.0, True
+        self.register_buffer("bound", torch.full((), 50.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "number":
+            self.largest = max(self.largest, float(x.abs().max()))
+            x = x / self.largest
+        found: torch.Tensor = self.layer(x)
+        if self.kind == "buffer":
+            self.bound.clamp_(min=float(x.abs().nan_to_num().max()))
+        elif self.kind == "switch":
+            found = found if self.good else 0 * found
+            self.good = self.good and not bool((x.abs() > 1e4).any())
+        return found
+
+
+class Steep(nn.Module):
+    """Gives what isn't finite for extreme records, raises for some, and keeps its last hidden values to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+        self.shown: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x.abs() > 1e20).any()):
+            raise ValueError("out of range")
+        self.shown = torch.exp(self.body(x)) + torch.log1p(x.square()).sum(dim=1, keepdim=True)
+        found: torch.Tensor = self.head(self.norm(self.shown))
+        return found
