@@ -29,7 +29,7 @@ _WORDS = (
     (r"(?:config key )?model\.(loss)\b", r"\1"),
     (r"(?:config key )?model\.factory\b", "model"),
     (r"config key ", "settings: "),
-    (r"'lent:([^']*)'", r"'\1'"),
+    (r"'lent:([^'/]*)(?:/[0-9a-f]+)?'", r"'\1'"),
     (r", go on with its run by --resume, or begin anew by --overwrite where nothing was spent", ", or resume=True"),
     (r"--out\b", "out"),
     (r"--resume\b", "resume=True"),

@@ -7,7 +7,6 @@ under a name; elsewhere that config says whose module is missing. Public: a modu
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from distqexp.errors import UsageError
+from distqexp.problem.own_identity import identity_of
 
 FACTORY = "distqexp.problem.lent:borrow"
 """The factory of a lent module in a config; its argument is the name that ``name_of`` gives."""
@@ -25,11 +25,10 @@ _LENT: dict[str, Any] = {}
 def name_of(module: nn.Module) -> str:
     """Return a name for a module: its class, and a digest of what it consists of, the same in every process.
 
-    Values of parameters have no part in it, so that ranks which drew their own initial weights agree, and a resumed script too.
+    Its code and its attributes count, see ``own_identity``. Values of parameters have no part in it, so that ranks which drew their own
+    initial weights agree, and a resumed script too.
     """
-    parts = [repr(module), *(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in module.state_dict().items())]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return f"{type(module).__module__}.{type(module).__qualname__}/{digest}"
+    return f"{type(module).__module__}.{type(module).__qualname__}/{identity_of(module, values=False)}"
 
 
 def lend(name: str, item: Any) -> None:

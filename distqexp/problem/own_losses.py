@@ -14,6 +14,7 @@ from torch.func import grad, vmap
 from distqexp.errors import UsageError
 from distqexp.problem import lent
 from distqexp.problem.losses import Loss
+from distqexp.problem.own_identity import identity_of
 from distqexp.problem.sealing import Seal
 from distqexp.problem.user_code import imported
 
@@ -93,9 +94,9 @@ def own_loss(name: str) -> OwnLoss:
 
 
 def lent_name(loss: Any) -> str:
-    """Return the name under which a script's own loss is lent."""
+    """Return the name under which a script's own loss is lent: what it is called, and a digest of its code and its state."""
     kind = loss if isinstance(loss, type) or hasattr(loss, "__qualname__") else type(loss)
-    return f"{LENT}{kind.__module__}.{kind.__qualname__}"
+    return f"{LENT}{kind.__module__}.{kind.__qualname__}/{identity_of(loss, values=True)}"
 
 
 def check_own_loss(loss: OwnLoss, width: int) -> None:

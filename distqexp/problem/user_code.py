@@ -21,6 +21,11 @@ _MACHINERY = (f"{_PACKAGE}{os.sep}", *(f"{path}torch{os.sep}" for path in _LIBRA
 """Where nobody's own code is: in this package and in torch. Models may be in other libraries."""
 
 
+def is_library_file(file: str) -> bool:
+    """Return whether a file of code is one of Python or of an installed library; of this package too."""
+    return file.startswith((*_LIBRARIES, f"{_PACKAGE}{os.sep}"))
+
+
 @contextmanager
 def own_code(where: str, remedy: str) -> Iterator[None]:
     """Raise what the code inside raises as a UsageError that shows it as it is.

@@ -14,12 +14,13 @@ from torch import nn
 
 import distqexp
 from distqexp.config import config_from_tree
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import DistqexpError, FileContentError, UsageError
 from distqexp.live import Fitted
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.losses import get_loss
 from distqexp.problem.models import require_allowed_factory
 from distqexp.problem.own_losses import OwnLoss, check_own_loss, own_loss
+from distqexp.report.progress import ProgressEvent
 
 pytestmark = pytest.mark.process
 
@@ -59,7 +60,7 @@ def fitted(loss: Any, **more: Any) -> Fitted:
     return distqexp.fit(
         more.pop("model", linear(1)), (features, targets_of(features)), public=(public, targets_of(public)), loss=loss, epsilon=8,
         evaluation=(held_out, targets_of(held_out)), delta=1e-5, settings=options | more.pop("settings", {}),
-        callback=lambda _: None, **more,
+        **{"callback": lambda _: None, **more},
     )  # fmt: skip
 
 
@@ -116,6 +117,20 @@ def test_a_loss_is_refused_before_anything_is_charged() -> None:
         )
     with Ledger.open() as ledger:
         assert ledger.rows() == []
+
+
+def test_a_run_is_not_gone_on_with_under_another_loss(tmp_path: Path) -> None:
+    """The identity of a plan has a digest of the loss in it."""
+
+    def interrupt(event: ProgressEvent) -> None:
+        if (event.stage, event.round, event.share) == ("release", 0, 1.0):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(nn.HuberLoss(reduction="none", delta=1.0), out=tmp_path / "run", callback=interrupt)
+    with pytest.raises(DistqexpError, match="plan"):
+        fitted(nn.HuberLoss(reduction="none", delta=0.01), out=tmp_path / "run", resume=True)
+    assert len(fitted(nn.HuberLoss(reduction="none", delta=1.0), out=tmp_path / "run", resume=True).history) == 3
 
 
 def test_a_loss_by_its_place_is_found_and_a_foreign_one_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
