@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from distqexp.config import Config, DataConfig
 from distqexp.errors import UsageError
@@ -23,6 +24,14 @@ def curvature_source(
     if config.precision.source == "probes":
         return ProbeSource(config.precision.samples, config.subspace.seed)
     return public_source(config, public, schema, round, readers) if public else None
+
+
+def public_classes(data: DataConfig, schema: Schema, readers: Readers | None = None) -> torch.Tensor:
+    """Return the classes that usable public records have, int64, in order."""
+    dataset = open_dataset(data, schema, reader=readers.of(data, private=False) if readers else None)
+    rows = dataset.slot_map().rows
+    parts = [dataset.read(rows[start : start + READ_AT_ONCE]) for start in range(0, len(rows), READ_AT_ONCE)]
+    return torch.unique(torch.cat([part.targets[part.present] for part in parts]))
 
 
 def public_source(

@@ -18,7 +18,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
 from distqexp.errors import UsageError
-from distqexp.expansion.source import public_source
+from distqexp.expansion.source import public_classes, public_source
 from distqexp.gradients.worker import Worker
 from distqexp.problem.losses import constant_loss
 from distqexp.problem.records import Records
@@ -72,8 +72,30 @@ class Guard:
         outputs, records = self._outputs(theta), self._records
         if not bool(torch.isfinite(outputs).all()):
             return math.inf
-        value = float(self._worker.loss.value(outputs, records.targets)[records.present].mean())
+        outputs, targets = self._among_public(outputs, records.targets)
+        value = float(self._worker.loss.value(outputs, targets)[records.present].mean())
         return value if math.isfinite(value) else math.inf
+
+    def _among_public(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return outputs and labels of the classes that public records have.
+
+        A model that learns the others from private records moves their outputs in ways that public records can't judge.
+        """
+        classes = self._public_classes
+        if classes is None or len(classes) == outputs.shape[-1]:
+            return outputs, targets
+        return outputs[:, classes], torch.searchsorted(classes, targets)
+
+    @cached_property
+    def _public_classes(self) -> torch.Tensor | None:
+        """The classes among all public records, in order; None where there are no records, or no classes."""
+        plan = self._plan
+        if self._public is None or plan.config.model.loss != "cross-entropy":
+            return None
+        classes = torch.unique(self._records.targets[self._records.present])
+        if len(classes) == plan.schema.classes:
+            return classes
+        return public_classes(self._public, plan.schema, self._worker.readers)
 
     @cached_property
     def bound(self) -> float:

@@ -170,3 +170,24 @@ def test_the_cost_of_noise_is_that_of_its_quadratic(tmp_path: Path) -> None:
     assert math.isfinite(first)
     # Four draws of chi-square with k = 7 degrees of freedom: within a factor of 3 except once in 10^6 seeds.
     assert expected / 3 < found < expected * 3
+
+
+def test_classes_that_no_public_record_has_may_be_learnt(tmp_path: Path) -> None:
+    """Their outputs rise beside all public records, which is no harm; what those records have is guarded as before."""
+    table = random_table("mlp", [1] * 40, seed=1)
+    dataclasses.replace(table, y=np.minimum(table.y, 1)).write(tmp_path / "public.h5")
+    config = make_config(tmp_path, "mlp", mechanism={"guard": True})
+    plan = plan_of(config)
+    assert plan.schema.classes == 3
+    worker = Worker.of_plan(plan)
+    guard = Guard(plan, config.data.public, worker)
+    start = plan.state.theta
+    moves = {name: start.copy() for name in ("unseen", "seen")}
+    moves["unseen"][-1] += 50.0  # the bias of the class 2
+    moves["seen"][-2] += 50.0
+    assert guard.moved(start, moves["unseen"]) == (pytest.approx(moves["unseen"]), 0)
+    assert guard.moved(start, moves["seen"])[1] > 0
+    (tmp_path / "all").mkdir()
+    table.write(tmp_path / "all" / "public.h5")
+    public = make_config(tmp_path / "all", "mlp").data.public
+    assert Guard(plan, public, Worker.of_plan(plan)).moved(start, moves["unseen"])[1] > 0
