@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.live import Fitted, fit
+from distqexp.live.alignment import require_aligned
+from distqexp.live.matrices import NotANumberError, as_numbers, as_targets, require_numbers
 from distqexp.live.predictor import Predictor
 from distqexp.privacy.gdp import epsilon as gdp_epsilon
 
@@ -104,6 +106,21 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
             raise PrivateValueError(f"public: found {type(self.public).__name__}; expected a pair (X, y)")
         return np.asarray(self.public[0]), np.asarray(self.public[1]).reshape(-1)
 
+    def _checked(
+        self, X: Any, y: Any, unit: Any, converted: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return private features (n, features) and targets (n,). A refusal shows no entry of them, which scikit-learn's own would."""
+        if y is None:
+            validate_data(self, X[:0], y)  # says that y is required
+        with _refusals():
+            require_aligned("X", X, unit)
+            require_numbers(X, least=2)
+            X = validate_data(self, X, ensure_all_finite=False)
+            targets: NDArray[Any] = column_or_1d(converted(as_targets(y, X)), warn=True)
+        if targets.dtype.kind == "f" and not np.isfinite(targets).any():
+            assert_all_finite(targets, input_name="y")
+        return X, targets
+
     def _module(self, inputs: int, outputs: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return self.model
@@ -117,6 +134,8 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _outputs(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self)
+        with _refusals():
+            require_numbers(X)
         return self.predictor_.outputs(validate_data(self, X, reset=False, ensure_all_finite="allow-nan"))
 
 
@@ -129,8 +148,8 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
         epsilon: What one fit may cost.
         delta: The delta of the guarantee, below 1 / units.
         public: Public records (X, y) in the estimator's own input space, for moments, curvature and clip.
-        classes: The labels. When None they are those of ``public``, and without it those of ``y``: that is outside of the guarantee,
-            and warned of. A record with another label contributes nothing.
+        classes: The labels, declared without a look at the private ones; when None they are those of ``public``, which is then
+            required. A record with another label contributes nothing.
         standardise: Whether features are standardised by the moments of ``public``.
         population: The name that the ledger keeps the budget under; fits of one name are refused beyond its cap. When None every fit is
             a population of its own, and what all of them together may cost is warned of.
@@ -174,8 +193,7 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
             BudgetError: The population hasn't enough left.
             ValueError: The records or the parameters can't be used.
         """
-        X, y = validate_data(self, X, y, ensure_all_finite=False, ensure_min_samples=2)
-        check_classification_targets(y)
+        X, y = self._checked(X, y, unit)
         pair = self._public_pair()
         public_y = None if pair is None else pair[1]
         self.classes_ = self._classes_of(y, public_y)
@@ -199,16 +217,15 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
         return labels
 
     def _classes_of(self, y: NDArray[Any], public_y: NDArray[Any] | None) -> NDArray[Any]:
+        """Return the labels; never those of the private ``y``, which would tell that somebody has one."""
         if self.classes is not None:
             return np.asarray(self.classes)
         if public_y is not None:
             return np.unique(public_y)
-        warnings.warn(
-            "the classes were taken from the private labels, which is outside of the guarantee: declare them, classes=[0, 1]",
-            PrivacyWarning,
-            stacklevel=3,
+        raise PrivateValueError(
+            "classes: not given, and there are no public records; expected the labels that there can be, declared without a look at the "
+            "private ones: classes=[0, 1]"
         )
-        return np.unique(y)
 
     def _is_binary(self, inputs: int) -> bool:
         """Whether the model gives one logit for two classes."""
@@ -233,7 +250,8 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
     def _codes(self, labels: Any) -> NDArray[np.int64]:
         """Return the place of each label among the classes, -1 for another one."""
         places = {value: place for place, value in enumerate(self.classes_.tolist())}
-        return np.array([places.get(value, -1) for value in np.asarray(labels).tolist()], dtype=np.int64)
+        known = (value if isinstance(value, Hashable) else None for value in np.asarray(labels).tolist())
+        return np.array([places.get(value, -1) for value in known], dtype=np.int64)
 
 
 class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
@@ -250,8 +268,8 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
             BudgetError: The population hasn't enough left.
             ValueError: The records or the parameters can't be used.
         """
-        X, y = validate_data(self, X, y, ensure_all_finite=False, ensure_min_samples=2, y_numeric=True)
-        self._fit(X, np.asarray(y, dtype=np.float64), self._public_pair(), 1, "mean-squared-error", unit)
+        X, y = self._checked(X, y, unit, as_numbers)
+        self._fit(X, y, self._public_pair(), 1, "mean-squared-error", unit)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -262,6 +280,17 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = True  # of a few dozen records with targets of any size
         return tags
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise refusals in the classes that scikit-learn expects."""
+    try:
+        yield
+    except NotANumberError:
+        raise
+    except UsageError as error:
+        raise PrivateValueError(str(error)) from None
 
 
 def _warn_of_others(mu: float, delta: float) -> None:

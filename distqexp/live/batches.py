@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distqexp.errors import UsageError
+from distqexp.live.once import only_once
 
 TOKENS, MASK = "input_ids", "attention_mask"
 _FEATURES = ("features", "inputs", "x", "pixel_values", TOKENS)
@@ -64,10 +65,14 @@ def batches_of(data: Any, roles: Roles) -> Iterator[Batch]:
     Raises:
         UsageError: ``data`` is of no known form, or its parts don't fit each other. Nothing that is named derives from a record's value.
     """
-    if isinstance(data, torch.utils.data.DataLoader) or (isinstance(data, Iterator) and not isinstance(data, tuple)):
+    passing = isinstance(data, Iterator) and not isinstance(data, tuple)
+    if isinstance(data, torch.utils.data.Dataset) or (not passing and _is_map_style(data)):
+        data = torch.utils.data.DataLoader(data, batch_size=1024)
+    if isinstance(data, torch.utils.data.DataLoader):
+        as_units = roles.private and roles.labelled and roles.unit is None
+        yield from _of_items(only_once(data, roles.where) if as_units else data, roles)
+    elif passing:
         yield from _of_items(data, roles)
-    elif isinstance(data, torch.utils.data.Dataset) or _is_map_style(data):
-        yield from _of_items(torch.utils.data.DataLoader(data, batch_size=1024), roles)
     elif isinstance(data, Mapping | tuple | list) or not roles.labelled:
         yield from _of_arrays(data, roles)
     else:

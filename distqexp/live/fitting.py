@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,10 +23,22 @@ from distqexp.engines import make_engine
 from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
+from distqexp.live.alignment import require_aligned
+from distqexp.live.arguments import refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
-from distqexp.live.request import POPULATION, Request, Sources, config_of, model_tree, plain_number, require_types
+from distqexp.live.request import (
+    POPULATION,
+    Request,
+    Sources,
+    config_of,
+    model_tree,
+    nested,
+    plain_number,
+    require_types,
+)
 from distqexp.live.result import Facts, Fitted, facts_of
-from distqexp.live.spool import Spooled, scratch_folder, spool
+from distqexp.live.scratch import Scratch
+from distqexp.live.spool import Spooled, spool
 from distqexp.live.wording import Wording, told_once
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem import lent
@@ -41,6 +52,8 @@ from distqexp.stages.rounds import FitResult, run
 
 _ROLES = {"private": "private", "public": "public", "evaluation": "evaluation", "start": "model"}
 """The argument that each scratch file holds."""
+
+_RUN = "run"
 
 
 def fit(
@@ -72,8 +85,8 @@ def fit(
 
     Records are ``(features, targets)`` as arrays or tensors (n, ...) and (n,) or (n, o), a mapping of arrays (``input_ids``,
     ``attention_mask``, ``labels``), a pandas DataFrame with ``target``, a torch Dataset, or a DataLoader, which is walked through once,
-    batch by batch. They are written to a private scratch file (mode 0600), in TMPDIR or beside ``out``, which is removed at the end,
-    also when the process is killed.
+    batch by batch. They are written to a private scratch folder (mode 0700), in TMPDIR or beside ``out``, which is removed at the end,
+    also when the process is killed, see ``scratch``.
 
     Args:
         model: The pretrained module, which stays as it is, or a factory "package.module:function" (its arguments in ``settings``, as
@@ -93,12 +106,14 @@ def fit(
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
         unit: The privacy unit: a column of a DataFrame, an array of ids (n,), or the name of the ids in the batches of a loader,
-            ``(features, targets, ids)``. When None each record is a unit.
-        units: A public number of units. When None the units are counted, which is public but under add-remove adjacency.
+            ``(features, targets, ids)``. When None each record is a unit. A Series must have the index of the records.
+        units: A public number of units, at least 1. When None the units are counted, which is public but under add-remove adjacency,
+            where a number has to be given.
         population: The name that the ledger keeps the budget under; records of other people need another name.
         standardise: Whether features are standardised by public moments before they reach the module. When None those of DataFrames
             are, and arrays and tensors stay as they are.
         settings: Further keys of a config, such as {"mechanism.rounds": 4, "privacy.adjacency": "replace-one"}; "columns" for DataFrames.
+            Keys that have an argument here are refused.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
         callback: Called with every progress event; nothing is printed then.
@@ -119,6 +134,8 @@ def fit(
         model, plain_number(epsilon), plain_number(delta), loss=loss_name, features=None if features is None else tuple(features),
         units=plain_number(units), population=population, settings=dict(settings or {}), standardise=standardise,
     )  # fmt: skip
+    require_units(request.units)
+    refuse_second_values(nested(request.settings))
     wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit)
     ledger_path = None if ledger is None else Path(ledger)
@@ -127,31 +144,30 @@ def fit(
             running = stack.enter_context(engine or make_engine(request.engine(), os.environ))
         # Inside of the engine, which tells what ends all ranks.
         stack.enter_context(wording.errors())
-        run_folder = _RunFolder.of(out, running)
         if out is not None and not resume:
-            running.on_root(lambda: make_room(run_folder.path, ledger=ledger_path))
-        scratch = stack.enter_context(_shared_scratch(running, None if out is None else run_folder.path))
-        wording.folder, wording.ranks = scratch, running.size if running.kind == "mpi" else 1
+            running.on_root(lambda: make_room(Path(out), ledger=ledger_path))
+        folders = stack.enter_context(_folders(running, None if out is None else Path(out)))
+        wording.folder, wording.ranks = folders.records, running.size if running.kind == "mpi" else 1
         if loss_name is not None and loss is not loss_name:
             stack.enter_context(lent.lending(loss_name, loss))
-        config = _config_on_all(request, records, scratch, running)
+        config = _config_on_all(request, records, folders.records, running)
         if isinstance(model, nn.Module):
             stack.enter_context(lent.lending(lent.name_of(model), model))
         progress = Progress(
-            run_folder.path, rounds=config.mechanism.rounds, counts_public=config.privacy.adjacency.counts_public,
+            folders.run, rounds=config.mechanism.rounds, counts_public=config.privacy.adjacency.counts_public,
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
         progress.wording = wording.of
         with progress:
             try:
                 result = run(
-                    config, run_folder.path, running, progress,
+                    config, folders.run, running, progress,
                     resume=resume, noise_seed=insecure_noise_seed, ledger=ledger_path,
                 )  # fmt: skip
             except BudgetError as error:
                 raise _with_hint(error, population) from None
         card = None if result is None else _card(result, model, records.labels)
-        return _fitted(result, card, config, running, run_folder, ledger_path)
+        return _fitted(result, card, config, running, folders, ledger_path)
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,7 @@ class _Records:
 
     def spool_private(self, folder: Path, rank: int) -> Spooled:
         """Write this rank's private records to the scratch folder."""
+        require_aligned("private", self.private, self.unit)
         by_name = self.unit is None or isinstance(self.unit, str)
         name = self.unit if by_name else str(getattr(self.unit, "name", None) or "unit")
         ids = None if by_name else plain(self.unit, "unit").reshape(-1)
@@ -189,36 +206,42 @@ class _Records:
         """Write public or evaluation records to the scratch folder; None where there are none."""
         if data is None:
             return None
+        require_aligned(where, data)
         name = self.unit if isinstance(self.unit, str) else None
         roles = Roles(where, unit=None if private else name, classes=self.labels, private=private)
         return spool(data, folder / where, roles, self.target)
 
 
 @dataclass(frozen=True)
-class _RunFolder:
-    """Where the run's files go."""
+class _Folders:
+    """Where the records and the run's files go. ``own`` has both where no run's folder was asked for; None elsewhere."""
 
-    path: Path
-    temporary: tempfile.TemporaryDirectory[str] | None = None
-
-    @staticmethod
-    def of(out: str | Path | None, engine: Engine) -> _RunFolder:
-        """Return the folder that was asked for, or a temporary one."""
-        if out is not None:
-            return _RunFolder(Path(out))
-        if engine.size > 1 and engine.kind == "mpi":
-            raise UsageError(
-                "out: not given; under MPI expected the run's folder, which all ranks share: out='runs/name'"
-            )
-        temporary = tempfile.TemporaryDirectory(prefix="distqexp-run-")
-        return _RunFolder(Path(temporary.name), temporary)
+    records: Path
+    run: Path
+    own: Scratch | None
 
 
 @contextmanager
-def _shared_scratch(engine: Engine, beside: Path | None) -> Iterator[Path]:
-    """Make the private scratch folder on the root, and give its path on every rank. Collective."""
+def _folders(engine: Engine, out: Path | None) -> Iterator[_Folders]:
+    """Make the private scratch folder on the root, and give its path on every rank; it goes at the end. Collective."""
+    if out is None and engine.size > 1 and engine.kind == "mpi":
+        raise UsageError("out: not given; under MPI expected the run's folder, which all ranks share: out='runs/name'")
     with ExitStack() as stack:
-        yield Path(engine.on_root(lambda: str(stack.enter_context(scratch_folder(beside)))))
+        made: list[Scratch] = []
+
+        def make() -> str:
+            made.append(Scratch(out))
+            stack.callback(made[0].remove)
+            return str(made[0].path)
+
+        records = Path(engine.on_root(make))
+        if out is not None:
+            yield _Folders(records, out, None)
+            return
+        # What the run leaves when it is killed (features, sums) goes with the records.
+        yield _Folders(records, made[0].folder(_RUN), made[0])
+        made[0].keep(_RUN)
+        stack.pop_all()
 
 
 def _config_on_all(request: Request, records: _Records, folder: Path, engine: Engine) -> Config:
@@ -292,7 +315,7 @@ def _fitted(
     card: ModelCard | None,
     config: Config,
     engine: Engine,
-    folder: _RunFolder,
+    folders: _Folders,
     ledger: Path | None,
 ) -> Fitted:
     """Return the result on every rank; the root alone has the run's. Collective."""
@@ -300,11 +323,11 @@ def _fitted(
     network = Network(build_model(config.model.factory, config.model.args), config.model.trainable)
 
     def state() -> Arrays:
-        load_weights(network, folder.path / "model.safetensors")
+        load_weights(network, folders.run / "model.safetensors")
         return network.state()
 
     network.load_state(arrays_from_root(engine, state))
-    return Fitted(network, facts_of(text), folder.path, folder.temporary)
+    return Fitted(network, facts_of(text), folders.run, folders.own)
 
 
 def _facts(result: FitResult, card: ModelCard, ledger: Path | None) -> Facts:

@@ -18,7 +18,8 @@ from distqexp.artefacts.card import ModelCard
 from distqexp.errors import UsageError
 from distqexp.live.batches import Batch, Roles, batches_of
 from distqexp.live.new_records import as_images, class_names_of, new_records, open_new_records
-from distqexp.live.spool import is_frame, scratch_folder, spool
+from distqexp.live.scratch import scratch_folder
+from distqexp.live.spool import is_frame, spool
 from distqexp.live.wording import Wording
 from distqexp.problem.dataset import Dataset, usable_inputs
 from distqexp.problem.faults import Fault, checked_inputs

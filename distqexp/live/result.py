@@ -7,7 +7,6 @@ import html
 import importlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from distqexp.artefacts.card import ModelCard
 from distqexp.errors import NotAvailableYet, UsageError
 from distqexp.live.predictor import Predictor
+from distqexp.live.scratch import Scratch
 from distqexp.problem.network import Network
 
 _PUBLIC_FILES = ("plan.h5", "progress.jsonl", "model.safetensors", "model.pt", "model.json", "certificate.json")
@@ -54,9 +54,7 @@ class Fitted(Predictor):
         out: The folder of the run. Where none was asked for it is a temporary one, which goes with this object: ``save`` keeps it.
     """
 
-    def __init__(
-        self, network: Network, facts: Facts, out: Path, temporary: tempfile.TemporaryDirectory[str] | None = None
-    ) -> None:
+    def __init__(self, network: Network, facts: Facts, out: Path, temporary: Scratch | None = None) -> None:
         super().__init__(network, ModelCard.of_tree(facts.card))
         self.certificate, self.metrics, self.history = facts.certificate, facts.metrics, facts.history
         self.budget, self.seconds, self.out = facts.budget, facts.seconds, out

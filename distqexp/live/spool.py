@@ -1,16 +1,10 @@
-"""The scratch files of a script's records: what the stages read by row. Private files have mode 0600, and a folder of mode 0700.
-
-The folder goes when the run ends, however it ends: by the script's own hand, or by that of a small process that waits for its death.
-"""
+"""The scratch files of a script's records: what the stages read by row. They have mode 0600; ``scratch`` has their folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +26,6 @@ _CHUNK = 2**18
 
 _ROW_GROUP = 2**16
 _FEATURES, _TARGET, _MASK = "features", "target", "mask"
-_REAPER = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$1"'
 
 
 @dataclass(frozen=True)
@@ -66,31 +59,6 @@ class Spooled:
         kinds = sorted((name, kind) for name, kind in self.types.items() if kind != "nothing")
         text = repr((self.shape, self.targets, kinds, sorted(self.tree["columns"])))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-
-
-@contextmanager
-def scratch_folder(beside: Path | None) -> Iterator[Path]:
-    """Make a private folder, beside a path or in the system's folder of temporary files, and remove it at the end, come what may."""
-    try:
-        if beside is None:
-            folder = Path(tempfile.mkdtemp(prefix="distqexp-records-"))
-        else:
-            beside.absolute().parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{beside.name}.records-", dir=beside.absolute().parent))
-    except OSError as error:
-        raise storage_error(beside or Path(tempfile.gettempdir()), error) from None
-    # A process that is killed can't tidy up: this one reads until the other end of its pipe is gone, and removes the folder.
-    reaper = subprocess.Popen(
-        ["/bin/sh", "-c", _REAPER, "sh", str(folder)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if reaper.stdin is not None:
-            reaper.stdin.close()
-        reaper.wait()
 
 
 def spool(data: Any, path: Path, roles: Roles, target: str | None) -> Spooled:

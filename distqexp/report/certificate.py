@@ -29,7 +29,8 @@ NOT_COVERED = (
 )
 
 SINGLE_RECORDS = (
-    "whoever has several records: each record is protected by itself, m records of one person together with m times mu"
+    "whoever has several records: each record is protected by itself, m records of one person together with m times mu, "
+    "and a record that stands there twice is two"
 )
 
 NO_SAMPLES = "every unit that a round was for took part in it"

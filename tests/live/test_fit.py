@@ -89,7 +89,7 @@ def test_a_fit_of_arrays_learns_and_says_what_it_cost(scratch: Path, capfd: pyte
     # Quiet, as there is a callback; no record stays behind, in the scratch folder or the run's own.
     assert capfd.readouterr() == ("", "")
     assert {event.stage for event in events} == {"plan", "sketch", "pool", "release", "export"}
-    assert [path for path in scratch.iterdir() if "records" in path.name] == []
+    assert [path.name for folder in scratch.iterdir() for path in sorted(folder.iterdir())] == [".owner", "run"]
     assert not [path for path in result.out.iterdir() if path.name.startswith(("sketch", "quadratic", "features"))]
     # The module that was passed in is as it was; the result's own is at the released parameters.
     assert not unequal(module, linear())
@@ -164,7 +164,7 @@ def test_columns_of_words_and_dates_are_meant_as_in_the_public_frame() -> None:
 
 def test_units_by_column_by_array_and_by_batch_are_one() -> None:
     patients = [f"p{number // 4}" for number in range(400)]
-    table, columns = frame(PRIVATE).assign(patient=patients), {"settings": {**SETTINGS, "columns.standardise": False}}
+    table = frame(PRIVATE).assign(patient=patients)
     common: dict[str, Any] = {"callback": lambda _: None, **SEEDED}
     arrays = distqexp.fit(linear(), PRIVATE, public=PUBLIC, unit=np.array(patients), population="a", **common)
     by_name = pandas.Series(patients, name="patient")
@@ -174,7 +174,14 @@ def test_units_by_column_by_array_and_by_batch_are_one() -> None:
     )
     batches = distqexp.fit(linear(), loader, public=PUBLIC, unit="patient", population="c", **common)
     tabled = distqexp.fit(
-        linear(), table, public=frame(PUBLIC), target="died", unit="patient", population="d", **{**common, **columns}
+        linear(),
+        table,
+        public=frame(PUBLIC),
+        target="died",
+        unit="patient",
+        population="d",
+        standardise=False,
+        **common,
     )
     assert [result.certificate["units"] for result in (arrays, named, batches, tabled)] == [100] * 4
     assert [result.certificate["unit_column"] for result in (arrays, named, batches, tabled)] == [

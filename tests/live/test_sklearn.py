@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import traceback
 import warnings
 from typing import Any
 
@@ -20,6 +21,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.multiclass import check_classification_targets
 
 from distqexp import sklearn as estimators
 from distqexp.errors import BudgetError
@@ -38,8 +40,16 @@ def no_fit_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "_UNNAMED", [])
 
 
+class Declared(PrivateClassifier):
+    """A classifier whose labels are known beforehand: scikit-learn's checks make some up, and ask each classifier to find them."""
+
+    def _classes_of(self, y: Any, public_y: Any) -> Any:
+        check_classification_targets(y)
+        return np.unique(y)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [PrivateClassifier, PrivateRegressor])
+@pytest.mark.parametrize("kind", [Declared, PrivateRegressor])
 def test_the_checks_of_scikit_learn_pass(kind: Any) -> None:
     """All of them: none is expected to fail. Without seeded noise the estimator says that it is not deterministic."""
     settings = {"mechanism.clip_natural": 1.0}
@@ -97,9 +107,11 @@ def test_three_classes_a_module_of_ones_own_and_units() -> None:
     assert single.predict_proba(EVALUATION[0]).shape == (300, 2)
 
 
-def test_classes_from_private_labels_are_warned_of() -> None:
-    with pytest.warns(PrivacyWarning, match=r"declare them, classes=\[0, 1\]"):
-        PrivateClassifier(**OPTIONS).fit(PRIVATE[0], PRIVATE[1])
+def test_classes_are_never_those_of_private_labels() -> None:
+    """One record with another label would change the model's shape."""
+    for labels in (PRIVATE[1], np.where(np.arange(400) == 3, 2, PRIVATE[1])):
+        with pytest.raises(PrivateValueError, match=r"^classes: not given.*classes=\[0, 1\]"):
+            PrivateClassifier(**OPTIONS).fit(PRIVATE[0], labels)
     with pytest.raises(NotFittedError):
         PrivateClassifier(**OPTIONS).predict(PRIVATE[0])
 
@@ -111,6 +123,61 @@ def test_a_bad_private_record_ends_nothing() -> None:
     assert classifier.score(*EVALUATION) > 0.75
     with pytest.raises(ValueError, match="infinity"):
         classifier.predict(features)
+
+
+SECRET = "Mr John Smith"
+
+
+def objects(entry: Any) -> Any:
+    features = PRIVATE[0].astype(object)
+    features[3, 1] = entry
+    return features
+
+
+REFUSED: dict[str, tuple[Any, Any, str]] = {
+    "a text": (objects(SECRET), PRIVATE[1], "X: column 1 holds texts"),
+    "a mapping": (objects({"name": SECRET}), PRIVATE[1], "X: column 1 holds texts"),
+    "texts": (objects(SECRET).astype(str), PRIVATE[1], "X: column 1 holds texts"),
+    "a column": (pandas.DataFrame(objects(SECRET), columns=list("abcd")), PRIVATE[1], "X: column 'b' holds texts"),
+    "categories": (pandas.DataFrame(objects(SECRET)).astype("category"), PRIVATE[1], "X: column 1 holds texts"),
+    "complex": (PRIVATE[0] + 7.25j, PRIVATE[1], "X: column 0 holds complex"),
+    "one dimension": (PRIVATE[0][:, 0], PRIVATE[1], "X: Expected 2D array"),
+    "ragged": ([[1.0, 2.0], [7.25]], [0, 1], "X: list can't be made an array"),
+    "lengths": (PRIVATE[0], PRIVATE[1][:-1], "X, y: different numbers of rows"),
+    "two labels": (PRIVATE[0], np.eye(2)[PRIVATE[1]], "y should be a 1d array"),
+    "one record": (PRIVATE[0][:1], PRIVATE[1][:1], "X: one sample or none"),
+}
+
+
+@pytest.mark.parametrize("kind", [PrivateClassifier, PrivateRegressor])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_shows_no_entry_of_private_records(kind: Any, name: str) -> None:
+    features, labels, words = REFUSED[name]
+    with pytest.raises((PrivateValueError, TypeError), match=f"^{re.escape(words)}") as caught:
+        kind(public=PUBLIC).fit(features, labels)
+    assert not re.search(r"7\.25|399|400", str(caught.value))
+    shown = "".join(traceback.format_exception(caught.value))  # with the errors that it came from
+    assert SECRET not in shown
+    assert str(PRIVATE[0][0, 0])[:6] not in shown
+
+
+def test_targets_that_are_none_end_nothing_or_show_nothing() -> None:
+    """A label that isn't declared contributes nothing, of whatever type; a regression's target must be a number."""
+    labels = np.array(["no", "yes"], dtype=object)[PRIVATE[1]]
+    public = (PUBLIC[0], np.array(["no", "yes"])[PUBLIC[1]])
+    odd = labels.copy()
+    odd[:4] = [SECRET, 0.5, None, {}]
+    classifier = PrivateClassifier(public=public, population="a", **SEEDED).fit(PRIVATE[0], odd)
+    assert classifier.classes_.tolist() == ["no", "yes"]
+    fractions = PRIVATE[1].astype(float)
+    fractions[0], fractions[1] = 0.5, np.nan
+    assert PrivateClassifier(public=PUBLIC, population="b", **SEEDED).fit(PRIVATE[0], fractions).classes_.tolist() == [
+        0,
+        1,
+    ]
+    with pytest.raises(PrivateValueError, match=r"^y: holds texts") as caught:
+        PrivateRegressor(public=PUBLIC).fit(PRIVATE[0], odd)
+    assert SECRET not in str(caught.value)
 
 
 def test_in_a_pipeline_with_a_column_transformer_that_public_records_fitted() -> None:
