@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
-from distqexp.errors import UsageError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.live import Fitted, fit
 from distqexp.live.alignment import require_aligned
 from distqexp.live.matrices import NotANumberError, as_numbers, as_targets, require_numbers
@@ -90,12 +90,21 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
                 population=population, settings=self.settings, standardise=self.standardise, ledger=self.ledger,
                 callback=lambda _: None, insecure_noise_seed=self.insecure_noise_seed,
             )  # fmt: skip
-        except UsageError as error:
-            raise PrivateValueError(str(error).replace("private:", "X, y:", 1)) from error
+        except (UsageError, FileContentError) as error:
+            text = str(error).replace("private:", "X, y:", 1).replace(" in private;", " in X;")
+            raise PrivateValueError(text) from error
         self.predictor_ = Predictor(result.network, result.card)
         self.certificate_, self.history_, self.budget_ = result.certificate, result.history, result.budget
         if self.population is None:
             _warn_of_others(float(result.certificate["mu"]), self.delta)
+
+    def _public_pair(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Return the public records as arrays (n, features) and (n,), if any. Raises PrivateValueError for anything but a pair."""
+        if self.public is None:
+            return None
+        if not isinstance(self.public, tuple | list) or len(self.public) != 2:
+            raise PrivateValueError(f"public: found {type(self.public).__name__}; expected a pair (X, y)")
+        return np.asarray(self.public[0]), np.asarray(self.public[1]).reshape(-1)
 
     def _checked(
         self, X: Any, y: Any, unit: Any, converted: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
@@ -185,12 +194,13 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
             ValueError: The records or the parameters can't be used.
         """
         X, y = self._checked(X, y, unit)
-        public_y = None if self.public is None else np.asarray(self.public[1]).reshape(-1)
+        pair = self._public_pair()
+        public_y = None if pair is None else pair[1]
         self.classes_ = self._classes_of(y, public_y)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__}: found one class; expected two or more different labels")
         outputs = 1 if self._is_binary(X.shape[1]) else len(self.classes_)
-        public = None if self.public is None else (np.asarray(self.public[0]), self._codes(public_y))
+        public = None if pair is None else (pair[0], self._codes(pair[1]))
         loss = "binary-cross-entropy" if outputs == 1 else "cross-entropy"
         self._fit(X, self._codes(y), public, outputs, loss, unit)
         return self
@@ -259,8 +269,7 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
             ValueError: The records or the parameters can't be used.
         """
         X, y = self._checked(X, y, unit, as_numbers)
-        public = None if self.public is None else (np.asarray(self.public[0]), np.asarray(self.public[1]).reshape(-1))
-        self._fit(X, y, public, 1, "mean-squared-error", unit)
+        self._fit(X, y, self._public_pair(), 1, "mean-squared-error", unit)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:

@@ -4,7 +4,8 @@
     DISTQEXP_SST2=runs/sst2 distqexp plan configs/sst2/probe-eps1.toml --out plan.h5
 
 DISTQEXP_DATA is a folder with sst2/train.tsv.gz and sst2/dev.tsv.gz. The extra ``examples`` brings the model with its tokenizer.
-``private.h5`` holds --sentences sentences of the training set, drawn without looking at them; ``eval.h5`` the development set.
+``private.h5`` holds --sentences sentences of the training set, drawn without looking at them; ``eval.h5`` the development set;
+``other.h5`` --others other training sentences, none with the text of one of those, for configs/sst2/tune.toml.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder; made where it is absent")
     parser.add_argument("--sentences", type=int, default=4000, help="private sentences; 0: all")
+    parser.add_argument("--others", type=int, default=11200, help="sentences to choose settings on")
     parser.add_argument("--length", type=int, default=48, help="tokens of a sentence")
     options = parser.parse_args()
     data = os.environ.get("DISTQEXP_DATA")
@@ -69,11 +71,14 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(training))
     count = options.sentences or len(training)
     private = [training[number] for number in order[:count]]
+    development = read_sentences(Path(data) / "sst2" / "dev.tsv.gz")
+    known = {text for text, _ in (*private, *development)}
+    others = [training[number] for number in order[count:] if training[number][0] not in known][: options.others]
     tokenizer = model / "tokenizer.json"
-    write_tokens(options.out / "private.h5", private, tokenizer, options.length)
-    write_tokens(options.out / "eval.h5", read_sentences(Path(data) / "sst2" / "dev.tsv.gz"), tokenizer, options.length)
+    for name, sentences in (("private", private), ("eval", development), ("other", others)):
+        write_tokens(options.out / f"{name}.h5", sentences, tokenizer, options.length)
     shutil.copyfile(model / "model.safetensors", options.out / "minilm.safetensors")
-    print(f"{options.out}: private.h5, eval.h5, minilm.safetensors")
+    print(f"{options.out}: private.h5, eval.h5, other.h5, minilm.safetensors")
 
 
 if __name__ == "__main__":

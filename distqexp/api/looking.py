@@ -96,13 +96,15 @@ def report(*folders: StrPath, out: StrPath | None = None) -> Path:
     return page
 
 
-def verify(*paths: StrPath) -> list[str]:
+def verify(*paths: StrPath, config: Config | None = None) -> list[str]:
     """Check files, certificates or a run's folder, alone and against each other.
 
     A certificate is computed again from the plan and all its releases, which are among ``paths`` or lie beside it.
 
     Args:
         paths: Files, certificates, or folders of a run.
+        config: The run's config, which says where its public records lie. With it the parameters of later rounds are checked even
+            where the run's files left out what they were sketched with.
 
     Returns:
         A line for each file, with what could not be checked.
@@ -110,4 +112,4 @@ def verify(*paths: StrPath) -> list[str]:
     Raises:
         FileContentError: A file is not what it says; the first such file ends the check.
     """
-    return verify_paths([Path(path) for path in paths])
+    return verify_paths([Path(path) for path in paths], config)

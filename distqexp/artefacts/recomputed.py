@@ -136,17 +136,20 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     coordinates = coordinates_of(plan.config, plan.k)
     if release.noisy_sums.dtype != np.int64 or release.noisy_sums.shape != (coordinates,):
         raise _difference("noisy_sums", _form(release.noisy_sums), f"int64 ({coordinates},)")
-    successor = release.next_state
-    if successor is None:
+    following, successor = release.next_header, release.next_state
+    if following is None:
         if release.round != last:
             raise _difference("next", None, f"the state of round {release.round + 1}: the plan has {last + 1} rounds")
         return
     if release.round == last:
-        raise _difference("next", f"the state of round {successor.round}", "null: it is the plan's last round")
-    _check_state(plan, successor, release.round + 1, "next")
-    if plan.config.refresh_round(successor.round) != successor.round:
+        raise _difference("next", f"the state of round {following.get('round')}", "null: it is the plan's last round")
+    if successor is None:
+        _check_rules(plan, following, release.round + 1, "next")
+    else:
+        _check_state(plan, successor, release.round + 1, "next")
+    if plan.config.refresh_round(release.round + 1) != release.round + 1:
         clip = _carried_clip(plan, release.state_header["clip"], release.round)
-        refuse_unlike("next.clip", successor.clip, clip, TOLERANCE)
+        refuse_unlike("next.clip", following["clip"], clip, TOLERANCE)
 
 
 def _carried_clip(plan: Plan, clip: float, round: int) -> float:

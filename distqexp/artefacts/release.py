@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from distqexp.mechanism.grid import Grid
 from distqexp.privacy.expenses import Part
 from distqexp.storage.hdf5 import read_file, write_file
 
+LIGHT = 1 << 16
+"""The bytes that the next round's state may add to a release for good. A heavier one is in the latest release of a run alone."""
+
 
 @dataclass(frozen=True)
 class Release:
@@ -33,7 +36,8 @@ class Release:
         noisy_sums: int64 (plan.coordinates,), in grid units; with a trust region minus the point itself, rounded to the grid.
         theta: float64 (d,), the parameters after the round, theta_{r+1}.
         state_header: The header of the state that the round was sketched at; ``used`` in a file.
-        next_state: The state of the next round, or None after the last one.
+        next_state: The state of the next round; None after the last one, and where a run left it out because its next release stands.
+        next_rules: The header of the state that was left out; None in any other release.
         noise_seed: The seed of the noise, or None for real noise. With a seed nothing about the release is private.
         everybody: Whether it is charged to everybody although its round uses one part: units may have changed their parts.
         halvings: How often the guard halved the move, 0 to HALVINGS.
@@ -50,13 +54,26 @@ class Release:
     everybody: bool = False
     halvings: int = 0
     kept: int = WHOLE
+    next_rules: Mapping[str, Any] | None = None
+
+    @property
+    def next_header(self) -> Mapping[str, Any] | None:
+        """The header of the next round's state, whether or not the state is here; None after the last round."""
+        return self.next_rules if self.next_state is None else self.next_state.header()
+
+    def without_state(self) -> Release:
+        """Return the release without the next round's state where that is heavier than LIGHT; public records give it again."""
+        state = self.next_state
+        if state is None or sum(array.nbytes for name, array in state.arrays().items() if name != "theta") <= LIGHT:
+            return self
+        return replace(self, next_state=None, next_rules=state.header())
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
         return {
             "round": self.round,
             "used": dict(self.state_header),
-            "next": self.next_state.header() if self.next_state else None,
+            "next": None if self.next_header is None else dict(self.next_header),
             "noise_seed": self.noise_seed,
             "everybody": self.everybody,
             "halvings": self.halvings,
@@ -84,7 +101,8 @@ class Release:
                 f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.coordinates},)"
             )
         tree = header["next"]
-        state = None if tree is None else RoundState.restore(tree, under(arrays, "next/") | {"theta": theta})
+        following = under(arrays, "next/")
+        state = RoundState.restore(tree, following | {"theta": theta}) if tree is not None and following else None
         release = Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),
@@ -96,6 +114,7 @@ class Release:
             everybody=everybody_flag(header, plan.config.mechanism.parts),
             halvings=int(header["halvings"]),
             kept=int(header["kept"]),
+            next_rules=tree if state is None else None,
         )
         check_release(plan, release, header, arrays)
         return release

@@ -11,9 +11,8 @@ from typing import Annotated
 import typer
 
 import distqexp
-from distqexp.cli import ledger, looking, predicting, stages
+from distqexp.cli import examining, ledger, looking, predicting, stages
 from distqexp.cli.options import say
-from distqexp.errors import NotAvailableYet
 
 __all__ = ["main", "run"]
 
@@ -24,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-unavailable = typer.Typer()
 
 
 @app.callback()
@@ -43,24 +41,8 @@ def _tell_version(asked: bool) -> None:
         raise typer.Exit()
 
 
-def _add_unavailable(name: str, help_text: str) -> None:
-    """Add a command that takes any arguments and only says that it is not available yet."""
-
-    @unavailable.command(
-        name,
-        help=help_text,
-        epilog="not available yet",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )
-    def command() -> None:
-        raise NotAvailableYet(f"distqexp {name}")
-
-
-_add_unavailable("doctor", "Check this machine (not available yet).")
-_add_unavailable("cost", "Forecast time and memory (not available yet).")
-
 # Help lists the commands in this order.
-for commands in (stages.commands, predicting.commands, looking.commands, unavailable):
+for commands in (stages.commands, predicting.commands, looking.commands, examining.commands):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigPath, Overrides, Seed, find_own_modules, own_config, say
+from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, Seed, find_own_modules, own_config, say
 
 commands = typer.Typer()
 
@@ -71,11 +71,12 @@ def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> 
 @commands.command(epilog="example: distqexp verify runs/digits   (or: distqexp verify model plan.h5 release-000.h5)")
 def verify(
     paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")],
+    config: ConfigOption = None,
 ) -> None:
     """Check checksums and identities, every figure of plan and releases, and a certificate against them, its model and the ledger."""
     from distqexp.stages.verify import verify_paths
 
-    say(*verify_paths(paths))
+    say(*verify_paths(paths, None if config is None else own_config(config, None)))
 
 
 @commands.command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from distqexp.api import Config
+    from distqexp.config import Config
 
 ConfigPath = Annotated[Path | None, typer.Argument(help="TOML config; the embedded digits task when absent")]
 ConfigOption = Annotated[
@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as t
 
 def own_config(path: Path | None, overrides: list[str] | None) -> Config:
     """Return a config of one's own, see ``find_own_modules``."""
-    from distqexp.api import load_config
+    from distqexp.config import load_config
 
     find_own_modules(path)
     return load_config(path, overrides or [])

@@ -287,3 +287,7 @@ class AllDataConfig:
             self.population == normal,
             "data.population", self.population, f"{normal!r}: no blanks around it, Unicode form NFC",
         )  # fmt: skip
+        yield Need(
+            self.population.isprintable(),
+            "data.population", self.population, "a name of signs that can be seen: two that look alike would have a budget each",
+        )  # fmt: skip

@@ -68,6 +68,11 @@ class Config:
         return self.precision.traits.by_blocks or self.subspace.traits.by_blocks
 
     @property
+    def records_together(self) -> int:
+        """How many records, each view one of its own, go through the model together in a round."""
+        return self.engine.micro_batch * (self.augment.views if self.augment.active else 1)
+
+    @property
     def units_in_a_round(self) -> float:
         """The nominal number of units whose gradients one round sums: those of one part, or the mean size of a sample."""
         return self.privacy.units / self.mechanism.parts * self.mechanism.sampling

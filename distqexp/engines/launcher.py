@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from distqexp.errors import EngineError
 
@@ -44,12 +45,19 @@ def may_print(environ: Mapping[str, str], patience: float = 10.0) -> bool:
     return False
 
 
-def check_size(engine_size: int, environ: Mapping[str, str]) -> None:
-    """Raise EngineError when the launcher started another number of processes than the engine sees."""
+class Conflict(NamedTuple):
+    """A launcher and an engine that disagree: the launcher's number of processes, the variable that says so, the likely cause."""
+
+    size: int
+    variable: str
+    cause: str
+
+
+def size_conflict(engine_size: int, environ: Mapping[str, str]) -> Conflict | None:
+    """Return how the launcher's number of processes differs from the engine's; None where they agree."""
     launch = launched_size(environ)
     if launch is None or launch[0] == engine_size:
-        return
-    size, variable = launch
+        return None
     if engine_size == 1:
         cause = (
             "every process would run the whole job alone: mpi4py is bound to another MPI than the launcher's; "
@@ -60,7 +68,16 @@ def check_size(engine_size: int, environ: Mapping[str, str]) -> None:
         cause = (
             "a variable left over from an outer launcher, or a communicator that doesn't span the run: unset or fix it"
         )
-    raise EngineError(f"the launcher says {size} processes ({variable}), the engine says {engine_size}: {cause}")
+    return Conflict(*launch, cause)
+
+
+def check_size(engine_size: int, environ: Mapping[str, str]) -> None:
+    """Raise EngineError when the launcher started another number of processes than the engine sees."""
+    conflict = size_conflict(engine_size, environ)
+    if conflict is not None:
+        raise EngineError(
+            f"the launcher says {conflict.size} processes ({conflict.variable}), the engine says {engine_size}: {conflict.cause}"
+        )
 
 
 def allocation_warning(engine_size: int, environ: Mapping[str, str]) -> str | None:

@@ -73,7 +73,7 @@ class FisherMoments:
             first_slot: The slot of the first record.
         """
         network, loss = self.gradients.network, self.gradients.loss
-        with torch.no_grad():
+        with torch.no_grad(), network.sealed():
             outputs = network.module(network.prepare(records.inputs))
         noise = label_noise(seed, round, first_slot, len(records), loss.noise_width(outputs)).to(outputs.device)
         coordinates = self.subspace.coordinates

@@ -55,7 +55,7 @@ class UnitGradients:
         Each of ``batches`` has at most ``micro_batch`` records, and the slots of a unit are contiguous. A piece of more
         than one batch must hold a single unit.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+        with np.errstate(all="ignore"):  # a warning would tell of the data
             sums, finite = sum_by_unit(batches, self._record_vectors)
         rows = np.zeros((max(self.micro_batch, len(sums)), self.whitening.k))
         rows[: len(sums)] = np.where(finite[:, None], sums, 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from distqexp.gradients.batching import Batch, pad_records, sum_by_unit
 from distqexp.gradients.layers.forms import Raw, Tensor, merge_views
 from distqexp.gradients.layers.store import BlockStore
 from distqexp.gradients.raw import RawGradients, TapsOf
+from distqexp.problem.hiding import only, unless_raised
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
@@ -33,6 +35,8 @@ class BlockGradients(RawGradients):
         blocks: What ``block_layout(network)`` gives. Public.
         micro_batch: The number of records in a batch, padding included.
         taps_of: Gives checked taps, see ``RawGradients``.
+        private: Whether the records are private: one that the model or the loss raises an exception for is then not finite, and the
+            exception tells nobody.
 
     Raises:
         UsageError: The factors don't fit the blocks.
@@ -47,8 +51,10 @@ class BlockGradients(RawGradients):
         blocks: Sequence[Block],
         micro_batch: int,
         taps_of: TapsOf | None = None,
+        private: bool = True,
     ) -> None:
         super().__init__(network=network, loss=loss, blocks=blocks, micro_batch=micro_batch, taps_of=taps_of)
+        self.private = private
         if len(whitening) != len(self.blocks):
             raise UsageError(
                 f"whitening: factors of {len(whitening)} blocks; expected {len(self.blocks)}, the network's"
@@ -79,7 +85,7 @@ class BlockGradients(RawGradients):
 
     def of_piece(self, batches: Iterable[Batch]) -> tuple[FloatArray, BoolArray]:
         """Return a piece's whitened vectors, (units, k), and which are finite, (units,), as ``UnitGradients.of_piece`` does."""
-        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+        with np.errstate(all="ignore"):  # a warning would tell of the data
             sums, finite = sum_by_unit(batches, self._vectors)
             finite = finite & np.isfinite(sums).all(axis=1)
             np.copyto(sums, 0.0, where=~finite[:, None])
@@ -109,7 +115,18 @@ class BlockGradients(RawGradients):
         for name, bound in (("clip", clip), ("cancellation", cancellation)):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
-        stores, present = self._stores(records)
+        count = len(records)
+        total, weights, good = np.zeros(self.k), np.zeros(count), np.zeros(count, dtype=np.bool_)
+        for stores, present, rows in self._passes(records):
+            # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good.
+            part, shares, counting = self._clipped_sum(stores, present, clip, cancellation, largest_terms)
+            total += part
+            weights[rows], good[rows] = shares[rows], counting[rows]
+        return total, weights, good
+
+    def _clipped_sum(
+        self, stores: list[BlockStore], present: Tensor, clip: float, cancellation: float, largest_terms: int
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
         terms = max(store.terms for store in stores)
         if terms > largest_terms:
             raise UsageError(
@@ -122,16 +139,44 @@ class BlockGradients(RawGradients):
             store = stores.pop(0)
             store.add_weighted_sum(total[at : at + store.size], weights, good)
             at += store.size
-        count = len(records)
-        return total.cpu().numpy(), weights[:count].cpu().numpy(), good[:count].cpu().numpy()
+        return total.cpu().numpy(), weights.cpu().numpy(), good.cpu().numpy()
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
-        stores, present = self._stores(records)
-        vectors = np.concatenate([store.vectors().cpu().numpy() for store in stores], axis=1)[: len(records)]
-        finite = np.isfinite(vectors).all(axis=1)
-        there = present.cpu().numpy()[: len(records)]
-        np.copyto(vectors, 0.0, where=~(finite & there)[:, None])
-        return vectors, finite | ~there
+        count = len(records)
+        rows_found: dict[int, FloatArray] = {}
+        finite = np.zeros(count, dtype=np.bool_)
+        for stores, present, rows in self._passes(records):
+            parts = [store.vectors()[:count][rows].cpu().numpy() for store in stores]
+            vectors, there = np.concatenate(parts, axis=1), present.cpu().numpy()[:count][rows]
+            finite[rows] = np.isfinite(vectors).all(axis=1)
+            np.copyto(vectors, 0.0, where=~(finite[rows] & there)[:, None])
+            finite[rows] |= ~there
+            if len(vectors) == count:
+                return vectors, finite
+            rows_found[rows.start] = vectors[0]
+        blank = np.zeros(self.k)
+        return np.stack([rows_found.get(number, blank) for number in range(count)]), finite
+
+    def _passes(self, records: Records) -> Iterator[tuple[list[BlockStore], Tensor, slice]]:
+        """Yield the gradients of a micro-batch, which records are present, and the rows that hold.
+
+        Where private records make the model raise, each takes a pass of its own. One that it raises for alone is in none.
+        """
+        found = self._unless_raised(records)
+        if found is not None:
+            yield *found, slice(0, len(records))
+            return
+        for number in range(len(records)):
+            inputs, targets, present = (
+                only(side, number) for side in (records.inputs, records.targets, records.present)
+            )
+            alone = dataclasses.replace(records, inputs=inputs, targets=targets, present=present)
+            found = self._unless_raised(alone)
+            if found is not None:
+                yield *found, slice(number, number + 1)
+
+    def _unless_raised(self, records: Records) -> tuple[list[BlockStore], Tensor] | None:
+        return unless_raised(lambda: self._stores(records)) if self.private else self._stores(records)
 
     def _stores(self, records: Records) -> tuple[list[BlockStore], Tensor]:
         inputs, targets, present = pad_records(records, self.micro_batch)

@@ -111,7 +111,7 @@ class RoundContext:
         self.worker.network_at(self.theta)
         if self.worker.frozen is None:
             raise ValueError("a model without a frozen part; expected one")
-        return self.worker.frozen.features(inputs)
+        return self.worker.frozen.features(inputs, private=self.private)
 
     @property
     def loss(self) -> Loss:
@@ -156,6 +156,7 @@ class RoundContext:
             blocks=layers[0],
             micro_batch=self.config.engine.micro_batch,
             taps_of=self.worker.taps_of,
+            private=self.private,
         )
 
     @cached_property
@@ -220,7 +221,7 @@ class RoundContext:
         ``first_slot`` is the slot of the first record.
         """
         inputs = records.inputs if records.views is None else records.inputs[:, 0]
-        with torch.no_grad():
+        with torch.no_grad(), self.network.sealed():
             outputs = self.network.module(self.network.prepare(inputs))
         seed, width = self.config.subspace.seed, self.loss.noise_width(outputs)
         noise = label_noise(seed, self.round, first_slot, len(records), width)

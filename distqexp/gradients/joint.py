@@ -34,7 +34,7 @@ def gradients_and_factors(
 
 def joint_sizes(gradients: UnitGradients, batches: Iterable[Batch], trust_radius: float) -> FloatArray:
     """Return the number that the joint clip compares with C, for each finite unit of one piece. For public records only."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         vectors, rows, unit, finite = gradients_and_factors(gradients, list(batches))
         sizes = lipschitz_sizes(vectors, rows, unit, trust_radius)
     return sizes[finite & np.isfinite(sizes)]

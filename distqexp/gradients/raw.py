@@ -95,7 +95,10 @@ class RawGradients:
             record = torch.zeros_like(inputs[:1])
             self._taps = (key, self._taps_of(record))
         truth = targets.to(self.network.device)
-        self._taps[1].run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still)
+        with self.network.sealed(self.loss):
+            self._taps[1].run(
+                inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still
+            )
 
 
 def _floating_sides(form: Form) -> list[Tensor]:

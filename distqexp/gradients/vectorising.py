@@ -15,6 +15,7 @@ from distqexp.problem.admission import scripted
 from distqexp.problem.derivatives import loss_curvature_factors, per_example_gradients
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
+from distqexp.problem.one_by_one import factor_rows
 from distqexp.problem.user_code import own_code
 
 _REENTRANT = "None of the inputs have requires_grad"
@@ -116,7 +117,9 @@ def _reason(
     try:
         found = per_example_gradients(network, loss, inputs, targets, private=False)
         if factors:
-            loss_curvature_factors(network, loss, inputs[:1], private=False)
+            # Of all records at once, as torch.func may fail, or mix records up, where a batch is larger than one.
+            rows = loss_curvature_factors(network, loss, inputs, private=False)[0]
+            rows_alone = factor_rows(network, loss, inputs[:1], 1, False)[0]
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is: the model itself has worked on these records
@@ -124,6 +127,7 @@ def _reason(
     if not bool(torch.isfinite(expected).all()):
         return None  # a model that overflows can't be compared
     wrong = disagreeing(network, found, expected)
+    wrong |= disagreeing(network, rows, rows_alone) if factors else frozenset()
     return f"it gives other gradients of {min(wrong)} than plain automatic differentiation" if wrong else None
 
 

@@ -126,7 +126,9 @@ class Worker:
         shape = self.schema.input_shape
         if not self._parted and self.blocks is None and shape is not None:
             self._parted = True
-            self.network.separate = coupled_by_rounding(self.network, shape, self.schema.tokens, self.schema.vocabulary)
+            self.network.separate = coupled_by_rounding(
+                self.network, shape, self.schema.tokens, self.schema.vocabulary, self.config.records_together
+            )
 
     def taps_of(self, record: torch.Tensor, *, whole: bool = False, may_refuse: bool = False) -> Taps:
         """Return the taps for records like this one (1, ...), checked once: at the plan's parameters, with none of them zero.
@@ -140,7 +142,14 @@ class Worker:
         if key not in self._taps:
             with self._at_plan():
                 _wake(network)
-                self._taps[key] = checked_taps(network, self.blocks or [], record, may_refuse=may_refuse)
+                with network.sealed():
+                    self._taps[key] = checked_taps(
+                        network,
+                        self.blocks or [],
+                        record,
+                        may_refuse=may_refuse,
+                        together=self.config.records_together,
+                    )
         return self._taps[key]
 
     def learn(self, record: torch.Tensor) -> None:
@@ -155,7 +164,8 @@ class Worker:
             factors = self.config.private_curvature or self.config.precision.traits.needs is Needs.CURVATURE
             with self._at_plan():
                 _wake(network)
-                learn_way(network, self.loss, record, factors)
+                with network.sealed(self.loss):
+                    learn_way(network, self.loss, record, factors)
                 self._learnt.add(key)
 
     def refuse_wrong_gradients(self, shape: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from distqexp.live.loading import load_model
 from distqexp.live.new_records import file_names
 from distqexp.live.predictor import Predictor
 from distqexp.storage.atomic import write_atomic
+from distqexp.storage.texts import printable
 
 
 def predict_file(
@@ -64,11 +65,11 @@ def _write_table(
         header = ["prediction"] if width == 1 else [f"prediction_{place}" for place in range(width)]
         rows = [[_entry(value) for value in row] for row in values.tolist()]
     else:
-        header = ["prediction", *(f"probability_{name}" for name in model.classes.tolist())]
+        header = ["prediction", *(f"probability_{_text(name)}" for name in model.classes.tolist())]
         labels = model.labels_of(outputs).tolist()
         rows = [[_label(label), *map(_entry, row)] for label, row in zip(labels, values.tolist(), strict=True)]
     if names is not None:
-        header, rows = ["file", *header], [[name or "", *row] for name, row in zip(names, rows, strict=True)]
+        header, rows = ["file", *header], [[_text(name or ""), *row] for name, row in zip(names, rows, strict=True)]
     text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     text.flush()
@@ -83,4 +84,13 @@ def _label(value: Any) -> Any:
     """Return a label as it is written; whole numbers beside missing ones came as floats."""
     if value is None or value != value:
         return ""
+    if isinstance(value, str):
+        return _text(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: Any) -> str:
+    """Return a text from a model's folder, or a file's name, that neither a spreadsheet nor a terminal takes for a command."""
+    text = printable(str(value))
+    formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdecimal())
+    return f"'{text}" if formula else text

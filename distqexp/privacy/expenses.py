@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from distqexp.kinds import Adjacency
-from distqexp.privacy.events import Cost, Event, cost, of_group, total_cost, worst_cost
+from distqexp.privacy.events import Cost, Event, GaussianRelease, cost, of_group, total_cost, worst_cost
 from distqexp.privacy.units import UnitDeclaration, group_size, mixture
 
 
@@ -35,6 +35,11 @@ class Charge(NamedTuple):
     event: Event
     part: Part | None = None
     unit: str | None = None
+
+    def of_everybody(self) -> Charge:
+        """Return the charge as if every unit took part in the release; only a sampled one is another then."""
+        event = self.event
+        return self._replace(event=replace(event, sampling=1.0)) if isinstance(event, GaussianRelease) else self
 
 
 def expenses(charges: Sequence[Charge], declaration: UnitDeclaration | None = None) -> Cost:

@@ -47,8 +47,14 @@ def admit(module: nn.Module) -> nn.Module:
 
 def refuse_unfit(module: nn.Module) -> None:
     """Refuse (UsageError) a module with a part that can't be trained as it is: a lazy or quantised one, or one with max_norm."""
+    asleep = {
+        id(part.activation_post_process)
+        for part in module.modules()
+        if hasattr(part, "observer_enabled") and hasattr(part, "activation_post_process")
+    }
     for name, part in module.named_modules():
-        _refuse(name, part)
+        if id(part) not in asleep:  # the observer of a fake quantisation, which answers for it
+            _refuse(name, part)
 
 
 def scripted(module: nn.Module) -> list[str]:
@@ -108,11 +114,25 @@ def _refuse(name: str, part: nn.Module) -> None:
             f"model: {name or 'the module'}: this {type(part).__name__} has max_norm = {part.max_norm:g}, which changes its weight at "
             "every call; expected None; remove max_norm, or scale the rows once in the factory"
         )
+    if _observes(part):
+        raise UsageError(
+            f"model: {title} observes its inputs: it keeps their smallest and largest values, which would carry records over to others; "
+            "expected none; calibrate on public records, then torch.ao.quantization.disable_observer, or take the observer out"
+        )
     if isinstance(part, torch.nn.quantized.Linear | torch.nn.quantized.Conv2d):
         raise UsageError(
             f"model: {title} is quantised, and has no parameters to train; expected floating point; use the module "
             "before its conversion"
         )
+
+
+def _observes(part: nn.Module) -> bool:
+    """Return whether a module is one of torch's observers, or fake quantisation whose observer is switched on."""
+    kinds = {kind.__name__ for kind in type(part).__mro__}  # importing their classes would take a second
+    if "FakeQuantizeBase" in kinds:
+        enabled: Any = getattr(part, "observer_enabled", None)
+        return enabled is None or bool(enabled.any())
+    return "ObserverBase" in kinds and bool(part._buffers)
 
 
 def _own_tensors(part: nn.Module) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch.func import grad, vjp, vmap
 
+from distqexp.problem.hiding import private_rows
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.one_by_one import factor_rows, gradient_rows
@@ -34,18 +35,24 @@ def per_example_gradients(
         inputs: (B, ...).
         targets: (B,) or (B, o).
         count: how many of the records are more than padding, whose rows are of no use; None for all.
-        private: whether what the model raises for a record is hidden, see ``gradient_rows``.
+        private: whether the records are private. The row of one that the model or the loss raises an exception for is then NaN, so that
+            it contributes nothing and the exception tells nobody.
     """
+    count = len(inputs) if count is None else count
     if network.one_by_one is not None:
-        return gradient_rows(network, loss, inputs, targets, len(inputs) if count is None else count, private)
+        return gradient_rows(network, loss, inputs, targets, count, private)
 
     def value(parameters: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         outputs = network.functional(parameters, x.unsqueeze(0))
         return loss.value(outputs, y.unsqueeze(0)).squeeze(0)
 
-    x, y = network.prepare(inputs), targets.to(network.device)
-    by_name = vmap(grad(value), in_dims=(None, 0, 0))(network.trainable_tensors(), x, y)
-    return torch.cat([by_name[name].reshape(len(x), -1) for name, _ in network.names_shapes], dim=1)
+    def rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with network.sealed(loss):
+            by_name = vmap(grad(value), in_dims=(None, 0, 0))(network.trainable_tensors(), x, y)
+        return torch.cat([by_name[name].reshape(len(x), -1) for name, _ in network.names_shapes], dim=1)
+
+    sides = network.prepare(inputs), targets.to(network.device)
+    return private_rows(rows, sides, count, network.blank_row()) if private else rows(*sides)
 
 
 def loss_curvature_factors(
@@ -56,8 +63,9 @@ def loss_curvature_factors(
     J is the Jacobian of the outputs in theta, and Lambda = S S^T the Hessian of the loss in the outputs. ``count`` and ``private`` are
     those of ``per_example_gradients``.
     """
+    count = len(inputs) if count is None else count
     if network.one_by_one is not None:
-        return factor_rows(network, loss, inputs, len(inputs) if count is None else count, private)
+        return factor_rows(network, loss, inputs, count, private)
     names = [name for name, _ in network.names_shapes]
 
     def factor(parameters: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -67,4 +75,10 @@ def loss_curvature_factors(
         (rows,) = vmap(lambda column: pull_back(column.reshape(outputs.shape)))(root.T)
         return torch.cat([rows[name].reshape(root.shape[1], -1) for name in names], dim=1)
 
-    return vmap(factor, in_dims=(None, 0))(network.trainable_tensors(), network.prepare(inputs))
+    def rows(x: torch.Tensor) -> torch.Tensor:
+        with network.sealed(loss):
+            found: torch.Tensor = vmap(factor, in_dims=(None, 0))(network.trainable_tensors(), x)
+        return found
+
+    x = network.prepare(inputs)
+    return private_rows(rows, [x], count, network.blank_row()[None]) if private else rows(x)

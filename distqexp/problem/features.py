@@ -62,7 +62,7 @@ def writer_of_features(shape: tuple[int, ...], dtype: str, blocks: Iterator[Floa
                 raise EngineError(
                     "features: records of different shapes; expected one shape of all; freeze no such layer"
                 )
-            with np.errstate(over="ignore"):  # a warning would tell of the data
+            with np.errstate(all="ignore"):  # a warning would tell of the data
                 part: NDArray[Any] = block[: shape[0] - count].astype(dtype)
             file.write(part.tobytes())
             count += len(part)

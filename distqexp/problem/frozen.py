@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from distqexp.errors import UsageError
+from distqexp.problem.hiding import private_rows
 from distqexp.problem.network import Network
 from distqexp.problem.probes import synthetic_records
 from distqexp.problem.schema import Schema
@@ -34,8 +35,15 @@ class FrozenPart:
         self.head = Network(self._module, names, network.device)
         self.shape = shape
 
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return what reaches the head for a batch of records: (n, ...) becomes (n, *shape), on the CPU."""
+    def features(self, inputs: torch.Tensor, *, private: bool = False) -> torch.Tensor:
+        """Return what reaches the head for a batch of records: (n, ...) becomes (n, *shape), on the CPU.
+
+        The features of ``private`` records that the model raises an exception for are NaN.
+        """
+        blank = torch.zeros(self.shape, dtype=self.head.dtype)
+        return private_rows(self._features, [inputs], len(inputs), blank) if private else self._features(inputs)
+
+    def _features(self, inputs: torch.Tensor) -> torch.Tensor:
         received: list[torch.Tensor] = []
         handle = self._module.register_forward_pre_hook(lambda _, args: received.append(args[0]))
         try:

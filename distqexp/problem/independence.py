@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +13,22 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from distqexp.errors import UsageError
+from distqexp.problem.hiding import unless_raised
 from distqexp.problem.network import Network
+from distqexp.problem.synthetic_batches import (
+    FIXED,
+    RECORDS,
+    Batches,
+    few_records,
+    few_tokens,
+    many_records,
+    many_tokens,
+)
 from distqexp.problem.user_code import own_code
-
-_RECORDS = 5
-_FIXED = 1
-"""The record that stays as it is while the others change: neither the first nor the last of the batch."""
 
 _ROUNDING = 1e-5
 """The largest difference, relative to the largest output, that counts as rounding."""
 
-_SEED = 5_641
 _REMEDIES: tuple[tuple[type[nn.Module], str], ...] = (
     (
         nn.modules.batchnorm._NormBase,
@@ -48,11 +54,13 @@ def refuse_coupling(
     tokens: bool,
     vocabulary: int | None,
     rounding: bool = False,
+    micro_batch: int = 0,
 ) -> None:
     """Refuse a model whose outputs for a record depend on the other records of the batch, or on chance.
 
-    A few synthetic records (fixed seed, public) are run as the model is used: twice as they are, then with all but one replaced. The
-    outputs of that one must stay the same to the last bit. Buffers and parameters are left as they were.
+    Synthetic records (fixed seed, public) are run as the model is used: twice as they are, then with others in the place of all but one
+    of them, ordinary ones, extreme ones and ones that are all alike, and then once more as they were. The outputs of that one must stay
+    the same to the last bit. A whole micro-batch is tried too, in about six passes. The model is left as it was.
 
     Args:
         network: the model.
@@ -60,6 +68,7 @@ def refuse_coupling(
         tokens: whether inputs are tokens with their mask.
         vocabulary: the number of tokens, where it is known.
         rounding: whether outputs may differ by rounding, as records then go through the model one at a time.
+        micro_batch: how many records go through the model together in a round; a few are tried in any case.
 
     Raises:
         UsageError: the model does so, changes its buffers or parameters, or raises an exception, which is shown. The message names the
@@ -67,24 +76,18 @@ def refuse_coupling(
     """
     tensors = dict(network.module.named_buffers()) | dict(network.module.named_parameters())
     stored = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    devices = [network.device] if network.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):  # a random layer draws from the global generator
-            for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
-                _compare(network, batch, variants, rounding)
+    with network.sealed(), _own_chance(network):
+        for batches in _all_batches(input_shape, tokens, vocabulary, micro_batch):
+            _compare(network, batches, rounding)
         for name, tensor in tensors.items():
             if not _same([tensor], [stored[name]]):
                 kind, remedy = ("parameter", "change no parameter in forward")
                 if not isinstance(tensor, nn.Parameter):
                     kind, remedy = "buffer", "use the layer with its statistics fixed"
                 raise UsageError(
-                    f"model: its {kind} {name} changes with every batch, which would carry records over to others; "
+                    f"model: its {kind} {name} changes with what it is given, which would carry records over to others; "
                     f"expected {kind}s fixed in evaluation mode; {remedy}"
                 )
-    finally:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(stored[name])
 
 
 def vocabulary_of(network: Network, length: int) -> int:
@@ -120,22 +123,48 @@ def vocabulary_of(network: Network, length: int) -> int:
     return min(layer.num_embeddings for layer in readers)
 
 
-def coupled_by_rounding(network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None) -> bool:
+def coupled_by_rounding(
+    network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None, micro_batch: int = 0
+) -> bool:
     """Return whether a record's outputs depend on the other records of the batch, and by rounding alone.
 
     Packed sequences do, for one: the kernel takes as many rows at once as records are that long. The arguments are those of
     ``refuse_coupling``, which refuses whatever else couples records.
     """
-    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
-        for batch, *variants in _batches(network, input_shape, tokens, vocabulary):
+    with network.sealed(), _own_chance(network):
+        for batches in _all_batches(input_shape, tokens, vocabulary, micro_batch):
             try:
-                first = _outputs(network, batch)[_FIXED]
-                others = [_outputs(network, variant)[_FIXED] for variant in variants]
+                first = _outputs(network, batches.first)[FIXED]
+                others = [_outputs(network, other)[FIXED] for other in batches.others]
             except UsageError:
                 return False
             if any(not _same([first], [other]) and _close(first, other) for other in others):
                 return True
     return False
+
+
+def _require_same(
+    network: Network, batches: Batches, other: torch.Tensor, kept: torch.Tensor, found: torch.Tensor, rounding: bool
+) -> None:
+    if not _same([kept], [found[FIXED]]) and not (rounding and _close(kept, found[FIXED])):
+        raise UsageError(_coupling(_calls(network, batches.first), _calls(network, other)))
+
+
+@contextmanager
+def _own_chance(network: Network) -> Iterator[None]:
+    """A random layer draws from the global generator, which is afterwards as it was."""
+    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+        yield
+
+
+def _all_batches(
+    input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None, micro_batch: int
+) -> Iterator[Batches]:
+    yield from few_tokens(input_shape, vocabulary or 2) if tokens else few_records(input_shape)
+    if micro_batch > RECORDS:
+        yield (
+            many_tokens(micro_batch, input_shape, vocabulary or 2) if tokens else many_records(micro_batch, input_shape)
+        )
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -144,42 +173,23 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool(((one - other).abs() <= bound).all())
 
 
-def _compare(network: Network, batch: torch.Tensor, variants: list[torch.Tensor], rounding: bool) -> None:
-    first = _outputs(network, batch)
-    if not _same([first], [_outputs(network, batch)]):
+def _compare(network: Network, batches: Batches, rounding: bool) -> None:
+    batch = batches.first
+    first, few = _outputs(network, batch), len(batch) == RECORDS
+    if few and not _same([first], [_outputs(network, batch)]):
         raise UsageError(_randomness(_calls(network, batch, whole=True), _calls(network, batch, whole=True)))
-    for variant in variants:
-        one, other = first[_FIXED], _outputs(network, variant)[_FIXED]
-        if not _same([one], [other]) and not (rounding and _close(one, other)):
-            raise UsageError(_coupling(_calls(network, batch), _calls(network, variant)))
-
-
-def _batches(
-    network: Network, input_shape: tuple[int, ...], tokens: bool, vocabulary: int | None
-) -> Iterator[list[torch.Tensor]]:
-    """Yield lists of batches that agree in the fixed record."""
-    generator = torch.Generator().manual_seed(_SEED)
-
-    def keep_fixed(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        mixture = others.clone()
-        mixture[_FIXED] = batch[_FIXED]
-        return mixture
-
-    if not tokens:
-        batch = torch.randn(_RECORDS, *input_shape, generator=generator)
-        others = 4 * torch.randn(_RECORDS, *input_shape, generator=generator) + 1
-        yield [batch, keep_fixed(batch, others), keep_fixed(batch, torch.zeros_like(batch))]
-        return
-    length = input_shape[-1]
-    numbers = [torch.randint(0, vocabulary or 2, (_RECORDS, length), generator=generator) for _ in range(2)]
-    full = torch.ones(_RECORDS, length, dtype=torch.int64)
-    cuts = torch.randint(1, length + 1, (_RECORDS, 1), generator=generator)
-    partial = (torch.arange(length) < cuts).to(torch.int64)
-    blank = torch.stack([torch.zeros_like(full), (torch.arange(length) < 1).expand_as(full).to(torch.int64)], dim=1)
-    for mask in (full, partial):
-        batch = torch.stack([numbers[0], mask], dim=1)
-        variants = [torch.stack([numbers[1], other], dim=1) for other in (full, partial)]
-        yield [batch, *(keep_fixed(batch, others) for others in (*variants, blank))]
+    kept = first[FIXED]
+    for other in batches.others:
+        _require_same(network, batches, other, kept, _outputs(network, other), rounding)
+    for other in batches.extremes:
+        found = unless_raised(partial(_outputs, network, other))
+        if found is not None:  # a record that the model raises for contributes nothing in a run
+            _require_same(network, batches, other, kept, found, rounding)
+    if few and not _same([first], [_outputs(network, batch)]):
+        raise UsageError(
+            f"model: {_title('', network.module)} gives another output for the same records after it has met others: it keeps a state in "
+            "evaluation mode; expected the same output every time; keep nothing from one batch to the next"
+        )
 
 
 def _outputs(network: Network, inputs: torch.Tensor) -> torch.Tensor:
@@ -200,7 +210,8 @@ def _calls(network: Network, inputs: torch.Tensor, whole: bool = False) -> list[
     names = {module: name for name, module in network.module.named_modules() if name}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.append(_Call(names[module], module, *(_share(tree, whole) for tree in ((args, kwargs), output))))
+        trees = ((args, kwargs), output)
+        calls.append(_Call(names[module], module, *(_share(tree, whole, len(inputs)) for tree in trees)))
 
     with _hooks(list(names), note, with_kwargs=True):
         _outputs(network, inputs)
@@ -221,19 +232,19 @@ def _hooks(modules: list[Any], note: Callable[..., None], with_kwargs: bool = Fa
             handle.remove()
 
 
-def _share(tree: Any, whole: bool) -> list[torch.Tensor]:
+def _share(tree: Any, whole: bool, count: int) -> list[torch.Tensor]:
     """Copy the tensors of a tree, or the fixed record's part of each, where its first or second dimension is the batch."""
     tensors = []
     for leaf in pytree.tree_leaves(tree):
         if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
             continue
-        dim = next((dim for dim in range(min(leaf.ndim, 2)) if leaf.shape[dim] == _RECORDS), None)
+        dim = next((dim for dim in range(min(leaf.ndim, 2)) if leaf.shape[dim] == count), None)
         if whole:
             tensors.append(leaf.clone())
         elif dim is not None:
-            tensors.append(leaf.select(dim, _FIXED).clone())
-        elif leaf.shape[0] % _RECORDS == 0:
-            tensors.append(leaf.reshape(_RECORDS, -1)[_FIXED].clone())
+            tensors.append(leaf.select(dim, FIXED).clone())
+        elif leaf.shape[0] % count == 0:
+            tensors.append(leaf.reshape(count, -1)[FIXED].clone())
         else:
             tensors.append(leaf.clone())
     return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ class Loss(ABC):
     """A loss l(outputs, target) of one record, computed in batches of B records with C outputs."""
 
     name: str
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Inside, the state of a loss of somebody's own may change; afterwards it is as it was before. Others have none."""
+        return nullcontext()
 
     @abstractmethod
     def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,8 @@ from distqexp.arrays import FloatArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.admission import admit
 from distqexp.problem.huggingface import adapt
+from distqexp.problem.losses import Loss
+from distqexp.problem.sealing import Seal
 
 _RECORDS_AT_ONCE = 512
 
@@ -49,6 +52,7 @@ class Network:
         self.one_by_one: str | None = None
         self.inputs_need_gradients = False
         self.separate = False
+        self._seal = Seal(module)
         _refuse_coupling(module)
         self._parameters: dict[str, nn.Parameter] = {}
         named = dict(module.named_parameters())
@@ -89,6 +93,10 @@ class Network:
         """The trainable parameters, in the order of theta."""
         return list(self._parameters.values())
 
+    def blank_row(self) -> torch.Tensor:
+        """Return a gradient of zeros, (d,)."""
+        return torch.zeros(self.d, dtype=self.dtype, device=self.device)
+
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
         """Return the trainable parameters, detached, by name, in the order of theta."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
@@ -124,12 +132,28 @@ class Network:
             arrays[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
         return arrays
 
+    def state_at(self, weights: Mapping[str, NDArray[Any]], theta: FloatArray) -> dict[str, NDArray[Any]]:
+        """Return what ``state`` gives at these weights with the trainable parameters at theta (d,).
+
+        It follows from the arguments, and from the names and types of the module's tensors alone: records that the module has seen have
+        no part in it.
+        """
+        own = self.module.state_dict()
+        arrays = {name: np.array(weights[name]) for name in own}
+        for name, values in self.split(torch.from_numpy(np.array(theta, dtype=np.float64))).items():
+            rounded = values.to(self.dtype)
+            arrays[name] = (rounded.float() if rounded.dtype == torch.bfloat16 else rounded).numpy().copy()
+        for names in _shared(own):
+            first = next((name for name in names if name in self._parameters), names[0])
+            arrays |= {name: arrays[first].copy() for name in names}
+        return arrays
+
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
         """Set all parameters and buffers. Raises FileContentError unless names and shapes are the module's own.
 
-        Of names that share one tensor (tied parameters) one is enough; where several are there, they must agree.
+        Callers must not write into arrays that they have passed: they serve as the copy that passes are undone from. Of names that share one tensor (tied parameters) one is enough; where several are there, they must agree.
         """
-        own = self.module.state_dict()
+        own = self.module.state_dict(keep_vars=True)
         state = _with_shared(own, state)
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
@@ -147,6 +171,19 @@ class Network:
             for name, tensor in own.items():
                 values = state[name]
                 tensor.copy_(torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values))
+                self._seal.came_from(tensor, values)
+
+    @contextmanager
+    def sealed(self, loss: Loss | None = None) -> Iterator[None]:
+        """Every pass of records is inside: what it changes in the module, or the loss, is put back, so that no record meets another."""
+        with self._seal.kept(), nullcontext() if loss is None else loss.kept():
+            yield
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Inside a pass: the module is inside as it was before the pass, and afterwards as the pass had left it."""
+        with self._seal.anew():
+            yield
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return inputs on the network's device; floating-point ones in the type of the parameters."""
@@ -154,15 +191,18 @@ class Network:
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, C) of (n, ...) on the CPU, without gradients, computed some records at a time."""
+        self._seal.renew()
         with torch.no_grad():
             parts = [self.call(part).cpu() for part in torch.split(inputs, _RECORDS_AT_ONCE)]
         return torch.cat(parts)
 
     def call(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, C) of (n, ...), on the network's device, so that each record's are its own to the last bit."""
-        if not self.separate:
+        return torch.cat([self._pass(part) for part in torch.split(inputs, 1)]) if self.separate else self._pass(inputs)
+
+    def _pass(self, inputs: torch.Tensor) -> torch.Tensor:
+        with self.sealed():
             return cast(torch.Tensor, self.module(self.prepare(inputs)))
-        return torch.cat([self.module(self.prepare(record)) for record in torch.split(inputs, 1)])
 
     def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs with some parameters replaced, for torch.func; ``inputs`` has a batch dimension."""
@@ -205,14 +245,10 @@ def _with_shared(
     own: Mapping[str, torch.Tensor], state: Mapping[str, NDArray[Any] | torch.Tensor]
 ) -> Mapping[str, NDArray[Any] | torch.Tensor]:
     """Return ``state`` with every name of a shared tensor that it has one name of."""
-    groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
-    for name, tensor in own.items():
-        if tensor.numel():
-            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
     complete = dict(state)
-    for names in groups.values():
+    for names in _shared(own):
         present = [name for name in names if name in state]
-        if len(names) == 1 or not present:
+        if not present:
             continue
         first = state[present[0]]
         for name in present[1:]:
@@ -222,6 +258,15 @@ def _with_shared(
                 )
         complete |= dict.fromkeys(names, first)
     return complete
+
+
+def _shared(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Return the groups of names that share one tensor."""
+    groups: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _some(names: list[str], most: int = 5) -> str:

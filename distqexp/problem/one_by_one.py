@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from distqexp.errors import DistqexpError
+from distqexp.problem.hiding import unless_raised
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.user_code import own_code
@@ -27,21 +27,24 @@ def gradient_rows(
         inputs: (B, ...).
         targets: (B,) or (B, o).
         count: how many of the records are more than padding.
-        private: whether the records are private. A private record that the model raises an exception for has a row of NaN, so that
-            it contributes nothing and the exception tells nobody; of others the exception is shown.
+        private: whether the records are private. A private record that the model raises an exception for has a row of NaN; of others
+            the exception is shown.
     """
-    rows = torch.zeros((len(inputs), network.d), dtype=network.dtype, device=network.device)
+    rows = network.blank_row().repeat(len(inputs), 1)
     for j in range(count):
-        row = _guarded(partial(_loss_gradient, network, loss, inputs[j : j + 1], targets[j : j + 1]), private)
+        compute = partial(_loss_gradient, network, loss, inputs[j : j + 1], targets[j : j + 1])
+        row = _guarded(network, loss, compute, private)
         rows[j] = torch.nan if row is None else row
     return rows
 
 
 def factor_rows(network: Network, loss: Loss, inputs: torch.Tensor, count: int, private: bool) -> torch.Tensor:
     """Return (B, r, d): V = S^T J of each of the first ``count`` records, and zeros for the others; see ``gradient_rows``."""
-    factors = [_guarded(partial(_factor, network, loss, inputs[j : j + 1]), private) for j in range(count)]
+    factors = [
+        _guarded(network, loss, partial(_factor, network, loss, inputs[j : j + 1]), private) for j in range(count)
+    ]
     width = next((len(factor) for factor in factors if factor is not None), 1)
-    rows = torch.zeros((len(inputs), width, network.d), dtype=network.dtype, device=network.device)
+    rows = network.blank_row().repeat(len(inputs), width, 1)
     for j, factor in enumerate(factors):
         rows[j] = torch.nan if factor is None else factor
     return rows
@@ -89,15 +92,14 @@ def _gradient(network: Network, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def _guarded(compute: Callable[[], torch.Tensor], private: bool) -> torch.Tensor | None:
+def _guarded(network: Network, loss: Loss, compute: Callable[[], torch.Tensor], private: bool) -> torch.Tensor | None:
     """Return what ``compute`` returns; for a private record None where it raises an exception."""
-    with torch.enable_grad():
-        if not private:
-            with own_code("model: for a public record", "correct the model, or take such records out of data.public"):
-                return compute()
-        try:
+
+    def sealed() -> torch.Tensor:
+        with torch.enable_grad(), network.sealed(loss):
             return compute()
-        except (DistqexpError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # noqa: BLE001 - whoever saw it would learn of a private record, which contributes nothing instead
-            return None
+
+    if private:
+        return unless_raised(sealed)
+    with own_code("model: for a public record", "correct the model, or take such records out of data.public"):
+        return sealed()

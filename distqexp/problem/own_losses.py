@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from distqexp.errors import UsageError
 from distqexp.problem import lent
 from distqexp.problem.losses import Loss
 from distqexp.problem.own_identity import identity_of
+from distqexp.problem.sealing import Seal
 from distqexp.problem.user_code import imported
 
 LENT = "lent:"
@@ -34,6 +36,10 @@ class OwnLoss(Loss):
     def __init__(self, name: str, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.name = name
         self.function = function
+        self._seal = Seal(function)
+
+    def kept(self) -> AbstractContextManager[None]:
+        return self._seal.kept()
 
     def value(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if targets.ndim == 3:  # sampled, see below: no record has such targets

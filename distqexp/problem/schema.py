@@ -121,7 +121,7 @@ class Schema:
         missing = np.isnan(flat)
         width = flat.shape[1]
         features = np.where(missing, _vector(self.medians, width, 0.0), flat)
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):
             features = (features - _vector(self.means, width, 0.0)) / _vector(self.scales, width, 1.0)
         if self.bound is not None:  # infinity stays: its record is refused
             features = np.where(np.isfinite(features), np.clip(features, -self.bound, self.bound), features)

@@ -74,7 +74,11 @@ def start_in_run_units(network: Network, schema: Schema, dataset: Dataset) -> No
 
 def state_in_own_units(network: Network, schema: Schema) -> Arrays:
     """Return all parameters and buffers of a run's model, by name, for a model whose outputs are in the targets' own units."""
-    state = network.state()
+    return in_own_units(network.state(), schema)
+
+
+def in_own_units(state: Arrays, schema: Schema) -> Arrays:
+    """Return a run's state for a model whose outputs are in the targets' own units."""
     return state if schema.target_head is None else _rescaled(state, schema, into_run=False)
 
 

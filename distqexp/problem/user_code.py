@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -46,11 +47,17 @@ def own_code(where: str, remedy: str) -> Iterator[None]:
 def imported(name: str, key: str) -> Any:
     """Import what a config calls "package.module:name" under this key of it.
 
-    Raises UsageError for a name of another form, or one that can't be imported; a lack of memory passes through unchanged.
+    What it names will run, so a config is as trusted as a script; Python's own library, with its os.system, makes no models.
+    Raises UsageError for a name of another form or of that library, or one that can't be imported; a lack of memory passes through
+    unchanged.
     """
     package, _, attribute = name.partition(":")
     if not package or not attribute.isidentifier():
         raise UsageError(f'{key}: found {name!r}; expected "package.module:name"')
+    if package.partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(
+            f"{key}: {name!r} is of Python's own library; expected a function or class of your own or of a model library"
+        )
     try:
         return getattr(importlib.import_module(package), attribute)
     except (ImportError, AttributeError, ValueError) as error:

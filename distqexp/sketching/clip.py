@@ -27,13 +27,13 @@ def clip_units(vectors: FloatArray, finite: BoolArray, clip: float) -> FloatArra
     """
     if not (np.isfinite(clip) and clip > 0):
         raise UsageError(f"clip: found {clip!r}; expected a finite number above 0")
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         # Not einsum: beyond 8192 coordinates the order of its sums depends on the row's place in the batch.
         norms = np.sqrt(np.square(vectors).sum(axis=1))
     good = finite & np.isfinite(norms)
     safe_norms = np.where(good, norms, 0.0)
     factors = np.where(good, np.minimum(1.0, clip / np.maximum(safe_norms, clip)), 0.0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         clipped = vectors * factors[:, None]
     np.copyto(clipped, 0.0, where=~good[:, None])
     return clipped

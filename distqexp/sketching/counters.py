@@ -9,6 +9,7 @@ import torch
 
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.gradients.batching import Batch, flatten_views, pad_records
+from distqexp.problem.hiding import private_rows
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 
@@ -49,9 +50,7 @@ class UnitCounters:
         records = batch[0]
         inputs, targets, present = pad_records(records, self.micro_batch)
         inputs, targets = flatten_views(inputs, targets, records.views)
-        with torch.no_grad():
-            outputs = self.network.call(inputs)
-            losses = self.loss.value(outputs, targets.to(outputs.device)).double()
+        losses = private_rows(self._values, [inputs, targets], len(inputs), torch.zeros((), dtype=torch.float64))
         if records.views:
             losses = losses.reshape(len(present), records.views).mean(dim=1)
         is_present = present.cpu().numpy()
@@ -60,6 +59,12 @@ class UnitCounters:
         values = np.where(np.isnan(values), self.largest_loss, np.clip(values, 0.0, self.largest_loss))
         count = len(records)
         return np.where(is_present, values, 0.0)[:count], is_present[:count]
+
+    def _values(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            outputs = self.network.call(inputs)
+            with self.loss.kept():
+                return self.loss.value(outputs, targets.to(outputs.device)).double()
 
 
 class Watch:

@@ -59,7 +59,7 @@ class CurvatureSketcher:
     def unit_integers(self, batches: Iterable[Batch]) -> tuple[IntegerArray, IntegerArray, IntegerArray]:
         """Return the integers of one piece: gradients (units, k), factors (rows, k), and the unit of each row. Private."""
         piece = list(batches)
-        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+        with np.errstate(all="ignore"):  # a warning would tell of the data
             vectors, rows, unit, good = gradients_and_factors(self.gradients, piece)
             sizes = lipschitz_sizes(vectors, rows, unit, self.trust_radius)
             good = good & np.isfinite(sizes)

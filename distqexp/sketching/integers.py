@@ -34,7 +34,7 @@ def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> Intege
     if not 1 <= clip_integer <= LARGEST_CLIP_INTEGER:
         raise UsageError(f"grid: clip/step = {clip_integer}; expected 1 to 2^30: choose another grid step")
     usable = np.asarray(np.isfinite(vectors).all(axis=1))
-    with np.errstate(over="ignore"):  # a warning would tell of the data
+    with np.errstate(all="ignore"):  # a warning would tell of the data
         quotients = vectors / step
     np.copyto(quotients, 0.0, where=~usable[:, None])
     # Entries are bounded before the cast: int64 squares wrap and a huge float casts to an arbitrary integer.
@@ -66,7 +66,7 @@ def truncate_to_grid(vectors: FloatArray, step: float, largest: int) -> IntegerA
         The number of steps, int64 (n, k).
     """
     usable = np.isfinite(vectors).all(axis=1, keepdims=True)
-    with np.errstate(over="ignore"):  # a warning would tell of the data
+    with np.errstate(all="ignore"):  # a warning would tell of the data
         quotients = np.where(usable, vectors, 0.0) / step
     return np.trunc(np.clip(quotients, -float(largest), float(largest))).astype(np.int64)
 

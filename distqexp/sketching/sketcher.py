@@ -69,7 +69,7 @@ class Sketcher:
             yield integers if counts is None else np.concatenate([integers, counts[part]], axis=1)
 
     def _counts(self, watch: Watch, vectors: FloatArray, finite: BoolArray) -> IntegerArray:
-        with np.errstate(over="ignore", invalid="ignore"):  # a warning would tell of the data
+        with np.errstate(all="ignore"):  # a warning would tell of the data
             norms = np.sqrt(np.square(vectors).sum(axis=1))
         return watch.counts(finite & np.isfinite(norms), norms > self.clip)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from distqexp.artefacts.plan import Plan, same_rules
+from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
@@ -22,13 +22,11 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, UsageError
-from distqexp.gradients.automatic import adopted
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
-from distqexp.problem.pretrained import resolved
 from distqexp.problem.sources import Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
@@ -43,6 +41,7 @@ from distqexp.stages.charging import (
     ledger_entry,
 )
 from distqexp.stages.check import check_records
+from distqexp.stages.completing import completion, required_public_data, same_config
 from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.folder import new_file, open_folder, release_path
 from distqexp.stages.naming import charging_at_site, with_contents
@@ -50,7 +49,7 @@ from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
-from distqexp.stages.sampling import forget_coins, secrets_of
+from distqexp.stages.sampling import forget_coins, forgetting_refused, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_same_records, whole_sketch
@@ -114,7 +113,8 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
 
     def finish() -> None:
         books, total = require(charging_with_contents), require(sums)
-        reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
+        with forgetting_refused(plan, books, role, state.round):
+            reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
         books.ledger.commit(reservation, None)
         whole_sketch(plan, state, shards.sources[0], total, everybody_pays(plan, reservation)).write(out)
         shutil.rmtree(parts)
@@ -145,7 +145,7 @@ def release_round(order: ReleaseOrder, engine: Engine) -> Release:
     state = _state_after(
         plan, engine, order.previous, order.ledger, lambda previous: refuse_other_noise(previous, seed), worker
     )
-    public = _public_data(plan, state, order.config)
+    public = required_public_data(plan, state, order.config)
     charging = on_root_only(engine, lambda: Charging(Ledger.open(order.ledger), seed))
 
     def draw() -> tuple[npt.NDArray[Any], bool]:
@@ -175,8 +175,8 @@ def export_run(
     if numbers != list(range(rounds)):
         raise UsageError(f"export: rounds {numbers}; expected each of 0 to {rounds - 1} once: name every release")
     check_built(plan, worker)
-    check_chain(plan, chain, worker=worker)
-    data = _same_config(plan, config).data.eval if config is not None else None
+    check_chain(plan, chain, worker=worker, complete=completion(plan, config, worker))
+    data = same_config(plan, config).data.eval if config is not None else None
     thetas = {"before": plan.state.theta, "after": chain[-1].theta}
     evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
     charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
@@ -263,6 +263,11 @@ def _state_after(
         return content
 
     previous = release_from_root(engine, plan, read)
+    if previous is not None and previous.next_rules is not None:
+        raise FileContentError(
+            f"{release}: an earlier release of a run in one folder, without the state of the next round; expected the latest "
+            "release of that run, or one that distqexp release wrote"
+        )
     if previous is None or previous.next_state is None:
         raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
     return previous.next_state
@@ -315,30 +320,3 @@ def _shard_data(
         blank=None if blank is None else str(blank.absolute()),
         tokenizer=None if tokenizer is None else str(tokenizer.absolute()),
     )
-
-
-def _public_data(plan: Plan, state: RoundState, config: Config | None) -> DataConfig | None:
-    """Return the public records that the guard tries the release on and the next round's state is computed from.
-
-    None where there are none, or where the state needs none and no config says where they lie: the guard then tries probes.
-    """
-    public = plan.config.data.public
-    if public is None:
-        return None
-    if config is not None:
-        return _same_config(plan, config).data.public
-    if public.format == "digits":
-        return public
-    needed = plan.config.precision.source == "public" and state.round + 1 < plan.config.mechanism.rounds
-    if needed:
-        raise UsageError(
-            "--config: not given; expected the config whose data.public the next round's precision is computed from"
-        )
-    return None
-
-
-def _same_config(plan: Plan, config: Config) -> Config:
-    """Return ``config``, or raise FileContentError where the plan was made from another one."""
-    if not same_rules(plan, adopted(resolved(config), plan.config)):
-        raise FileContentError(f"config: not the one that plan {plan.plan_id[:16]} was made from; give that one")
-    return config

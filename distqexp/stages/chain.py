@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,14 @@ TOLERANCE = 1e-6
 """Relative to the move: sums on another processor or library differ by far less. The parameters are public either way."""
 
 
-def check_chain(plan: Plan, releases: Sequence[Release], *, built: bool = True, worker: Worker | None = None) -> None:
+def check_chain(
+    plan: Plan,
+    releases: Sequence[Release],
+    *,
+    built: bool = True,
+    worker: Worker | None = None,
+    complete: Callable[[RoundState, Release], RoundState | None] | None = None,
+) -> list[int]:
     """Refuse releases of rounds 0, 1, ... unless each builds on the one before it and all have the same noise seed, or none.
 
     Args:
@@ -30,22 +37,39 @@ def check_chain(plan: Plan, releases: Sequence[Release], *, built: bool = True, 
         releases: The releases, in the order of their rounds.
         built: Whether the plan's model may be built here; if not, the parameters are not held against the noisy sums.
         worker: A worker on the plan; a new one when None.
+        complete: Returns the state after a release that left it out, given the state before it; None where that can't be had.
+
+    Returns:
+        The rounds whose parameters were not held against their noisy sums, because nothing here gives the state before them.
 
     Raises:
         FileContentError: A release is missing, doesn't follow from the one before it, or has other noise.
     """
     worker = worker or Worker.of_plan(plan)
     state: RoundState | None = plan.state
+    unchecked: list[int] = []
     for number, release in enumerate(releases):
-        if state is None or release.round != number:
+        if release.round != number or (number and releases[number - 1].next_header is None):
             raise FileContentError(f"release: round {release.round}; expected round {number}: give every release once")
-        check_follows(plan, state, release, built=built, worker=worker)
+        if state is not None:
+            check_follows(plan, state, release, built=built, worker=worker)
+        else:
+            check_rules_follow(releases[number - 1], release)
+        unchecked += [number] if state is None or not built else []
         if release.noise_seed != releases[0].noise_seed:
             raise FileContentError(
                 f"release of round {number}: noise seed {release.noise_seed}; round 0 has {releases[0].noise_seed}: "
                 "seeded and private rounds don't go together; give the releases of one run"
             )
-        state = release.next_state
+        before, state = state, release.next_state
+        if state is None and before is not None and complete is not None and number + 1 < len(releases):
+            state = complete(before, release)
+    return unchecked
+
+
+def check_rules_follow(before: Release, release: Release) -> None:
+    """Refuse (FileContentError) a release whose clip and grid are not those that the release ``before`` it left for it."""
+    refuse_unlike(f"release of round {release.round}: used", dict(release.state_header), dict(before.next_header or {}))
 
 
 def check_follows(

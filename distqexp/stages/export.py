@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,12 @@ from distqexp.mechanism.grid import Grid
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.problem.dataset import open_dataset
+from distqexp.problem.hiding import unless_raised
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network
 from distqexp.problem.pretrained import write_pretrained
 from distqexp.problem.records import Records
-from distqexp.problem.target_scaling import outputs_in_own_units, state_in_own_units
+from distqexp.problem.target_scaling import in_own_units, outputs_in_own_units
 from distqexp.problem.weights import write_weights
 from distqexp.report.certificate import Certificate, write_certificate
 from distqexp.report.evaluation import Outputs
@@ -77,24 +78,68 @@ def evaluation_of(plan: Plan, theta: FloatArray, data: DataConfig | None, worker
     starts = range(0, max(len(rows), 1), EVALUATION_BATCH)
     batches = (dataset.read(rows[first : first + EVALUATION_BATCH]) for first in starts)
     loss = get_loss(plan.config.model.loss)
-    outputs, targets, present = _outputs(network, batches)
-    outputs, targets = (outputs_in_own_units(plan.schema, values) for values in (outputs, targets))
-    return Evaluation(loss.metrics(outputs, targets, present), _of_present(loss, outputs, targets, present))
+    # A record that the model or the loss raises for is left out. A public one is shown as long as nothing was charged.
+    hidden = private or theta is not plan.state.theta
+    sides = _outputs(network, batches, hidden)
+    if sides is None:
+        return Evaluation({})
+    outputs, targets = (outputs_in_own_units(plan.schema, values) for values in sides[:2])
+
+    def evaluation() -> Evaluation:
+        with loss.kept():
+            usable = _usable(loss, outputs, targets, sides[2]) if hidden else (outputs, targets, sides[2])
+            return Evaluation(loss.metrics(*usable), _of_present(loss, *usable))
+
+    return (unless_raised(evaluation) or Evaluation({})) if hidden else evaluation()
 
 
 def metrics_of(network: Network, loss: str, batches: Iterable[Records]) -> dict[str, float]:
     """Compute the metrics of a model on all of these records; the metrics are private when the records are."""
-    return get_loss(loss).metrics(*_outputs(network, batches))
+    sides = _outputs(network, batches, hidden=False)
+    return {} if sides is None else get_loss(loss).metrics(*sides)
 
 
-def _outputs(network: Network, batches: Iterable[Records]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return outputs (n, ...), targets and presence (n,) of all records."""
-    outputs, targets, present = [], [], []
+_Sides = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Outputs (n, ...), targets and presence (n,) of records."""
+
+
+def _outputs(network: Network, batches: Iterable[Records], hidden: bool) -> _Sides | None:
+    """Return the outputs, targets and presence of all records; ``hidden``: of those that the model raises for nothing. None for none."""
+    parts: list[_Sides] = []
     for records in batches:
-        outputs.append(network.outputs(records.inputs.to(network.device)).cpu())
-        targets.append(records.targets)
-        present.append(records.present)
-    return torch.cat(outputs), torch.cat(targets), torch.cat(present)
+        sides = records.inputs.to(network.device), records.targets, records.present
+        parts += _apart(lambda *part: (network.outputs(part[0]).cpu(), *part[1:]), sides, hidden)
+    return _joined(parts)
+
+
+def _usable(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> _Sides:
+    """Return the records without those that the loss raises for."""
+
+    def tried(*part: torch.Tensor) -> _Sides:
+        loss.value(part[0].double(), part[1])
+        return part[0], part[1], part[2]
+
+    sides = outputs, targets, present
+    return _joined(_apart(tried, sides, hidden=True)) or (outputs[:0], targets[:0], present[:0])
+
+
+def _apart(compute: Callable[..., _Sides], sides: _Sides, hidden: bool) -> list[_Sides]:
+    """Return what ``compute`` gives for all records, or ``hidden`` for each, without those that it raises for."""
+    if not hidden:
+        return [compute(*sides)]
+    whole = unless_raised(lambda: compute(*sides))
+    if whole is not None:
+        return [whole]
+    singles = zip(*(torch.split(side, 1) for side in sides), strict=True)
+    found = (unless_raised(lambda single=single: compute(*single)) for single in singles)  # type: ignore[misc]
+    return [part for part in found if part is not None]
+
+
+def _joined(parts: Sequence[_Sides]) -> _Sides | None:
+    if not parts:
+        return None
+    outputs, targets, present = (torch.cat(side) for side in zip(*parts, strict=True))
+    return outputs, targets, present
 
 
 def _of_present(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> Outputs | None:
@@ -127,8 +172,9 @@ def export_model(
         worker: A worker on the plan; a new one when None.
     """
     worker = worker or Worker.of_plan(plan)
-    state = state_in_own_units(fine_tuned_network(plan, releases[-1].theta, worker), plan.schema)
     network = worker.lend()
+    # Not from what the network holds: it has seen records.
+    state = in_own_units(network.state_at(plan.weights, releases[-1].theta), plan.schema)
     network.load_state(state)
     tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
     weights = write_weights(folder / "model.safetensors", tensors)

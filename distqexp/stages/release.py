@@ -17,15 +17,14 @@ from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError
-from distqexp.expansion.source import curvature_source
-from distqexp.expansion.state import next_state
 from distqexp.gradients.worker import Worker
 from distqexp.mechanism.rule import ReleaseRule, released_point
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
+from distqexp.stages.completing import state_after
 from distqexp.stages.guard import Guard
 from distqexp.stages.lifting import whitening_of
-from distqexp.stages.sampling import forget_coins
+from distqexp.stages.sampling import forget_coins, forgetting_refused
 
 
 def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> npt.NDArray[Any]:
@@ -53,9 +52,10 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
             f"quadratic: sketched at state {quadratic.state[:16]}; expected {state.identity()[:16]}: "
             "give the release that the sites worked from"
         )
-    reservation = charge(
-        plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
-    )
+    with forgetting_refused(plan, charging, "release", state.round):
+        reservation = charge(
+            plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
+        )
     noisy_sums = paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
     forget_coins(plan, charging, "release", range(state.round, state.round + 1))
     return noisy_sums
@@ -148,17 +148,7 @@ def make_release(
     arrays = arrays_from_root(engine, move)
     successor = None
     if state.round + 1 < plan.config.mechanism.rounds:
-        anew = plan.config.refresh_round(state.round + 1) == state.round + 1
-        source = curvature_source(plan.config, public, plan.schema, state.round + 1, worker.readers) if anew else None
-        successor = next_state(
-            worker=worker,
-            calibration=plan.calibration,
-            theta=arrays["theta"],
-            round=state.round + 1,
-            source=source,
-            engine=engine,
-            previous=state,
-        )
+        successor = state_after(plan, state, arrays["theta"], public, engine, worker)
     return Release(
         plan_id=plan.plan_id,
         round=state.round,

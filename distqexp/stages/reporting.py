@@ -115,7 +115,8 @@ def _evaluation(plan: Plan, evaluations: Mapping[str, Evaluation]) -> dict[str, 
     if plan.config.data.eval_private:
         return {"withheld": "private"}
     outputs = {when: one.outputs for when, one in evaluations.items() if one.outputs is not None}
-    if set(outputs) != {"before", "after"}:
+    # Records that a model raises for are left out: without the same ones on both sides nothing can be compared.
+    if set(outputs) != {"before", "after"} or len({len(one.losses) for one in outputs.values()}) != 1:
         return {"withheld": "absent"}
     return evaluation_figures(plan.config.model.loss, outputs["before"], outputs["after"])
 

@@ -29,7 +29,7 @@ from distqexp.report.certificate import kept_words
 from distqexp.report.progress import Progress
 from distqexp.stages.advice import last_lines
 from distqexp.stages.built import read_plan, read_release
-from distqexp.stages.chain import check_follows
+from distqexp.stages.chain import check_follows, check_rules_follow
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
 from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
@@ -108,6 +108,7 @@ def run(
 
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
+    engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
     try:
         if state is not None:
@@ -118,6 +119,7 @@ def run(
                 work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
         while state is not None:
             release = _round(work, state, engine, progress)
+            engine.on_root(partial(_lighten, out, releases[-1:]))
             releases.append(release)
             state = release.next_state
     finally:
@@ -211,23 +213,41 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine, worker: Worker) -> t
     """Read the releases that stand in the folder already; return them and the state of the round to go on with, if any."""
     releases: list[Release] = []
     state: RoundState | None = plan.state
-    while state is not None:
-        release = release_from_root(
-            engine, plan, partial(_stored_release, plan, state, release_path(out, state.round), worker)
-        )
+    for round in range(plan.config.mechanism.rounds):
+        read = partial(_stored_release, plan, releases, state, release_path(out, round), worker)
+        release = release_from_root(engine, plan, read)
         if release is None:
             break
         releases.append(release)
         state = release.next_state
+    if state is None and len(releases) < plan.config.mechanism.rounds:
+        raise FileContentError(
+            f"{release_path(out, len(releases) - 1)}: without the state of the next round, which the run's latest release has; "
+            "the release after it is missing: put it back, or begin anew from the plan"
+        )
     return releases, state
 
 
-def _stored_release(plan: Plan, before: RoundState, path: Path, worker: Worker) -> Release | None:
+def _stored_release(
+    plan: Plan, earlier: Sequence[Release], before: RoundState | None, path: Path, worker: Worker
+) -> Release | None:
+    """Read a stored release, and hold it against the one before it: also its parameters, where that one still has the state."""
     if not path.exists():
         return None
     release = read_release(path, plan)
-    with_file_errors(path, lambda: check_follows(plan, before, release, worker=worker))
+    if before is not None:
+        with_file_errors(path, lambda: check_follows(plan, before, release, worker=worker))
+    else:
+        with_file_errors(path, lambda: check_rules_follow(earlier[-1], release))
     return release
+
+
+def _lighten(out: Path, releases: Sequence[Release]) -> None:
+    """Store finished rounds without the heavy state of the round after them, which is over too."""
+    for release in releases:
+        light = release.without_state()
+        if light is not release:
+            light.write(release_path(out, release.round))
 
 
 def _require_same_noise(releases: Sequence[Release], noise_seed: int | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
+from distqexp.errors import BudgetError
 from distqexp.mechanism.coins import toss_coins, toss_insecure_coins
 from distqexp.privacy.ledger.coins import CoinOwner
 from distqexp.problem.identity import Digest, plain_digest
@@ -72,6 +74,16 @@ def forget_coins(plan: Plan, charging: Charging, role: str, rounds: range) -> No
     if plan.config.mechanism.sampled:
         for round in rounds:
             charging.ledger.forget_coins(coin_owner(plan, charging, role, round))
+
+
+@contextmanager
+def forgetting_refused(plan: Plan, charging: Charging, role: str, round: int) -> Iterator[None]:
+    """Erase the coins of a round whose charge, inside, the ledger refuses: nothing will ever be released with them."""
+    try:
+        yield
+    except BudgetError:
+        forget_coins(plan, charging, role, range(round, round + 1))
+        raise
 
 
 def insecure_toss(plan: Plan, noise_seed: int) -> Toss:

@@ -178,7 +178,9 @@ def _check_model(plan: Plan, datasets: Sequence[Dataset], state: RoundState | No
     network = worker.network_at(plan.state.theta)
     separable = not plan.config.by_blocks and plan.schema.input_shape is not None
     for shape in sorted({dataset.input_shape for dataset in datasets}):
-        refuse_coupling(network, shape, plan.schema.tokens, plan.schema.vocabulary, separable)
+        refuse_coupling(
+            network, shape, plan.schema.tokens, plan.schema.vocabulary, separable, plan.config.records_together
+        )
         worker.refuse_wrong_gradients(shape)
     for dataset in datasets:
         dataset.of_model(network)

@@ -23,6 +23,7 @@ from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError, RecordsChangedError, StoppedError
 from distqexp.gradients.context import RoundContext
 from distqexp.gradients.worker import Worker
+from distqexp.problem.hiding import quiet
 from distqexp.problem.sources import DataSource
 from distqexp.sketching.choice import sketcher_of
 from distqexp.stages.sampling import Secrets, drawn_shards
@@ -131,6 +132,11 @@ def sketch_round(
 
 def _sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, work: SketchWork) -> IntegerArray:
     """Return the int64 sum (width,) over a chunk of pieces; runs on a rank or a worker and opens only its own slots."""
+    with quiet():
+        return _sum_of_pieces(worker, chunk, control, work)
+
+
+def _sum_of_pieces(worker: Worker, chunk: Sequence[int], control: Control, work: SketchWork) -> IntegerArray:
     context = work.context.on(worker)
     sketcher = sketcher_of(context, work.state)
     total = np.zeros(work.width, dtype=np.int64)

@@ -2,9 +2,9 @@
 
 The first 512 bytes (HDF5's user block) are the label, see ``label``. The HDF5 file has the attributes schema_version, kind,
 plan_id and sha256 (over everything that the file says), a dataset ``header`` (canonical JSON of public fields only), and the
-arrays, each with its own digest. The files are written through Python file objects, so that HDF5 takes no locks and the same
-content always gives the same bytes. They are read by a process with limits, see ``confined``, unless the caller vouches for
-them.
+arrays, each with its own digest; of lower triangular ones a public file has what is on and below the diagonal. The files are
+written through Python file objects, so that HDF5 takes no locks and the same content always gives the same bytes. They are
+read by a process with limits, see ``confined``, unless the caller vouches for them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from distqexp.storage.canonical import array_digest, canonical_json, portable_ty
 from distqexp.storage.confined.parent import read_confined
 from distqexp.storage.content import KINDS, SCHEMA_VERSION, Request, content_digest, read_content
 from distqexp.storage.label import LABEL_BYTES, check_label, write_label
+from distqexp.storage.triangles import SIDE, is_lower_triangular, packed
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,14 @@ def write_file(
                 h5.attrs["sha256"] = content_digest(kind, plan_id, text, digests)
                 h5.create_dataset("header", data=np.bytes_(text), track_times=False)
                 for name in sorted(portable):
-                    dataset = h5.create_dataset(name, data=portable[name], track_times=False)
+                    array = portable[name]
+                    half = not private and is_lower_triangular(
+                        array
+                    )  # a private file's size tells nothing of its numbers
+                    dataset = h5.create_dataset(name, data=packed(array) if half else array, track_times=False)
                     dataset.attrs["sha256"] = digests[name]
+                    if half:
+                        dataset.attrs[SIDE] = array.shape[-1]
         except (OSError, RuntimeError):
             if sink.error is None:
                 raise

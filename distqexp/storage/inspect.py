@@ -9,6 +9,7 @@ from typing import Any
 from distqexp.errors import UsageError
 from distqexp.storage.hdf5 import read_file, read_header
 from distqexp.storage.others import describe_other, is_other
+from distqexp.storage.texts import printable
 
 _MEANINGS = {
     "plan": "every rule of a run, fixed before a private record is read (public)",
@@ -32,7 +33,7 @@ def describe(path: Path) -> str:
         return "\n\n".join(describe(file) for file in files)
     other = describe_other(path)
     if other is not None:
-        return "\n".join(other)
+        return "\n".join(printable(line) for line in other)
     file = read_header(path)
     lines = [
         f"{path}",
@@ -46,7 +47,7 @@ def describe(path: Path) -> str:
         lines.append("  arrays")
         for name, array in read_file(path).arrays.items():
             lines.append(f"    {name}: {array.dtype} {tuple(array.shape)}")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _lines(tree: dict[str, Any], depth: int = 0) -> list[str]:

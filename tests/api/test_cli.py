@@ -22,8 +22,21 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.books import Cap
 from distqexp.storage.hdf5 import read_file
 
-STEPS = ("plan", "count", "sketch", "pool", "release", "void", "export", "inspect", "verify", "tune", "audit")
-LATER = ("doctor", "cost")
+STEPS = (
+    "plan",
+    "count",
+    "sketch",
+    "pool",
+    "release",
+    "void",
+    "export",
+    "inspect",
+    "verify",
+    "tune",
+    "audit",
+    "doctor",
+    "cost",
+)
 
 
 @pytest.fixture
@@ -46,7 +59,7 @@ def test_help_shows_an_example(run: Commands, words: tuple[str, ...]) -> None:
 
 def test_help_lists_every_step(run: Commands) -> None:
     text = run.done("--help").out
-    for step in (*STEPS, *LATER, "ledger"):
+    for step in (*STEPS, "ledger"):
         assert f"  {step} " in text
 
 
@@ -66,13 +79,6 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 # --- bad commands ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("step", LATER)
-def test_later_steps(run: Commands, step: str) -> None:
-    run.distqexp(step).refused(2, f"distqexp {step}: not available yet")
-    run.distqexp(step, "--all", "plan.h5", "-x").refused(2, "not available yet")
-    run.done(step, "--help")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 What else went wrong in such a week stands elsewhere: text columns told all at once in tests/problem/test_tables.py and
 tests/api/test_init.py, ids without ``unit`` in tests/fit/test_table_warnings.py, a factory beside the config and ``load_config`` of a text
-in tests/api/test_cli.py, an audit without matplotlib in tests/audit/test_without_plots.py.
+in tests/api/test_cli.py, an audit without matplotlib in tests/audit/test_without_plots.py; separators, encodings, packing and inch marks
+in tests/problem/test_dialects.py, labels of one column in tests/fit/test_table_warnings.py, models that torch.func can't take and factories
+that freeze parameters in tests/gradients/test_unusual_models.py, and wrong calls from Python in tests/live/test_wrong_calls.py.
 """
 
 from __future__ import annotations

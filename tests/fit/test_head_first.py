@@ -16,6 +16,7 @@ from distqexp.artefacts.release import Release
 from distqexp.config import config_from_tree, config_to_tree, load_config
 from distqexp.errors import UsageError
 from distqexp.gradients.setup import blocks_of, build_network, still_blocks
+from tests.support.states import states_of_run
 
 HEAD_FIRST = (
     *QUICK,
@@ -38,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_body_moves_from_its_round_on(run: Path) -> None:
     plan = Plan.read(run / "plan.h5")
     releases = [Release.read(run / f"release-{r:03d}.h5", plan) for r in range(4)]
-    states = [plan.state, *(release.next_state for release in releases[:-1])]
+    states = states_of_run(run)
     thetas = [plan.state.theta, *(release.theta for release in releases)]
     at, body = 0, {}
     for name, shape in build_network(plan.config).names_shapes:
@@ -49,10 +50,10 @@ def test_the_body_moves_from_its_round_on(run: Path) -> None:
         moved = {name: bool((before[part] != after[part]).any()) for name, part in body.items()}
         expected = {name: round >= 2 or name.startswith("3.") for name in body}
         assert moved == expected, round
-    rows = [state.precision["row/0000"] for state in states if state is not None]
+    rows = [state.precision["row/0000"] for state in states]
     assert [bool(row.any()) for row in rows] == [False, False, True, True]
     # The precision of the head is kept within its rounds and made anew where the body wakes up.
-    heads = [state.precision["row/0001"] for state in states if state is not None]
+    heads = [state.precision["row/0001"] for state in states]
     assert [np.array_equal(*pair) for pair in pairwise(heads)] == [True, False, True]
 
 

@@ -12,7 +12,7 @@ from run_harness import Commands
 from same_bytes import KRONECKER_PCA, MLP, SCHEDULE
 
 from distqexp.artefacts.plan import Plan
-from distqexp.artefacts.release import Release
+from tests.support.states import states_of_run
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,7 @@ def test_a_run_s_files_verify_and_are_described(serial: Path, capsys: pytest.Cap
     assert "state/precision/column/0001: float64 (1, 12, 12)" in told
     plan = Plan.read(serial / "plan.h5")
     assert plan.k == 6 * 12 + 6 * 12
-    states = [plan.state] + [Release.read(serial / f"release-{r:03d}.h5", plan).next_state for r in range(2)]
-    first, kept, anew = states
-    assert kept is not None
-    assert anew is not None
+    first, kept, anew = states_of_run(serial)
     assert np.array_equal(first.subspace["row/0000"], kept.subspace["row/0000"])
     assert not np.array_equal(anew.subspace["row/0000"], kept.subspace["row/0000"])
 

@@ -19,6 +19,7 @@ from distqexp.config import config_from_tree, config_to_tree
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.stages.release import Draw, make_release, moved_parameters
+from tests.support.states import states_of_run
 
 MOMENTUM = 0.6
 RUN = (
@@ -40,10 +41,9 @@ def test_a_share_of_the_last_move_is_added_to_a_rounds_own(run: Commands, tmp_pa
     out = tmp_path / "run"
     assert run.fit("--out", str(out), "--insecure-noise-seed", "5", "--json", *overrides(*RUN)).code == 0
     plan, found = releases(out)
-    states = [plan.state, *(release.next_state for release in found[:-1])]
+    states = states_of_run(out)
     thetas = [plan.state.theta, *(release.theta for release in found)]
     for r, (state, release) in enumerate(zip(states, found, strict=True)):
-        assert state is not None
         own = moved_parameters(plan, dataclasses.replace(state, velocity=None), release.noisy_sums) - state.theta
         before = thetas[r] - thetas[r - 1] if r else np.zeros(plan.d)
         assert np.linalg.norm(own) > 0

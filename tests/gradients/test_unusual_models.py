@@ -11,12 +11,17 @@ import pytest
 import torch
 from small_runs import context_of, plan_of, unit_integers
 from torch.nn import functional
+from unusual_models import Vectors
 from unusual_tasks import SERIES, TOKENS, VECTORS, config_of
 
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import UsageError
 from distqexp.gradients.setup import build_network
+from distqexp.gradients.vectorising import learn_way
 from distqexp.gradients.worker import Worker
+from distqexp.problem.derivatives import loss_curvature_factors
+from distqexp.problem.losses import get_loss
+from distqexp.problem.network import Network
 from distqexp.stages.plan import describe_plan
 from distqexp.stages.shards import open_shards
 
@@ -119,6 +124,23 @@ def test_dense_curvature_and_private_curvature_take_any_model(tmp_path: Path) ->
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-3, atol=1e-5)
     for name, array in found[0][1].items():
         np.testing.assert_allclose(found[1][1][name], array, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("records", [2, 3, 5])
+def test_a_layer_whose_factors_torch_func_mixes_up_goes_one_record_at_a_time(records: int) -> None:
+    """A PReLU: torch.func has the right factors for a batch of one, and an exception, or other factors, for a larger one."""
+    network, loss = Network(Vectors("prelu")), get_loss("cross-entropy")
+    inputs = torch.randn(records, 6, generator=torch.Generator().manual_seed(1))
+    learn_way(network, loss, inputs[:1], factors=True)
+    assert network.one_by_one is not None
+    factors = loss_curvature_factors(network, loss, inputs, private=False).double()
+    for record, factor in zip(inputs, factors, strict=True):
+        logits = network.module(record[None])[0]
+        rows = [torch.autograd.grad(logit, network.trainable_parameters, retain_graph=True) for logit in logits]
+        jacobian = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows]).double()
+        shares = torch.softmax(logits.detach().double(), 0)
+        expected = jacobian.T @ (torch.diag(shares) - torch.outer(shares, shares)) @ jacobian
+        torch.testing.assert_close(factor.T @ factor, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_private_record_that_a_model_raises_for_contributes_nothing_and_ends_nothing(tmp_path: Path) -> None:

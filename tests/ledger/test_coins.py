@@ -135,3 +135,48 @@ def test_the_cap_counts_sampled_rounds_as_what_they_are(tmp_path: Path) -> None:
         assert len(ledger.rows("icu")) == most
     with Ledger.open(tmp_path / "everybody.sqlite") as ledger, pytest.raises(BudgetError, match="budget spent"):
         ledger.reserve(charge(0, 1.0, mu=0.9), population="icu", cap=cap, sums=np.arange(3))
+
+
+def test_a_second_release_of_a_round_is_charged_as_if_everybody_took_part(tmp_path: Path) -> None:
+    """One sample may stand behind both, as after a kill; the same sums again cost nothing, and the next round is sampled anew."""
+    event = GaussianRelease(MU, 3, 100.0, sampling=0.1, failure=1e-12)
+    cap = Cap(5.0, 1e-5)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+
+        def reserve(round: int, number: int) -> float:
+            charge = Charge(f"release/plan/{round}/state", Adjacency.ZERO_OUT, event)
+            sums = np.array([number, 0, 0], dtype=np.int64)
+            reservation = ledger.reserve(charge, population="icu", cap=cap, sums=sums)
+            [row] = [row for row in ledger.rows("icu") if row.id == reservation.id]
+            assert isinstance(row.event, GaussianRelease)
+            assert row.event.failure == event.failure
+            return row.event.sampling
+
+        owner = CoinOwner("private", "icu", "release/plan/0")
+        ledger.coins(owner, "all", b"records", toss)
+        assert reserve(0, 1) == 0.1
+        assert reserve(0, 2) == 1.0  # on the coins of the first
+        assert [reserve(0, number) for number in (1, 2)] == [0.1, 1.0]
+        assert len(ledger.rows("icu")) == 2
+        ledger.coins(owner, "other", b"records", toss)  # newer coins of another shard don't make those of this one new
+        assert reserve(0, 3) == 1.0
+        ledger.forget_coins(owner)
+        assert reserve(0, 4) == 1.0  # on coins that are gone
+        ledger.coins(owner, "all", b"records", toss)
+        assert reserve(0, 5) == 0.1
+        assert reserve(0, 6) == 1.0
+        assert reserve(1, 1) == 0.1
+        ledger.verify()
+
+
+def test_a_second_release_of_a_round_is_refused_where_only_a_sampled_one_would_fit(tmp_path: Path) -> None:
+    event = GaussianRelease(1.0, 3, 1e6, sampling=0.01)
+    cap = Cap(cost([event, event]).guarantee().epsilon(1e-5) * 1.01, 1e-5)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        charge = Charge("release/plan/0/state", Adjacency.ZERO_OUT, event)
+        ledger.reserve(charge, population="icu", cap=cap, sums=np.array([1, 0, 0]))
+        with pytest.raises(
+            BudgetError, match="same secret sample, so that this one is charged as if everybody took part"
+        ):
+            ledger.reserve(charge, population="icu", cap=cap, sums=np.array([2, 0, 0]))
+        assert len(ledger.rows("icu")) == 1

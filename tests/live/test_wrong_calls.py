@@ -20,7 +20,7 @@ from distqexp.errors import DistqexpError, UsageError
 from distqexp.live.wording import Wording
 from distqexp.privacy.ledger import Ledger
 from distqexp.report.progress import Progress
-from distqexp.sklearn import PrivateClassifier, PrivateValueError
+from distqexp.sklearn import PrivateClassifier, PrivateRegressor, PrivateValueError
 
 pytestmark = pytest.mark.process  # a small process watches over the scratch folder
 
@@ -191,10 +191,15 @@ def test_what_a_settings_line_says_is_what_mends_it() -> None:
 def test_an_estimator_speaks_of_its_own_arguments() -> None:
     for options, words in (
         ({"public": (PUBLIC_X[:, :3], PUBLIC_Y)}, "X, y: records of shape"),
+        ({"public": PUBLIC_X}, r"public: found ndarray; expected a pair \(X, y\)"),
         ({"epsilon": 0.0}, "epsilon: found 0.0"),
     ):
         with pytest.raises(PrivateValueError, match=f"^{words}"):
             PrivateClassifier(classes=[0, 1], **options).fit(X, Y)
+    with pytest.raises(PrivateValueError, match=r"^unit: not as many ids as records in X; "):
+        PrivateClassifier(classes=[0, 1], public=PUBLIC).fit(X, Y, unit=np.arange(3))
+    with pytest.raises(PrivateValueError, match=r"^public: targets of shape \(\); expected 3 numbers"):
+        PrivateRegressor(linear(3), public=PUBLIC).fit(X, X[:, 0])
 
 
 def test_predictions_speak_of_data(tmp_path: Path) -> None:

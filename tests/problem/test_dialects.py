@@ -166,6 +166,8 @@ def test_letters_of_other_encodings(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"PK\x03\x04 and more", "zip archive or an Excel workbook"),
+        (("sep=;\n" + table(";")).encode(), "Excel's note of the separator; .*take the line out"),
+        (("# exported\n" + table()).encode(), "its first line is a comment"),
         (b"PAR1 and more", 'format = "parquet"'),
         (b"\x89HDF\r\n\x1a\n", 'format = "hdf5"'),
         (table().encode("utf-16-le"), "UTF-16 without its mark"),

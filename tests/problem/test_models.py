@@ -54,6 +54,13 @@ def test_factories_that_cannot_build_are_refused_in_one_line(factory: str, args:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("factory", ["os:system", "subprocess:run", "importlib.util:find_spec"])
+def test_a_factory_of_pythons_own_library_is_not_run(factory: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Python's own library"):
+        build_model(factory, {"command": f"touch {tmp_path / 'made'}"})
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_received_factory_runs_only_when_built_in_or_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISTQEXP_ALLOW_FACTORIES", raising=False)
     require_allowed_factory("distqexp.problem.models:cnn")

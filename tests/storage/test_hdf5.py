@@ -59,7 +59,7 @@ def relabel(path: Path) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     stored = read_file(write(tmp_path / "s.h5"), kind="sketch", plan_id="ab" * 32)
-    assert (stored.kind, stored.plan_id, stored.schema_version, stored.header) == ("sketch", "ab" * 32, 4, HEADER)
+    assert (stored.kind, stored.plan_id, stored.schema_version, stored.header) == ("sketch", "ab" * 32, 5, HEADER)
     assert stored.arrays.keys() == arrays().keys()
     for name, array in arrays().items():
         assert stored.arrays[name].dtype == array.dtype
@@ -166,11 +166,11 @@ def test_a_forged_entry_under_a_fitting_label_is_refused(tmp_path: Path) -> None
     [
         (
             lambda h5: h5.attrs.__setitem__("schema_version", 1),
-            "schema_version 1, this distqexp reads 4; made by an older distqexp: plan again",
+            "schema_version 1, this distqexp reads 5; made by an older distqexp: plan again",
         ),
         (
-            lambda h5: h5.attrs.__setitem__("schema_version", 5),
-            "schema_version 5, this distqexp reads 4; use the version that wrote it",
+            lambda h5: h5.attrs.__setitem__("schema_version", 6),
+            "schema_version 6, this distqexp reads 5; use the version that wrote it",
         ),
         (lambda h5: h5.attrs.__setitem__("schema_version", "1"), "schema_version is str"),
         (lambda h5: h5.attrs.__delitem__("kind"), "kind is NoneType"),

@@ -98,6 +98,8 @@ class Vectors(nn.Module):
         self.kind = kind
         self.body = nn.Linear(6, 8)
         self.head = nn.Linear(8, 3)
+        if kind == "prelu":
+            self.slopes = nn.Parameter(torch.full((8,), 0.3))
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.kind in ("checkpoint", "re-entrant"):
@@ -109,6 +111,8 @@ class Vectors(nn.Module):
             hidden = torch.stack([torch.relu(row) if row.sum().item() > 0 else torch.tanh(row) for row in rows])
         elif self.kind == "numpy":
             hidden = torch.tanh(self.body(torch.from_numpy(np.abs(x.numpy()))))
+        elif self.kind == "prelu":
+            hidden = torch.nn.functional.prelu(self.body(x), self.slopes)
         elif self.kind == "autocast":
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return self.head(torch.tanh(self.body(x)))

@@ -16,6 +16,9 @@ from fit_harness import settings
 from fitted_tasks import CONFIGS
 from run_harness import Commands
 
+from distqexp.config import load_config
+from distqexp.tuning.roles import assign_roles
+
 SCRIPT = CONFIGS.parent / "scripts" / "prepare_sst2.py"
 SENTENCES, LENGTH = 400, 20
 
@@ -37,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_files_hold_tokens_and_their_mask(folder: Path) -> None:
-    for name, count in (("private", SENTENCES), ("eval", 872)):
+    for name, count in (("private", SENTENCES), ("eval", 872), ("other", 11200)):
         with h5py.File(folder / f"{name}.h5") as file:
             tokens, mask, label = (file[key][:] for key in ("tokens", "mask", "label"))
         assert tokens.shape == mask.shape == (count, LENGTH)
@@ -45,6 +48,23 @@ def test_the_files_hold_tokens_and_their_mask(folder: Path) -> None:
         assert ((tokens > 0) == (mask == 1)).all()
         assert (np.diff(mask, axis=1) <= 0).all()  # padding comes last
         assert set(label.tolist()) == {0, 1}
+
+
+@pytest.mark.slow
+def test_settings_are_chosen_on_sentences_that_are_neither_private_nor_evaluated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {}
+    for name in ("private", "eval", "other"):
+        with h5py.File(folder / f"{name}.h5") as file:
+            rows[name] = {row.tobytes() for row in file["tokens"][:]}
+    assert len(rows["other"] & (rows["private"] | rows["eval"])) < 0.05 * len(
+        rows["other"]
+    )  # some are alike once cut off
+    monkeypatch.setenv("DISTQEXP_SST2", str(folder))
+    roles = assign_roles(load_config(CONFIGS / "sst2" / "tune.toml"))
+    assert (roles.units, roles.test_units) == (4000, 7000)
+    assert all(data.path == str(folder / "other.h5") for data in (roles.reference, *roles.stand_ins, *roles.test))
 
 
 @pytest.mark.slow

@@ -21,7 +21,9 @@ ROUNDING = 1000.0
 """How many units in the last place of the largest gradient of the network two ways to the same gradient may differ by."""
 
 
-def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor, *, may_refuse: bool) -> Taps:
+def checked_taps(
+    network: Network, blocks: Sequence[Block], record: Tensor, *, may_refuse: bool, together: int = 0
+) -> Taps:
     """Return taps whose gradients agree with plain automatic differentiation.
 
     On two records of noise, every parameter's gradient must be the one that each record alone gives. A parameter that is used
@@ -36,6 +38,8 @@ def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor, *, m
         blocks: Its parameters as matrices.
         record: A record (1, ...) of the shape and type of those to come; its values don't matter.
         may_refuse: Whether nothing has been charged for yet.
+        together: How many records go through the model together in a round. Where it may be refused, so many are tried too, in two
+            passes forward and backward.
 
     Raises:
         UsageError: The model couples the records of a batch, and may be refused. The message names a parameter that shows it.
@@ -43,7 +47,10 @@ def checked_taps(network: Network, blocks: Sequence[Block], record: Tensor, *, m
     if not _overflow_free(network, record):
         return _torch_taps(network, blocks, record)
     try:
-        return _agreeing_taps(network, blocks, record)
+        taps = _agreeing_taps(network, blocks, record)
+        if may_refuse and together > RECORDS:
+            _refuse_crowds(taps, record, together)
+        return taps
     except UsageError:
         if may_refuse:
             raise
@@ -61,10 +68,38 @@ def _agreeing_taps(network: Network, blocks: Sequence[Block], record: Tensor) ->
         if not names:
             return taps
         wrong = wrong | names
-    raise UsageError(
-        f"model: the gradient of {min(wrong)} differs between a batch and its records alone; expected a model whose records "
+    raise _coupled(wrong)
+
+
+def _refuse_crowds(taps: Taps, record: Tensor, count: int) -> None:
+    """Refuse a model that gives the last of ``count`` records other gradients than alone: beside its like, and beside others."""
+    network, noise = taps.network, noise_records(record)
+    with torch.no_grad():
+        weights = _output_weights(network.module(network.prepare(noise)))[:1]
+    expected = _single_gradients(network, noise[:1], weights)
+    for other in noise:
+        inputs = torch.stack([other] * (count - 1) + [noise[0]])
+        actual = _vectors(
+            taps,
+            inputs,
+            lambda outputs: (outputs * weights).reshape(len(outputs), -1).sum(dim=1),
+            slice(count - 1, count),
+        )
+        wrong = disagreeing(network, actual, expected)
+        if wrong and bool(torch.isfinite(expected).all()):
+            raise _coupled(wrong)
+
+
+def _coupled(names: frozenset[str]) -> UsageError:
+    return UsageError(
+        f"model: the gradient of {min(names)} differs between a batch and its records alone; expected a model whose records "
         "don't affect one another, the same at every call; remove what couples them, or freeze this parameter"
     )
+
+
+def _output_weights(outputs: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
 
 
 def _torch_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
@@ -80,8 +115,7 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     inputs = noise_records(record)
     bound = 10 * torch.finfo(network.dtype).eps ** 0.5
     outputs = _outputs(network, inputs, bound)
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    weights = _output_weights(outputs)
 
     def value(batch: Tensor) -> Tensor:
         return (batch * weights[: len(batch)]).reshape(len(batch), -1).sum(dim=1)
@@ -149,7 +183,7 @@ def _single_gradients(network: Network, inputs: Tensor, weights: Tensor) -> Tens
     """Return the gradients of each record alone by plain automatic differentiation, (2, d)."""
     parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
     rows = []
-    for j in range(RECORDS):
+    for j in range(len(inputs)):
         with torch.enable_grad():
             total = (network.module(network.prepare(inputs[j : j + 1])) * weights[j : j + 1]).sum()
             gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
@@ -168,22 +202,27 @@ def _batch_gradients(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tenso
     return _vectors(taps, inputs, value)
 
 
-def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    network = taps.network
-    gradients = torch.zeros((RECORDS, network.d), dtype=network.dtype, device=network.device)
+def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor], some: slice = slice(0, RECORDS)) -> Tensor:
+    """Return the gradients of some of the records, (some, d)."""
+    network, count = taps.network, some.stop - some.start
+    gradients = torch.zeros((count, network.d), dtype=network.dtype, device=network.device)
 
     def receive(number: int, raw: Raw) -> None:
         block = taps.blocks[number]
         form = raw.plain(block)
         if isinstance(form, Indexed):
-            form = form.dense()
-        matrix = form.matrix if isinstance(form, Whole) else form.row.transpose(2, 3) @ form.column
+            form = Indexed(form.token[some], form.scale[some], form.column[some], form.rows).dense()
+            matrix = form.row.transpose(2, 3) @ form.column
+        else:
+            matrix = (
+                form.matrix[some] if isinstance(form, Whole) else form.row[some].transpose(2, 3) @ form.column[some]
+            )
         if block.weight is not None:
             weight = matrix[..., : block.weight_columns]
-            weight = (weight.transpose(2, 3) if block.transposed else weight).reshape(RECORDS, -1)
+            weight = (weight.transpose(2, 3) if block.transposed else weight).reshape(count, -1)
             gradients[:, block.weight : block.weight + weight.shape[1]] += weight
         if block.bias is not None:
-            bias = matrix[..., -1].reshape(RECORDS, -1)
+            bias = matrix[..., -1].reshape(count, -1)
             gradients[:, block.bias : block.bias + bias.shape[1]] += bias
 
     taps.run(inputs, value, receive)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,35 +28,44 @@ def floating_tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tensors(tree) if leaf.is_floating_point()]
 
 
-def per_example(
-    module: nn.Module,
-    names: Sequence[str],
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
-    gradients: Sequence[Tensor],
-    dims: tuple[Dims, Dims],
-    looped: bool,
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Example:
+    """A call of a layer, from which the calls for each example are made.
+
+    Attributes:
+        module: The layer.
+        arguments: The positional and keyword arguments of the call.
+        dims: Where the batch is in every tensor of the arguments, and of the floating-point tensors of the outputs.
+        anew: Gives the model, inside, the state from before the pass: what the batch has left in it is other examples'.
+    """
+
+    module: nn.Module
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    dims: tuple[Dims, Dims]
+    anew: Callable[[], AbstractContextManager[None]]
+
+
+def per_example(example: Example, names: Sequence[str], gradients: Sequence[Tensor], looped: bool) -> dict[str, Tensor]:
     """Return the gradients of each named parameter, (B, *shape): example j's from example j's inputs alone.
 
     Args:
-        module: The layer.
-        names: The parameters, by their names in ``module``.
-        arguments: The positional and keyword arguments of the layer's call.
-        gradients: The gradients of the floating-point tensors of its outputs.
-        dims: Where the batch is in every tensor of the arguments, and of ``gradients``.
+        example: The call.
+        names: The parameters, by their names in the layer.
+        gradients: The gradients of the floating-point tensors of the layer's outputs.
         looped: Take one example at a time by plain automatic differentiation, for modules that torch.func can't vectorise.
     """
-    leaves, tree = pytree.tree_flatten(arguments)
+    leaves, tree = pytree.tree_flatten(example.arguments)
     slots = [number for number, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     values = [leaves[number].detach() for number in slots]
-    parameters = {name: module.get_parameter(name).detach() for name in names}
+    parameters = {name: example.module.get_parameter(name).detach() for name in names}
+    dims = example.dims
 
     def outputs(weights: dict[str, Tensor], examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
         new_leaves = list(leaves)
         for number, value, dim in zip(slots, examples, dims[0], strict=True):
             new_leaves[number] = value if dim is None else value.unsqueeze(dim)
         args, kwargs = pytree.tree_unflatten(new_leaves, tree)
-        return tuple(floating_tensors(functional_call(module, weights, args, kwargs)))
+        return tuple(floating_tensors(functional_call(example.module, weights, args, kwargs)))
 
     def gradient(
         weights: dict[str, Tensor], examples: Sequence[Tensor], cotangents: Sequence[Tensor]
@@ -62,18 +73,20 @@ def per_example(
         _, pull = vjp(lambda current: outputs(current, examples), weights)[:2]
         return pull(tuple(_unsqueeze(cotangents, dims[1])))[0]
 
-    if not looped:
+    if looped:
+        return _one_by_one(example, outputs, parameters, values, gradients)
+    with example.anew():
         return vmap(gradient, in_dims=(None, list(dims[0]), list(dims[1])))(parameters, values, list(gradients))
-    return _one_by_one(outputs, parameters, values, gradients, dims)
 
 
 def _one_by_one(
+    example: Example,
     outputs: Callable[[dict[str, Tensor], Sequence[Tensor]], tuple[Tensor, ...]],
     parameters: dict[str, Tensor],
     values: Sequence[Tensor],
     gradients: Sequence[Tensor],
-    dims: tuple[Dims, Dims],
 ) -> dict[str, Tensor]:
+    dims = example.dims
     first = next(dim for dim in dims[1] if dim is not None)
     count = gradients[0].shape[first]
     rows: list[list[Tensor]] = []
@@ -81,28 +94,17 @@ def _one_by_one(
     for j in range(count):
         examples = [value if dim is None else value.select(dim, j) for value, dim in zip(values, dims[0], strict=True)]
         cotangents = [value.select(dim or 0, j) for value, dim in zip(gradients, dims[1], strict=True)]
-        with torch.enable_grad():
-            results = outputs(leaves, examples)
-        pairs = [
-            (output, gradient)
-            for output, gradient in zip(results, _unsqueeze(cotangents, dims[1]), strict=True)
-            if output.requires_grad
-        ]
-        if not pairs:
-            rows.append([torch.zeros_like(leaf) for leaf in leaves.values()])
-            continue
-        rows.append(
-            list(
-                torch.autograd.grad(
-                    [output for output, _ in pairs],
-                    list(leaves.values()),
-                    [gradient for _, gradient in pairs],
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        )
+        with example.anew(), torch.enable_grad():
+            rows.append(_gradients(outputs(leaves, examples), _unsqueeze(cotangents, dims[1]), list(leaves.values())))
     return {name: torch.stack([row[at] for row in rows]) for at, name in enumerate(leaves)}
+
+
+def _gradients(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
+    if not pairs:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    ends, starts = [output for output, _ in pairs], [gradient for _, gradient in pairs]
+    return list(torch.autograd.grad(ends, leaves, starts, allow_unused=True, materialize_grads=True))
 
 
 def _unsqueeze(gradients: Sequence[Tensor], dims: Dims) -> list[Tensor]:

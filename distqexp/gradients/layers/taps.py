@@ -15,7 +15,7 @@ from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.gradients.layers import attention
 from distqexp.gradients.layers.convolution import Patches
-from distqexp.gradients.layers.fallback import floating_tensors, per_example, tensors
+from distqexp.gradients.layers.fallback import Example, floating_tensors, per_example, tensors
 from distqexp.gradients.layers.forms import Matrices, Positions, Raw, Tensor
 from distqexp.gradients.layers.routing import Fallback, Place, Routing, RuleUse, opened_attention
 from distqexp.problem.network import Network
@@ -159,7 +159,8 @@ class Taps:
                 _require_unchanged(module, leaf, version)
             names = list(fallback.places)
             dims = (fallback.call.inputs, fallback.call.outputs)
-            compute = partial(per_example, module, names, (args, kwargs), gradients, dims, fallback.looped)
+            example = Example(module, (args, kwargs), dims, self.network.anew)
+            compute = partial(per_example, example, names, gradients, fallback.looped)
             self._hand_over(fallback.places, compute, batch.receive)
 
         outputs = _Tap.apply(batch.anchor, answer, False, *floating_tensors(output))  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distqexp.arrays import BoolArray
+from distqexp.privacy.ledger.books import Books
 from distqexp.privacy.ledger.voiding import LedgerVoiding
 
 
@@ -55,12 +56,30 @@ class LedgerCoins(LedgerVoiding):
                 if hmac.compare_digest(stored[: len(mark)].tobytes(), mark.tobytes()):
                     return stored[len(mark) :].astype(np.bool_)
             coins = toss()
+            if not self._files.exists("tossed", self._coin_name(owner, None)):
+                count = self._charges_of(owner, Books(self._chain.entries()))
+                self._files.write("tossed", self._coin_name(owner, None), self._count_seal(owner), np.array([count]))
             self._files.write("coins", name, seal, np.concatenate([mark, coins.astype(np.uint8)]))
         return coins
 
+    def _is_fresh_sample(self, owner: CoinOwner, books: Books) -> bool:
+        """Whether the coins of a round are here, and no release of the round was charged since the first of them was tossed."""
+        name = self._coin_name(owner, None)
+        if not self._files.exists("tossed", name):
+            return False
+        return int(self._files.read("tossed", name, self._count_seal(owner))[0]) == self._charges_of(owner, books)
+
+    def _charges_of(self, owner: CoinOwner, books: Books) -> int:
+        rows = books.charges(owner.universe, owner.population)
+        return sum(row.key.rpartition("/")[0] == owner.key for row in rows)
+
+    def _count_seal(self, owner: CoinOwner) -> bytes:
+        return self._files.tag(b"coin charges", *(part.encode() for part in owner))
+
     def forget_coins(self, owner: CoinOwner) -> None:
         """Erase the coins of a round in every shard, once its release, or the sketch made with them, is stored."""
-        self._files.erase_all("coins", self._coin_name(owner, None))
+        for purpose in ("coins", "tossed"):
+            self._files.erase_all(purpose, self._coin_name(owner, None))
 
     def _coin_name(self, owner: CoinOwner, shard: str | None) -> str:
         round_name = self._files.tag(b"coin round", *(part.encode() for part in owner)).hex()[:32]

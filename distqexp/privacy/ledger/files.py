@@ -110,7 +110,7 @@ class LedgerFiles:
         """Store an array of a reservation durably, with a seal.
 
         Args:
-            purpose: "noise", "released" or "coins".
+            purpose: "noise", "released", "coins", or "tossed" (how often a round was charged when its coins were).
             reservation: The number of the reservation; for coins the name of their round and shard.
             owner: The keyed digest of the reservation's sums, or of the coins' round and shard. The seal binds the array to it: a
                 file that was left from a lost history of the ledger can't be taken for the draw of other sums.

@@ -26,7 +26,7 @@ from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger.books import PRIVATE, Books, Cap, LedgerRow, Reservation, event_fields
 from distqexp.privacy.ledger.budget import require_room
 from distqexp.privacy.ledger.chain import Chain
-from distqexp.privacy.ledger.coins import LedgerCoins
+from distqexp.privacy.ledger.coins import CoinOwner, LedgerCoins
 from distqexp.privacy.ledger.files import LedgerFiles, default_path
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name, require_spelling
 from distqexp.privacy.ledger.voids import require_not_voided, require_open
@@ -56,6 +56,11 @@ class Provenance(NamedTuple):
 
 
 NO_PROVENANCE = Provenance()
+
+_SAME_SAMPLE = (
+    "another release of this round may rest on the same secret sample, so that this one is charged as if everybody took part: "
+    "keep the first one, or make a new plan; "
+)
 
 
 class Ledger(LedgerCoins):
@@ -137,8 +142,10 @@ class Ledger(LedgerCoins):
             charge: The release. Its key is "ROLE/RELEASE": who charges, and the identity of the release (plan, round, and the
                 state that it builds on). Charges of one release by several roles (its sites, its curator) that share a ledger
                 are one expense. When the role charged other bases for this plan before, units may have changed their parts,
-                and everybody is charged: the reservation's ``part`` is None then. Charges of different units are refused,
-                unless the cap declares how they count.
+                and everybody is charged: the reservation's ``part`` is None then. When the role charged other sums under this key
+                before, and the coins are not newer than that, one secret sample may stand behind both: a sampled release is then
+                charged as one of everybody (docs/proofs/sampled.md, section 7). Charges of different units are refused, unless the cap
+                declares how they count.
             population: The name that the budget is kept under.
             cap: Applies when the ledger has no cap for the population; it can't raise a cap that is set there.
             sums: int64 (k,), private. A charge to a part doesn't cover the same sums of another basis, or of everybody.
@@ -177,6 +184,11 @@ class Ledger(LedgerCoins):
                     body |= {"part": part.number, "parts": part.parts}
                 else:
                     part, remark = None, _BASIS_CHANGED
+            whole, owner = charge.of_everybody(), CoinOwner(universe, population, key.rpartition("/")[0])
+            again = any(row.key == key for row in earlier_rows)
+            if whole != charge and again and not self._is_fresh_sample(owner, books):
+                charge, remark = whole, _SAME_SAMPLE
+                body = _reservation_body(charge, population, universe, plan_population)
             require_room(books, universe, population, [charge._replace(part=part)], cap, remark)
             entry = self._chain.append(body, books.entries, tag)
         return Reservation(entry.number, "reserved", entry.hash, part)

@@ -14,6 +14,7 @@ from distqexp.errors import FileContentError
 
 _WITH_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
 _WITH_POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_EXCEL = re.compile(r"sep=[,;\t|]?", re.ASCII | re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
 
 
@@ -57,8 +58,14 @@ class Dialect:
 def separator_of(header: str, data: DataConfig, path: Path) -> str:
     """Return the separator of a header: the declared one, or the only one that the header has or that its roles fit.
 
-    Raises FileContentError where the header has another one than is declared, or several that would do.
+    Raises FileContentError where the header has another one than is declared, or several that would do, or is none.
     """
+    first = header.strip()
+    if _EXCEL.fullmatch(first) or (first.startswith("#") and not any(sign in first for sign in SEPARATORS)):
+        what = "a comment" if first.startswith("#") else "Excel's note of the separator"
+        raise FileContentError(
+            f"{path}: its first line is {what}; expected the names of the columns: take the line out"
+        )
     quoted = re.compile('"[^"]*"') if data.quotes else re.compile("(?!)")
     present = [sign for sign in SEPARATORS if sign in quoted.sub("", header)]
     if data.separator is not None:

@@ -1,0 +1,48 @@
+"""The probe behind ``distqexp cost``: no private file, no ledger, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_harness import Commands, table_source, table_tree, write_task
+
+
+def test_the_probe_opens_no_private_file_and_no_ledger(
+    run: Commands, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = table_tree(data={"eval": table_source("eval.csv"), "eval_private": True})
+    task = write_task(tmp_path, tree)
+    for name in ("private.csv", "eval.csv"):
+        (tmp_path / name).unlink()  # nobody can have opened what isn't there
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    before = sorted(tmp_path.rglob("*"))
+    outcome = run.done("cost", task, "--ranks", "1,2,64", "--json")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not own_ledger.exists()
+    assert not own_ledger.with_name(own_ledger.name + ".files").exists()
+    tree = json.loads(outcome.out.splitlines()[-1])
+    found = tree["calibration"]
+    assert (found["d"], found["k"], found["evaluations"]) == (4, 4, 0)
+    assert any("private records were not opened" in note for note in found["notes"])
+    positive = ("imports", "plan", "files", "draw", "export", "bytes_imports", "bytes_plan", "operations_record")
+    assert [name for name in positive if not found[name] > 0] == []
+    assert found["batch_fixed"] + found["batch_record"] > 0
+    assert [row["ranks"] for row in tree["forecasts"]] == [1, 2, 64]
+
+
+@pytest.mark.slow
+def test_the_digits_task(run: Commands, own_ledger: Path) -> None:
+    outcome = run.done("cost", "--set", "mechanism.rounds=2", "--ranks", "1,2")
+    assert "d = 650, k = 650; 800 records in micro-batches of 64, 2 round(s), 2 passes" in outcome.out
+    assert "where the time goes on 1 rank(s)" in outcome.out
+    assert not own_ledger.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_gpus_that_are_not_there(run: Commands, tmp_path: Path) -> None:
+    run.distqexp("cost", write_task(tmp_path), "--gpus").refused(5, "this process sees no GPU; expected one")
