@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,10 +17,13 @@ from distqexp.problem import lent
 from distqexp.problem.losses import Loss
 from distqexp.problem.own_identity import identity_of
 from distqexp.problem.sealing import Seal
-from distqexp.problem.user_code import imported
+from distqexp.problem.user_code import described, imported
 
 LENT = "lent:"
 """What the name of a loss begins with that a script lent to the run, as it did a live module."""
+
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+"""torch's losses whose targets are numbers of classes."""
 
 _RECORDS, _PAIRS = 7, 96
 _EXTREME_TARGETS = (0.0, 1.0, -1.0, 0.5, 2.0, 1e30, -1e30)
@@ -29,14 +33,16 @@ _TOLERANCE = 1e-6
 class OwnLoss(Loss):
     """A loss l(outputs, target) of somebody's own, of outputs (B, C) and targets (B,) or (B, o), real numbers.
 
-    The function gives (B,), or (B, ...) whose mean over a record counts. What the method needs beside values, a Hessian and targets to
-    sample, is that of the squared distance: it shapes the public precision alone, so that the guarantee doesn't rest on it.
+    The function gives (B,), or (B, ...) whose mean over a record counts. One of torch's that takes classes gets whole numbers; a record
+    with a target that is none of the classes then has no loss, and no gradient. What the method needs beside values, a Hessian and
+    targets to sample, is that of the squared distance: it shapes the public precision alone, so that the guarantee doesn't rest on it.
     """
 
     def __init__(self, name: str, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.name = name
         self.function = function
         self._seal = Seal(function)
+        self._copies: dict[torch.dtype, Any] = {}
 
     def kept(self) -> AbstractContextManager[None]:
         return self._seal.kept()
@@ -46,8 +52,21 @@ class OwnLoss(Loss):
             return torch.square(outputs.reshape(targets.shape[:2]) - targets[..., 0]).sum(dim=-1) / 2
         if outputs.ndim == 2 and outputs.shape[1] == 1 and targets.ndim == 1:
             outputs = outputs[:, 0]
-        values = self.function(outputs, targets.to(outputs.dtype))
-        return values if values.ndim == 1 else values.reshape(len(values), -1).mean(dim=-1)
+        function = self._of_type(outputs.dtype)
+        if not isinstance(function, _OF_CLASSES):
+            return _by_record(function(outputs, targets.to(outputs.dtype)))
+        valid = (targets >= 0) & (targets < outputs.shape[1]) & (targets == targets.round())
+        values = _by_record(function(outputs, torch.where(valid, targets, 0).long()))
+        return torch.where(valid, values, torch.nan)
+
+    def _of_type(self, dtype: torch.dtype) -> Any:
+        """Return the function, of torch's own losses one whose weights have the type of the outputs."""
+        function = self.function
+        if not (_is_of_torch(function) and isinstance(function, nn.Module) and any(True for _ in function.buffers())):
+            return function
+        if dtype not in self._copies:
+            self._copies[dtype] = copy.deepcopy(function).to(dtype)
+        return self._copies[dtype]
 
     def hessian_factor(self, outputs: torch.Tensor) -> torch.Tensor:
         matrix = outputs.reshape(len(outputs), -1)
@@ -85,12 +104,19 @@ def own_loss(name: str) -> OwnLoss:
         raise UsageError(
             f"model.loss: {name!r} is a {type(function).__name__}; expected a function or a torch.nn.Module"
         )
-    of_torch = type(function).__module__ == nn.modules.loss.__name__
-    if not of_torch and getattr(function, "convex", None) is not True:
+    if not _is_of_torch(function) and getattr(function, "convex", None) is not True:
         raise UsageError(
             f"model.loss: {name!r} isn't declared; expected an attribute convex = True, if it is convex in the outputs"
         )
     return OwnLoss(name, function)
+
+
+def _is_of_torch(function: object) -> bool:
+    return type(function).__module__ == nn.modules.loss.__name__
+
+
+def _by_record(values: torch.Tensor) -> torch.Tensor:
+    return values if values.ndim == 1 else values.reshape(len(values), -1).mean(dim=-1)
 
 
 def lent_name(loss: Any) -> str:
@@ -102,36 +128,51 @@ def lent_name(loss: Any) -> str:
 def check_own_loss(loss: OwnLoss, width: int) -> None:
     """Try a loss on made-up outputs, (n, width), and targets, before anything is charged.
 
-    Raises UsageError where it isn't convex on them, mixes records, can't be differentiated, gives other shapes, or fails on a number: on
-    a private record that would tell of it.
+    Targets are any real numbers, (n,) or (n, width), or where the loss takes none of these, classes 0 to width - 1, (n,).
+
+    Raises UsageError where it isn't convex on them, mixes records, can't be differentiated, gives other shapes, or fails; what it raises
+    itself is shown as it is.
     """
     random = np.random.default_rng(5_641)
-    shapes = [shape for shape in ((_RECORDS,), (_RECORDS, width)) if _fits(loss, width, shape)]
-    if not shapes:
-        raise UsageError(
-            f"model.loss: {loss.name!r} gives no (n,) for outputs of (n, {width}) with targets of (n,) or (n, {width}); expected a value a "
-            "record, such as with reduction='none'"
-        )
-    for shape in shapes:
+    forms = _forms(loss, width)
+    for shape, classes in forms:
         for scale in (0.1, 1.0, 10.0):
             for _ in range(_PAIRS // 3):
                 one, other = (torch.from_numpy(scale * random.normal(size=(_RECORDS, width))) for _ in range(2))
-                targets = torch.from_numpy(
-                    np.where(random.random(shape) < 0.5, random.integers(0, 2, shape), random.normal(size=shape))
-                )
-                _require_convex(loss, one, other, targets, float(random.uniform(0.1, 0.9)))
+                numbers = random.integers(0, width if classes else 2, shape).astype(np.float64)
+                if not classes:
+                    numbers = np.where(random.random(shape) < 0.5, numbers, random.normal(size=shape))
+                _require_convex(loss, one, other, torch.from_numpy(numbers), float(random.uniform(0.1, 0.9)))
         _require_apart(
             loss, torch.from_numpy(random.normal(size=(_RECORDS, width))), torch.ones(shape, dtype=torch.float64)
         )
 
 
-def _fits(loss: OwnLoss, width: int, shape: tuple[int, ...]) -> bool:
-    """Whether targets of this shape give one value a record, whatever numbers they are."""
+def _forms(loss: OwnLoss, width: int) -> list[tuple[tuple[int, ...], bool]]:
+    """Return the shapes of targets that give a loss of one value a record, and whether the targets are classes."""
+    one, many = (_RECORDS,), (_RECORDS, width)
+    failures = [_failure(loss, width, shape, _EXTREME_TARGETS) for shape in (one, many)]
+    forms = [(shape, False) for shape, failure in zip((one, many), failures, strict=True) if failure is None]
+    if width > 1 and (isinstance(loss.function, _OF_CLASSES) or not forms):
+        failures.append(_failure(loss, width, one, tuple(map(float, range(width)))))
+        forms = [(one, True)] if failures[-1] is None else []
+    if forms:
+        return forms
+    raised = next((failure for failure in reversed(failures) if failure), "")
+    raise UsageError(
+        f"model.loss: {loss.name!r} gives no (n,) for outputs of (n, {width}) with targets of (n,) or (n, {width}); expected a value a "
+        f"record, such as with reduction='none'{raised}"
+    )
+
+
+def _failure(loss: OwnLoss, width: int, shape: tuple[int, ...], numbers: Sequence[float]) -> str | None:
+    """Return None where targets of this shape, all one of these numbers, give one value a record; else what the loss raised, or ""."""
     outputs = torch.ones((_RECORDS, width), dtype=torch.float64)
     try:
-        return all(loss.value(outputs, torch.full(shape, value)).shape == (_RECORDS,) for value in _EXTREME_TARGETS)
-    except Exception:  # noqa: BLE001 - somebody's own function, on made-up numbers
-        return False
+        fits = all(loss.value(outputs, torch.full(shape, number)).shape == (_RECORDS,) for number in numbers)
+    except Exception as error:  # noqa: BLE001 - somebody's own function, on made-up numbers
+        return f"; it raised {described(error)}"
+    return None if fits else ""
 
 
 def _require_convex(loss: OwnLoss, one: torch.Tensor, other: torch.Tensor, targets: torch.Tensor, share: float) -> None:

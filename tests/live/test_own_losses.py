@@ -147,6 +147,56 @@ def test_a_loss_by_its_place_is_found_and_a_foreign_one_is_not_run(monkeypatch: 
         own_loss("lent:gone")
 
 
+class _OfLongs:
+    """A loss that takes numbers of classes, and says so by failing on others."""
+
+    convex = True
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets.long(), reduction="none")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.CrossEntropyLoss(reduction="none"),
+        nn.CrossEntropyLoss(reduction="none", weight=torch.tensor([1.0, 3.0, 2.0])),
+        nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1),
+        nn.MultiMarginLoss(reduction="none"),
+        nn.NLLLoss(reduction="none"),
+        _OfLongs(),
+    ],
+    ids=["plain", "weights", "smoothing", "margin", "likelihood", "own"],
+)
+def test_losses_that_take_classes_are_taken(function: Any) -> None:
+    loss = OwnLoss("test:loss", function)
+    check_own_loss(loss, 3)
+    outputs, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0.0, 2.0, 1.0, 1.0, 0.0])
+    for dtype in (torch.float32, torch.float64):
+        values = loss.value(outputs.to(dtype), labels)
+        expected = function(outputs.float(), labels.long())
+        torch.testing.assert_close(values.float(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1.0, 3.0, 0.5, torch.nan, 1e30])
+def test_a_record_whose_label_is_no_class_has_no_gradient(label: float) -> None:
+    loss = OwnLoss("test:loss", nn.CrossEntropyLoss(reduction="none"))
+    outputs = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    values = loss.value(outputs, torch.tensor([0.0, label, 2.0]))
+    assert torch.isfinite(values).tolist() == [True, False, True]
+    (gradient,) = torch.autograd.grad(values[[0, 2]].sum() + values[1], outputs)
+    assert not gradient[1].any()
+    assert torch.isfinite(gradient).all()
+
+
+def test_what_a_loss_raises_is_shown() -> None:
+    def wrong(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("expected my own targets")
+
+    with pytest.raises(UsageError, match="it raised RuntimeError: expected my own targets"):
+        check_own_loss(OwnLoss("test:wrong", wrong), 3)
+
+
 def test_a_config_names_one(tmp_path: Path) -> None:
     config = config_from_tree(table_tree(model={"loss": "torch.nn:SoftMarginLoss"}), tmp_path)
     assert config.model.loss == "torch.nn:SoftMarginLoss"
