@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
@@ -46,6 +47,7 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
     """What both estimators share."""
 
     predictor_: Predictor
+    _classes_private = False
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             result: Fitted = fit(
                 self._module(X.shape[1], outputs), (X, y), public=public, epsilon=self.epsilon, delta=self.delta, loss=loss, unit=unit,
-                population=population, settings=self.settings, standardise=self.standardise, ledger=self.ledger,
+                population=population, settings=self._settings(), standardise=self.standardise, ledger=self.ledger,
                 callback=lambda _: None, insecure_noise_seed=self.insecure_noise_seed,
             )  # fmt: skip
         except (UsageError, FileContentError) as error:
@@ -97,6 +99,11 @@ class _PrivateEstimator(BaseEstimator):  # type: ignore[misc]
         self.certificate_, self.history_, self.budget_ = result.certificate, result.history, result.budget
         if self.population is None:
             _warn_of_others(float(result.certificate["mu"]), self.delta)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the keys of a config, with what the certificate has to say of the classes."""
+        settings = dict(self.settings or {})
+        return {**settings, "data.classes_private": True} if self._classes_private else settings
 
     def _public_pair(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Return the public records as arrays (n, features) and (n,), if any. Raises PrivateValueError for anything but a pair."""
@@ -148,8 +155,9 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
         epsilon: What one fit may cost.
         delta: The delta of the guarantee, below 1 / units.
         public: Public records (X, y) in the estimator's own input space, for moments, curvature and clip.
-        classes: The labels, declared without a look at the private ones; when None they are those of ``public``, which is then
-            required. A record with another label contributes nothing.
+        classes: The labels, declared without a look at the private ones; when None they are those of ``public``, and without it those
+            of ``y``: that is outside of the guarantee, warned of, and said in the certificate. A record with another label
+            contributes nothing.
         standardise: Whether features are standardised by the moments of ``public``.
         population: The name that the ledger keeps the budget under; fits of one name are refused beyond its cap. When None every fit is
             a population of its own, and what all of them together may cost is warned of.
@@ -217,15 +225,21 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
         return labels
 
     def _classes_of(self, y: NDArray[Any], public_y: NDArray[Any] | None) -> NDArray[Any]:
-        """Return the labels; never those of the private ``y``, which would tell that somebody has one."""
+        """Return the labels: declared ones, or those of public records, or else of the private ``y``, with a warning."""
+        self._classes_private = False
         if self.classes is not None:
             return np.asarray(self.classes)
         if public_y is not None:
             return np.unique(public_y)
-        raise PrivateValueError(
-            "classes: not given, and there are no public records; expected the labels that there can be, declared without a look at the "
-            "private ones: classes=[0, 1]"
+        check_classification_targets(y)
+        warnings.warn(
+            "the classes were taken from the private labels, which is outside of the guarantee, as the certificate says: declare them, "
+            f"classes=[...], in {type(self).__name__}",
+            PrivacyWarning,
+            stacklevel=3,
         )
+        self._classes_private = True
+        return np.unique(y)
 
     def _is_binary(self, inputs: int) -> bool:
         """Whether the model gives one logit for two classes."""
@@ -257,8 +271,9 @@ class PrivateClassifier(ClassifierMixin, _PrivateEstimator):  # type: ignore[mis
 class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
     """A regression that is fitted with differential privacy: the squared error of a linear model, or of a module of one's own.
 
-    Its parameters and attributes are those of ``PrivateClassifier``, classes aside; ``model`` gives (n, 1). Targets should be of the order
-    of 1: the guarantee bounds what a record moves, so that far larger ones are learned slowly.
+    Its parameters and attributes are those of ``PrivateClassifier``, classes aside; ``model`` gives (n, 1). Targets are scaled by those of
+    ``public``. Without it, which is warned of, they should be of the order of 1: the guarantee bounds what a record moves, so that far
+    larger ones are hardly learnt.
     """
 
     def fit(self, X: Any, y: Any, unit: Any = None) -> Self:
@@ -269,6 +284,13 @@ class PrivateRegressor(RegressorMixin, _PrivateEstimator):  # type: ignore[misc]
             ValueError: The records or the parameters can't be used.
         """
         X, y = self._checked(X, y, unit, as_numbers)
+        if self.public is None:
+            warnings.warn(
+                "without public records nothing says how large the targets are; expected ones around the model's own outputs, within about "
+                "1 of them: others are hardly learnt. Give public=(X, y), or divide y by a public number first",
+                UserWarning,
+                stacklevel=2,
+            )
         self._fit(X, y, self._public_pair(), 1, "mean-squared-error", unit)
         return self
 

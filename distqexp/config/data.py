@@ -252,6 +252,9 @@ class AllDataConfig:
     )
     eval: DataConfig | None = key("records that metrics are computed on", default=None)
     eval_private: bool = key("whether data.eval is private: its metrics are then marked as not covered", default=False)
+    classes_private: bool = key(
+        "whether the classes were taken from private labels: the certificate then says so", default=False
+    )
 
     @property
     def shards(self) -> tuple[str, ...]:

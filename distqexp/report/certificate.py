@@ -112,6 +112,7 @@ class Certificate:
         kept: The share of the way from the plan's parameters that the last round kept; 1: all of it.
         noise_seed: Set when the noise came from a seed: then there is no privacy, and the certificate says so first.
         evaluation_private: Whether the metrics come from private records.
+        classes_private: Whether the classes were taken from private labels.
     """
 
     epsilon: float
@@ -142,6 +143,7 @@ class Certificate:
     kept: float = 1.0
     noise_seed: int | None = None
     evaluation_private: bool = False
+    classes_private: bool = False
 
     def tree(self) -> dict[str, Any]:
         """Return the certificate as a tree for JSON.
@@ -209,6 +211,10 @@ class Certificate:
             *NOT_COVERED,
             *([SINGLE_RECORDS] if self.unit_column is None else []),
         ]
+        if self.classes_private:
+            texts.append(
+                "which labels there are: the classes were taken from the private labels, and anybody sees them"
+            )
         if self.arithmetic != "exact integer":
             texts.append("the rounding errors of floating-point arithmetic, where arithmetic says idealised")
         return texts

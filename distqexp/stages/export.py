@@ -269,6 +269,7 @@ def certificate_of(
         kept=releases[-1].kept / WHOLE,
         noise_seed=seed,
         evaluation_private=config.data.eval_private,
+        classes_private=config.data.classes_private,
     ).tree()
 
 

@@ -21,7 +21,6 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
-from sklearn.utils.multiclass import check_classification_targets
 
 from distqexp import sklearn as estimators
 from distqexp.errors import BudgetError
@@ -40,16 +39,8 @@ def no_fit_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "_UNNAMED", [])
 
 
-class Declared(PrivateClassifier):
-    """A classifier whose labels are known beforehand: scikit-learn's checks make some up, and ask each classifier to find them."""
-
-    def _classes_of(self, y: Any, public_y: Any) -> Any:
-        check_classification_targets(y)
-        return np.unique(y)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Declared, PrivateRegressor])
+@pytest.mark.parametrize("kind", [PrivateClassifier, PrivateRegressor])
 def test_the_checks_of_scikit_learn_pass(kind: Any) -> None:
     """All of them: none is expected to fail. Without seeded noise the estimator says that it is not deterministic."""
     settings = {"mechanism.clip_natural": 1.0}
@@ -107,11 +98,18 @@ def test_three_classes_a_module_of_ones_own_and_units() -> None:
     assert single.predict_proba(EVALUATION[0]).shape == (300, 2)
 
 
-def test_classes_are_never_those_of_private_labels() -> None:
-    """One record with another label would change the model's shape."""
-    for labels in (PRIVATE[1], np.where(np.arange(400) == 3, 2, PRIVATE[1])):
-        with pytest.raises(PrivateValueError, match=r"^classes: not given.*classes=\[0, 1\]"):
-            PrivateClassifier(**OPTIONS).fit(PRIVATE[0], labels)
+def test_classes_of_private_labels_are_warned_of_and_stand_in_the_certificate() -> None:
+    """One record with another label changes the model's shape: the certificate doesn't cover that, and says so."""
+    labels = np.where(np.arange(400) == 3, 2, PRIVATE[1])
+    with pytest.warns(PrivacyWarning, match="taken from the private labels"):
+        classifier = PrivateClassifier(population="a", **SEEDED).fit(PRIVATE[0], labels)
+    assert classifier.classes_.tolist() == [0, 1, 2]
+    said = [
+        text for text in classifier.certificate_["not_covered"] if "classes were taken from the private labels" in text
+    ]
+    assert len(said) == 1
+    declared = PrivateClassifier(classes=[0, 1, 2], population="b", **SEEDED).fit(PRIVATE[0], labels)
+    assert not any("private labels" in text for text in declared.certificate_["not_covered"])
     with pytest.raises(NotFittedError):
         PrivateClassifier(**OPTIONS).predict(PRIVATE[0])
 
@@ -227,3 +225,9 @@ def test_a_regression() -> None:
     regressor = PrivateRegressor(public=public, population="a", **SEEDED).fit(PRIVATE[0], targets)
     assert regressor.predict(EVALUATION[0]).shape == (300,)
     assert regressor.score(EVALUATION[0], EVALUATION[0] @ np.array([0.5, -0.5, 0.2, 0.0])) > 0.5
+
+
+def test_a_regression_without_public_records_is_warned_of() -> None:
+    targets = PRIVATE[0] @ np.array([0.5, -0.5, 0.2, 0.0])
+    with pytest.warns(UserWarning, match="nothing says how large the targets are"):
+        PrivateRegressor(population="a", **SEEDED).fit(PRIVATE[0], targets)
