@@ -110,6 +110,8 @@ def run(
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
+    if charging is not None and (line := charging.ledger.new_line()):
+        progress.say(line)
     try:
         if state is not None:
             engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))

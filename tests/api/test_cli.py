@@ -100,7 +100,7 @@ def test_debug_adds_places_and_keeps_the_line_and_the_code(run: Commands, tmp_pa
 def sketch(run: Commands, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Outcome:
     """``distqexp sketch`` at a site: with another ledger than the curator's."""
     with monkeypatch.context() as patch:
-        patch.setenv("DISTQEXP_LEDGER", str(Path("site-ledger", "ledger.sqlite").absolute()))
+        patch.setenv("DISTQEXP_LEDGER", str(Path("site-ledger.sqlite").absolute()))
         return run.done("sketch", "plan.h5", *arguments)
 
 
@@ -144,7 +144,7 @@ def test_the_stages_by_hand(run: Commands, task: Path, monkeypatch: pytest.Monke
     assert certificate["plan_id"] == read_file(Path("plan.h5")).plan_id
     rows = Ledger.open().rows()
     assert certificate["ledger"] == {"entry": rows[-1].id, "hash": rows[-1].hash}
-    site = Ledger.open(Path("site-ledger", "ledger.sqlite")).rows()
+    site = Ledger.open(Path("site-ledger.sqlite")).rows()
     assert [row.key.split("/")[0] for row in (*site, *rows)] == ["site-all", "release"]
 
 

@@ -122,7 +122,7 @@ def _of_round_0(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _without_durations(text: str) -> str:
-    return re.sub(r"(done in|%,) .*", r"\1", text)
+    return re.sub(r"(done in|%,|new ledger at) .*", r"\1", text)
 
 
 def traced(run: Commands, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Trace:

@@ -68,7 +68,7 @@ def test_a_release_binds_a_folder_whatever_the_ledger(
     run: Commands, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run.fit(task, "--out", tmp_path / "run").code == 0
-    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "another" / "ledger.sqlite"))
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "another.sqlite"))
     run.fit(task, "--out", tmp_path / "run", "--overwrite").refused(2, "certificate.json is in it")
 
 

@@ -90,6 +90,13 @@ class LedgerReading:
         require_one_unit(population, {row.unit for row in rows}, declaration)
         return expenses([row.charge for row in rows], declaration).guarantee()
 
+    def new_line(self) -> str | None:
+        """Return what to say before the first entry of a ledger, in which every budget is whole; None where there is an entry."""
+        with self._chain.transaction():
+            if self._chain.entries():
+                return None
+        return f"new ledger at {self.path}: nothing is on record there for anybody"
+
     def export(self) -> list[dict[str, Any]]:
         """Return the chain as JSON trees for others to verify: number, time, body, previous and hash of each entry. Public."""
         with self._chain.transaction():
