@@ -308,7 +308,7 @@ def predict(
     *,
     labels: StrPath | None = None,
     tokenizer: StrPath | None = None,
-) -> None:
+) -> str | None:
     """Predict for the records of a file and write the predictions into a new file, as private as the records (mode 0600).
 
     ``load_model`` gives the predictions as arrays.
@@ -320,8 +320,11 @@ def predict(
         labels: Of an image folder, a CSV file with the names of the images to predict for.
         tokenizer: The tokenizer's folder, for raw texts; when None the model's own folder, where it has one.
 
+    Returns:
+        A line on the records that have no prediction, and why; None where all have one. As private as the records.
+
     Raises:
         UsageError: A path is wrong, or the model needs a live module: then use ``load_model``.
-        FileContentError: The model or the records can't be used.
+        FileContentError: The model or the records can't be used, or no record has a prediction; nothing is written then.
     """
-    predict_file(Path(folder), Path(data), Path(out), optional_path(labels), optional_path(tokenizer))
+    return predict_file(Path(folder), Path(data), Path(out), optional_path(labels), optional_path(tokenizer))
