@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distqexp.artefacts.derived import step_shrinkage
+from distqexp.artefacts.moves import HALVINGS
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.config import Config
@@ -77,6 +78,23 @@ def warnings_of(plan: Plan) -> list[str]:
     return [f"distqexp: warning: {line}" for line in lines]
 
 
+def lines_on_moves(releases: Sequence[Release]) -> list[str]:
+    """Return lines on a run whose rounds moved less than they paid for, or not at all. Released figures say so."""
+    lines, halvings = [], [release.halvings for release in releases]
+    unmade = sum(halved >= HALVINGS for halved in halvings)
+    cut = sum(halved > 0 for halved in halvings) - unmade
+    if unmade or cut:
+        lines.append(
+            f"moves: of {len(releases)} rounds' moves, all paid for, {unmade} were not made and {cut} were cut; look at the number of "
+            "units and the step before another run"
+        )
+    if releases[-1].kept == 0:
+        lines.append(
+            "whether the private records could be used is told by no run: distqexp check CONFIG says it to whoever may see them"
+        )
+    return lines
+
+
 def last_lines(
     plan: Plan,
     releases: Sequence[Release],
@@ -105,6 +123,7 @@ def last_lines(
     cap, ledger = charging.ledger.cap(population), charging.ledger
     if cap is not None and not seeded:
         lines.append(f"budget of {population}: {Left.of(cap, ledger.spent(population), unit).line()}")
+    lines += lines_on_moves(releases)
     lines.append(f"model: {out / 'model.safetensors'}")
     if not private:
         worse = [name for name in _LOSSES if name in before and not after.get(name, math.nan) <= before[name]]

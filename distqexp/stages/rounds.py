@@ -112,10 +112,12 @@ def run(
     charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
     if charging is not None and (line := charging.ledger.new_line()):
         progress.say(line)
+    again: list[str] = []
     try:
         if state is not None:
             engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
             work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
+            again = count_warnings(plan, work.shards.sources)
             if worker.frozen is not None:
                 progress.stage("features")
                 work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
@@ -145,6 +147,7 @@ def run(
         late = [] if failure is None else [f"the report was left out ({failure}); make it: distqexp report {out}"]
         for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
             progress.say(line)
+        progress.write(again)
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
     return on_root_only(engine, export)

@@ -23,8 +23,8 @@ from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError, RecordsChangedError, StoppedError
 from distqexp.gradients.context import RoundContext
 from distqexp.gradients.worker import Worker
-from distqexp.problem.sources import DataSource
 from distqexp.problem.hiding import quiet
+from distqexp.problem.sources import DataSource
 from distqexp.sketching.choice import sketcher_of
 from distqexp.stages.sampling import Secrets, drawn_shards
 from distqexp.stages.shards import Shards, basis_of, require_same_records

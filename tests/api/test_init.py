@@ -49,6 +49,8 @@ def test_from_a_table_to_a_report(run: Commands) -> None:
     )
     said = run.done(*words).out
     assert "3 inputs, 80 units by patient" in said
+    assert "correct privacy.units and privacy.delta: 80 is the number of the public patients" in said
+    assert "next: distqexp check config.toml   (for whoever may see the private records" in said
     config = load_config(Path("config.toml"))
     assert (config.privacy.units, config.privacy.delta, config.data.population) == (80, 1e-3, "patients")
     assert {data.unit for data in (*config.data.private, config.data.public, config.data.eval) if data} == {"patient"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from small_runs import make_config, plan_of, random_table
 
 from distqexp import api, fit
 from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.config import config_from_tree, config_to_tree
+from distqexp.stages import advice
 from distqexp.stages.plan import describe_plan
 
 
@@ -67,6 +70,16 @@ def test_the_last_lines_of_a_run(
     assert fit.main(arguments) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("distqexp: the run ended worse than it began: log_loss ")
+
+
+def test_moves_that_were_not_made_are_counted() -> None:
+    def lines(kept: int, *halvings: int) -> list[str]:
+        return advice.lines_on_moves([cast("Release", SimpleNamespace(halvings=some, kept=kept)) for some in halvings])
+
+    assert lines(8, 0, 0) == []
+    moves, check = lines(0, 9, 9, 0, 3)
+    assert moves.startswith("moves: of 4 rounds' moves, all paid for, 2 were not made and 1 were cut")
+    assert "distqexp check CONFIG" in check
 
 
 def test_a_plan_file_keeps_no_notes(tmp_path: Path) -> None:
