@@ -109,9 +109,7 @@ def run(
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
-    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
-    if charging is not None and (line := charging.ledger.new_line()):
-        progress.say(line)
+    charging = on_root_only(engine, lambda: _open_books(ledger, noise_seed, progress))
     again: list[str] = []
     try:
         if state is not None:
@@ -166,6 +164,13 @@ class _Work:
     charging: Charging | None
     noise_seed: int | None
     guard: Guard
+
+
+def _open_books(ledger: Path | None, noise_seed: int | None, progress: Progress) -> Charging:
+    charging = Charging(Ledger.open(ledger), noise_seed)
+    if line := charging.ledger.new_line():
+        progress.say(line)
+    return charging
 
 
 def _open_work(

@@ -89,8 +89,8 @@ def write_config(start: Start) -> list[str]:
 def _units_line(start: Start, found: Found) -> str:
     """Return what to correct where nobody said how many people the private records have."""
     return (
-        f"correct privacy.units and privacy.delta: {found.units:,} is the number of the public {start.unit or 'record'}s, and delta follows "
-        "from it; with a wrong one moves are cut or not made, and paid for (or say it: init --units)"
+        f"correct privacy.units and privacy.delta: {found.units:,} is the number of the public {start.unit or 'record'}s, and delta "
+        "follows from it; with a wrong one moves are cut or not made, and paid for (or say it: init --units)"
     )
 
 

@@ -54,9 +54,17 @@ def test_the_last_lines_of_a_run(
 ) -> None:
     quick = ["--set", "model.pretrain.epochs=2", "--set", "mechanism.rounds=1", "--set", "precision.samples=50"]
     arguments = ["--out", str(tmp_path / "run"), "--insecure-noise-seed", "1", *quick]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").touch()
+    assert fit.main(arguments) == 2
+    assert "CONFIG: not given, and config.toml lies here" in capsys.readouterr().err
+    assert not own_ledger.exists()
+    (tmp_path / "config.toml").unlink()
     assert fit.main(arguments) == 0
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("distqexp: data.eval, not covered by the guarantee: accuracy 0.") for line in lines)
+    assert lines[0] == "distqexp: no config given: the embedded digits task"
+    assert lines.count(f"distqexp: new ledger at {own_ledger}: nothing is on record there for anybody") == 1
     assert any("guarantee: epsilon" in line and "NOT PRIVATE" in line for line in lines)
     assert any(line == f"distqexp: model: {tmp_path / 'run' / 'model.safetensors'}" for line in lines)
     assert not any("worse" in line for line in lines)

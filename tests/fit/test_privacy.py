@@ -35,7 +35,8 @@ from distqexp.storage.hdf5 import read_file
 PRIVATE_FILES = ("sketch-", "quadratic-")
 
 LATER = re.compile(
-    r"distqexp: (round \d+: the move was|the model stays as|[\d.]+% of the way|data\.eval, not covered|the run ended worse|guarantee: |moves: |whether the)"
+    r"distqexp: (round \d+: the move was|the model stays as|[\d.]+% of the way|data\.eval, not covered|the run ended worse|guarantee: "
+    r"|moves: |whether the private records could)"
 )
 """Lines that follow from released parameters and public records."""
 

@@ -27,7 +27,8 @@ ANNOUNCEMENT = re.compile(
     r"|plan [0-9a-f]{16}: .*|privacy: .*|mechanism: .*|trained: .*|chosen: .*|forecast: .*|a rank needs .*"
     r"|distqexp: warning: (privacy\.delta|privacy\.epsilon|noise will win).*|distqexp: round \d+: the move was .*"
     r"|distqexp: (the model stays as it was|[\d.]+% of the way that the rounds went is kept): .*"
-    r"|distqexp: (data\.eval, not covered|guarantee: epsilon|budget of|model: |the run ended worse|new ledger at|moves: |whether the private records could).*"
+    r"|distqexp: (data\.eval, not covered|guarantee: epsilon|budget of|model: |the run ended worse).*"
+    r"|distqexp: (new ledger at|no config given|moves: |whether the private records could).*"
 )
 """The lines that a run prints about itself: progress, what the plan says and warns of its budget, and what it ends with."""
 
