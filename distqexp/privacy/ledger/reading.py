@@ -73,6 +73,11 @@ class LedgerReading:
         with self._chain.transaction():
             return Books(self._chain.entries()).caps.get(population)
 
+    def populations(self) -> list[str]:
+        """Return the names of all populations with a charge or a cap, sorted. Public."""
+        with self._chain.transaction():
+            return sorted(Books(self._chain.entries()).populations())
+
     def rows(self, population: str | None = None) -> list[LedgerRow]:
         """Return every charge, or those to one population, oldest first, including those given back ("voided"). Public."""
         with self._chain.transaction():
