@@ -18,6 +18,9 @@ from distqexp.stages.charging import Charging
 from distqexp.stages.guard import LEAST_NOISE_COST, LOSS_SHARE
 
 _LARGE_EPSILON = 20.0
+_LITTLE = 0.1
+"""Noise of this share of the largest sum shortens steps by about a hundredth."""
+
 _LOSSES = ("log_loss", "mean_squared_error", "loss")
 
 
@@ -57,6 +60,19 @@ def choices(config: Config, plan: Plan) -> list[str]:
             "or probes"
         )
     return lines
+
+
+def expectation(plan: Plan) -> str:
+    """Return what to expect of the noise, in plain words, from the plan's figures."""
+    unit, shrinkage = plan.config.unit, step_shrinkage(plan.config, plan.calibration, plan.k)
+    if shrinkage == 1.0:  # steps aren't shortened, so that nothing is known of the length of the sum
+        cost = plan.forecast["expected"] / plan.config.privacy.units
+        return f"expect: a round's noise costs at most about {cost:.2g} of loss a {unit}, by the forecast for its quadratic"
+    ratio = math.sqrt(1 / shrinkage - 1)
+    verdict = "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
+    return (
+        f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most sums are shorter"
+    )
 
 
 def warnings_of(plan: Plan) -> list[str]:

@@ -30,6 +30,7 @@ def text_of(folder: Path, model: str = "logistic", **privacy: Any) -> str:
 
 def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     text = text_of(tmp_path, units=5000)
+    assert text.startswith("expect: noise is little: in a round it is about 0.0"), text
     assert "chosen: precision dense, from data.public" in text
     assert "chosen: all 7 parameters move" in text
     assert "chosen: clip_natural" in text
@@ -46,7 +47,9 @@ def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_warns(privacy: dict[str, Any], warning: str, tmp_path: Path) -> None:
-    assert f"distqexp: warning: {warning}" in text_of(tmp_path, **privacy)
+    text = text_of(tmp_path, **privacy)
+    assert f"distqexp: warning: {warning}" in text
+    assert text.startswith("expect: noise wins: ") == warning.startswith("noise will win")
 
 
 def test_the_last_lines_of_a_run(
