@@ -21,7 +21,7 @@ from distqexp.engines.base import exit_code, places, reason
 from distqexp.engines.launcher import may_print
 from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
-from distqexp.stages.room import make_room
+from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import run
 
 _USUAL = Path("config.toml")
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m di
         engine = make_engine(config.engine, os.environ, debug=debug)
         rounds, public = config.mechanism.rounds, config.privacy.adjacency.counts_public
         with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
-            if not options.resume:
+            if options.resume:
+                engine.on_root(lambda: require_run(out))
+            else:
                 engine.on_root(lambda: make_room(out, overwrite=options.overwrite))
             if options.config is None:
                 progress.say("no config given: the embedded digits task")

@@ -31,7 +31,7 @@ from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.folder import new_file
 from distqexp.stages.plan import make_plan
 from distqexp.stages.pool import pool_by_hand
-from distqexp.stages.room import make_room
+from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import FitResult, run
 
 
@@ -73,7 +73,9 @@ def fit(
         with Progress(
             folder, rounds=rounds, counts_public=public, silent=silent, callback=callback, stream=stream
         ) as progress:
-            if not resume:
+            if resume:
+                running.on_root(lambda: require_run(folder))
+            else:
                 running.on_root(lambda: make_room(folder, overwrite=overwrite))
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
 

@@ -25,7 +25,8 @@ def show(
     name: Annotated[str | None, typer.Argument(metavar="POPULATION", help="this population only")] = None,
     population: Annotated[str | None, typer.Option(help="the same")] = None,
     delta: Annotated[
-        float | None, typer.Option(help="say epsilon at this delta too, such as that of a config; 1e-5, 1e-6 or the cap's")
+        float | None,
+        typer.Option(help="say epsilon at this delta too, such as that of a config; 1e-5, 1e-6 or the cap's"),
     ] = None,
 ) -> None:
     """Print what the charges of each population add up to, and the caps; then every charge."""

@@ -54,7 +54,11 @@ def predict_file(
     blank = np.flatnonzero(np.isnan(outputs).any(axis=1))
     words = unpredicted_words(records, blank, names) if len(blank) else ""
     if len(blank) == len(outputs):
-        signs = f"numbers are read with the decimal sign {_decimal(records)!r}, as in the training: " if _decimal(records) else ""
+        signs = (
+            f"numbers are read with the decimal sign {_decimal(records)!r}, as in the training: "
+            if _decimal(records)
+            else ""
+        )
         raise FileContentError(
             f"{data}: no record has a prediction ({words}); expected records as in the training; {signs}correct them, nothing was written"
         )

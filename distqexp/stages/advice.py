@@ -69,10 +69,10 @@ def expectation(plan: Plan) -> str:
         cost = plan.forecast["expected"] / plan.config.privacy.units
         return f"expect: a round's noise costs at most about {cost:.2g} of loss a {unit}, by the forecast for its quadratic"
     ratio = math.sqrt(1 / shrinkage - 1)
-    verdict = "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
-    return (
-        f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most sums are shorter"
+    verdict = (
+        "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
     )
+    return f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most sums are shorter"
 
 
 def warnings_of(plan: Plan) -> list[str]:

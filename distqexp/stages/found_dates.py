@@ -21,14 +21,14 @@ def dates_in_words(entries: Collection[str]) -> str | None:
     parts = [(int(match[1]), int(match[3]), int(match[4])) for match in found if match]
     if not entries or len(parts) < len(found) or len({match[2] for match in found if match}) > 1:
         return None
-    texts = sorted(zip(parts, entries, strict=True))
+    texts: list[tuple[tuple[int, int, int], str]] = sorted(zip(parts, entries, strict=True))
     for first, second in ((0, 1), (1, 0)):
         sure = [(part, text) for part, text in texts if part[first] > _LAST_MONTH]
         if sure and all(_date(part[2], part[second], part[first]) for part, _ in texts):
             (part, text), day = sure[0], first
             return f"dates as {text}: write them as {_date(part[2], part[1 - day], part[day])}, in every file"
-    sure = [text for part, text in texts if max(part[:2]) > _LAST_MONTH]
-    return None if sure else f"dates as {texts[0][1]}: write them as YYYY-MM-DD, in every file"
+    doubtful = all(max(part[:2]) <= _LAST_MONTH for part in parts)
+    return f"dates as {texts[0][1]}: write them as YYYY-MM-DD, in every file" if doubtful else None
 
 
 def are_dates(entries: Collection[str]) -> bool:

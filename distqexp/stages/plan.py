@@ -204,9 +204,7 @@ def fitted_schema(config: Config, network: Network, readers: Readers) -> Schema:
             check_vocabulary(source.tokenizer, schema.vocabulary)
     with own_code(f"model.args: the model refuses a record of shape {shape}", "make its inputs those of data.public"):
         outputs = network.outputs(blank_inputs(schema, 2))[:1]
-    refuse_coupling(
-        network, shape, schema.tokens, schema.vocabulary, not config.by_blocks, config.records_together
-    )
+    refuse_coupling(network, shape, schema.tokens, schema.vocabulary, not config.by_blocks, config.records_together)
     if is_own(loss):
         check_own_loss(own_loss(loss), outputs.numel())
     if loss == "cross-entropy":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import re
 import sqlite3
 import stat
 import subprocess
@@ -23,7 +22,21 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.books import Cap
 from distqexp.storage.hdf5 import read_file
 
-STEPS = ("plan", "count", "sketch", "pool", "release", "void", "export", "inspect", "verify", "tune", "audit", "doctor", "cost")
+STEPS = (
+    "plan",
+    "count",
+    "sketch",
+    "pool",
+    "release",
+    "void",
+    "export",
+    "inspect",
+    "verify",
+    "tune",
+    "audit",
+    "doctor",
+    "cost",
+)
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ def require_place(path: Path) -> None:
     A new folder would begin a new ledger, in which every budget is whole: a mistyped path must not.
     """
     if path.is_dir():
-        raise UsageError(f"{path}: the ledger's path is a folder; expected a file: DISTQEXP_LEDGER={path}/ledger.sqlite")
+        raise UsageError(
+            f"{path}: the ledger's path is a folder; expected a file: DISTQEXP_LEDGER={path}/ledger.sqlite"
+        )
     named = os.environ.get("DISTQEXP_LEDGER")
     if named and path == Path(os.path.realpath(default_path())) and not path.parent.is_dir():
         raise UsageError(
