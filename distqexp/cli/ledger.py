@@ -58,8 +58,9 @@ def _charge_line(row: LedgerRow) -> str:
     unit = f"unit {row.unit}" if row.unit else "unit unknown"
     sampling = getattr(row.event, "sampling", 1.0)
     sampled = f" sampled at {sampling:g}" if sampling < 1 else ""
+    key = _HASH.sub(lambda found: found[0][:16], row.key)
     return (
-        f"{row.id}: {row.time} {row.population}, {_HASH.sub(lambda found: found[0][:16], row.key)}{part}: mu {row.event.mu:.6g}{sampled}, {row.adjacency}, {row.state}, {unit}"
+        f"{row.id}: {row.time} {row.population}, {key}{part}: mu {row.event.mu:.6g}{sampled}, {row.adjacency}, {row.state}, {unit}"
         + ("" if row.private else f", NOT PRIVATE ({row.universe})")
     )
 

@@ -72,7 +72,7 @@ def expectation(plan: Plan) -> str:
     verdict = (
         "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
     )
-    return f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most sums are shorter"
+    return f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most are shorter"
 
 
 def warnings_of(plan: Plan) -> list[str]:

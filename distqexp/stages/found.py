@@ -88,7 +88,7 @@ def _task_of_words(target: Column, table: Path) -> Task:
     """The same of a label of texts: its classes are those of the public table, in the order of the alphabet."""
     if are_dates(target.values):
         raise UsageError(
-            f"{table}: column {target.name}: found dates ({min(target.values)}); expected numbers or classes: write a number in their stead, "
+            f"{table}: column {target.name}: found dates ({min(target.values)}); expected numbers or classes: write numbers instead, "
             "such as days since a date"
         )
     words, some = sorted(target.values), ", ".join(sorted(target.values)[:4])
