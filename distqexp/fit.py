@@ -21,8 +21,11 @@ from distqexp.engines.base import exit_code, places, reason
 from distqexp.engines.launcher import may_print
 from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
-from distqexp.stages.room import make_room
+from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import run
+
+_USUAL = Path("config.toml")
+"""What init calls a config."""
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m distqexp.fit") -> int:
@@ -34,13 +37,22 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m di
             raise UsageError(
                 "--overwrite: found with --resume; expected one of them: resume goes on, overwrite begins anew"
             )
+        if options.config is None and _USUAL.exists():
+            raise UsageError(
+                f"CONFIG: not given, and {_USUAL} lies here; expected its name: {program} {_USUAL}   (without one this is the embedded "
+                "digits task, which charges the ledger: run it in another folder)"
+            )
         config = load_config(options.config, options.overrides)
         out = options.out or Path("runs") / (options.config.stem if options.config else "digits")
         engine = make_engine(config.engine, os.environ, debug=debug)
         rounds, public = config.mechanism.rounds, config.privacy.adjacency.counts_public
         with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
-            if not options.resume:
+            if options.resume:
+                engine.on_root(lambda: require_run(out))
+            else:
                 engine.on_root(lambda: make_room(out, overwrite=options.overwrite))
+            if options.config is None:
+                progress.say("no config given: the embedded digits task")
             result = run(config, out, engine, progress, resume=options.resume, noise_seed=options.insecure_noise_seed)
     except KeyboardInterrupt:
         sys.stderr.write("distqexp: interrupted from the keyboard; run the same command with --resume\n")

@@ -31,7 +31,7 @@ from distqexp.stages.count import UnitCount, release_count
 from distqexp.stages.folder import new_file
 from distqexp.stages.plan import make_plan
 from distqexp.stages.pool import pool_by_hand
-from distqexp.stages.room import make_room
+from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import FitResult, run
 
 
@@ -73,7 +73,9 @@ def fit(
         with Progress(
             folder, rounds=rounds, counts_public=public, silent=silent, callback=callback, stream=stream
         ) as progress:
-            if not resume:
+            if resume:
+                running.on_root(lambda: require_run(folder))
+            else:
                 running.on_root(lambda: make_room(folder, overwrite=overwrite))
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
 
@@ -308,7 +310,7 @@ def predict(
     *,
     labels: StrPath | None = None,
     tokenizer: StrPath | None = None,
-) -> None:
+) -> str | None:
     """Predict for the records of a file and write the predictions into a new file, as private as the records (mode 0600).
 
     ``load_model`` gives the predictions as arrays.
@@ -320,8 +322,11 @@ def predict(
         labels: Of an image folder, a CSV file with the names of the images to predict for.
         tokenizer: The tokenizer's folder, for raw texts; when None the model's own folder, where it has one.
 
+    Returns:
+        A line on the records that have no prediction, and why; None where all have one. As private as the records.
+
     Raises:
         UsageError: A path is wrong, or the model needs a live module: then use ``load_model``.
-        FileContentError: The model or the records can't be used.
+        FileContentError: The model or the records can't be used, or no record has a prediction; nothing is written then.
     """
-    predict_file(Path(folder), Path(data), Path(out), optional_path(labels), optional_path(tokenizer))
+    return predict_file(Path(folder), Path(data), Path(out), optional_path(labels), optional_path(tokenizer))

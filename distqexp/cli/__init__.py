@@ -16,6 +16,9 @@ from distqexp.cli.options import say
 
 __all__ = ["main", "run"]
 
+_INTERRUPTED = 130
+_INTERRUPTION = "distqexp: interrupted from the keyboard\n"
+
 app = typer.Typer(
     name="distqexp",
     help="Fine-tune a pretrained model with differential privacy, stage by stage.",
@@ -60,7 +63,12 @@ def run(arguments: list[str]) -> int:
     try:
         own = [word for word in arguments if word != "--debug" or arguments[0] == "fit"]  # fit has the option itself
         code = app(args=own, prog_name="distqexp", standalone_mode=False)
+        if code == _INTERRUPTED and arguments[0] != "fit":  # which says more
+            sys.stderr.write(_INTERRUPTION)
         return int(code or 0)
+    except (KeyboardInterrupt, typer.Abort):  # of which versions of the parser make an exit code
+        sys.stderr.write(_INTERRUPTION)
+        return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - whatever went wrong, people get one line and a script its exit code
         if hasattr(error, "format_message"):  # the command line parser's own errors, whichever library it comes from
             sys.stderr.write(f"distqexp: {' '.join(error.format_message().split())} See --help.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,21 +15,42 @@ from distqexp.cli.options import say
 if TYPE_CHECKING:
     from distqexp.privacy.ledger import Cap, Ledger, LedgerRow
 
+_HASH = re.compile(r"\b[0-9a-f]{64}\b")
+
 commands = typer.Typer(help="What was spent, and what may be spent.", rich_markup_mode=None)
 
 
-@commands.command("show", epilog="example: distqexp ledger show --population icu")
-def show(population: Annotated[str | None, typer.Option(help="this population only")] = None) -> None:
-    """Print every charge, what the charges add up to, and the caps."""
+@commands.command("show", epilog="example: distqexp ledger show icu --delta 1e-6")
+def show(
+    name: Annotated[str | None, typer.Argument(metavar="POPULATION", help="this population only")] = None,
+    population: Annotated[str | None, typer.Option(help="the same")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="say epsilon at this delta too, such as that of a config; 1e-5, 1e-6 or the cap's"),
+    ] = None,
+) -> None:
+    """Print what the charges of each population add up to, and the caps; then every charge."""
+    from distqexp.errors import UsageError
     from distqexp.privacy.ledger import Ledger
 
+    if delta is not None and not 0 < delta < 1:
+        raise UsageError(f"--delta {delta!r}; expected a number between 0 and 1")
+    if None not in (name, population) and name != population:
+        raise UsageError(f"--population {population}: found with {name}; expected one population")
+    name = name or population
     ledger = Ledger.open(create=False)
-    rows = ledger.rows(population)
+    rows = ledger.rows(name)
+    known = {row.population for row in ledger.rows()} | set(ledger.populations())
+    for one in [name] if name else sorted(known):
+        say(*_population_lines(ledger, one, delta))
+        if one not in known:
+            say(f"{one}: not on record here; {_known(known)}")
     for row in rows:
         say(_charge_line(row))
-    for name in sorted({row.population for row in rows} | ({population} if population else set())):
-        for line in _population_lines(ledger, name):
-            say(line)
+
+
+def _known(names: set[str]) -> str:
+    return f"known are {', '.join(sorted(names))}" if names else "nobody is"
 
 
 def _charge_line(row: LedgerRow) -> str:
@@ -36,13 +58,14 @@ def _charge_line(row: LedgerRow) -> str:
     unit = f"unit {row.unit}" if row.unit else "unit unknown"
     sampling = getattr(row.event, "sampling", 1.0)
     sampled = f" sampled at {sampling:g}" if sampling < 1 else ""
+    key = _HASH.sub(lambda found: found[0][:16], row.key)
     return (
-        f"{row.id}: {row.time} {row.population}, {row.key}{part}: mu {row.event.mu:.6g}{sampled}, {row.adjacency}, {row.state}, {unit}"
+        f"{row.id}: {row.time} {row.population}, {key}{part}: mu {row.event.mu:.6g}{sampled}, {row.adjacency}, {row.state}, {unit}"
         + ("" if row.private else f", NOT PRIVATE ({row.universe})")
     )
 
 
-def _population_lines(ledger: Ledger, name: str) -> Iterator[str]:
+def _population_lines(ledger: Ledger, name: str, delta: float | None) -> Iterator[str]:
     """What plans call the population where that differs, its cap, what is left of it, and what its charges add up to."""
     from distqexp.privacy.ledger.left import Left
 
@@ -55,6 +78,7 @@ def _population_lines(ledger: Ledger, name: str) -> Iterator[str]:
     if cap:
         yield f"{name}: {Left.of(cap, guarantee, _unit_of(ledger, name, cap)).line()}"
     deltas = [cap.delta] if cap else [1e-5, 1e-6]
+    deltas += [delta] if delta is not None and delta not in deltas else []
     figures = ", ".join(f"epsilon {guarantee.epsilon(delta):.6g} at delta {delta:g}" for delta in deltas)
     pure = f", epsilon {guarantee.pure:.6g} at delta 0" if 0 < guarantee.pure < math.inf else ""
     yield f"{name}: spent in all: mu {guarantee.mu:.6g}, {figures}{pure}"
@@ -90,10 +114,12 @@ def cap(
     from distqexp.privacy.ledger import Ledger
 
     ledger = Ledger.open()
+    known = set(ledger.populations())
     ledger.set_cap(population, epsilon, delta, unit, records_per_unit)
     stored = ledger.cap(population)
     if stored is not None:
-        say(f"{population}: {stored.line()}")
+        new = "" if population in known else f" (new: not on record here so far; {_known(known)})"
+        say(f"{population}: {stored.line()}{new}")
 
 
 @commands.command("accept-void", epilog="example: distqexp ledger accept-void void-000.h5")

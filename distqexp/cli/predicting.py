@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,5 +38,7 @@ def predict(
     """Predict for new records by the schema that the training fixed. What it writes is as private as the records."""
     from distqexp import api
 
-    api.predict(model, data, out, labels=labels, tokenizer=tokenizer)
+    line = api.predict(model, data, out, labels=labels, tokenizer=tokenizer)
+    if line is not None:
+        sys.stderr.write(f"distqexp: warning: {line}\n")
     say(f"{out}: a row for each record, as private as the records")

@@ -19,7 +19,7 @@ def plan(
     config: ConfigPath = None,
     overrides: Overrides = None,
 ) -> None:
-    """Fix every rule from public data, print the accuracy forecast and what a rank will need."""
+    """Fix every rule from public data, say what to expect of the noise, and what a rank will need."""
     from distqexp import api
     from distqexp.stages.plan import describe_plan
 

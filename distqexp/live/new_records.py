@@ -100,8 +100,7 @@ def file_names(records: Dataset) -> list[str | None] | None:
 
 def class_names_of(schema: Schema) -> tuple[str, ...]:
     """Return what the classes are called, in the order of their numbers; nothing where labels are numbers."""
-    coded = [coding.values for coding in schema.codings if coding.kind == "classes"]
-    return coded[0] if coded else schema.class_names
+    return schema.words_of_classes
 
 
 def as_images(values: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:

@@ -10,18 +10,23 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from distqexp.arrays import FloatArray
-from distqexp.errors import UsageError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.live.loading import load_model
 from distqexp.live.new_records import file_names
 from distqexp.live.predictor import Predictor
+from distqexp.live.unpredicted import unpredicted_words
+from distqexp.problem.dataset import Dataset
+from distqexp.problem.readers.table import CsvReader
 from distqexp.storage.atomic import write_atomic
 from distqexp.storage.texts import printable
 
 
 def predict_file(
     folder: Path, data: Path, out: Path, labels: Path | None = None, tokenizer: Path | None = None
-) -> None:
+) -> str | None:
     """Predict for the records of a file and write the predictions into a new file of mode 0600.
+
+    Returns a line on the records without a prediction, as private as the records; None where all have one.
 
     A .csv has a row for each record, in the order of the records: ``prediction``, then ``probability_CLASS`` for each class; entries
     are empty for a record that the model can't take. For folders of images ``file`` comes first. A .npy has the probabilities, float64
@@ -36,7 +41,7 @@ def predict_file(
 
     Raises:
         UsageError: ``out`` is there already, or has another suffix; or the model isn't there.
-        FileContentError: The model or the records can't be used.
+        FileContentError: The model or the records can't be used, or no record has a prediction; nothing is written then.
     """
     if out.suffix not in (".csv", ".npy"):
         raise UsageError(f"--out {out}: found the suffix {out.suffix!r}; expected .csv or .npy")
@@ -46,6 +51,17 @@ def predict_file(
     records = model.records(data, labels, tokenizer)
     outputs = model.outputs_of_records(records)
     names = file_names(records)
+    blank = np.flatnonzero(np.isnan(outputs).any(axis=1))
+    words = unpredicted_words(records, blank, names) if len(blank) else ""
+    if len(blank) == len(outputs):
+        signs = (
+            f"numbers are read with the decimal sign {_decimal(records)!r}, as in the training: "
+            if _decimal(records)
+            else ""
+        )
+        raise FileContentError(
+            f"{data}: no record has a prediction ({words}); expected records as in the training; {signs}correct them, nothing was written"
+        )
     values = outputs if model.classes is None else model.probabilities_of(outputs)
 
     def write(file: BinaryIO) -> None:
@@ -55,6 +71,12 @@ def predict_file(
             _write_table(file, model, outputs, values, names)
 
     write_atomic(out, write, private=True)
+    return f"{len(blank):,} of {len(outputs):,} records have no prediction: {words}" if len(blank) else None
+
+
+def _decimal(records: Dataset) -> str | None:
+    """Return the decimal sign of a table of text; None elsewhere."""
+    return records.reader.dialect.decimal if isinstance(records.reader, CsvReader) else None
 
 
 def _write_table(

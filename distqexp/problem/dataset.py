@@ -154,6 +154,11 @@ class Dataset:
         usable = faults == Fault.NONE
         return usable_inputs(values, usable, self.schema), usable
 
+    def input_faults(self, rows: IntegerArray | Sequence[int]) -> Faults:
+        """Return int8 (n,): the rule that the inputs of these rows break, whatever their targets; only for who may see the records."""
+        numbers = self._row_numbers(rows)
+        return self._checked_inputs(numbers, self._reader.read(numbers, self.schema.names)[0])[1]
+
     def faults(self, rows: IntegerArray | Sequence[int]) -> Faults:
         """Return int8 (n,): the rule that each of these rows breaks, Fault.NONE for a row that ``read`` has present.
 

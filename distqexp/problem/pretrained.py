@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,20 @@ def write_companions(source: str | None, folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
-def write_pretrained(network: Network, folder: Path) -> None:
+def write_pretrained(network: Network, folder: Path, classes: Sequence[str] = ()) -> None:
     """Write what makes a run's folder one that ``from_pretrained`` reads: config.json, or for low-rank factors ``adapter/``.
 
     The weights of a Hugging Face model are model.safetensors already. An adapter has its factors and whatever else was trained. For
-    any other module nothing is written.
+    any other module nothing is written. ``classes`` says what the outputs stand for, where they have names.
     """
     module: Any = network.module
     if hasattr(module, "peft_config"):
         _write_adapter(network, folder / "adapter")
     elif isinstance(getattr(module, "main_input_name", None), str) and hasattr(module.config, "to_json_string"):
         module.config.architectures = [type(module).__name__]
+        if classes and len(classes) == module.config.num_labels:
+            module.config.id2label = dict(enumerate(classes))
+            module.config.label2id = {name: number for number, name in enumerate(classes)}
         write_atomic(folder / "config.json", module.config.to_json_string().encode())
 
 

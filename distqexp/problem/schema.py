@@ -177,6 +177,11 @@ class Schema:
                 "recode them, or correct model.loss"
             )
 
+    @property
+    def words_of_classes(self) -> tuple[str, ...]:
+        """What the classes are called, in the order of their numbers; empty where labels are numbers."""
+        return next((coding.values for coding in self.codings if coding.kind == "classes"), self.class_names)
+
     def to_tree(self) -> dict[str, Any]:
         """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)

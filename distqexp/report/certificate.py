@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ SINGLE_RECORDS = (
     "whoever has several records: each record is protected by itself, m records of one person together with m times mu, "
     "and a record that stands there twice is two"
 )
+
+_DIGITS = 6
 
 NO_SAMPLES = "every unit that a round was for took part in it"
 SAMPLED = (
@@ -220,11 +223,23 @@ class Certificate:
         return texts
 
 
-def statement_of(epsilon: float, delta: float, unit: str, adjacency: Adjacency, noise_seed: int | None) -> str:
-    """State the guarantee in one sentence; with seeded noise, state that there is none."""
+def statement_of(
+    epsilon: float, delta: float, unit: str, adjacency: Adjacency, noise_seed: int | None, *, rounded: bool = True
+) -> str:
+    """State the guarantee in one sentence; with seeded noise, state that there is none.
+
+    ``rounded``: figures of at most six digits, rounded upwards, for people; the certificate has the exact ones beside it.
+    """
     if noise_seed is not None:
         return f"NOT PRIVATE: the noise came from the seed {noise_seed}. The figures below hold for no one."
-    return f"The released parameters are ({epsilon!r}, {delta!r})-differentially private for {unit} ({adjacency})."
+    figures = ", ".join(rounded_up(figure) if rounded else repr(figure) for figure in (epsilon, delta))
+    return f"The released parameters are ({figures})-differentially private for {unit} ({adjacency})."
+
+
+def rounded_up(figure: float) -> str:
+    """Write a figure above 0 in at most six digits, none of them promising less than it is."""
+    context = Context(prec=_DIGITS, rounding=ROUND_CEILING)
+    return f"{float(context.create_decimal(repr(figure))):.{_DIGITS}g}"
 
 
 def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distqexp.artefacts.derived import step_shrinkage
+from distqexp.artefacts.moves import HALVINGS
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.config import Config
@@ -17,6 +18,9 @@ from distqexp.stages.charging import Charging
 from distqexp.stages.guard import LEAST_NOISE_COST, LOSS_SHARE
 
 _LARGE_EPSILON = 20.0
+_LITTLE = 0.1
+"""Noise of this share of the largest sum shortens steps by about a hundredth."""
+
 _LOSSES = ("log_loss", "mean_squared_error", "loss")
 
 
@@ -58,6 +62,19 @@ def choices(config: Config, plan: Plan) -> list[str]:
     return lines
 
 
+def expectation(plan: Plan) -> str:
+    """Return what to expect of the noise, in plain words, from the plan's figures."""
+    unit, shrinkage = plan.config.unit, step_shrinkage(plan.config, plan.calibration, plan.k)
+    if shrinkage == 1.0:  # steps aren't shortened, so that nothing is known of the length of the sum
+        cost = plan.forecast["expected"] / plan.config.privacy.units
+        return f"expect: a round's noise costs at most about {cost:.2g} of loss a {unit}, by the forecast for its quadratic"
+    ratio = math.sqrt(1 / shrinkage - 1)
+    verdict = (
+        "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
+    )
+    return f"expect: {verdict}: in a round it is about {ratio:.2g} times as long as the sum of all {unit}s can be, and most are shorter"
+
+
 def warnings_of(plan: Plan) -> list[str]:
     """Return lines of warning about the budget, where it hardly protects or noise will win."""
     privacy, lines = plan.config.privacy, []
@@ -75,6 +92,23 @@ def warnings_of(plan: Plan) -> list[str]:
             "of all units can be; expect little: train fewer parameters, have more units, or raise epsilon"
         )
     return [f"distqexp: warning: {line}" for line in lines]
+
+
+def lines_on_moves(releases: Sequence[Release]) -> list[str]:
+    """Return lines on a run whose rounds moved less than they paid for, or not at all. Released figures say so."""
+    lines, halvings = [], [release.halvings for release in releases]
+    unmade = sum(halved >= HALVINGS for halved in halvings)
+    cut = sum(halved > 0 for halved in halvings) - unmade
+    if unmade or cut:
+        lines.append(
+            f"moves: of {len(releases)} rounds' moves, all paid for, {unmade} were not made and {cut} were cut; look at the number of "
+            "units and the step before another run"
+        )
+    if releases[-1].kept == 0:
+        lines.append(
+            "whether the private records could be used is told by no run: distqexp check CONFIG says it to whoever may see them"
+        )
+    return lines
 
 
 def last_lines(
@@ -105,6 +139,7 @@ def last_lines(
     cap, ledger = charging.ledger.cap(population), charging.ledger
     if cap is not None and not seeded:
         lines.append(f"budget of {population}: {Left.of(cap, ledger.spent(population), unit).line()}")
+    lines += lines_on_moves(releases)
     lines.append(f"model: {out / 'model.safetensors'}")
     if not private:
         worse = [name for name in _LOSSES if name in before and not after.get(name, math.nan) <= before[name]]

@@ -88,6 +88,8 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
 
     def open_books() -> Charging:
         books = Charging(Ledger.open(order.ledger), order.noise_seed, unit=spec.unit_name)
+        if line := books.ledger.new_line():
+            sys.stderr.write(f"distqexp: {line}\n")
         return charging_at_site(plan, books, order.population)
 
     charging = on_root_only(engine, open_books)

@@ -181,7 +181,7 @@ def export_model(
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     write_atomic(folder / "model.pt", buffer.getvalue())
-    write_pretrained(network, folder)
+    write_pretrained(network, folder, plan.schema.words_of_classes)
     certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
     ModelCard.of_plan(plan).write(folder)
     write_certificate(folder / "certificate.json", certificate)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distqexp.errors import UsageError
+from distqexp.stages.found_dates import are_dates
 from distqexp.stages.table_facts import Column
 
 MOST_CLASSES = 100
@@ -85,6 +86,11 @@ def listed(names: Any) -> str:
 
 def _task_of_words(target: Column, table: Path) -> Task:
     """The same of a label of texts: its classes are those of the public table, in the order of the alphabet."""
+    if are_dates(target.values):
+        raise UsageError(
+            f"{table}: column {target.name}: found dates ({min(target.values)}); expected numbers or classes: write numbers instead, "
+            "such as days since a date"
+        )
     words, some = sorted(target.values), ", ".join(sorted(target.values)[:4])
     if target.many or len(words) > MOST_CLASSES or 2 * len(words) > target.count:
         raise UsageError(

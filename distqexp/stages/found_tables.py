@@ -13,6 +13,7 @@ from distqexp.errors import UsageError
 from distqexp.problem.readers.codings import FIRST_DAY, suggestion
 from distqexp.problem.readers.tokenizer import open_tokenizer
 from distqexp.stages.found import Found, listed, quoted, task_of
+from distqexp.stages.found_dates import dates_in_words
 from distqexp.stages.table_facts import Column, TableFacts, longest_list, read_facts
 
 _CODED_WORDS = ("categories, an input for each", "yes or no", "dates, as days")
@@ -105,6 +106,8 @@ def _left_out(facts: TableFacts, target: str, unit: str | None, *, coded: bool) 
             yield column.name, "lists"
         elif column.count == 0:
             yield column.name, "empty"
+        elif not column.numbers and (words := dates_in_words(column.values)):
+            yield column.name, words
         elif not column.numbers and _coding(column) == "exclude":
             yield column.name, f"free texts, such as {min(column.values)!r}"
         elif not column.numbers and not coded:

@@ -41,7 +41,7 @@ from distqexp.problem.sources import DataSource, ProbeSource, Readers
 from distqexp.problem.target_scaling import start_in_run_units, with_target_moments
 from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
-from distqexp.stages.advice import choices, warnings_of
+from distqexp.stages.advice import choices, expectation, warnings_of
 from distqexp.stages.guard import Guard, refuse_unusable_start
 from distqexp.stages.table_warnings import table_warnings
 
@@ -156,6 +156,7 @@ def describe_plan(plan: Plan) -> list[str]:
     memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * each + 8 * (plan.width - k)
     memory += subspace_kind(plan.config.subspace.kind).cached_bytes(d, k)
     return [
+        expectation(plan),
         f"plan {plan.plan_id[:16]}: d = {d:,}, k = {k:,}, {mechanism.rounds} round(s){parts}, shards {', '.join(plan.config.shards)}",
         f"privacy: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, {privacy.adjacency}, "
         f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",

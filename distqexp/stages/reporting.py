@@ -95,6 +95,7 @@ def report_figures(
         "model": config.model.factory,
         "loss": config.model.loss,
         "pretrained": config.model.pretrain is not None,
+        "classes": list(plan.schema.words_of_classes),
         "evaluation": _evaluation(plan, account.evaluations),
         "public_loss": public_losses(plan, releases, account.public, account.worker),
         "curve": _curve(plan, releases, account.payers, float(certificate["epsilon"])),

@@ -51,6 +51,18 @@ def make_room(out: Path, *, overwrite: bool = False, ledger: Path | None = None)
     remove_unfinished(out)
 
 
+def require_run(out: Path) -> None:
+    """Refuse (UsageError) to resume in a folder that has files of somebody's own and no run; for the first process."""
+    if (out / "plan.h5").exists() or not out.is_dir():
+        return
+    others = sorted(path.name for path in out.iterdir() if path.name != PROGRESS and not path.name.startswith("."))
+    if others:
+        raise UsageError(
+            f"--resume: no run in {out}, which has {others[0]} in it; expected a run's folder, with its plan.h5: name that, or take a new "
+            "one"
+        )
+
+
 def _is_work(path: Path) -> bool:
     return any(path.match(pattern) for pattern in _WORK)
 

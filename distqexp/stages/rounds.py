@@ -109,11 +109,13 @@ def run(
     releases, state = _finished_rounds(plan, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
-    charging = on_root_only(engine, lambda: Charging(Ledger.open(ledger), noise_seed))
+    charging = on_root_only(engine, lambda: _open_books(ledger, noise_seed, progress))
+    again: list[str] = []
     try:
         if state is not None:
             engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
             work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
+            again = count_warnings(plan, work.shards.sources)
             if worker.frozen is not None:
                 progress.stage("features")
                 work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
@@ -143,6 +145,7 @@ def run(
         late = [] if failure is None else [f"the report was left out ({failure}); make it: distqexp report {out}"]
         for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
             progress.say(line)
+        progress.write(again)
         return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
 
     return on_root_only(engine, export)
@@ -161,6 +164,13 @@ class _Work:
     charging: Charging | None
     noise_seed: int | None
     guard: Guard
+
+
+def _open_books(ledger: Path | None, noise_seed: int | None, progress: Progress) -> Charging:
+    charging = Charging(Ledger.open(ledger), noise_seed)
+    if line := charging.ledger.new_line():
+        progress.say(line)
+    return charging
 
 
 def _open_work(

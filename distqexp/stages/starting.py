@@ -79,9 +79,19 @@ def write_config(start: Start) -> list[str]:
         f"{start.target or 'label'}: {found.task.words}: {found.task.loss}",
         *found.remarks,
         *(f"left out: {name}: {reason}" for name, reason in found.left_out.items()),
-        f"{start.out}: written; look through it, above all {'' if start.units else 'privacy.units and '}data.private.path",
-        f"next: distqexp plan {start.out} --out plan.h5   (free of cost)   then: distqexp fit {start.out}",
+        f"{start.out}: written; look through it, above all data.private.path",
+        *([] if start.units else [_units_line(start, found)]),
+        f"next: distqexp check {start.out}   (for whoever may see the private records: which can be used; no other command tells)",
+        f"then: distqexp plan {start.out} --out plan.h5   (free of cost)   then: distqexp fit {start.out}",
     ]
+
+
+def _units_line(start: Start, found: Found) -> str:
+    """Return what to correct where nobody said how many people the private records have."""
+    return (
+        f"correct privacy.units and privacy.delta: {found.units:,} is the number of the public {start.unit or 'record'}s, and delta "
+        "follows from it; with a wrong one moves are cut or not made, and paid for (or say it: init --units)"
+    )
 
 
 def _found(start: Start) -> Found:
@@ -151,7 +161,8 @@ def _head(start: Start, found: Found, inputs: int) -> Iterator[str]:
         yield "".join(f"#   {' '.join(name.split())}: {reason}\n" for name, reason in found.left_out.items())
     yield from _sources(start, found, private)
     yield "[privacy]\n# What whoever is protected gives away at most: smaller is safer. Below 1 is strong, above 8 weak.\n"
-    yield f"epsilon = {start.epsilon!r}\n# Well below 1 / units.\ndelta = {delta!r}\n"
+    again = "" if start.units else " It follows from units."
+    yield f"epsilon = {start.epsilon!r}\n# Well below 1 / units.{again}\ndelta = {delta!r}\n"
     yield f"# About how many {start.unit or 'record'}s the private table has: a public figure, never counted from it.\n"
     yield "" if start.units else "# This is the number of the public table: correct it.\n"
     yield f"units = {units}\n"

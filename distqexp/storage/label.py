@@ -37,9 +37,7 @@ def check_label(path: Path, file: BinaryIO) -> int:
             f"{path}: {len(label)} bytes, a label alone has {LABEL_BYTES}; the file is cut short: copy it again"
         )
     if not label.startswith(_MAGIC):
-        raise FileContentError(
-            f"{path}: begins with {label[:14]!r}, not {_MAGIC!r}; it is no distqexp file, or damaged"
-        )
+        raise FileContentError(f"{path}: it is no distqexp file, or damaged; expected one that distqexp wrote")
     length, digest = _measure(file)
     lines = label[len(_MAGIC) :].split(b"\n")
     if lines[0].startswith(b"length ") and lines[0][7:] != str(length).encode():

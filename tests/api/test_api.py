@@ -87,7 +87,7 @@ def test_the_interface_and_the_main_job_are_one(
 ) -> None:
     result = fit(config, tmp_path / "a", insecure_noise_seed=4)
     assert result is not None
-    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "other" / "ledger.sqlite"))
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "other.sqlite"))
     outcome = Commands(capsys).fit(
         tmp_path / "task.toml", "--out", tmp_path / "b", "--json", "--insecure-noise-seed", "4"
     )

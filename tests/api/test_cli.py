@@ -114,7 +114,7 @@ def test_debug_adds_places_and_keeps_the_line_and_the_code(run: Commands, tmp_pa
 def sketch(run: Commands, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Outcome:
     """``distqexp sketch`` at a site: with another ledger than the curator's."""
     with monkeypatch.context() as patch:
-        patch.setenv("DISTQEXP_LEDGER", str(Path("site-ledger", "ledger.sqlite").absolute()))
+        patch.setenv("DISTQEXP_LEDGER", str(Path("site-ledger.sqlite").absolute()))
         return run.done("sketch", "plan.h5", *arguments)
 
 
@@ -158,7 +158,7 @@ def test_the_stages_by_hand(run: Commands, task: Path, monkeypatch: pytest.Monke
     assert certificate["plan_id"] == read_file(Path("plan.h5")).plan_id
     rows = Ledger.open().rows()
     assert certificate["ledger"] == {"entry": rows[-1].id, "hash": rows[-1].hash}
-    site = Ledger.open(Path("site-ledger", "ledger.sqlite")).rows()
+    site = Ledger.open(Path("site-ledger.sqlite")).rows()
     assert [row.key.split("/")[0] for row in (*site, *rows)] == ["site-all", "release"]
 
 
@@ -294,24 +294,35 @@ def test_the_ledger_commands(run: Commands, task: Path, own_ledger: Path) -> Non
     assert seeded.code == 0
     shown = run.done("ledger", "show").out.splitlines()
     assert len(shown) == 4
-    assert "patients, release/" in shown[0]
-    assert "zero-out, committed, unit record" in shown[0]
-    assert "NOT PRIVATE" not in shown[0]
-    assert "NOT PRIVATE (insecure-seed-1)" in shown[1]
-    assert shown[2] == "patients: no cap set: a config has its own budget as the cap"
+    assert "patients, release/" in shown[2]
+    assert re.search(r"/[0-9a-f]{16}/0/[0-9a-f]{16}: mu", shown[2]), shown[2]
+    assert "zero-out, committed, unit record" in shown[2]
+    assert "NOT PRIVATE" not in shown[2]
+    assert "NOT PRIVATE (insecure-seed-1)" in shown[3]
+    assert shown[0] == "patients: no cap set: a config has its own budget as the cap"
     guarantee = Ledger.open(own_ledger).spent("patients")
     assert guarantee.epsilon(1e-5) > 0
-    assert shown[3] == (
+    assert shown[1] == (
         f"patients: spent in all: mu {guarantee.mu:.6g}, epsilon {guarantee.epsilon(1e-5):.6g} at delta 1e-05, "
         f"epsilon {guarantee.epsilon(1e-6):.6g} at delta 1e-06"
     )
 
-    assert run.done("ledger", "cap", "patients", "--epsilon", "2", "--delta", "1e-5").out.startswith("patients: capped")
+    at_more = run.done("ledger", "show", "patients", "--delta", "1e-4").out.splitlines()[1]
+    assert at_more == f"{shown[1]}, epsilon {guarantee.epsilon(1e-4):.6g} at delta 0.0001"
+    run.distqexp("ledger", "show", "patients", "--population", "staff").refused(2, "expected one population")
+    new = run.done("ledger", "cap", "patient", "--epsilon", "2", "--delta", "1e-5").out
+    assert new.endswith(" (new: not on record here so far; known are patients)\n")
+    assert run.done("ledger", "show").out.startswith("patient: capped at epsilon 2")
+
+    capped = run.done("ledger", "cap", "patients", "--epsilon", "2", "--delta", "1e-5").out
+    assert capped.startswith("patients: capped")
+    assert "new" not in capped
     assert "patients: capped at epsilon 2, delta 1e-05" in run.done("ledger", "show", "--population", "patients").out
-    capped = run.done("ledger", "show", "--population", "patients").out.splitlines()[-1]
+    capped = run.done("ledger", "show", "--population", "patients").out.splitlines()[2]
     assert capped.endswith(f"mu {guarantee.mu:.6g}, epsilon {guarantee.epsilon(1e-5):.6g} at delta 1e-05")
     elsewhere = run.done("ledger", "show", "--population", "elsewhere").out
     assert "release/" not in elsewhere
+    assert "elsewhere: not on record here; known are patient, patients" in elsewhere
     assert "spent in all: mu 0, epsilon 0 at" in elsewhere
     run.distqexp("ledger", "cap", "patients", "--epsilon", "0", "--delta", "1e-5").refused(2, "epsilon")
     run.distqexp("ledger", "cap", "patients", "--epsilon", "1", "--delta", "1").refused(2, "delta")
@@ -326,7 +337,7 @@ def test_the_ledger_shows_pure_privacy_where_there_is_any(run: Commands, own_led
             cap=Cap(5.0, 1e-5),
             sums=np.zeros(3, dtype=np.int64),
         )
-        shown = run.done("ledger", "show").out.splitlines()[-1]
+        shown = run.done("ledger", "show").out.splitlines()[1]
         assert shown.endswith(", epsilon 0.7 at delta 0") == (number == 0)
 
 

@@ -49,6 +49,8 @@ def test_from_a_table_to_a_report(run: Commands) -> None:
     )
     said = run.done(*words).out
     assert "3 inputs, 80 units by patient" in said
+    assert "correct privacy.units and privacy.delta: 80 is the number of the public patients" in said
+    assert "next: distqexp check config.toml   (for whoever may see the private records" in said
     config = load_config(Path("config.toml"))
     assert (config.privacy.units, config.privacy.delta, config.data.population) == (80, 1e-3, "patients")
     assert {data.unit for data in (*config.data.private, config.data.public, config.data.eval) if data} == {"patient"}
@@ -71,13 +73,21 @@ def test_what_is_no_feature_is_left_out_and_said(run: Commands) -> None:
             note=lambda row: f"seen in bed {row}",
             smoker=lambda row: ["yes", "no", ""][row % 3],
             height=lambda row: "" if row % 5 else "1.7",
+            seen=lambda row: f"{row % 28 + 1:02d}.08.2021",
+            left=lambda row: f"{row % 12 + 1}/{row % 28 + 1}/2021",
+            born=lambda row: f"{row % 12 + 1:02d}/{row % 11 + 1:02d}/1950",
         )  # fmt: skip
     said = run.done("init", "public.csv", "--target", "died", "--unit", "patient", "--private", "patients.csv").out
     columns = load_config(Path("config.toml")).data.private[0].columns
-    assert set(columns.exclude) == {"note", "visit_id", "serial", "remarks"}
+    assert set(columns.exclude) == {"note", "visit_id", "serial", "remarks", "seen", "left", "born"}
     assert (columns.categorical, columns.booleans) == (("ward",), ("smoker",))
     assert columns.dates == (("admitted", "2000-01-01"),)
     assert "left out: note: free texts, such as 'seen in bed 0'" in said
+    assert "left out: seen: dates as 13.08.2021: write them as 2021-08-13, in every file" in said
+    assert "left out: left: dates as 1/13/2021: write them as 2021-01-13, in every file" in said
+    assert "left out: born: dates as 01/01/1950: write them as YYYY-MM-DD, in every file" in said
+    for dates in ("seen", "admitted"):
+        run.distqexp("init", "public.csv", "--target", dates, "--out", "dates.toml").refused(2, dates, "found dates (")
     assert "categories, an input for each: ward" in said
     # age, dose, rate, height, smoker, admitted, three inputs of ward, bias
     assert run.done("plan", "config.toml", "--out", "plan.h5").out.count("d = 10,")

@@ -134,6 +134,20 @@ def test_inspect_refuses_what_only_has_the_name(run: Commands, tmp_path: Path) -
         run.distqexp("inspect", tmp_path / name).refused(3, name)
 
 
+def test_inspect_shows_nothing_of_another_file_s_content(run: Commands, tmp_path: Path) -> None:
+    (tmp_path / "patients.h5").write_text("patient_id,age\n" + "7,81\n" * 200)
+    assert "patient_id" not in run.distqexp("inspect", tmp_path / "patients.h5").refused(3, "no distqexp file")
+
+
+def test_an_interrupt_is_one_line(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distqexp.storage.inspect.describe", interrupted)
+    outcome = run.distqexp("inspect", "plan.h5")
+    assert (outcome.code, outcome.err) == (130, "distqexp: interrupted from the keyboard\n")
+
+
 # --- what is left of a budget ----------------------------------------------------------------------------------
 
 

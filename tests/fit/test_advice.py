@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from small_runs import make_config, plan_of, random_table
 
 from distqexp import api, fit
 from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.config import config_from_tree, config_to_tree
+from distqexp.stages import advice
 from distqexp.stages.plan import describe_plan
 
 
@@ -27,6 +30,7 @@ def text_of(folder: Path, model: str = "logistic", **privacy: Any) -> str:
 
 def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     text = text_of(tmp_path, units=5000)
+    assert text.startswith("expect: noise is little: in a round it is about 0.0"), text
     assert "chosen: precision dense, from data.public" in text
     assert "chosen: all 7 parameters move" in text
     assert "chosen: clip_natural" in text
@@ -43,7 +47,9 @@ def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_warns(privacy: dict[str, Any], warning: str, tmp_path: Path) -> None:
-    assert f"distqexp: warning: {warning}" in text_of(tmp_path, **privacy)
+    text = text_of(tmp_path, **privacy)
+    assert f"distqexp: warning: {warning}" in text
+    assert text.startswith("expect: noise wins: ") == warning.startswith("noise will win")
 
 
 def test_the_last_lines_of_a_run(
@@ -51,9 +57,17 @@ def test_the_last_lines_of_a_run(
 ) -> None:
     quick = ["--set", "model.pretrain.epochs=2", "--set", "mechanism.rounds=1", "--set", "precision.samples=50"]
     arguments = ["--out", str(tmp_path / "run"), "--insecure-noise-seed", "1", *quick]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").touch()
+    assert fit.main(arguments) == 2
+    assert "CONFIG: not given, and config.toml lies here" in capsys.readouterr().err
+    assert not own_ledger.exists()
+    (tmp_path / "config.toml").unlink()
     assert fit.main(arguments) == 0
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("distqexp: data.eval, not covered by the guarantee: accuracy 0.") for line in lines)
+    assert lines[0] == "distqexp: no config given: the embedded digits task"
+    assert lines.count(f"distqexp: new ledger at {own_ledger}: nothing is on record there for anybody") == 1
     assert any("guarantee: epsilon" in line and "NOT PRIVATE" in line for line in lines)
     assert any(line == f"distqexp: model: {tmp_path / 'run' / 'model.safetensors'}" for line in lines)
     assert not any("worse" in line for line in lines)
@@ -67,6 +81,16 @@ def test_the_last_lines_of_a_run(
     assert fit.main(arguments) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("distqexp: the run ended worse than it began: log_loss ")
+
+
+def test_moves_that_were_not_made_are_counted() -> None:
+    def lines(kept: int, *halvings: int) -> list[str]:
+        return advice.lines_on_moves([cast("Release", SimpleNamespace(halvings=some, kept=kept)) for some in halvings])
+
+    assert lines(8, 0, 0) == []
+    moves, check = lines(0, 9, 9, 0, 3)
+    assert moves.startswith("moves: of 4 rounds' moves, all paid for, 2 were not made and 1 were cut")
+    assert "distqexp check CONFIG" in check
 
 
 def test_a_plan_file_keeps_no_notes(tmp_path: Path) -> None:

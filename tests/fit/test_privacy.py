@@ -35,7 +35,8 @@ from distqexp.storage.hdf5 import read_file
 PRIVATE_FILES = ("sketch-", "quadratic-")
 
 LATER = re.compile(
-    r"distqexp: (round \d+: the move was|the model stays as|[\d.]+% of the way|data\.eval, not covered|the run ended worse|guarantee: )"
+    r"distqexp: (round \d+: the move was|the model stays as|[\d.]+% of the way|data\.eval, not covered|the run ended worse|guarantee: "
+    r"|moves: |whether the private records could)"
 )
 """Lines that follow from released parameters and public records."""
 
@@ -122,7 +123,7 @@ def _of_round_0(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _without_durations(text: str) -> str:
-    return re.sub(r"(done in|%,) .*", r"\1", text)
+    return re.sub(r"(done in|%,|new ledger at) .*", r"\1", text)
 
 
 def traced(run: Commands, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Trace:

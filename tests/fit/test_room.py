@@ -55,6 +55,10 @@ def test_what_was_spent_is_never_overwritten(run: Commands, task: Path, own_ledg
     with pytest.raises(UsageError, match="charges in the ledger"):
         api.fit(api.load_config(task), out, overwrite=True)
     run.fit(task, "--out", out).refused(2, "not empty")
+    mine = task.parent / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    run.fit(task, "--out", mine, "--resume").refused(2, "no run in", "thesis.txt")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     # The charge alone binds the folder, too: its release may have been moved away, and the sums be on their way.
     for path in out.iterdir():
@@ -68,7 +72,7 @@ def test_a_release_binds_a_folder_whatever_the_ledger(
     run: Commands, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run.fit(task, "--out", tmp_path / "run").code == 0
-    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "another" / "ledger.sqlite"))
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "another.sqlite"))
     run.fit(task, "--out", tmp_path / "run", "--overwrite").refused(2, "certificate.json is in it")
 
 

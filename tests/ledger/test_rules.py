@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from accounting import compose
 from ledger_child import CAP, EVENT, NOISE, SMALL, SUMS, reserve
+from run_harness import Commands
 
 from distqexp.errors import BudgetError, StorageError, UsageError
 from distqexp.privacy.calibration import calibrate
@@ -233,6 +234,24 @@ def test_default_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ledger_files.default_path() == tmp_path / ".local" / "state" / "distqexp" / "ledger.sqlite"
+
+
+def test_a_mistyped_path_is_no_new_budget(run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the default place is made; a folder that was named has to be there, and an empty ledger is announced until it is used."""
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "legder" / "ledger.sqlite"))
+    cap = ("ledger", "cap", "ward", "--epsilon", "3", "--delta", "1e-5")
+    run.distqexp(*cap).refused(2, "legder", "its folder isn't there")
+    assert not (tmp_path / "legder").exists()
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path))
+    run.distqexp(*cap).refused(2, "is a folder", f"DISTQEXP_LEDGER={tmp_path}/ledger.sqlite")
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(tmp_path / "ledger.sqlite"))
+    new = f"new ledger at {tmp_path / 'ledger.sqlite'}: nothing is on record there for anybody"
+    for _ in range(2):
+        with Ledger.open() as ledger:
+            assert ledger.new_line() == new
+    run.done(*cap)
+    with Ledger.open() as ledger:
+        assert ledger.new_line() is None
 
 
 def test_looking_at_a_ledger_makes_none(path: Path) -> None:

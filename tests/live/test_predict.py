@@ -64,6 +64,26 @@ def test_the_command_predicts_for_a_table_without_labels(table_run: Path, tmp_pa
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits)), rtol=1e-4)
 
 
+def test_the_command_says_which_records_have_no_prediction(table_run: Path, tmp_path: Path, run: Commands) -> None:
+    """Row numbers and the column at fault; a file of blanks alone isn't kept."""
+    table = pandas.read_csv(table_run / "eval.csv")[list(FEATURES)].astype(object)
+    count = len(table)
+    table.loc[1, "dose"], table.loc[4, "rate"] = "much", "inf"
+    table.to_csv(tmp_path / "new.csv", index=False)
+    said = run.done("predict", table_run / "run", tmp_path / "new.csv", "--out", tmp_path / "out.csv")
+    why = "has no number that can be read, or one that is infinite"
+    assert said.err == (
+        f"distqexp: warning: 2 of {count} records have no prediction: row 2: column 'dose' {why}; row 5: column 'rate' {why}\n"
+    )
+    blank = [place for place, line in enumerate((tmp_path / "out.csv").read_text().splitlines()[1:]) if line == ",,"]
+    assert blank == [1, 4]
+    table.assign(age="old").to_csv(tmp_path / "words.csv", index=False)
+    arguments = ("predict", table_run / "run", tmp_path / "words.csv", "--out", tmp_path / "none.csv")
+    words = ("no record has a prediction (rows 1, 2, 3, 4, 5 and", "column 'age'", "decimal sign '.'")
+    run.distqexp(*arguments).refused(3, *words)
+    assert not (tmp_path / "none.csv").exists()
+
+
 def test_arrays_frames_and_files_of_other_formats_agree(table_run: Path, tmp_path: Path) -> None:
     model = distqexp.load_model(table_run / "run")
     table = pandas.read_csv(table_run / "eval.csv")

@@ -114,7 +114,8 @@ def test_the_command_names_images_and_classes(image_run: tuple[Path, Config], tm
     for place, values in enumerate(images(1)[:4]):
         (flat / f"{place}.png").write_bytes(picture(values))
     (flat / "broken.png").write_bytes(BAD["cut"])
-    run.done("predict", folder / "run", flat, "--out", tmp_path / "out.csv")
+    said = run.done("predict", folder / "run", flat, "--out", tmp_path / "out.csv").err
+    assert said.endswith("1 of 5 records have no prediction: file 'broken.png': no picture that can be read\n")
     rows = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
     assert list(rows[0]) == ["file", "prediction", *(f"probability_{name}" for name in NAMES)]
     assert [row["file"] for row in rows] == [*(f"{place}.png" for place in range(4)), "broken.png"]

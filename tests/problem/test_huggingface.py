@@ -23,6 +23,7 @@ from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss
 from distqexp.problem.models import build_model, require_allowed_factory
 from distqexp.problem.network import Network
+from distqexp.problem.pretrained import write_pretrained
 from distqexp.problem.weights import load_weights
 from distqexp.storage.hdf5 import read_header
 
@@ -288,6 +289,18 @@ def test_a_whole_run(tmp_path: Path, name: str) -> None:
     network = Network(_model(name))
     load_weights(network, out / "model.safetensors")
     assert bool(np.isfinite(network.theta()).all())
+
+
+def test_the_folder_names_the_classes(tmp_path: Path) -> None:
+    network = Network(_model("BertForSequenceClassification"))
+    count = network.module.config.num_labels  # type: ignore[union-attr]
+    names = tuple(f"stage {number}" for number in range(count))
+    write_pretrained(network, tmp_path, names)
+    tree = json.loads((tmp_path / "config.json").read_bytes())
+    assert tree["id2label"] == {str(number): name for number, name in enumerate(names)}
+    assert tree["label2id"] == {name: number for number, name in enumerate(names)}
+    write_pretrained(network, tmp_path, ("one more", *names))
+    assert json.loads((tmp_path / "config.json").read_bytes()) == tree
 
 
 def _pooled(name: str, **more: Any) -> nn.Module:

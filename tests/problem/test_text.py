@@ -88,6 +88,16 @@ def test_missing_texts_and_wrong_labels_of_private_records_are_left_out(tmp_path
         open_dataset(_data(path, tokenizer), schema).read([2])
 
 
+def test_the_column_of_texts_is_never_what_is_wrong(tmp_path: Path) -> None:
+    """Labels of words want classes; the texts beside them are no numbers, and shouldn't be."""
+    data = _data(
+        write_texts(tmp_path, "csv", labels=["no", "yes"] * 3, texts=["ill"] * 6), write_tokenizer(tmp_path / "t")
+    )
+    with pytest.raises(FileContentError, match=r'add to data\.public\.columns: classes = \["no", "yes"\]; ') as refusal:
+        open_dataset(data, fit_schema(data, loss="binary-cross-entropy")).read([0])
+    assert "note" not in str(refusal.value)
+
+
 def test_another_tokenizer_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     path, tokenizer = write_texts(tmp_path, "csv"), write_tokenizer(tmp_path / "t")
     schema = _open(_data(path, tokenizer)).schema

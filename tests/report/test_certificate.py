@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_files import certificate
 
-from distqexp.report.certificate import certificate_bytes, write_certificate
+from distqexp.report.certificate import certificate_bytes, rounded_up, write_certificate
 
 
 def test_every_field_of_the_contract() -> None:
@@ -20,6 +20,9 @@ def test_every_field_of_the_contract() -> None:
     assert all({"round", "part", "mu", "clip", "temperature", "halvings"} <= entry.keys() for entry in tree["rounds"])
     assert tree["private"] is True
     assert tree["statement"].startswith("The released parameters are (0.99, 1e-05)-")
+    assert [rounded_up(figure) for figure in (1.2345670000001, 0.99988, 1e-5, 3e-7, 12345678.0)] == [
+        "1.23457", "0.99988", "1e-05", "3e-07", "1.23457e+07",
+    ]  # fmt: skip
     covered = " ".join(tree["not_covered"])
     assert all(word in covered for word in ("evaluation metrics", "timing", "counts", "m times mu"))
 

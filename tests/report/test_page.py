@@ -136,6 +136,12 @@ def test_regressions_and_several_classes(tmp_path: Path, classes: int) -> None:
     assert page.text.count("Confusion matrix") == (0 if classes == 0 else 1)
 
 
+def test_classes_have_their_names(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run", figures(3) | {"classes": ["benign", "<b>"]}))
+    assert page.text.count("benign") == 4  # rows and columns, before and after
+    assert page.text.count("<b>") == 4
+
+
 def test_what_the_guard_held_back_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert "The guard cut" not in page_of(write_run(tmp_path / "free")).text
     rounds = [{"round": number, "halvings": halvings} for number, halvings in enumerate((0, 2, 9))]

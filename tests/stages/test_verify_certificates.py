@@ -21,6 +21,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.errors import FileContentError
+from distqexp.report.certificate import statement_of
 from distqexp.stages import verify
 from distqexp.storage.hdf5 import read_file, write_file
 
@@ -130,6 +131,14 @@ def test_what_was_checked_is_said(copy: Path, run: Commands, tmp_path: Path, mon
         (model / "certificate.json").write_text(json.dumps(certificate | change), "utf-8")
         run.distqexp("verify", model).refused(3, "certificate.json", *change)
         (model / "certificate.json").write_text(json.dumps(certificate), "utf-8")
+    certificate = json.loads((model / "certificate.json").read_text("utf-8"))
+    exact = f"({certificate['epsilon']!r}, {certificate['delta']!r})"
+    assert exact not in certificate["statement"]
+    fields = (certificate["unit"], certificate["adjacency"]["kind"], certificate["noise_seed"])
+    older = statement_of(certificate["epsilon"], certificate["delta"], *fields, rounded=False)
+    (model / "certificate.json").write_text(json.dumps(certificate | {"statement": older}), "utf-8")
+    run.done("verify", model, *files)
+    (model / "certificate.json").write_text(json.dumps(certificate), "utf-8")
     # The certificate alone, named by its path: what stands beside it is looked at.
     lone = run.done("verify", copy / "certificate.json").out.splitlines()
     assert len(lone) == 1

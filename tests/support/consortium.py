@@ -43,6 +43,7 @@ class Consortium:
     def at(self, folder: Path) -> Commands:
         """Commands in ``folder`` with the ledger of that folder."""
         self.patch.chdir(folder)
+        (folder / "books").mkdir(exist_ok=True)
         self.patch.setenv("DISTQEXP_LEDGER", str(folder / "books" / "ledger.sqlite"))
         return self.run
 
@@ -58,6 +59,7 @@ class Consortium:
         if round:
             arguments += ["--release", f"release-{round - 1:03d}.h5"]
         if own_process:
+            (folder / "books").mkdir(exist_ok=True)
             environ = {"DISTQEXP_LEDGER": str(folder / "books" / "ledger.sqlite")}
             outcome = run_process("distqexp.cli", *arguments, folder=folder, environ=environ)
             assert (outcome.code, outcome.reasons()) == (0, []), outcome

@@ -24,10 +24,11 @@ FEATURES = ("age", "dose", "rate")
 
 ANNOUNCEMENT = re.compile(
     r"distqexp: (plan|sketch|pool|release|export)(, round \d+/\d+)?: (started|\d+%, .* left|running for .*|done (in|within) .*)"
-    r"|plan [0-9a-f]{16}: .*|privacy: .*|mechanism: .*|trained: .*|chosen: .*|forecast: .*|a rank needs .*"
+    r"|plan [0-9a-f]{16}: .*|privacy: .*|mechanism: .*|trained: .*|chosen: .*|forecast: .*|expect: .*|a rank needs .*"
     r"|distqexp: warning: (privacy\.delta|privacy\.epsilon|noise will win).*|distqexp: round \d+: the move was .*"
     r"|distqexp: (the model stays as it was|[\d.]+% of the way that the rounds went is kept): .*"
     r"|distqexp: (data\.eval, not covered|guarantee: epsilon|budget of|model: |the run ended worse).*"
+    r"|distqexp: (new ledger at|no config given|moves: |whether the private records could).*"
 )
 """The lines that a run prints about itself: progress, what the plan says and warns of its budget, and what it ends with."""
 

@@ -27,7 +27,7 @@ from distqexp.privacy.ledger.books import PRIVATE, Books, Cap, LedgerRow, Reserv
 from distqexp.privacy.ledger.budget import require_room
 from distqexp.privacy.ledger.chain import Chain
 from distqexp.privacy.ledger.coins import CoinOwner, LedgerCoins
-from distqexp.privacy.ledger.files import LedgerFiles, default_path
+from distqexp.privacy.ledger.files import LedgerFiles, default_path, require_place
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name, require_spelling
 from distqexp.privacy.ledger.voids import require_not_voided, require_open
 from distqexp.privacy.units import UnitDeclaration, require_countable, require_one_unit
@@ -76,13 +76,14 @@ class Ledger(LedgerCoins):
 
         Raises:
             StorageError: File locks don't work there, or it can't be written.
-            UsageError: It does not exist and is not to be created.
+            UsageError: It does not exist and is not to be created, or its place can't be right, see ``require_place``.
             FileContentError: It was altered.
         """
         # Links are resolved: one ledger has one folder of keys and draws, whatever name it is opened by.
         path = Path(os.path.realpath(default_path() if path is None else path))
         if not create and not path.exists():
             raise UsageError(f"{path}: no ledger there; set DISTQEXP_LEDGER, or make a release first")
+        require_place(path)
         files = LedgerFiles(path)
         files.prepare()
         _create_private(path)

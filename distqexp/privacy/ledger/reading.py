@@ -73,6 +73,11 @@ class LedgerReading:
         with self._chain.transaction():
             return Books(self._chain.entries()).caps.get(population)
 
+    def populations(self) -> list[str]:
+        """Return the names of all populations with a charge or a cap, sorted. Public."""
+        with self._chain.transaction():
+            return sorted(Books(self._chain.entries()).populations())
+
     def rows(self, population: str | None = None) -> list[LedgerRow]:
         """Return every charge, or those to one population, oldest first, including those given back ("voided"). Public."""
         with self._chain.transaction():
@@ -89,6 +94,13 @@ class LedgerReading:
         rows, declaration = books.charges(universe, population), books.declaration(population)
         require_one_unit(population, {row.unit for row in rows}, declaration)
         return expenses([row.charge for row in rows], declaration).guarantee()
+
+    def new_line(self) -> str | None:
+        """Return what to say before the first entry of a ledger, in which every budget is whole; None where there is an entry."""
+        with self._chain.transaction():
+            if self._chain.entries():
+                return None
+        return f"new ledger at {self.path}: nothing is on record there for anybody"
 
     def export(self) -> list[dict[str, Any]]:
         """Return the chain as JSON trees for others to verify: number, time, body, previous and hash of each entry. Public."""

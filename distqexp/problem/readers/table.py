@@ -43,6 +43,7 @@ class TableReader(Reader):
 
     Attributes:
         labels: the column of the label alone; none where records have no labels.
+        numeric: the columns of features that are numbers; none where they are texts for a tokenizer, or lists of tokens.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], data: DataConfig) -> None:
@@ -57,6 +58,7 @@ class TableReader(Reader):
         self.names = feature_names(self.columns, named, path)
         if not self.names:
             raise FileContentError(f"{path}: no feature column is left; expected at least one; check data.*.columns")
+        self.numeric = () if data.columns.length is not None else self.names
         self.shape = (len(self.names),)
         self.codings: dict[str, Coding] = {}
 
@@ -96,7 +98,7 @@ class TableReader(Reader):
             return FileContentError(
                 f"{self.path}: column {some(names)}: of a type that is not a number; expected numbers, or what the plan says; recode it"
             )
-        columns = [*self.names, self.target]
+        columns = [*self.numeric, self.target]
         entries = self.entries(columns, np.arange(min(self.count, _SURVEYED)))
         return FileContentError(f"{self.path}: {complaint(self, dict(zip(columns, entries, strict=True)), names)}")
 

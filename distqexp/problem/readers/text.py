@@ -30,7 +30,9 @@ class TextReader(Reader):
         roles = data.columns
         self._tokenizer = open_tokenizer(data.tokenizer)
         self.tokenizer = self._tokenizer.digest
-        columns = ColumnsConfig(target=roles.target, features=roles.features, classes=roles.classes)
+        columns = ColumnsConfig(
+            target=roles.target, features=roles.features, classes=roles.classes, length=roles.length or 1
+        )
         # Its own ``private`` is set before it is asked for anything.
         decimal = data.decimal if data.labelled else "."  # without labels no number is read
         table = dataclasses.replace(data, format=_format(data), tokenizer=None, columns=columns, decimal=decimal)

@@ -98,6 +98,7 @@ def _run_of(run: Run, name: str, *, alone: bool) -> dict[str, Any]:
             "verdict": words.verdict(run),
             "metrics": [(row, words.between(row.before), words.between(row.after)) for row in words.metric_rows(run)],
             "evaluation": run.figures.get("evaluation", {}),
+            "classes": [str(name) for name in run.figures.get("classes", [])],
             "confusion": figures.confusion_of(run),
             "charts": figures.charts_of(run, name),
             "budget": figures.budget_of(run),
