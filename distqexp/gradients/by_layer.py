@@ -162,6 +162,7 @@ class BlockGradients(RawGradients):
 
         Where private records make the model raise, each takes a pass of its own. One that it raises for alone is in none.
         """
+        self._taps_for(records.inputs if records.views is None else records.inputs[:, 0])  # its errors are no record's
         found = self._unless_raised(records)
         if found is not None:
             yield *found, slice(0, len(records))

@@ -90,15 +90,16 @@ class RawGradients:
     def _run(self, inputs: Tensor, targets: Tensor, receive: Receive, views: int | None = None) -> None:
         """Run one pass. With ``views``, inputs are (B, views, ...), and gradients are those of each view's share of the mean loss."""
         inputs, targets = flatten_views(inputs, targets, views)
+        taps, truth = self._taps_for(inputs), targets.to(self.network.device)
+        with self.network.sealed(self.loss):
+            taps.run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still)
+
+    def _taps_for(self, inputs: Tensor) -> Taps:
+        """Return the taps for records (B, ...) like these, whose values don't matter."""
         key = (tuple(inputs.shape[1:]), inputs.dtype)
         if self._taps is None or self._taps[0] != key:
-            record = torch.zeros_like(inputs[:1])
-            self._taps = (key, self._taps_of(record))
-        truth = targets.to(self.network.device)
-        with self.network.sealed(self.loss):
-            self._taps[1].run(
-                inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still
-            )
+            self._taps = (key, self._taps_of(torch.zeros_like(inputs[:1])))
+        return self._taps[1]
 
 
 def _floating_sides(form: Form) -> list[Tensor]:

@@ -47,7 +47,7 @@ def matrix(factor: Tensor) -> Tensor:
 def slow_gradients(network: Network, loss: Loss, records: Records) -> Tensor:
     """(n, d) float64, by torch.func, or a record at a time where it can't vectorise the module."""
     with suppress(RuntimeError):
-        return per_example_gradients(network, loss, records.inputs, records.targets).double()
+        return per_example_gradients(network, loss, records.inputs, records.targets, private=False).double()
     parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
     rows = []
     for j in range(len(records)):
