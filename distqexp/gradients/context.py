@@ -109,9 +109,10 @@ class RoundContext:
     def frozen_features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return what the frozen part of the model gives for inputs (micro_batch, ...), on the CPU."""
         self.worker.network_at(self.theta)
-        if self.worker.frozen is None:
+        frozen = self.worker.frozen
+        if frozen is None:
             raise ValueError("a model without a frozen part; expected one")
-        return self.worker.frozen.features(inputs, private=self.private)
+        return frozen.private_features(inputs) if self.private else frozen.features(inputs)
 
     @property
     def loss(self) -> Loss:

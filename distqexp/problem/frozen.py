@@ -35,15 +35,13 @@ class FrozenPart:
         self.head = Network(self._module, names, network.device)
         self.shape = shape
 
-    def features(self, inputs: torch.Tensor, *, private: bool = False) -> torch.Tensor:
-        """Return what reaches the head for a batch of records: (n, ...) becomes (n, *shape), on the CPU.
-
-        The features of ``private`` records that the model raises an exception for are NaN.
-        """
+    def private_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the features of private records; those of one that the model raises an exception for are NaN."""
         blank = torch.zeros(self.shape, dtype=self.head.dtype)
-        return private_rows(self._features, [inputs], len(inputs), blank) if private else self._features(inputs)
+        return private_rows(self.features, [inputs], len(inputs), blank)
 
-    def _features(self, inputs: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what reaches the head for a batch of records: (n, ...) becomes (n, *shape), on the CPU."""
         received: list[torch.Tensor] = []
         handle = self._module.register_forward_pre_hook(lambda _, args: received.append(args[0]))
         try:

@@ -56,7 +56,7 @@ def imported(name: str, key: str) -> Any:
         raise UsageError(f'{key}: found {name!r}; expected "package.module:name"')
     if package.partition(".")[0] in sys.stdlib_module_names:
         raise UsageError(
-            f"{key}: {name!r} is of Python's own library; expected a function or class of your own or of a model library"
+            f"{key}: {name!r} is of Python's own library, which isn't run; expected a torch.nn.Module or a function of your own"
         )
     try:
         return getattr(importlib.import_module(package), attribute)

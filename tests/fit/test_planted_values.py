@@ -103,10 +103,8 @@ def test_nothing_tells_the_value_of_a_bad_cell(
     assert MARK.encode() not in everything(outcome, plan, by_hand, folders=(tmp_path, own_ledger.parent))
 
 
-def test_an_error_of_foreign_code_is_told_without_its_message(
-    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A user's own model may raise with a value of the record in its message."""
+def test_an_error_of_foreign_code_is_not_told(run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own model may raise with a value of the record in its message, also for a private record of the evaluation."""
     (tmp_path / "outspoken.py").write_text(
         "import torch\n"
         "class Model(torch.nn.Linear):\n"
@@ -125,6 +123,6 @@ def test_an_error_of_foreign_code_is_told_without_its_message(
     (tmp_path / "private.csv").write_text(f"patient,age,dose,rate,died\np,{MARK},0,0,1\nq,0,0,0,0\n", "utf-8")
     for flags in ([], ["--debug"]):
         outcome = run.fit(task, "--out", tmp_path / f"run{len(flags)}", *flags)
-        assert outcome.code == 5
-        assert "ValueError" in outcome.err.splitlines()[-1]
+        assert outcome.code == 0
+        assert "ValueError" not in outcome.err
         assert MARK not in outcome.out + outcome.err

@@ -25,7 +25,7 @@ from distqexp.expansion.state import ProbeSource
 from distqexp.gradients.context import RoundContext
 from distqexp.problem.probes import Probes, synthetic_records
 from distqexp.problem.schema import Schema, schema_from_config
-from distqexp.stages import by_hand
+from distqexp.stages.completing import required_public_data
 from distqexp.stages.plan import make_plan
 
 IMAGES = schema_from_config(DataConfig(format="digits"), loss="cross-entropy")
@@ -206,7 +206,7 @@ def test_stages_by_hand_need_no_config_for_the_next_round(tmp_path: Path) -> Non
     config = config_from_tree(digits(engine={"micro_batch": 32, "kind": "serial"}))
     plan = api.plan(config, tmp_path / "plan.h5")
     assert plan.state.round == 0
-    assert by_hand._public_data(plan, plan.state, None) is None
+    assert required_public_data(plan, plan.state, None) is None
 
 
 def test_a_record_shape_that_is_not_the_data_s_is_refused() -> None:
