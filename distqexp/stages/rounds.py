@@ -168,7 +168,7 @@ class _Work:
 
 def _open_books(ledger: Path | None, noise_seed: int | None, progress: Progress) -> Charging:
     charging = Charging(Ledger.open(ledger), noise_seed)
-    if line := charging.ledger.new_line():
+    if sys.stderr.isatty() and (line := charging.ledger.new_line()):  # for people: logs of two runs are alike
         progress.say(line)
     return charging
 

@@ -95,8 +95,10 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.router = nn.Linear(6, 2)
-        self.experts = nn.ModuleList([nn.Linear(6, 3) for _ in range(2)])
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.router = nn.Linear(6, 2)
+            self.experts = nn.ModuleList([nn.Linear(6, 3) for _ in range(2)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights = torch.softmax(self.router(x), dim=-1)

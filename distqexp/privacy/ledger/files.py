@@ -39,19 +39,10 @@ def default_path() -> Path:
 
 
 def require_place(path: Path) -> None:
-    """Raise UsageError where no ledger can be: in a folder's stead, or where DISTQEXP_LEDGER names a folder that isn't there.
-
-    A new folder would begin a new ledger, in which every budget is whole: a mistyped path must not.
-    """
+    """Raise UsageError where no ledger can be: in a folder's stead."""
     if path.is_dir():
         raise UsageError(
             f"{path}: the ledger's path is a folder; expected a file: DISTQEXP_LEDGER={path}/ledger.sqlite"
-        )
-    named = os.environ.get("DISTQEXP_LEDGER")
-    if named and path == Path(os.path.realpath(default_path())) and not path.parent.is_dir():
-        raise UsageError(
-            f"DISTQEXP_LEDGER={named}: its folder isn't there; expected the path of the ledger that holds what was spent: "
-            "correct it, or make the folder for a new one"
         )
 
 
