@@ -22,8 +22,8 @@ from distqexp.mechanism.grid import Grid
 from distqexp.privacy.expenses import Part
 from distqexp.storage.hdf5 import read_file, write_file
 
-LIGHT = 1 << 16
-"""The bytes that the next round's state may add to a release for good. A heavier one is in the latest release of a run alone."""
+LIGHT = 1 << 19
+"""The bytes that the next round's state may take in memory to stay in a release. A heavier one is in the latest release of a run alone."""
 
 
 @dataclass(frozen=True)

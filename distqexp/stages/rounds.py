@@ -31,6 +31,7 @@ from distqexp.stages.advice import last_lines
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows, check_rules_follow
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
+from distqexp.stages.completing import completed_state
 from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
@@ -106,7 +107,7 @@ def run(
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
     before = on_root_only(engine, lambda: evaluation_of(plan, plan.state.theta, config.data.eval, worker))
 
-    releases, state = _finished_rounds(plan, out, engine, worker)
+    releases, state = _finished_rounds(plan, config, out, engine, worker)
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
     charging = on_root_only(engine, lambda: _open_books(ledger, noise_seed, progress))
@@ -219,7 +220,9 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
     return plan, Worker.of_plan(plan)
 
 
-def _finished_rounds(plan: Plan, out: Path, engine: Engine, worker: Worker) -> tuple[list[Release], RoundState | None]:
+def _finished_rounds(
+    plan: Plan, config: Config, out: Path, engine: Engine, worker: Worker
+) -> tuple[list[Release], RoundState | None]:
     """Read the releases that stand in the folder already; return them and the state of the round to go on with, if any."""
     releases: list[Release] = []
     state: RoundState | None = plan.state
@@ -231,11 +234,16 @@ def _finished_rounds(plan: Plan, out: Path, engine: Engine, worker: Worker) -> t
         releases.append(release)
         state = release.next_state
     if state is None and len(releases) < plan.config.mechanism.rounds:
-        raise FileContentError(
-            f"{release_path(out, len(releases) - 1)}: without the state of the next round, which the run's latest release has; "
-            "the release after it is missing: put it back, or begin anew from the plan"
-        )
+        state = _completed(plan, releases, config, engine, worker)
     return releases, state
+
+
+def _completed(plan: Plan, releases: Sequence[Release], config: Config, engine: Engine, worker: Worker) -> RoundState:
+    """Return the state to go on with where the release that had it is gone: public records give it again."""
+    state = plan.state
+    for release in releases:
+        state = release.next_state or completed_state(plan, state, release, config.data.public, engine, worker)
+    return state
 
 
 def _stored_release(
