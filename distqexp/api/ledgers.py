@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from distqexp.api.paths import StrPath, optional_path
+from distqexp.api.paths import StrPath, optional_path, several_paths
 from distqexp.privacy.ledger import Ledger, LedgerRow
 from distqexp.privacy.ledger.head import Anchor
 from distqexp.stages.by_hand import void_next
 from distqexp.stages.void import Void, accept
 
 
-def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, ledger: StrPath | None = None) -> Void:
+def void(
+    plan_file: StrPath,
+    out: StrPath,
+    *,
+    release: StrPath | Sequence[StrPath] | None = None,
+    ledger: StrPath | None = None,
+    weights: StrPath | None = None,
+) -> Void:
     """At the coordinator: give up, for ever, a round that will not be released, and write a void file for the sites.
 
     This is for a round whose sketches don't all arrive. The ledger refuses the round's release from then on, whatever the sums.
@@ -20,8 +28,10 @@ def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, le
     Args:
         plan_file: The plan's file.
         out: The void file to write.
-        release: The release that the void round builds on; None for the first round.
+        release: The release that the void round builds on; None for the first round. Where the plan names its weights, every release
+            so far.
         ledger: The coordinator's ledger; the user's own when None.
+        weights: This machine's copy of the pretrained weights, where the plan names them.
 
     Returns:
         The void. Public.
@@ -29,7 +39,13 @@ def void(plan_file: StrPath, out: StrPath, *, release: StrPath | None = None, le
     Raises:
         UsageError: The round has a draw, or was released.
     """
-    return void_next(Path(plan_file), Path(out), release=optional_path(release), ledger=optional_path(ledger))
+    return void_next(
+        Path(plan_file),
+        Path(out),
+        releases=several_paths(release),
+        ledger=optional_path(ledger),
+        weights=optional_path(weights),
+    )
 
 
 def accept_void(file: StrPath, *, ledger: StrPath | None = None) -> list[LedgerRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distqexp.api.paths import StrPath
+from distqexp.api.paths import StrPath, optional_path
 from distqexp.artefacts.plan import Plan
 from distqexp.audit.command import Audit, audit_plan, write_audit
 from distqexp.audit.one_run import RunAudit, run_audit, write_run_audit
@@ -96,7 +96,7 @@ def report(*folders: StrPath, out: StrPath | None = None) -> Path:
     return page
 
 
-def verify(*paths: StrPath, config: Config | None = None) -> list[str]:
+def verify(*paths: StrPath, config: Config | None = None, weights: StrPath | None = None) -> list[str]:
     """Check files, certificates or a run's folder, alone and against each other.
 
     A certificate is computed again from the plan and all its releases, which are among ``paths`` or lie beside it.
@@ -105,6 +105,8 @@ def verify(*paths: StrPath, config: Config | None = None) -> list[str]:
         paths: Files, certificates, or folders of a run.
         config: The run's config, which says where its public records lie. With it the parameters of later rounds are checked even
             where the run's files left out what they were sketched with.
+        weights: This machine's copy of the pretrained weights, for a plan that names them; when None what ``config`` has, or
+            DISTQEXP_WEIGHTS says, or else what the factory gives.
 
     Returns:
         A line for each file, with what could not be checked.
@@ -112,4 +114,4 @@ def verify(*paths: StrPath, config: Config | None = None) -> list[str]:
     Raises:
         FileContentError: A file is not what it says; the first such file ends the check.
     """
-    return verify_paths([Path(path) for path in paths], config)
+    return verify_paths([Path(path) for path in paths], config, optional_path(weights))

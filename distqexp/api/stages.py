@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distqexp.api.paths import StrPath, optional_path
+from distqexp.api.paths import StrPath, optional_path, several_paths
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.sums import Quadratic
@@ -164,7 +164,7 @@ def sketch(
     data: StrPath | None,
     out: StrPath,
     *,
-    release: StrPath | None = None,
+    release: StrPath | Sequence[StrPath] | None = None,
     shard: str | None = None,
     labels: StrPath | None = None,
     blank: StrPath | None = None,
@@ -174,6 +174,7 @@ def sketch(
     ledger: StrPath | None = None,
     callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
+    weights: StrPath | None = None,
 ) -> None:
     """At a site: sketch one shard of private records for the plan's first round, or for the round after ``release``.
 
@@ -183,7 +184,8 @@ def sketch(
         plan_file: The plan's file.
         data: The private records of this site; None for the embedded digits.
         out: The sketch's file, which must be new; as sensitive as the records (mode 0600).
-        release: The release that this round builds on; None for the first round.
+        release: The release that this round builds on; None for the first round. Where the plan names its weights, every release
+            so far.
         shard: The shard's name in the plan; not needed where the plan has one shard, or ``data`` or ``out`` carries its name.
         labels: The file of the labels, for idx, npy and images.
         blank: A .npy file of booleans; true blanks that row's slot.
@@ -194,6 +196,8 @@ def sketch(
         ledger: The ledger's file; the user's own when None.
         callback: Called in this thread with every progress event; no event holds a private figure.
         engine: Where the work runs; serial, or MPI under a launcher, when None.
+        weights: This machine's copy of the pretrained weights, for a plan that names them; when None what DISTQEXP_WEIGHTS says, or
+            else what the factory gives.
 
     Raises:
         BudgetError: The plan's rounds don't fit what this site has left; no record was read.
@@ -204,9 +208,10 @@ def sketch(
     with engine or make_engine(EngineConfig(), os.environ) as running:
         sketch_shard(
             SketchOrder(
-                Path(plan_file), optional_path(data), path, release=optional_path(release), shard=shard,
+                Path(plan_file), optional_path(data), path, releases=several_paths(release), shard=shard,
                 labels=optional_path(labels), blank=optional_path(blank), tokenizer=optional_path(tokenizer),
                 population=population, noise_seed=insecure_noise_seed, ledger=optional_path(ledger), callback=callback,
+                weights=optional_path(weights),
             ),
             running,
         )  # fmt: skip
@@ -234,12 +239,13 @@ def release(
     quadratic: StrPath,
     out: StrPath,
     *,
-    previous: StrPath | None = None,
+    previous: StrPath | Sequence[StrPath] | None = None,
     config: Config | None = None,
     insecure_noise_seed: int | None = None,
     ledger: StrPath | None = None,
     keep_quadratic: bool = False,
     engine: Engine | None = None,
+    weights: StrPath | None = None,
 ) -> Release:
     """At the coordinator: charge the ledger, draw, and store the release of a round.
 
@@ -250,12 +256,15 @@ def release(
         plan_file: The plan's file.
         quadratic: The file of the round's pooled sum.
         out: The release's file, which must be new.
-        previous: The release of the round before, from the second round on.
+        previous: The release of the round before, from the second round on. Where the plan names its weights, every release so far.
         config: Says where the public data are, for the next round's precision and clip.
         insecure_noise_seed: Seed of the noise, for tests: the release is NOT PRIVATE, and says so.
         ledger: The ledger's file; the user's own when None.
         keep_quadratic: Whether to keep the file of the pooled sum.
         engine: Where the work runs; serial, or MPI under a launcher, when None.
+        weights: This machine's copy of the pretrained weights, for a plan that names them; when None what DISTQEXP_WEIGHTS says,
+            ``config`` has, or
+            else what the factory gives.
 
     Returns:
         The noisy sums, the new parameters and the next round's state, on every rank. Public.
@@ -268,8 +277,8 @@ def release(
     with engine or make_engine(EngineConfig(), os.environ) as running:
         return release_round(
             ReleaseOrder(
-                Path(plan_file), Path(quadratic), path, previous=optional_path(previous), config=config, noise_seed=insecure_noise_seed,
-                ledger=optional_path(ledger), keep_quadratic=keep_quadratic,
+                Path(plan_file), Path(quadratic), path, previous=several_paths(previous), config=config, noise_seed=insecure_noise_seed,
+                ledger=optional_path(ledger), keep_quadratic=keep_quadratic, weights=optional_path(weights),
             ),
             running,
         )  # fmt: skip
@@ -282,6 +291,7 @@ def export(
     *,
     config: Config | None = None,
     ledger: StrPath | None = None,
+    weights: StrPath | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Write model.safetensors, model.pt and certificate.json into a folder.
 
@@ -291,6 +301,7 @@ def export(
         out: The folder, new or empty.
         config: Says where the evaluation data are; no metrics when None.
         ledger: The ledger that the releases were charged to; the user's own when None.
+        weights: As in ``release``.
 
     Returns:
         The certificate, and the metrics before and after by name. Metrics are not covered by epsilon.
@@ -300,7 +311,9 @@ def export(
         UsageError: A round is missing or double.
     """
     paths = [Path(path) for path in releases]
-    return export_run(Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger))
+    return export_run(
+        Path(plan_file), paths, Path(out), config=config, ledger=optional_path(ledger), weights=optional_path(weights)
+    )
 
 
 def predict(

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from distqexp.arrays import Arrays
+from distqexp.arrays import Arrays, FloatArray
 from distqexp.artefacts.derived import coordinates_of, sample_failure
+from distqexp.artefacts.named import Named
 from distqexp.artefacts.recomputed import check_plan
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState, under
@@ -41,11 +42,12 @@ class Plan:
         k: The number of coordinates of the subspace.
         schema: What a record looks like.
         calibration: The noise that the config's epsilon and delta pay for.
-        weights: Every parameter and buffer of the pretrained model.
+        weights: Every parameter and buffer of the pretrained model; without the named ones as long as it is ``lacking``.
         state: The state of round 0.
         plan_id: The SHA-256 of the plan's canonical form; empty until ``with_identity`` sets it.
         forecast: How far above the minimum of its quadratic the release of round 0 is expected to be.
         notes: Lines on the model for whoever makes the plan. They are no part of the plan, and of no file.
+        named: The weights that files name by digest instead of holding them; empty for a small model.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Plan:
     plan_id: str = ""
     forecast: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    named: Named = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
@@ -70,12 +73,28 @@ class Plan:
             "state": self.state.header(),
             "shards": list(self.config.shards),
             "forecast": dict(self.forecast),
-        }
+        } | ({"named": {name: dict(one) for name, one in self.named.items()}} if self.named else {})
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the named weights are not here: what needs no model may be done all the same."""
+        return bool(self.named) and self.state.theta.size == 0
+
+    def with_weights(self, weights: Arrays, theta: FloatArray) -> Plan:
+        """Return the plan with the named weights, which the caller has checked, and its trainable parameters ``theta`` (d,)."""
+        own = {name: weights[name] for name in self.named}
+        return replace(self, weights=own | dict(self.weights), state=replace(self.state, theta=theta))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays, under their names in a plan file."""
-        weights = {f"weights/{name}": array for name, array in self.weights.items()}
+        """Return the arrays, under their names in a plan file; without named weights and what follows from them."""
+        weights = {f"weights/{name}": array for name, array in self.weights.items() if name not in self.named}
         return weights | {f"state/{name}": array for name, array in self.state.arrays().items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays in memory, wherever they come from."""
+        inside = self.arrays() | {f"weights/{name}": array for name, array in self.weights.items()}
+        return sum(array.nbytes for array in (inside | {"state/theta": self.state.theta}).values())
 
     def with_identity(self) -> Plan:
         """Return the same plan with its identity, the SHA-256 of its canonical form."""
@@ -135,6 +154,7 @@ class Plan:
             weights=under(arrays, "weights/"),
             state=RoundState.restore(header["state"], under(arrays, "state/")),
             forecast={name: float(value) for name, value in header["forecast"].items()},
+            named=header.get("named", {}),
         ).with_identity()
         check_plan(plan, header, arrays)
         return plan

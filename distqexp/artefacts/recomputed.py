@@ -26,6 +26,7 @@ from distqexp.artefacts.derived import (
     most_curvature_rows,
 )
 from distqexp.artefacts.moves import HALVINGS, WHOLE
+from distqexp.artefacts.named import START, next_lineage
 from distqexp.config import DataConfig, config_to_tree, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Size
@@ -102,6 +103,7 @@ def check_plan(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> None:
     _check_schema(plan)
     _check_calibration(plan, derived_calibration(config, k, _guess(plan)))
     _check_state(plan, plan.state, 0, "state")
+    refuse_unlike("state.lineage", plan.state.lineage, START if plan.named else None)
     refuse_unlike("forecast", dict(plan.forecast), derived_forecast(config, plan.state.grid, k), TOLERANCE)
 
 
@@ -137,6 +139,7 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     if release.noisy_sums.dtype != np.int64 or release.noisy_sums.shape != (coordinates,):
         raise _difference("noisy_sums", _form(release.noisy_sums), f"int64 ({coordinates},)")
     following, successor = release.next_header, release.next_state
+    _check_lineage(plan, release)
     if following is None:
         if release.round != last:
             raise _difference("next", None, f"the state of round {release.round + 1}: the plan has {last + 1} rounds")
@@ -150,6 +153,13 @@ def check_release(plan: Plan, release: Release, header: Mapping[str, Any], array
     if plan.config.refresh_round(release.round + 1) != release.round + 1:
         clip = _carried_clip(plan, release.state_header["clip"], release.round)
         refuse_unlike("next.clip", following["clip"], clip, TOLERANCE)
+
+
+def _check_lineage(plan: Plan, release: Release) -> None:
+    """Refuse the lineage of the next round unless it is that of this release."""
+    if plan.named and release.next_header is not None:
+        lineage = next_lineage(release.state_header["lineage"], release.noisy_sums, release.halvings, release.kept)
+        refuse_unlike("next.lineage", release.next_header.get("lineage"), lineage)
 
 
 def _carried_clip(plan: Plan, clip: float, round: int) -> float:
@@ -170,7 +180,9 @@ def _check_rules(plan: Plan, header: Mapping[str, Any], round: int, where: str) 
     if config_clip is not None:
         refuse_unlike(f"{where}.clip", clip, config_clip, TOLERANCE)
     grid = derived_grid(config, plan.calibration, clip, plan.k)
-    expected = {"round": round, "clip": clip, "grid": asdict(grid)}
+    expected: dict[str, Any] = {"round": round, "clip": clip, "grid": asdict(grid)}
+    if plan.named:  # what it has to be is left to check_plan and check_release
+        expected["lineage"] = header.get("lineage") or "the digest of what was released before"
     if config.private_curvature:
         step = (header.get("factors") or {}).get("step")
         rows = _curvature_rows(plan)
@@ -188,6 +200,10 @@ def _check_state(plan: Plan, state: RoundState, round: int, where: str) -> None:
     """
     _check_rules(plan, state.header(), round, where)
     config = plan.config
+    if not config.subspace.traits.stored and state.subspace:
+        raise _difference(f"{where}.subspace", f"{len(state.subspace)} arrays", f"none for {config.subspace.kind}")
+    if plan.named:  # its parameters are computed, and in no file
+        return
     if state.theta.shape != (plan.d,):
         raise _difference(f"{where}.theta", _form(state.theta), f"float64 ({plan.d},)")
     moving = config.mechanism.momentum != 0 and round > 0
@@ -195,8 +211,6 @@ def _check_state(plan: Plan, state: RoundState, round: int, where: str) -> None:
         raise _difference(f"{where}.velocity", "absent" if moving else "present", "present" if moving else "absent")
     if state.velocity is not None and state.velocity.shape != (plan.d,):
         raise _difference(f"{where}.velocity", _form(state.velocity), f"float64 ({plan.d},)")
-    if not config.subspace.traits.stored and state.subspace:
-        raise _difference(f"{where}.subspace", f"{len(state.subspace)} arrays", f"none for {config.subspace.kind}")
 
 
 def _guess(plan: Plan) -> float | None:

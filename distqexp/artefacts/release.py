@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from distqexp.arrays import Arrays, FloatArray, IntegerArray
 from distqexp.artefacts.moves import WHOLE
+from distqexp.artefacts.named import NOT_HERE
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import check_release
 from distqexp.artefacts.restoring import everybody_flag, with_file_errors
@@ -38,6 +39,7 @@ class Release:
         state_header: The header of the state that the round was sketched at; ``used`` in a file.
         next_state: The state of the next round; None after the last one, and where a run left it out because its next release stands.
         next_rules: The header of the state that was left out; None in any other release.
+        same: The arrays of the next state that are those of the state before, where a plan names its weights: no file has them.
         noise_seed: The seed of the noise, or None for real noise. With a seed nothing about the release is private.
         everybody: Whether it is charged to everybody although its round uses one part: units may have changed their parts.
         halvings: How often the guard halved the move, 0 to HALVINGS.
@@ -55,6 +57,7 @@ class Release:
     halvings: int = 0
     kept: int = WHOLE
     next_rules: Mapping[str, Any] | None = None
+    same: tuple[str, ...] = ()
 
     @property
     def next_header(self) -> Mapping[str, Any] | None:
@@ -64,9 +67,36 @@ class Release:
     def without_state(self) -> Release:
         """Return the release without the next round's state where that is heavier than LIGHT; public records give it again."""
         state = self.next_state
-        if state is None or sum(array.nbytes for name, array in state.arrays().items() if name != "theta") <= LIGHT:
+        if state is None or sum(array.nbytes for array in self._next_arrays(state).values()) <= LIGHT:
             return self
-        return replace(self, next_state=None, next_rules=state.header())
+        return replace(self, next_state=None, next_rules=state.header(), same=())
+
+    @property
+    def named(self) -> bool:
+        """Whether its plan names weights by digest: files then have the noisy sums and no parameters, which follow from them."""
+        return "lineage" in self.state_header
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the parameters, and whatever else follows from the state before, are not here (``completed``)."""
+        return self.named and self.theta.size == 0
+
+    def completed(self, before: RoundState, theta: FloatArray, *, moving: bool) -> Release:
+        """Return a lacking release with its parameters ``theta`` (d,), and with what its next state has from ``before``.
+
+        ``moving`` says whether the plan has momentum. Raises FileContentError where ``before`` lacks an array that it needs.
+        """
+        state = self.next_state
+        if state is None:
+            return replace(self, theta=theta)
+        arrays = before.arrays()
+        missing = [name for name in self.same if name not in arrays]
+        if missing:
+            raise FileContentError(f"release: no array {missing[0]} in the state before it: damaged, copy it again")
+        kept = {name: arrays[name] for name in self.same}
+        return replace(
+            self, theta=theta, next_state=state.with_parameters(theta, theta - before.theta if moving else None, kept)
+        )
 
     def header(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON types."""
@@ -79,14 +109,18 @@ class Release:
             "halvings": self.halvings,
             "kept": self.kept,
             "privacy": "NOT PRIVATE: noise from a seed" if self.noise_seed is not None else "as the plan says",
-        }
+        } | ({"same": list(self.same)} if self.named else {})
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays, under their names in a release file."""
-        arrays: dict[str, npt.NDArray[Any]] = {"noisy_sums": self.noisy_sums, "theta": self.theta}
+        arrays: dict[str, npt.NDArray[Any]] = {"noisy_sums": self.noisy_sums}
+        arrays |= {} if self.named else {"theta": self.theta}
         if self.next_state:
-            arrays |= {f"next/{name}": array for name, array in self.next_state.arrays().items() if name != "theta"}
+            arrays |= {f"next/{name}": array for name, array in self._next_arrays(self.next_state).items()}
         return arrays
+
+    def _next_arrays(self, state: RoundState) -> dict[str, npt.NDArray[Any]]:
+        return {name: array for name, array in state.arrays().items() if name not in ("theta", *self.same)}
 
     @staticmethod
     def restore(plan: Plan, header: Mapping[str, Any], arrays: Arrays) -> Release:
@@ -94,15 +128,17 @@ class Release:
 
         Raises FileContentError or UsageError when anything is not as the plan gives it.
         """
-        theta = np.asarray(arrays["theta"], dtype=np.float64)
+        theta = NOT_HERE if plan.named else np.asarray(arrays["theta"], dtype=np.float64)
         noisy_sums = np.asarray(arrays["noisy_sums"])
-        if theta.shape != (plan.d,) or noisy_sums.shape != (plan.coordinates,):
+        if theta.shape != ((0,) if plan.named else (plan.d,)) or noisy_sums.shape != (plan.coordinates,):
             raise FileContentError(
                 f"release: theta {theta.shape}, noisy sums {noisy_sums.shape}; the plan expects ({plan.d},) and ({plan.coordinates},)"
             )
         tree = header["next"]
         following = under(arrays, "next/")
-        state = RoundState.restore(tree, following | {"theta": theta}) if tree is not None and following else None
+        same = tuple(str(name) for name in header.get("same", ()))
+        here = tree is not None and (following or same)
+        state = RoundState.restore(tree, following | {"theta": theta}) if here else None
         release = Release(
             plan_id=plan.plan_id,
             round=int(header["round"]),
@@ -115,6 +151,7 @@ class Release:
             halvings=int(header["halvings"]),
             kept=int(header["kept"]),
             next_rules=tree if state is None else None,
+            same=same,
         )
         check_release(plan, release, header, arrays)
         return release

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, Seed, find_own_modules, own_config, say
+from distqexp.cli.options import (
+    AsJson,
+    ConfigOption,
+    ConfigPath,
+    Overrides,
+    Seed,
+    Weights,
+    find_own_modules,
+    own_config,
+    say,
+)
 
 commands = typer.Typer()
 
@@ -72,11 +82,12 @@ def inspect(file: Annotated[Path, typer.Argument(help="any distqexp file")]) -> 
 def verify(
     paths: Annotated[list[Path], typer.Argument(help="distqexp files, certificates, or folders of a run")],
     config: ConfigOption = None,
+    weights: Weights = None,
 ) -> None:
     """Check checksums and identities, every figure of plan and releases, and a certificate against them, its model and the ledger."""
     from distqexp.stages.verify import verify_paths
 
-    say(*verify_paths(paths, None if config is None else own_config(config, None)))
+    say(*verify_paths(paths, None if config is None else own_config(config, None), weights))
 
 
 @commands.command(

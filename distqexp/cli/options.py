@@ -24,6 +24,13 @@ Seed = Annotated[
     int | None,
     typer.Option("--insecure-noise-seed", metavar="N", help="noise from a seed, for tests: the result is NOT PRIVATE"),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="this machine's copy of the pretrained weights, where the plan names them by digest; DISTQEXP_WEIGHTS when absent",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 
 

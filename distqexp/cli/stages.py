@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, own_config, say
+from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, Weights, own_config, say
 
 commands = typer.Typer()
 
@@ -109,7 +109,10 @@ def sketch(
     plan: PlanPath,
     out: Annotated[Path, typer.Option(help="the sketch file to write; as sensitive as the records")],
     data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
-    release: Annotated[Path | None, typer.Option(help="the release that this round builds on")] = None,
+    release: Annotated[
+        list[Path] | None,
+        typer.Option(help="the release that this round builds on; each one so far, where the plan names its weights"),
+    ] = None,
     shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
     labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx, npy, images")] = None,
     tokenizer: Annotated[
@@ -130,6 +133,7 @@ def sketch(
             help="take part in the test run of this seed, whose releases are NOT PRIVATE",
         ),
     ] = None,
+    weights: Weights = None,
 ) -> None:
     """At a site: sketch its own private records and charge its own ledger."""
     from distqexp import api
@@ -145,6 +149,7 @@ def sketch(
         tokenizer=tokenizer,
         population=population,
         insecure_noise_seed=insecure_noise_seed,
+        weights=weights,
     )
 
 
@@ -167,11 +172,17 @@ def release(
     plan: PlanPath,
     quadratic: Annotated[Path, typer.Argument(help="the pooled quadratic of the round; deleted afterwards")],
     out: Annotated[Path, typer.Option(help="the release file to write")],
-    previous: Annotated[Path | None, typer.Option(help="the release before, from the second round on")] = None,
+    previous: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="the release before, from the second round on; each one so far, where the plan names its weights"
+        ),
+    ] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
     keep_quadratic: Annotated[bool, typer.Option("--keep-quadratic", help="don't delete the quadratic file")] = False,
     insecure_noise_seed: Seed = None,
+    weights: Weights = None,
 ) -> None:
     """At the curator: charge the ledger, draw the sample, store the release and the next round's state."""
     from distqexp import api
@@ -186,6 +197,7 @@ def release(
         config=own_config(config, overrides) if config else None,
         insecure_noise_seed=insecure_noise_seed,
         keep_quadratic=keep_quadratic,
+        weights=weights,
     )
     diagnostics = diagnostics_of(Plan.read(plan), stored)
     if diagnostics is not None:
@@ -196,12 +208,18 @@ def release(
 def void(
     plan: PlanPath,
     out: Annotated[Path, typer.Option(help="the void file to write; public")],
-    release: Annotated[Path | None, typer.Option(help="the release that the void round builds on")] = None,
+    release: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="the release that the void round builds on; each one so far, where the plan names its weights"
+        ),
+    ] = None,
+    weights: Weights = None,
 ) -> None:
     """At the coordinator: give up, for ever, a round that was never drawn, so that the sites can take their charge back."""
     from distqexp import api
 
-    stored = api.void(plan, out, release=release)
+    stored = api.void(plan, out, release=release, weights=weights)
     say(
         f"round {stored.round} of plan {stored.plan_id[:16]} is void: it is never released (ledger entry {stored.entry.number})",
         f"{out}: for each site that sketched it: distqexp ledger accept-void; it is not signed yet, hand it on by a way they trust",
@@ -215,11 +233,14 @@ def export(
     out: Annotated[Path, typer.Option(help="the folder to write: weights and certificate")],
     config: ConfigOption = None,
     overrides: Overrides = None,
+    weights: Weights = None,
 ) -> None:
     """Write the weights and the certificate; with --config, print metrics before and after."""
     from distqexp import api
 
-    certificate, metrics = api.export(plan, releases, out, config=own_config(config, overrides) if config else None)
+    certificate, metrics = api.export(
+        plan, releases, out, config=own_config(config, overrides) if config else None, weights=weights
+    )
     say(certificate["statement"])
     if config:
         say(json.dumps(metrics, sort_keys=True))

@@ -117,7 +117,7 @@ class Probe:
             "k": plan.k,
             "width": plan.width,
             "micro_batch": plan.config.engine.micro_batch,
-            "plan_bytes": sum(array.nbytes for array in plan.arrays().values()),
+            "plan_bytes": plan.nbytes,
             "bytes_plan": peak_bytes(),
             "pretrain_epoch": 0.0 if epochs == self._epochs else self._epoch(worker),
         }

@@ -30,7 +30,7 @@ from distqexp.problem.models import require_allowed_factory
 from distqexp.problem.sources import Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
-from distqexp.stages.chain import check_chain, check_follows, refuse_other_noise, refuse_test_noise
+from distqexp.stages.chain import check_chain, check_follows, completed_chain, refuse_other_noise, refuse_test_noise
 from distqexp.stages.charging import (
     Charging,
     charge,
@@ -46,8 +46,9 @@ from distqexp.stages.export import evaluation_of, export_model
 from distqexp.stages.folder import new_file, open_folder, release_path
 from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
+from distqexp.stages.own_weights import completed_plan
 from distqexp.stages.plan import fitted_schema
-from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.release import Draw, completed_release, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import forget_coins, forgetting_refused, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
@@ -65,7 +66,7 @@ class SketchOrder:
     plan: Path
     data: Path | None
     out: Path
-    release: Path | None = None
+    releases: tuple[Path, ...] = ()
     shard: str | None = None
     labels: Path | None = None
     tokenizer: Path | None = None
@@ -74,15 +75,16 @@ class SketchOrder:
     noise_seed: int | None = None
     ledger: Path | None = None
     callback: Callable[[ProgressEvent], None] | None = None
+    weights: Path | None = None
 
 
 def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     """Sketch a site's shard and charge the site's ledger, as ``api.sketch`` describes. Collective: every rank calls it."""
     out = order.out
-    plan = plan_from_root(engine, lambda: _received_plan(order.plan))
+    plan = plan_from_root(engine, lambda: _received_plan(order.plan, order.weights))
     worker = Worker.of_plan(plan)
     state = _state_after(
-        plan, engine, order.release, order.ledger, lambda release: refuse_test_noise(release, order.noise_seed), worker
+        plan, engine, order.releases, order.ledger, lambda release: refuse_test_noise(release, order.noise_seed), worker
     )
     spec = _shard_data(plan, order.shard, order.data, out, order.labels, order.blank, order.tokenizer)
 
@@ -132,17 +134,18 @@ class ReleaseOrder:
     plan: Path
     quadratic: Path
     out: Path
-    previous: Path | None = None
+    previous: tuple[Path, ...] = ()
     config: Config | None = None
     noise_seed: int | None = None
     ledger: Path | None = None
     keep_quadratic: bool = False
+    weights: Path | None = None
 
 
 def release_round(order: ReleaseOrder, engine: Engine) -> Release:
     """Release a round at the coordinator, as ``api.release`` describes. Collective: every rank calls it."""
     seed = order.noise_seed
-    plan = plan_from_root(engine, lambda: _received_plan(order.plan))
+    plan = plan_from_root(engine, lambda: _received_plan(order.plan, order.weights, order.config))
     worker = Worker.of_plan(plan)
     state = _state_after(
         plan, engine, order.previous, order.ledger, lambda previous: refuse_other_noise(previous, seed), worker
@@ -164,10 +167,16 @@ def release_round(order: ReleaseOrder, engine: Engine) -> Release:
 
 
 def export_run(
-    plan_file: Path, releases: Sequence[Path], out: Path, *, config: Config | None = None, ledger: Path | None = None
+    plan_file: Path,
+    releases: Sequence[Path],
+    out: Path,
+    *,
+    config: Config | None = None,
+    ledger: Path | None = None,
+    weights: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Write a finished run's model and certificate; return certificate and metrics, as ``api.export`` describes."""
-    plan = _received_plan(plan_file)
+    plan = _received_plan(plan_file, weights, config)
     worker = Worker.of_plan(plan)
     chain = sorted((read_release(path, plan) for path in releases), key=lambda release: release.round)
     if chain:
@@ -177,7 +186,9 @@ def export_run(
     if numbers != list(range(rounds)):
         raise UsageError(f"export: rounds {numbers}; expected each of 0 to {rounds - 1} once: name every release")
     check_built(plan, worker)
-    check_chain(plan, chain, worker=worker, complete=completion(plan, config, worker))
+    complete = completion(plan, config, worker)
+    chain = completed_chain(plan, chain, worker, complete)
+    check_chain(plan, chain, worker=worker, complete=complete)
     data = same_config(plan, config).data.eval if config is not None else None
     thetas = {"before": plan.state.theta, "after": chain[-1].theta}
     evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
@@ -216,10 +227,17 @@ def check_source(
     return check_records(fitted_schema(source, network, Readers()), specs, network)
 
 
-def void_next(plan_file: Path, out: Path, *, release: Path | None = None, ledger: Path | None = None) -> Void:
+def void_next(
+    plan_file: Path,
+    out: Path,
+    *,
+    releases: Sequence[Path] = (),
+    ledger: Path | None = None,
+    weights: Path | None = None,
+) -> Void:
     """Declare at the coordinator that the next round is never released, as ``api.void`` describes."""
-    plan = _received_plan(plan_file)
-    state = _state_after(plan, SerialEngine(), release, ledger, lambda previous: None, Worker.of_plan(plan))
+    plan = _received_plan(plan_file, weights)
+    state = _state_after(plan, SerialEngine(), releases, ledger, lambda previous: None, Worker.of_plan(plan))
     for folder in {plan_file.absolute().parent, out.absolute().parent}:
         _refuse_released(release_path(folder, state.round), plan)
     earlier = _stored_void(out)
@@ -232,47 +250,65 @@ def void_next(plan_file: Path, out: Path, *, release: Path | None = None, ledger
     return void
 
 
-def _received_plan(path: Path) -> Plan:
-    """Read a plan whose model this installation may build. Raises FileContentError or UsageError."""
+def _received_plan(path: Path, weights: Path | None = None, config: Config | None = None) -> Plan:
+    """Read a plan whose model this installation may build, with this machine's own copy of the weights that it names.
+
+    That is at ``weights``, or where ``config`` has it. Raises FileContentError or UsageError.
+    """
     plan = read_plan(path)
     require_allowed_factory(plan.config.model.factory)
     if is_own(plan.config.model.loss):
         require_allowed_factory(plan.config.model.loss, "model.loss")
-    return plan
+    return completed_plan(plan, weights or (config.model.weights if config else None))
 
 
 def _state_after(
     plan: Plan,
     engine: Engine,
-    release: Path | None,
+    releases: Sequence[Path],
     ledger: Path | None,
     check: Callable[[Release], None],
     worker: Worker,
 ) -> RoundState:
-    """Return the state that a release leads to, if ``check`` lets it through; without a release the plan's own state.
+    """Return the state that the latest release leads to, if ``check`` lets it through; without releases the plan's own state.
 
-    Once the release is read, a void that it proves false is undone in the ledger, whatever else is wrong with the release.
+    Once a release is read, a void that it proves false is undone in the ledger, whatever else is wrong with the release. A plan that
+    names its weights wants every release so far, of which the parameters are computed.
     """
-    if release is None:
+    if not releases:
         return plan.state
-
-    def read() -> Release:
-        content = read_release(release, plan)
-        refuse_false_void(plan, content, ledger)
-        check(content)
-        if content.round == 0:  # For later rounds the state before is not at hand.
-            with_file_errors(release, lambda: check_follows(plan, plan.state, content, worker=worker))
-        return content
-
-    previous = release_from_root(engine, plan, read)
-    if previous is not None and previous.next_rules is not None:
+    chain = sorted(
+        (_previous_release(plan, engine, path, ledger, worker) for path in releases), key=lambda one: one.round
+    )
+    engine.on_root(lambda: check(chain[-1]))
+    path = ", ".join(map(str, releases))
+    numbers = [one.round for one in chain]
+    if plan.named and numbers != list(range(len(chain))):
+        raise UsageError(
+            f"{path}: rounds {numbers}; expected every release so far, from round 0: the plan names its weights by digest, and the "
+            "parameters follow from all of them"
+        )
+    latest = with_file_errors(releases[-1], lambda: completed_chain(plan, chain, worker)[-1])
+    if latest.next_rules is not None:
         raise FileContentError(
-            f"{release}: an earlier release of a run in one folder, without the state of the next round; expected the latest "
+            f"{path}: an earlier release of a run in one folder, without the state of the next round; expected the latest "
             "release of that run, or one that distqexp release wrote"
         )
-    if previous is None or previous.next_state is None:
-        raise FileContentError(f"{release}: the release of the last round; nothing is left to do but to export it")
-    return previous.next_state
+    if latest.next_state is None:
+        raise FileContentError(f"{path}: the release of the last round; nothing is left to do but to export it")
+    return latest.next_state
+
+
+def _previous_release(plan: Plan, engine: Engine, path: Path, ledger: Path | None, worker: Worker) -> Release:
+    def read() -> Release:
+        content = read_release(path, plan)
+        refuse_false_void(plan, content, ledger)
+        if content.round == 0:  # For later rounds the state before is not at hand.
+            complete = completed_release(plan, plan.state, content, worker)
+            with_file_errors(path, lambda: check_follows(plan, plan.state, complete, worker=worker))
+        return content
+
+    return require(release_from_root(engine, plan, read))
 
 
 def _refuse_released(path: Path, plan: Plan) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray
-from distqexp.artefacts.moves import halved, kept_part
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.recomputed import refuse_unlike
 from distqexp.artefacts.release import Release
@@ -16,7 +15,7 @@ from distqexp.artefacts.state import RoundState
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.precisions import rescaled_arrays
 from distqexp.gradients.worker import Worker
-from distqexp.stages.release import moved_parameters
+from distqexp.stages.release import completed_release, parameters_after
 
 TOLERANCE = 1e-6
 """Relative to the move: sums on another processor or library differ by far less. The parameters are public either way."""
@@ -52,7 +51,7 @@ def check_chain(
         if release.round != number or (number and releases[number - 1].next_header is None):
             raise FileContentError(f"release: round {release.round}; expected round {number}: give every release once")
         if state is not None:
-            check_follows(plan, state, release, built=built, worker=worker)
+            check_follows(plan, state, release, built=built and not release.lacking, worker=worker)
         else:
             check_rules_follow(releases[number - 1], release)
         unchecked += [number] if state is None or not built else []
@@ -65,6 +64,28 @@ def check_chain(
         if state is None and before is not None and complete is not None and number + 1 < len(releases):
             state = complete(before, release)
     return unchecked
+
+
+def completed_chain(
+    plan: Plan,
+    releases: Sequence[Release],
+    worker: Worker,
+    complete: Callable[[RoundState, Release], RoundState | None] | None = None,
+) -> list[Release]:
+    """Return releases of rounds 0, 1, ... with the parameters that the files of a plan with named weights leave out.
+
+    Those after a release that left its state out stay lacking where ``complete``, as in ``check_chain``, does not give it. The releases
+    of any other plan are returned as they are.
+    """
+    state, chain = plan.state if plan.named else None, list(releases)
+    for number, release in enumerate(chain):
+        if state is None:
+            break
+        chain[number] = completed_release(plan, state, release, worker)
+        before, state = state, chain[number].next_state
+        if state is None and complete is not None and number + 1 < len(chain):
+            state = complete(before, chain[number])
+    return chain
 
 
 def check_rules_follow(before: Release, release: Release) -> None:
@@ -82,11 +103,10 @@ def check_follows(
     where = f"release of round {release.round}"
     refuse_unlike(f"{where}: used", dict(release.state_header), before.header())
     if built:
-        end = moved_parameters(plan, before, release.noisy_sums, worker)
-        theta = kept_part(plan.state.theta, halved(before.theta, end, release.halvings), release.kept)
+        theta = parameters_after(plan, before, release, worker)
         _refuse_far(f"{where}: theta", release.theta, theta, before.theta)
     successor = release.next_state
-    if successor is None:
+    if successor is None or release.lacking:
         return
     if successor.velocity is not None and not _same(successor.velocity, release.theta - before.theta):
         raise _other_numbers(f"{where}: next.velocity", "the move of this round")

@@ -103,7 +103,7 @@ def completed_state(
     if rules is None:
         return state
     refuse_unlike(f"release of round {release.round}: next.clip", rules["clip"], state.clip, TOLERANCE)
-    return RoundState.restore(rules, state.arrays())
+    return RoundState.restore(rules, state.arrays()).with_parameters(state.theta, state.velocity)
 
 
 def completion(

@@ -12,6 +12,7 @@ import torch
 
 from distqexp.arrays import FloatArray
 from distqexp.artefacts.derived import derived_calibration, derived_clip, derived_forecast, derived_grid, noise_budget
+from distqexp.artefacts.named import Named
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
@@ -43,6 +44,7 @@ from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
 from distqexp.stages.advice import choices, expectation, warnings_of
 from distqexp.stages.guard import Guard, refuse_unusable_start
+from distqexp.stages.own_weights import namable, with_names
 from distqexp.stages.table_warnings import table_warnings
 
 CLIP_QUANTILE = 0.95
@@ -65,14 +67,18 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     network, readers = build_network(config), Readers()
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     open_config, config = config, chosen(config, network, schema)
-    weights = arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers).state())
+    candidates: list[Named] = []
+    weights = arrays_from_root(
+        engine, lambda: _pretrained_network(config, schema, network, readers, candidates).state()
+    )
+    candidate_names: Named = engine.on_root(lambda: dict(candidates[0]))
     network.load_state(weights)
     theta = network.theta()
     source = curvature_source(config, config.data.public, schema, readers=readers)
     while True:
         worker = Worker(without_paths(config), schema, weights, network, readers)
         try:
-            plan = _begun(worker, theta, source, engine)
+            plan = with_names(_begun(worker, theta, source, engine), candidate_names)
             break
         except TooFewDirectionsError:
             if open_config.subspace.kind != AUTO or worker.k == 1:
@@ -153,7 +159,7 @@ def describe_plan(plan: Plan) -> list[str]:
     micro_batch, k, d = plan.config.engine.micro_batch, plan.k, plan.d
     # With rounding by micro-batch no record's gradient is held: its factors are about as large as the activations of a plain pass.
     each = k if plan.config.by_batch else d + 2 * k
-    memory = sum(array.nbytes for array in plan.arrays().values()) + 8 * micro_batch * each + 8 * (plan.width - k)
+    memory = plan.nbytes + 8 * micro_batch * each + 8 * (plan.width - k)
     memory += subspace_kind(plan.config.subspace.kind).cached_bytes(d, k)
     return [
         expectation(plan),
@@ -247,10 +253,16 @@ def _refuse_untried(loss: str) -> None:
         )
 
 
-def _pretrained_network(config: Config, schema: Schema, network: Network, readers: Readers) -> Network:
-    """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it."""
+def _pretrained_network(
+    config: Config, schema: Schema, network: Network, readers: Readers, candidates: list[Named]
+) -> Network:
+    """Load the config's weights into ``network``, pretrain it on the public records where asked to, and return it.
+
+    What may be named of the weights, as they were before that, is added to ``candidates``.
+    """
     if config.model.weights is not None:
         load_weights(network, Path(config.model.weights), config.model.new_head)
+    candidates.append(namable(network, config.model.new_head))
     if config.data.public is None:
         return network
     dataset = open_dataset(config.data.public, schema, reader=readers.of(config.data.public, private=False))

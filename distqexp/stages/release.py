@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distqexp.arrays import FloatArray, IntegerArray
-from distqexp.artefacts.moves import kept_part
+from distqexp.artefacts.moves import halved, kept_part
+from distqexp.artefacts.named import next_lineage
 from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.recomputed import refuse_unlike
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
@@ -95,6 +98,24 @@ def moved_parameters(
     return theta + plan.config.mechanism.momentum * state.velocity
 
 
+def parameters_after(plan: Plan, before: RoundState, release: Release, worker: Worker | None = None) -> FloatArray:
+    """Return the parameters (d,) that follow from a release's noisy sums and from the state that it builds on."""
+    end = moved_parameters(plan, before, release.noisy_sums, worker)
+    return kept_part(plan.state.theta, halved(before.theta, end, release.halvings), release.kept)
+
+
+def completed_release(plan: Plan, before: RoundState, release: Release, worker: Worker) -> Release:
+    """Return a release with the parameters and arrays that its file leaves out, from the state that it builds on; others as they are.
+
+    Raises FileContentError where it builds on another state.
+    """
+    if not release.lacking:
+        return release
+    refuse_unlike(f"release of round {release.round}: used", dict(release.state_header), before.header())
+    theta = parameters_after(plan, before, release, worker)
+    return release.completed(before, theta, moving=plan.config.mechanism.momentum != 0)
+
+
 class Draw(NamedTuple):
     """What was drawn for a round.
 
@@ -149,6 +170,8 @@ def make_release(
     successor = None
     if state.round + 1 < plan.config.mechanism.rounds:
         successor = state_after(plan, state, arrays["theta"], public, engine, worker)
+        lineage = next_lineage(state.lineage, arrays["noisy_sums"], int(arrays["halvings"][0]), int(arrays["kept"][0]))
+        successor = replace(successor, lineage=lineage)
     return Release(
         plan_id=plan.plan_id,
         round=state.round,
@@ -160,4 +183,15 @@ def make_release(
         everybody=bool(arrays["everybody"][0]),
         halvings=int(arrays["halvings"][0]),
         kept=int(arrays["kept"][0]),
+        same=_same_arrays(state, successor) if plan.named else (),
+    )
+
+
+def _same_arrays(before: RoundState, after: RoundState | None) -> tuple[str, ...]:
+    """Return the names of the arrays of a state that are those of the state before it."""
+    if after is None:
+        return ()
+    old = before.arrays()
+    return tuple(
+        sorted(name for name, array in after.arrays().items() if name in old and np.array_equal(array, old[name]))
     )

@@ -39,8 +39,9 @@ from distqexp.stages.guard import Guard, guard_line
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.naming import with_contents
 from distqexp.stages.overlaps import refuse_overlaps
+from distqexp.stages.own_weights import completed_plan
 from distqexp.stages.plan import describe_plan, plan_and_worker
-from distqexp.stages.release import Draw, draw_release, make_release
+from distqexp.stages.release import Draw, completed_release, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import Secrets, secrets_of
 from distqexp.stages.shards import Shards, basis_of, open_shards
@@ -212,7 +213,7 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
         plan, worker = plan_and_worker(config, engine)
         engine.on_root(lambda: plan.write(path))
         return plan, worker
-    plan = plan_from_root(engine, lambda: read_plan(path))
+    plan = plan_from_root(engine, lambda: completed_plan(read_plan(path), config.model.weights))
     if not same_rules(plan, adopted(resolved(config), plan.config)):
         raise FileContentError(
             f"{path}: the plan of another config; resume with the config it was made from, or take a new --out"
@@ -231,8 +232,13 @@ def _finished_rounds(
         release = release_from_root(engine, plan, read)
         if release is None:
             break
+        before = state
+        if before is not None:
+            release = completed_release(plan, before, release, worker)
         releases.append(release)
         state = release.next_state
+        if state is None and before is not None and plan.named and round + 1 < plan.config.mechanism.rounds:
+            state = completed_state(plan, before, release, config.data.public, engine, worker)
     if state is None and len(releases) < plan.config.mechanism.rounds:
         state = _completed(plan, releases, config, engine, worker)
     return releases, state
@@ -254,7 +260,8 @@ def _stored_release(
         return None
     release = read_release(path, plan)
     if before is not None:
-        with_file_errors(path, lambda: check_follows(plan, before, release, worker=worker))
+        complete = with_file_errors(path, lambda: completed_release(plan, before, release, worker))
+        with_file_errors(path, lambda: check_follows(plan, before, complete, worker=worker))
     else:
         with_file_errors(path, lambda: check_rules_follow(earlier[-1], release))
     return release

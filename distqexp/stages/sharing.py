@@ -20,7 +20,14 @@ def plan_from_root(engine: Engine, read: Callable[[], Plan]) -> Plan:
 
     tree = engine.on_root(header)
     arrays = arrays_from_root(engine, lambda: original[0].arrays())
-    return original[0] if original else Plan.restore(tree, arrays)
+    named, theta = {}, {}
+    if tree.get("named") and not engine.on_root(lambda: original[0].lacking):
+        named = arrays_from_root(engine, lambda: {name: original[0].weights[name] for name in original[0].named})
+        theta = arrays_from_root(engine, lambda: {"theta": original[0].state.theta})
+    if original:
+        return original[0]
+    plan = Plan.restore(tree, arrays)
+    return plan.with_weights(named, theta["theta"]) if theta else plan
 
 
 def release_from_root(engine: Engine, plan: Plan, read: Callable[[], Release | None]) -> Release | None:
