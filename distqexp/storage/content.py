@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from distqexp.errors import FileContentError
 from distqexp.storage.canonical import array_digest, canonical_json, portable_type
+from distqexp.storage.narrowing import WIDE, widened
 from distqexp.storage.triangles import SIDE, unpacked
 
 SCHEMA_VERSION = 5
@@ -172,6 +173,8 @@ def _digests(h5: h5py.File, request: Request) -> dict[str, str]:
 def _array(dataset: h5py.Dataset, name: str, digest: str, request: Request) -> npt.NDArray[Any]:
     content = np.asarray(dataset[()])
     array = np.asarray(content, dtype=portable_type(content.dtype))
+    if WIDE in dataset.attrs:
+        array = widened(array, dataset.attrs[WIDE])
     if SIDE in dataset.attrs:
         array = unpacked(array, dataset.attrs[SIDE])
     if digest != array_digest(array):

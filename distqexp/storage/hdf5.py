@@ -2,7 +2,8 @@
 
 The first 512 bytes (HDF5's user block) are the label, see ``label``. The HDF5 file has the attributes schema_version, kind,
 plan_id and sha256 (over everything that the file says), a dataset ``header`` (canonical JSON of public fields only), and the
-arrays, each with its own digest; of lower triangular ones a public file has what is on and below the diagonal. The files are
+arrays, each with its own digest; of lower triangular ones a public file has what is on and below the diagonal,
+and numbers that fit a narrower type it has in that. The files are
 written through Python file objects, so that HDF5 takes no locks and the same content always gives the same bytes. They are
 read by a process with limits, see ``confined``, unless the caller vouches for them.
 """
@@ -28,6 +29,7 @@ from distqexp.storage.canonical import array_digest, canonical_json, portable_ty
 from distqexp.storage.confined.parent import read_confined
 from distqexp.storage.content import KINDS, SCHEMA_VERSION, Request, content_digest, read_content
 from distqexp.storage.label import LABEL_BYTES, check_label, write_label
+from distqexp.storage.narrowing import WIDE, narrowed
 from distqexp.storage.triangles import SIDE, is_lower_triangular, packed
 
 
@@ -99,8 +101,12 @@ def write_file(
                     half = not private and is_lower_triangular(
                         array
                     )  # a private file's size tells nothing of its numbers
-                    dataset = h5.create_dataset(name, data=packed(array) if half else array, track_times=False)
+                    held = packed(array) if half else array
+                    short = held if private else narrowed(held)
+                    dataset = h5.create_dataset(name, data=short, track_times=False)
                     dataset.attrs["sha256"] = digests[name]
+                    if short.dtype != held.dtype:
+                        dataset.attrs[WIDE] = held.dtype.str
                     if half:
                         dataset.attrs[SIDE] = array.shape[-1]
         except (OSError, RuntimeError):

@@ -87,7 +87,9 @@ def test_a_run_is_the_same_and_its_files_have_neither_weights_nor_parameters(
         np.testing.assert_array_equal(ours.theta, theirs.theta)
         np.testing.assert_array_equal(ours.noisy_sums, theirs.noisy_sums)
     names = {path.name: set(read_file(path).arrays) for path in out.glob("*.h5")}
-    assert not [name for held in names.values() for name in held if "weights" in name or "theta" in name or "velocity" in name]
+    assert not [
+        name for held in names.values() for name in held if "weights" in name or "theta" in name or "velocity" in name
+    ]
     # precision.refresh = 2: round 1 goes on with the precision of round 0, which its release doesn't repeat.
     assert not any("precision" in name and "scale" not in name for name in names["release-000.h5"])
     lines = api.verify(out, config=config)
@@ -162,7 +164,9 @@ def test_another_copy_is_refused_and_named(tmp_path: Path, config: Config, large
     assert not (tmp_path / "a.h5").exists()
 
 
-def test_what_needs_no_model_is_done_without_one(tmp_path: Path, config: Config, large: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_needs_no_model_is_done_without_one(
+    tmp_path: Path, config: Config, large: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "named"
     run(config, out)
     plan = Plan.read(out / "plan.h5")

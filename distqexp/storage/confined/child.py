@@ -23,7 +23,7 @@ from distqexp.storage.confined.hdf5 import check_structure
 from distqexp.storage.content import Request, read_content
 
 MEMORY = 5 << 28
-"""The bytes of memory allowed beyond what the interpreter has and three times the file: 1.25 GiB."""
+"""The bytes of memory allowed beyond what the interpreter has and ten times the file: 1.25 GiB."""
 CPU_SECONDS = 3
 """The seconds of processor time allowed for any file."""
 BYTES_A_SECOND = 20 << 20
@@ -91,7 +91,7 @@ def set_limits(length: int) -> None:
     _limit(resource.RLIMIT_CPU, seconds)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY + 3 * length)
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY + 10 * length)
 
 
 def _limit(kind: int, value: int) -> None:

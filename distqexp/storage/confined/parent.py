@@ -31,6 +31,8 @@ WALL_SECONDS = 60.0
 _SLOWEST_DISK = 1 << 20
 """The bytes for which a second more is allowed: reading more slowly than this is given up."""
 _LONGEST_FRAME = 1 << 20
+MOST_GROWTH = 8
+"""How many times its bytes in a file an array may have in memory: a triangle has two, and a narrowed one of doubles four times them."""
 _ENVIRONMENT_NAMES = (
     "PATH",
     "HOME",
@@ -54,7 +56,7 @@ def read_confined(file: BinaryIO, request: Request) -> Generator[Frame, None, No
                 continue
             dtype, shape = np.dtype(frame["type"]), tuple(frame["shape"])
             total += prod(shape) * dtype.itemsize
-            if dtype.kind not in "biuf" or total > 2 * request.length:  # triangles take half in the file
+            if dtype.kind not in "biuf" or total > MOST_GROWTH * request.length:
                 raise FileContentError(f"{request.path}: more arrays than the file can hold; not written by distqexp")
             array = np.empty(shape, dtype=dtype)
             _fill(answer, array.reshape(-1).view(np.uint8).data)
