@@ -81,6 +81,12 @@ class Release:
         """Whether the parameters, and whatever else follows from the state before, are not here (``completed``)."""
         return self.named and self.theta.size == 0
 
+    def without_parameters(self) -> Release:
+        """Return the release of a plan with named weights as a lacking one without the next state, so that memory holds one round."""
+        if not self.named:
+            return self
+        return replace(self, theta=NOT_HERE, next_state=None, next_rules=self.next_header, same=())
+
     def completed(self, before: RoundState, theta: FloatArray, *, moving: bool) -> Release:
         """Return a lacking release with its parameters ``theta`` (d,), and with what its next state has from ``before``.
 

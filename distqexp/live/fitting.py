@@ -369,7 +369,7 @@ def _facts(result: FitResult, card: ModelCard, ledger: Path | None) -> Facts:
     history, before = [], result.plan.state.theta
     for release, figures in zip(result.releases, result.certificate["rounds"], strict=True):
         told = diagnostics_of(result.plan, release)
-        moved = float(np.linalg.norm(release.theta - before))
+        moved = None if release.lacking or before.size == 0 else float(np.linalg.norm(release.theta - before))
         history.append({**figures, "moved": moved, "diagnostics": None if told is None else dataclasses.asdict(told)})
         before = release.theta
     return Facts(result.certificate, result.metrics, history, budget, result.seconds, card.tree())

@@ -28,7 +28,8 @@ class Facts:
     Attributes:
         certificate: The certificate.
         metrics: The metrics on the evaluation records, "before" and "after"; not covered by epsilon.
-        history: A mapping for each round: its number, what it cost, how far it moved, and its diagnostics if there are any.
+        history: A mapping for each round: its number, what it cost, how far it moved (None between rounds of a large model), and its
+            diagnostics if there are any.
         budget: Of the ledger: population, delta, cap, spent and left, as epsilons.
         seconds: The seconds of each stage.
         card: What ``ModelCard.tree`` gives.

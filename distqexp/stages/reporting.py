@@ -127,6 +127,8 @@ def public_losses(
 ) -> list[dict[str, Any]]:
     """Return the mean loss on public records at the start and after rounds, which costs no privacy; empty without such records.
 
+    Of a plan that names its weights memory holds the parameters of the last round alone.
+
     A loss that is no finite number is null. ``rounds`` counts the rounds that were released by then.
     """
     if public is None:
@@ -143,10 +145,10 @@ def public_losses(
     if frozen is not None:
         worker.network_at(plan.state.theta)
         batches = [frozen.features(batch).to(device) for batch in batches]
-    thetas = [plan.state.theta, *(release.theta for release in releases)]
-    shown = np.unique(np.linspace(0, len(thetas) - 1, min(len(thetas), MOST_ROUNDS + 1)).round().astype(int))
+    thetas = {0: plan.state.theta} | {number + 1: one.theta for number, one in enumerate(releases) if not one.lacking}
+    places = np.unique(np.linspace(0, len(thetas) - 1, min(len(thetas), MOST_ROUNDS + 1)).round().astype(int))
     losses = []
-    for number in shown:
+    for number in [list(thetas)[place] for place in places]:
         network = worker.network_at(thetas[number])
         model = network if frozen is None else frozen.head
         outputs = torch.cat([model.outputs(batch).cpu() for batch in batches])

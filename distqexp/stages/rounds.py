@@ -52,7 +52,10 @@ from distqexp.stages.table_warnings import count_warnings
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run leaves behind. The metrics are computed on data.eval and are not covered by epsilon."""
+    """What a run leaves behind. The metrics are computed on data.eval and are not covered by epsilon.
+
+    Where the plan names its weights, the last of the releases alone has its parameters.
+    """
 
     out: Path
     plan: Plan
@@ -124,7 +127,7 @@ def run(
         while state is not None:
             release = _round(work, state, engine, progress)
             engine.on_root(partial(_lighten, out, releases[-1:]))
-            releases.append(release)
+            releases = [*(earlier.without_parameters() for earlier in releases), release]
             state = release.next_state
     finally:
         if engine.is_root:
