@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from mpi_harness import run_ranks
 from run_harness import Commands, table_tree, write_task
 
+import distqexp
 from distqexp import api
 from distqexp.artefacts import named as naming
 from distqexp.artefacts import release as release_module
@@ -206,3 +209,59 @@ def test_new_heads_and_what_public_records_changed_are_in_the_plan(tmp_path: Pat
     plan = api.plan(anew, tmp_path / "plan.h5")
     assert set(plan.named) == set(plan.weights) - set(names)
     assert set(names) <= {name.removeprefix("weights/") for name in read_file(tmp_path / "plan.h5").arrays}
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_ranks_without_the_weights_get_them_from_the_first(tmp_path: Path, config: Config, large: None) -> None:
+    run(config, tmp_path / "serial")
+    body = """
+        import sys
+
+        from distqexp.artefacts import named
+
+        named.EMBEDDED = 0
+
+        from distqexp.fit import main
+
+        raise SystemExit(main(sys.argv[1:]))
+    """
+    out = tmp_path / "ranks"
+    arguments = [str(tmp_path / "task.toml"), "--out", str(out), "--insecure-noise-seed", str(SEED)]
+    for resumed in (False, True):
+        for number in (2, 3) if resumed else ():
+            (out / f"release-{number:03d}.h5").unlink()
+        environ = {"DISTQEXP_LEDGER": str(tmp_path / "ranks.sqlite")}
+        finished = run_ranks(2, tmp_path, body, *arguments, *(["--resume"] if resumed else []), environ=environ)
+        assert finished.code == 0, finished
+        for name in ("plan.h5", *(f"release-{number:03d}.h5" for number in range(ROUNDS)), "model.safetensors"):
+            assert (out / name).read_bytes() == (tmp_path / "serial" / name).read_bytes(), name
+
+
+@pytest.mark.process
+def test_a_live_module_goes_the_same_way(tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(120, 3)), rng.integers(0, 2, 120)
+    torch.manual_seed(0)
+    module, found = torch.nn.Linear(3, 1), []
+    for limit in (naming.EMBEDDED, 0):
+        monkeypatch.setattr(naming, "EMBEDDED", limit)
+        result = distqexp.fit(
+            module, (inputs[:80], labels[:80]), public=(inputs[80:], labels[80:]), epsilon=1.0, delta=1e-3, units=80,
+            settings={"mechanism.sampling": 0.5, "mechanism.rounds": 4}, population=f"limit {limit}", out=tmp_path / str(limit),
+            insecure_noise_seed=4, callback=lambda _: None,
+        )  # fmt: skip
+        found.append(result)
+    moved = [[entry["moved"] for entry in result.history] for result in found]
+    assert None not in moved[0]
+    assert moved[1] == [None] * 4
+    assert found[0].predict_proba(inputs).shape == (120, 2)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "0").glob("release-*.h5")}
+    (tmp_path / "0" / "release-003.h5").unlink()
+    again = distqexp.fit(
+        module, (inputs[:80], labels[:80]), public=(inputs[80:], labels[80:]), epsilon=1.0, delta=1e-3, units=80,
+        settings={"mechanism.sampling": 0.5, "mechanism.rounds": 4}, population="limit 0", out=tmp_path / "0", resume=True,
+        insecure_noise_seed=4, callback=lambda _: None,
+    )  # fmt: skip
+    assert again.certificate == found[1].certificate
+    assert {path.name: path.read_bytes() for path in (tmp_path / "0").glob("release-*.h5")} == before
