@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,6 +161,13 @@ def adapt(module: nn.Module) -> None:
     module.register_forward_hook(_logits)
 
 
+def plain_name(name: str) -> str:
+    """Return the name that a tensor of a model with low-rank factors has in the model without them; any other as it is."""
+    if not name.startswith(LORA_PREFIX):
+        return name
+    return re.sub(r"\.(base_layer|original_module|modules_to_save\.default)\.", ".", name[len(LORA_PREFIX) :])
+
+
 def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state of a plain model as that of one with low-rank factors, or with a head on means, and any other as it is.
 
@@ -174,7 +182,7 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
     tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
     rest = dict(state)
     for name in own.keys() - tensors.keys():
-        plain = re.sub(r"\.(base_layer|original_module|modules_to_save\.default)\.", ".", name[len(prefix) :])
+        plain = plain_name(name)
         if plain in state:
             tensors[name] = state[plain]
             rest.pop(plain, None)
@@ -204,7 +212,9 @@ def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
         import peft
     except ImportError:
         raise UsageError(f"model.args.lora: peft is not installed; {REMEDY}") from None
-    low_rank: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls to transformers
+        low_rank: nn.Module = peft.get_peft_model(module, peft.LoraConfig(**options))
     return low_rank
 
 

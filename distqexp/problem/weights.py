@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.admission import plain_names
 from distqexp.problem.checkpoints import read_checkpoint
-from distqexp.problem.huggingface import LORA_PREFIX, base_weights
+from distqexp.problem.huggingface import LORA_PREFIX, base_weights, plain_name
 from distqexp.problem.network import Network
 from distqexp.storage.atomic import write_atomic
 
@@ -28,6 +28,11 @@ def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> bytes:
     content: bytes = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in weights.items()})
     write_atomic(path, content)
     return content
+
+
+def begins_anew(name: str, new_head: Sequence[str]) -> bool:
+    """Whether ``model.new_head`` means the tensor of this name: by its own, or by that of the model without low-rank factors."""
+    return any(fnmatch.fnmatchcase(one, pattern) for one in (name, plain_name(name)) for pattern in new_head)
 
 
 def load_weights(network: Network, path: str | Path, new_head: Sequence[str] = ()) -> None:
@@ -80,9 +85,9 @@ def _with_adapter(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> 
 def _with_prefix(network: Network, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state of a Hugging Face body as that of the model around it, and any other as it is."""
     prefix = getattr(network.module, "base_model_prefix", "")
-    own = network.module.state_dict()
-    if not (isinstance(prefix, str) and prefix) or any(name.startswith(f"{prefix}.") for name in state):
+    if not (isinstance(prefix, str) and prefix) or any(name.startswith((f"{prefix}.", LORA_PREFIX)) for name in state):
         return state
+    own = {plain_name(name) for name in network.module.state_dict()}
     return {f"{prefix}.{name}" if f"{prefix}.{name}" in own else name: tensor for name, tensor in state.items()}
 
 
@@ -91,17 +96,13 @@ def _with_new_head(
 ) -> Mapping[str, Any]:
     """Return the state with the model's own values of the names that begin anew."""
     for pattern in patterns:
-        if not fnmatch.filter([*own, *state], pattern):
+        if not any(begins_anew(name, (pattern,)) for name in [*own, *state]):
             raise UsageError(
                 f"model.new_head: {pattern!r} matches no name of the model or its weights; expected patterns such as of "
                 f"{', '.join(list(own)[-4:])}"
             )
-
-    def anew(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    kept = {name: tensor for name, tensor in state.items() if not anew(name)}
-    return kept | {name: tensor for name, tensor in own.items() if anew(name)}
+    kept = {name: tensor for name, tensor in state.items() if not begins_anew(name, patterns)}
+    return kept | {name: tensor for name, tensor in own.items() if begins_anew(name, patterns)}
 
 
 def _advice(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.setup import build_network
 from distqexp.problem.network import Network
-from distqexp.problem.weights import load_weights
+from distqexp.problem.weights import begins_anew, load_weights
 
 VARIABLE = "DISTQEXP_WEIGHTS"
 """The environment variable that says where this machine's copy of the pretrained weights is."""
@@ -34,8 +33,7 @@ def namable(network: Network, new_head: Sequence[str]) -> Named:
     state = network.state()
     if sum(array.nbytes for array in state.values()) + 8 * network.d <= naming.EMBEDDED:
         return {}
-    anew = {name for name in state for pattern in new_head if fnmatch.fnmatchcase(name, pattern)}
-    return {name: described(array) for name, array in state.items() if name not in anew}
+    return {name: described(array) for name, array in state.items() if not begins_anew(name, new_head)}
 
 
 def with_names(plan: Plan, candidates: Named) -> Plan:
