@@ -16,7 +16,7 @@ import numpy.typing as npt
 from distqexp.arrays import Arrays, FloatArray, IntegerArray
 from distqexp.storage.canonical import array_digest, canonical_json
 
-EMBEDDED = 1 << 27
+EMBEDDED = 1 << 26
 """The bytes of weights and float64 parameters that a plan holds itself; those of a larger model are named."""
 
 START = "plan"

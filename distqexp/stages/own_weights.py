@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +62,7 @@ def completed_plan(plan: Plan, path: str | Path | None = None) -> Plan:
     path = path or os.environ.get(VARIABLE) or None
     network = build_network(plan.config)
     if path is not None:
-        load_weights(network, path, plan.config.model.new_head)
+        load_weights(network, path, [glob.escape(name) for name in plan.weights])  # which the plan holds itself
     own = network.state()
     wrong = unlike(plan.named, own)
     if wrong is not None and path is None:

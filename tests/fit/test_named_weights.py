@@ -23,6 +23,7 @@ from distqexp.config import Config, load_config
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.setup import build_network
 from distqexp.problem.weights import write_weights
+from distqexp.stages.own_weights import completed_plan
 from distqexp.storage.hdf5 import read_file
 
 ROUNDS = 4
@@ -209,6 +210,10 @@ def test_new_heads_and_what_public_records_changed_are_in_the_plan(tmp_path: Pat
     plan = api.plan(anew, tmp_path / "plan.h5")
     assert set(plan.named) == set(plan.weights) - set(names)
     assert set(names) <= {name.removeprefix("weights/") for name in read_file(tmp_path / "plan.h5").arrays}
+    read = completed_plan(Plan.read(tmp_path / "plan.h5"), tmp_path / "pretrained.safetensors")
+    assert set(read.weights) == set(plan.weights)
+    assert all(np.array_equal(read.weights[name], array) for name, array in plan.weights.items())
+    np.testing.assert_array_equal(read.state.theta, plan.state.theta)
 
 
 @pytest.mark.process
