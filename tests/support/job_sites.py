@@ -46,7 +46,6 @@ kind = "identity"
 
 [engine]
 micro_batch = 8
-threads = 2
 """
 
 SEED = ("--insecure-noise-seed", "7")
