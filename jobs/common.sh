@@ -53,7 +53,7 @@ export OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$t
 # These are what a second submission has to pass on, by name, and what Open MPI has to pass on to other nodes.
 settings=CONFIG,OUT,PYTHON,TASK_INDEX
 exports=(-x OMP_NUM_THREADS -x MKL_NUM_THREADS -x OPENBLAS_NUM_THREADS)
-for name in TASKS RETRIES SCRATCH PROGRAM STOP_AFTER; do
+for name in TASKS RETRIES SCRATCH PROGRAM STOP_AFTER IMAGE MPI_HOME; do
     if [[ -v $name ]]; then
         settings+=,$name
     fi
