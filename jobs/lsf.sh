@@ -20,7 +20,10 @@ own_scratch
 
 code=0
 run_until_stopped mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" "${exports[@]}" "${fit[@]}" || code=$?
+# LSF goes by the exit code alone.
 if again "$code"; then
     code=75
+elif ((code == 75)); then
+    code=130
 fi
 exit "$code"

@@ -51,15 +51,16 @@ def test_the_job_script_asks_for_what_was_asked(
         assert text in shown
 
 
-def test_a_batch_system_that_takes_no_job_ends_the_run(tmp_path: Path) -> None:
+def test_a_batch_system_that_takes_no_job_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n", "utf-8")
     (tmp_path / "sbatch").chmod(0o755)
-    environ = run_environ({"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
-    command = [sys.executable, str(JOBS / "dask_workers.py"), "--jobs", "1", "--out", "run"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=120)
-    assert ended.returncode == 2
-    assert "no such partition" in ended.stderr
-    assert "distqexp: no job of workers could be submitted" in ended.stderr
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+    program = runpy.run_path(str(JOBS / "dask_workers.py"))
+    assert program["main"](["--jobs", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "distqexp: no job of workers could be submitted" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -113,9 +113,8 @@ def test_what_a_repeat_may_mend_is_queued_again_and_nothing_else(scheduler: str,
     assert (tmp_path / "run.failures").read_text("utf-8") == "1 1\n"
     ends(75, again=True)
     assert not (tmp_path / "run.failures").exists()
-    if scheduler != "lsf":
-        (tmp_path / "run.stop").touch()
-        ends(75, again=False)
+    (tmp_path / "run.stop").touch()
+    ends(75, again=False)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
