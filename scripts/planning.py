@@ -126,7 +126,9 @@ def main() -> None:
         seconds, memory, _ = measured([*command, "--out", str(Path(folder) / "plan.h5")], options.threads)
     print(f"plain pass: {plain_seconds:.2f} s, {plain_memory:.0f} MiB resident")
     print(f"plan: {seconds:.1f} s, {memory:.0f} MiB resident")
-    print(f"the plan takes {seconds / plain_seconds:.1f} plain passes, and {memory / plain_memory:.2f} times their memory")
+    print(
+        f"the plan takes {seconds / plain_seconds:.1f} plain passes, and {memory / plain_memory:.2f} times their memory"
+    )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, eigh
+from scipy.linalg import LinAlgError
 
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
+from distqexp.geometry.leading import leading_eigenvectors
 from distqexp.geometry.moments import BlockMoments, coordinate_block
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspace
@@ -237,18 +238,12 @@ def _check_factor(
 
 def _leading(moment: FloatArray, k: int) -> FloatArray:
     """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows."""
-    n = moment.shape[1]
-    factors = []
-    for part in moment:
-        try:
-            vectors = eigh((part + part.T) / 2, subset_by_index=[n - k, n - 1])[1].T[::-1]
-        except (LinAlgError, ValueError) as error:
-            raise UsageError(
-                "subspace kronecker-pca: a public second moment has no eigenvectors in float64; check data.public"
-            ) from error
-        largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
-        factors.append(np.where(largest < 0, -vectors, vectors))
-    return np.stack(factors)
+    try:
+        return np.stack([leading_eigenvectors(part, k) for part in moment])
+    except (LinAlgError, ValueError) as error:
+        raise UsageError(
+            "subspace kronecker-pca: a public second moment has no eigenvectors in float64; check data.public"
+        ) from error
 
 
 def _most_frequent(diagonal: FloatArray, k: int) -> IntegerArray:
