@@ -16,7 +16,8 @@ from torch import nn
 from distqexp.errors import UsageError
 from distqexp.expansion import moments as block_moments
 from distqexp.expansion.moments import FisherMoments
-from distqexp.geometry.moments import BlockMoments, explicit_moments, unpack
+from distqexp.geometry.moments import BlockMoments, explicit_moments
+from distqexp.geometry.packing import unpack
 from distqexp.geometry.subspaces.kronecker import (
     BlockFactors,
     KroneckerSubspace,
@@ -87,8 +88,18 @@ def sampled(network: Network, loss: Loss, records: Records) -> torch.Tensor:
 
 
 def packed(network: Network, subspace: KroneckerSubspace, records: Records, micro_batch: int) -> NDArray[np.float64]:
+    """Of a pass that stores all gradients. A streamed one gives the same bits, or finds out that it can't."""
     moments = FisherMoments(network=network, loss=CrossEntropy(), subspace=subspace, micro_batch=micro_batch)
-    return moments.of_records(records, seed=SEED, round=ROUND, first_slot=FIRST)
+    found = []
+    for streamed in (False, True):
+        sums = moments.sums()
+        good = moments.add_records(sums, records, seed=SEED, round=ROUND, first_slot=FIRST, streamed=streamed)
+        found.append(sums.flat())
+        assert good or streamed
+    finite = torch.isfinite(records.inputs[records.present].double()).all()
+    assert good == bool(finite)
+    assert np.array_equal(*found) or not good
+    return found[0]
 
 
 def moments_of(
@@ -102,7 +113,7 @@ def explicit(network: Network, subspace: KroneckerSubspace, records: Records) ->
         network, CrossEntropy(), records.inputs, sampled(network, CrossEntropy(), records)
     )
     parts = subspace.project_blocks(gradients)
-    return [explicit_moments(block, part) for block, part in zip(subspace.coordinates, parts, strict=True)]
+    return [explicit_moments(block, part).arrays() for block, part in zip(subspace.coordinates, parts, strict=True)]
 
 
 def layer_factors(module: nn.Sequential, x: torch.Tensor, target: torch.Tensor) -> Iterator[Factors]:
@@ -203,12 +214,14 @@ def test_moments_average_to_those_of_the_fisher_matrix(projected: bool) -> None:
     subspace = random_kronecker(blocks, 3, 2, 0, 0) if projected else whole_space(blocks)
     records = Records(x.repeat(64, 1), torch.zeros(64, dtype=torch.int64), torch.ones(64, dtype=torch.bool))
     moments = FisherMoments(network=network, loss=loss, subspace=subspace, micro_batch=64)
-    total = sum(moments.of_records(records, seed=4, round=0, first_slot=64 * i) for i in range(100))
+    sums = moments.sums()
+    for i in range(100):
+        assert moments.add_records(sums, records, seed=4, round=0, first_slot=64 * i)
     share = torch.softmax(network.module(x)[0], dim=0).detach().numpy()
     gradients = per_example_gradients(network, loss, x.repeat(3, 1), torch.arange(3))
     parts = subspace.project_blocks(gradients)
-    for block, part, found in zip(subspace.coordinates, parts, unpack(subspace.coordinates, total), strict=True):
-        by_class = [explicit_moments(block, g[None]) for g in part]
+    for block, part, found in zip(subspace.coordinates, parts, unpack(subspace.coordinates, sums.flat()), strict=True):
+        by_class = [explicit_moments(block, g[None]).arrays() for g in part]
         # One position: G = e a^T, so that G G^T over ||a||^2 is e e^T, and the column moment is no matter of chance.
         size = np.trace(found.column[0]) / 6400
         assert found.column[0] / size == pytest.approx(6400 * by_class[0].column[0] / by_class[0].energy[0], rel=1e-9)

@@ -21,7 +21,7 @@ from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
 from distqexp.geometry.leading import leading_eigenvectors
-from distqexp.geometry.moments import BlockMoments, coordinate_block
+from distqexp.geometry.moments import BlockMoments, Moment, coordinate_block
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
@@ -236,7 +236,7 @@ def _check_factor(
         )
 
 
-def _leading(moment: FloatArray, k: int) -> FloatArray:
+def _leading(moment: Moment, k: int) -> FloatArray:
     """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows."""
     try:
         return np.stack([leading_eigenvectors(part, k) for part in moment])
@@ -246,7 +246,7 @@ def _leading(moment: FloatArray, k: int) -> FloatArray:
         ) from error
 
 
-def _most_frequent(diagonal: FloatArray, k: int) -> IntegerArray:
+def _most_frequent(diagonal: Moment, k: int) -> IntegerArray:
     """Return the numbers (copies, k) of the rows with the largest moments, in rising order."""
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, :k]
     return np.sort(order, axis=1).astype(np.int64)
