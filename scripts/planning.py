@@ -5,8 +5,9 @@
 
 The model has random weights, and the plan is that of a kronecker-pca subspace with a Kronecker precision on 16 probes. The plan is
 the command ``distqexp plan`` in a process of its own. The plain pass runs in another: it builds the same model, and takes the
-gradient of the loss of the same probes in the micro-batches of the plan, after a pass to warm up. Memory is the peak of the
-resident set of each process, with all that Python and torch load.
+gradient of the loss of the same probes in the micro-batches of the plan, after a pass to warm up. Seconds are those of the
+processors, so that other work on the machine counts little; those of the plan have the start of Python in them. Memory is the peak of
+the resident set of each process, with all that Python and torch load.
 """
 
 from __future__ import annotations
@@ -63,16 +64,15 @@ threads = {threads}
 
 
 def measured(command: Sequence[str], threads: int) -> tuple[float, float, str]:
-    """Seconds of a command, the MiB of its peak, and what it printed."""
+    """Seconds that a command kept processors busy, the MiB of its peak, and what it printed."""
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    started = time.perf_counter()
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
         printed = process.stdout.read() if process.stdout else ""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"planning: {' '.join(command[:4])} ended with exit code {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024, printed
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed
 
 
 def plain_pass(config: Config, repeats: int) -> float:
@@ -91,12 +91,12 @@ def plain_pass(config: Config, repeats: int) -> float:
     records = source.open(fitted_schema(config, network, Readers()), 0).read(source.slots.rows)
     seconds = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
+        started = time.process_time()
         network.module.zero_grad()
         for some in range(0, len(records), size):
             outputs = network.module(network.prepare(records.inputs[some : some + size]))
             loss.value(outputs, torch.zeros(len(outputs), dtype=torch.int64)).sum().backward()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return min(seconds[1:])
 
 

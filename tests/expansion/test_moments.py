@@ -16,8 +16,9 @@ from torch import nn
 from distqexp.errors import UsageError
 from distqexp.expansion import moments as block_moments
 from distqexp.expansion.moments import FisherMoments
+from distqexp.geometry import moments as geometry_moments
 from distqexp.geometry.moments import BlockMoments, explicit_moments
-from distqexp.geometry.packing import unpack
+from distqexp.geometry.packing import add_packed, pack, unpack
 from distqexp.geometry.subspaces.kronecker import (
     BlockFactors,
     KroneckerSubspace,
@@ -26,7 +27,7 @@ from distqexp.geometry.subspaces.kronecker import (
     whole_space,
 )
 from distqexp.gradients.labels import label_noise
-from distqexp.gradients.layers import block_layout
+from distqexp.gradients.layers import Form, block_layout
 from distqexp.gradients.raw import RawGradients
 from distqexp.problem.derivatives import per_example_gradients
 from distqexp.problem.losses import CrossEntropy, Loss
@@ -319,6 +320,46 @@ def test_a_single_precision_network_has_double_precision_sums() -> None:
             if len(sides) == 2:
                 exact = torch.einsum("bcti,bctj->cij", side.double(), side.double()).numpy()
                 np.testing.assert_allclose(moment, exact, rtol=1e-12, atol=1e-13 * np.abs(exact).max())
+
+def test_a_streamed_pass_holds_the_gradients_of_one_block_at_a_time() -> None:
+    """Each is taken in the middle of the backward pass, the last layer's first; those of a layer used twice after its second use."""
+    network = Network(Twice().double())
+    blocks = block_layout(network)
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    records = Records(x, torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool))
+    raw = RawGradients(network=network, loss=CrossEntropy(), blocks=blocks, micro_batch=4)
+    events: list[tuple[str, int]] = []
+
+    def shrink(number: int, form: Form) -> Form:
+        events.append(("use", number))
+        return form
+
+    assert raw.stream(records, records.targets, lambda number, *_: events.append(("taken", number)), shrink)
+    assert events == [("use", 1), ("taken", 1), ("use", 0), ("use", 0), ("taken", 0)]
+
+
+def test_moments_of_large_blocks_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here 'large' is a side of 7: the figures are those of float64 up to rounding, and odd sizes are packed as well."""
+    network, records = Network(layered()), images(7)
+    blocks = block_layout(network)
+    exact = moments_of(network, whole_space(blocks), records)
+    monkeypatch.setattr(geometry_moments, "LARGE_SIDE", 7)
+    found = moments_of(network, whole_space(blocks), records)
+    types = set()
+    for block, part, whole in zip(blocks, found, exact, strict=True):
+        large = max(block.rows, block.columns) >= 7
+        types.add(large)
+        assert part.row.dtype == part.column.dtype == (np.float32 if large else np.float64)
+        assert part.energy.dtype == np.float64
+        for one, other in ((part.row, whole.row), (part.column, whole.column), (part.energy, whole.energy)):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+    assert types == {True, False}
+    packed_again = pack(blocks, found)
+    total = packed_again.copy()
+    add_packed(blocks, total, packed_again)
+    for part, whole in zip(unpack(blocks, total), found, strict=True):
+        assert np.array_equal(part.row, 2 * whole.row)
+        assert np.array_equal(part.column, 2 * whole.column)
 
 
 def test_unused_parameters_have_no_moments_and_picked_rows_are_refused() -> None:
