@@ -9,11 +9,12 @@ import numpy as np
 
 from distqexp.arrays import FloatArray
 from distqexp.engines.base import split
+from distqexp.engines.collectives import require
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
-from distqexp.expansion.moments import FisherMoments
+from distqexp.expansion.moments import FisherMoments, PackedSums
 from distqexp.expansion.range_products import RangeSums
-from distqexp.geometry.moments import moments_size
+from distqexp.geometry.packing import add_packed
 from distqexp.geometry.precisions import curvature_sum
 from distqexp.geometry.subspaces.base import BlockSubspace
 from distqexp.geometry.subspaces.kronecker import whole_space
@@ -92,13 +93,21 @@ def moments_of_group(worker: Worker, group: int, *, context: PublicContext) -> F
     """Return the packed second moments of a group of pieces of public records, one of at most ``MOMENT_GROUPS``."""
     context.on(worker)
     pin_threads(context.config.engine.threads)
-    pieces, subspace = range(len(context.pieces)), context.moment_subspace
-    total = np.zeros(moments_size(subspace.coordinates))
+    sums = _sums_of_group(context, group, streamed=True) or _sums_of_group(context, group, streamed=False)
+    return require(sums).flat()
+
+
+def _sums_of_group(context: PublicContext, group: int, *, streamed: bool) -> PackedSums | None:
+    """Return the second moments of a group; None where a record can't be left out of a streamed pass any more."""
+    pieces, sums = range(len(context.pieces)), context.moments.sums()
     for piece in split(pieces, min(MOMENT_GROUPS, len(pieces)), group):
         for first, records, _ in context.numbered_batches(piece):
-            seed = context.config.subspace.seed
-            total += context.moments.of_records(records, seed=seed, round=context.round, first_slot=first)
-    return total
+            seed, round = context.config.subspace.seed, context.round
+            if not context.moments.add_records(
+                sums, records, seed=seed, round=round, first_slot=first, streamed=streamed
+            ):
+                return None
+    return sums
 
 
 def norms_of_piece(worker: Worker, piece: int, *, context: PublicContext) -> FloatArray:
@@ -119,4 +128,15 @@ def sum_in_order(parts: Iterator[FloatArray]) -> FloatArray | None:
     total: FloatArray | None = None
     for part in parts:
         total = part if total is None else total + part
+    return total
+
+
+def moments_in_order(context: PublicContext, parts: Iterator[FloatArray]) -> FloatArray | None:
+    """Add up packed second moments in their order; None where there are none, as on all ranks but the root."""
+    total: FloatArray | None = None
+    for part in parts:
+        if total is None:
+            total = part
+        else:
+            add_packed(context.moment_subspace.coordinates, total, part)
     return total

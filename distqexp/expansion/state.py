@@ -22,12 +22,14 @@ from distqexp.expansion.passes import (
     MOMENT_GROUPS,
     PublicContext,
     curvature_of_piece,
+    moments_in_order,
     moments_of_group,
     norms_of_piece,
     sum_in_order,
 )
 from distqexp.expansion.range_finder import public_range
-from distqexp.geometry.moments import BlockMoments, unpack
+from distqexp.geometry.moments import BlockMoments
+from distqexp.geometry.packing import unpack
 from distqexp.geometry.precisions import KroneckerPrecision, Precision, make_precision, rescaled_arrays
 from distqexp.gradients.setup import damping_of, make_subspace_arrays, still_blocks
 from distqexp.gradients.worker import Worker
@@ -122,7 +124,8 @@ def _new_arrays(
     sums: FloatArray | None = None
     if Needs.MOMENTS in (subspace_needs, precision_needs):
         groups = range(min(MOMENT_GROUPS, len(pieces)))
-        sums = sum_in_order(engine.collect(partial(moments_of_group, context=context), context.worker, groups))
+        parts = engine.collect(partial(moments_of_group, context=context), context.worker, groups)
+        sums = moments_in_order(context, parts)
 
     def moments() -> list[BlockMoments]:  # on the root
         return unpack(context.moment_subspace.coordinates, require(sums))

@@ -28,8 +28,8 @@ class Block:
             block that is a bias alone.
         bias: The position in theta where the bias starts, as (copies, rows); None for a block without a bias.
         transposed: Whether theta holds the weight as (copies, columns without the bias, rows) instead.
-        sparse_rows: Whether the rows are the entries of a vocabulary. These are too many for a dense second moment, so
-            only its diagonal is kept.
+        sparse_rows: Whether the rows are the entries of a vocabulary, of an embedding or of a head. These are too many for
+            a dense second moment, so only its diagonal is kept.
     """
 
     name: str

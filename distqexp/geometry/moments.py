@@ -7,10 +7,8 @@ of a block is modelled as the Kronecker product of a row moment (output gradient
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +17,18 @@ from numpy.typing import NDArray
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
+from distqexp.geometry.leading import LARGE_SIDE
 
-LARGEST_SIDE = 8192
-"""The largest number of rows or columns of a block whose second moment is kept as a dense matrix."""
+Moment = NDArray[np.floating[Any]]
+"""A row or column moment, float64 or float32: matrices (copies, n, n), or their diagonals (copies, n)."""
 
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """The second moments of one block of shape (copies, rows, columns), summed over public records, in float64.
+    """The second moments of one block of shape (copies, rows, columns), summed over public records.
 
-    The row and column moments matter only up to a factor: the energy alone says how large the curvature is.
+    The row and column moments matter only up to a factor: the energy alone says how large the curvature is. They are in float64, those
+    of a large block in float32 (``sum_type``); the energy is in float64.
 
     Attributes:
         row: The row moment (copies, rows, rows), or its diagonal (copies, rows) when the block has sparse rows.
@@ -36,8 +36,8 @@ class BlockMoments:
         energy: The sum (copies,) of ||G||_F^2, where G is the gradient of one record.
     """
 
-    row: FloatArray
-    column: FloatArray
+    row: Moment
+    column: Moment
     energy: FloatArray
 
     def project(self, row: NDArray[Any] | None, column: FloatArray | None) -> BlockMoments:
@@ -65,15 +65,42 @@ class BlockMoments:
         return BlockMoments(row_moment, column_moment, self.energy * shares[0] * shares[1])
 
 
-def explicit_moments(block: Block, matrices: torch.Tensor) -> BlockMoments:
+class MomentSums(NamedTuple):
+    """The tensors of ``BlockMoments``, on the device of the gradients that they were made of."""
+
+    row: torch.Tensor
+    column: torch.Tensor
+    energy: torch.Tensor
+
+    def arrays(self) -> BlockMoments:
+        """Return the same moments as arrays."""
+        return BlockMoments(*(tensor.cpu().numpy() for tensor in self))
+
+    def add(self, other: MomentSums) -> None:
+        """Add the moments of other records to these, in place."""
+        for total, part in zip(self, other, strict=True):
+            total.add_(part)
+
+
+def sum_type(block: Block) -> torch.dtype:
+    """Return the type in which the moments of a block are summed: float32 where a side with a dense moment is large, else float64."""
+    side = max(block.columns, 0 if block.sparse_rows else block.rows)
+    return torch.float32 if side >= LARGE_SIDE else torch.float64
+
+
+def explicit_moments(block: Block, matrices: torch.Tensor) -> MomentSums:
     """Return the moments of per-record gradients G (B, copies, rows, columns): the sums of G G^T and of G^T G."""
-    g = _float64_gradients(block, matrices)
+    if matrices.ndim != 4 or tuple(matrices.shape[1:]) != block.shape:
+        raise UsageError(
+            f"block {block.name}: gradients of shape {tuple(matrices.shape)}; expected (B, *{block.shape})"
+        )
+    g = matrices.detach().to(sum_type(block))
     row = (g * g).sum(dim=(0, 3)) if block.sparse_rows else torch.matmul(g, g.transpose(2, 3)).sum(dim=0)
     column = torch.matmul(g.transpose(2, 3), g).sum(dim=0)
-    return BlockMoments(_array(row), _array(column), _array((g * g).sum(dim=(0, 2, 3))))
+    return MomentSums(row, column, (g * g).sum(dim=(0, 2, 3), dtype=torch.float64))
 
 
-def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> BlockMoments:
+def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> MomentSums:
     """Return the moments of gradients of the form G = sum over L positions t of row_t column_t^T.
 
     They are the sums over records and positions of row_t row_t^T and of column_t column_t^T, and the sum over records of
@@ -97,67 +124,29 @@ def position_moments(block: Block, row: torch.Tensor, column: torch.Tensor) -> B
             f"block {block.name}: factors of shapes {tuple(row.shape)} and {tuple(column.shape)}; expected "
             f"(B, copies, L, rows) and (B, copies, L, columns) of {block.shape}"
         )
-    a = column.detach().to(torch.float64)
+    a = column.detach().to(sum_type(block))
     live = (a != 0).any(dim=3)
     if has_row_numbers:
         a = torch.where(live.unsqueeze(3), a, 0.0)
         same = row.unsqueeze(3) == row.unsqueeze(2)
-        energy = torch.where(same, torch.matmul(a, a.transpose(2, 3)), 0.0).sum(dim=(0, 2, 3))
+        products = torch.where(same, torch.matmul(a, a.transpose(2, 3)), 0.0)
         counts = a.new_zeros(block.rows).index_add(0, row.reshape(-1), live.reshape(-1).to(a.dtype))
-        return BlockMoments(_array(counts.unsqueeze(0)), _array(_gram(a)), _array(energy))
-    e = row.detach().to(torch.float64)
+        return MomentSums(counts.unsqueeze(0), _gram(a), _total(products))
+    e = row.detach().to(a.dtype)
     live = (live & (e != 0).any(dim=3)).unsqueeze(3)
     e, a = torch.where(live, e, 0.0), torch.where(live, a, 0.0)
     if e.shape[2] ** 2 < block.rows * block.columns:
-        energy = (torch.matmul(e, e.transpose(2, 3)) * torch.matmul(a, a.transpose(2, 3))).sum(dim=(0, 2, 3))
+        energy = _total(torch.matmul(e, e.transpose(2, 3)) * torch.matmul(a, a.transpose(2, 3)))
     else:
-        energy = torch.matmul(e.transpose(2, 3), a).square().sum(dim=(0, 2, 3))
+        energy = _total(torch.matmul(e.transpose(2, 3), a).square())
     row_moment = (e * e).sum(dim=(0, 2)) if block.sparse_rows else _gram(e)
-    return BlockMoments(_array(row_moment), _array(_gram(a)), _array(energy))
+    return MomentSums(row_moment, _gram(a), energy)
 
 
-def moments_size(blocks: Sequence[Block]) -> int:
-    """Return how many float64 numbers the packed moments of ``blocks`` have. Raises UsageError above a side of 8192."""
-    total = 0
-    for block in blocks:
-        for side, dense in ((block.rows, not block.sparse_rows), (block.columns, True)):
-            if dense and side > LARGEST_SIDE:
-                raise UsageError(
-                    f"block {block.name}: a second moment of side {side}; expected at most {LARGEST_SIDE}: set "
-                    "subspace.kind = kronecker with smaller subspace.k_in and subspace.k_out, or train other parameters"
-                )
-        total += sum(math.prod(shape) for shape in _shapes(block))
-    return total
-
-
-def pack(moments: Sequence[BlockMoments]) -> FloatArray:
-    """Return the moments as one flat vector, so that sums over records are sums of vectors."""
-    parts = [array.reshape(-1) for part in moments for array in (part.row, part.column, part.energy)]
-    return np.concatenate(parts)
-
-
-def unpack(blocks: Sequence[Block], flat: FloatArray) -> list[BlockMoments]:
-    """Invert ``pack``. Raises UsageError when the vector has another length or an entry that is not finite."""
-    expected = (moments_size(blocks),)
-    if flat.shape != expected:
-        raise UsageError(f"moments: found shape {flat.shape}; expected {expected}")
-    if not np.isfinite(flat).all():
-        raise UsageError("moments: the public second moments have entries that are not finite; check data.public")
-    moments, offset = [], 0
-    for block in blocks:
-        arrays = []
-        for shape in _shapes(block):
-            size = math.prod(shape)
-            arrays.append(flat[offset : offset + size].reshape(shape))
-            offset += size
-        moments.append(BlockMoments(*arrays))
-    return moments
-
-
-def traces(moment: FloatArray) -> FloatArray:
+def traces(moment: Moment) -> FloatArray:
     """Return the trace (copies,) of each copy's moment, which is given whole or as its diagonal."""
     diagonal = moment if moment.ndim == 2 else np.diagonal(moment, axis1=1, axis2=2)
-    total: FloatArray = diagonal.sum(axis=1)
+    total: FloatArray = diagonal.sum(axis=1, dtype=np.float64)
     return total
 
 
@@ -168,42 +157,29 @@ def coordinate_block(block: Block, k_row: int, k_col: int, start: int, sparse_ro
     )
 
 
-def _shapes(block: Block) -> tuple[tuple[int, ...], ...]:
-    row = (block.copies, block.rows) if block.sparse_rows else (block.copies, block.rows, block.rows)
-    return (row, (block.copies, block.columns, block.columns), (block.copies,))
-
-
-def _float64_gradients(block: Block, matrices: torch.Tensor) -> torch.Tensor:
-    if matrices.ndim != 4 or tuple(matrices.shape[1:]) != block.shape:
-        raise UsageError(
-            f"block {block.name}: gradients of shape {tuple(matrices.shape)}; expected (B, *{block.shape})"
-        )
-    return matrices.detach().to(torch.float64)
-
-
 def _gram(factors: torch.Tensor) -> torch.Tensor:
     """Return the sum (copies, n, n) over records and positions of the outer products of vectors (B, copies, L, n)."""
     flat = factors.transpose(0, 1).flatten(1, 2)
     return torch.matmul(flat.transpose(1, 2), flat)
 
 
-def _congruence(factor: FloatArray, moment: FloatArray) -> FloatArray:
-    """Return R S R^T of each copy, where the moment S is given whole or as its diagonal."""
+def _total(products: torch.Tensor) -> torch.Tensor:
+    """Return the sum (copies,) in float64 over records and entries of (B, copies, n, m)."""
+    return products.sum(dim=(0, 2, 3), dtype=torch.float64)
+
+
+def _congruence(factor: FloatArray, moment: Moment) -> FloatArray:
+    """Return R S R^T of each copy in float64, where the moment S is given whole or as its diagonal."""
     if moment.ndim == 2:
         return np.matmul(factor * moment[:, None, :], factor.transpose(0, 2, 1))
     return np.matmul(np.matmul(factor, moment), factor.transpose(0, 2, 1))
 
 
-def _selection(moment: FloatArray, rows: IntegerArray) -> FloatArray:
+def _selection(moment: Moment, rows: IntegerArray) -> FloatArray:
     """Return the part of the moment that belongs to the given rows (copies, k_row)."""
-    part: FloatArray
+    part: Moment
     if moment.ndim == 2:
         part = np.take_along_axis(moment, rows, axis=1)
     else:
         part = np.stack([matrix[np.ix_(numbers, numbers)] for matrix, numbers in zip(moment, rows, strict=True)])
-    return part
-
-
-def _array(tensor: torch.Tensor) -> FloatArray:
-    array: FloatArray = tensor.cpu().numpy()
-    return array
+    return part.astype(np.float64, copy=False)

@@ -8,7 +8,7 @@ from distqexp.artefacts.derived import derived_calibration, noise_budget
 from distqexp.config import Config
 from distqexp.engines.collectives import require
 from distqexp.errors import UsageError
-from distqexp.geometry.moments import moments_size
+from distqexp.geometry.packing import moments_size
 from distqexp.gradients.setup import blocks_of, dimension_of
 from distqexp.kinds import AUTO, Size
 from distqexp.problem.network import Network

@@ -16,8 +16,11 @@ from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 
-RawFactors = tuple[int, Tensor] | tuple[int, Tensor, Tensor]
+RawFactors = tuple[int, *tuple[Tensor, ...]]
 """The number of a block, and its gradients: (number, matrix) or (number, row, column)."""
+
+Take = Callable[..., None]
+"""Takes what ``RawFactors`` has."""
 
 TapsOf = Callable[[Tensor], Taps]
 """Gives the taps for records of the shape and type of one record (1, ...)."""
@@ -64,35 +67,92 @@ class RawGradients:
             shrink: Changes the gradients of one use of a block, record by record, before they are stored until the pass ends.
         """
         count = len(records)
-        inputs, _, present = pad_records(records, self.micro_batch)
-        padded_targets = torch.cat([targets, targets.new_zeros((self.micro_batch - count, *targets.shape[1:]))])
         gradients: dict[int, Form] = {}
 
         def receive(number: int, raw: Raw) -> None:
-            form = raw.plain(self.blocks[number])
-            form = form if shrink is None else shrink(number, form)
-            gradients[number] = join_uses(gradients[number], form) if number in gradients else form
+            self._join(gradients, number, raw, shrink)
 
-        self._run(inputs, padded_targets, receive)
-        keep = present.to(self.network.device)
+        present = self._run_records(records, targets, receive)
+        keep = present
         for form in gradients.values():
-            for side in _floating_sides(form):
-                keep = keep & torch.isfinite(side).flatten(1).all(dim=1)
-        keep = keep[:count, None, None, None]
+            keep = keep & _finite(form)
         for number in sorted(gradients):
-            # Replaced before any product: 0 x NaN is NaN.
-            form = gradients.pop(number)
-            sides = [torch.where(keep, side[:count], 0.0) for side in _floating_sides(form)]
-            if isinstance(form, Indexed):
-                sides = [form.token[:count].unsqueeze(1), *sides]
-            yield (number, sides[0]) if len(sides) == 1 else (number, sides[0], sides[1])
+            yield number, *_sides(gradients.pop(number), keep, count)
 
-    def _run(self, inputs: Tensor, targets: Tensor, receive: Receive, views: int | None = None) -> None:
+    def stream(self, records: Records, targets: Tensor, take: Take, shrink: Shrink | None = None) -> bool:
+        """Give ``take`` each block's gradients as ``raw_factors`` yields them, as soon as all uses of the block are known.
+
+        They are not stored until the pass ends, so that it takes hardly more memory than a plain one. Returns whether they are those of
+        ``raw_factors``. They are not where an entry is not finite, as a record is then left out of all blocks, or where the model uses
+        a layer again while the backward pass runs: what was taken is then of no use.
+
+        Args:
+            records: At most a micro-batch of public records, without views.
+            targets: The targets at which the loss is differentiated, one for each record.
+            take: Takes the number of a block and one or two tensors.
+            shrink: Changes the gradients of one use of a block, record by record.
+        """
+        count, good = len(records), True
+        gradients: dict[int, Form] = {}
+        finished: set[int] = set()
+        present = self._padded_presence(records)
+
+        def receive(number: int, raw: Raw) -> None:
+            nonlocal good
+            good = good and number not in finished
+            if good:
+                self._join(gradients, number, raw, shrink)
+
+        def finish(number: int) -> None:
+            nonlocal good
+            finished.add(number)
+            form = gradients.pop(number, None)
+            if form is None:
+                return
+            good = good and bool((_finite(form) | ~present).all())
+            if good:
+                with torch.no_grad():
+                    take(number, *_sides(form, present, count))
+
+        self._run_records(records, targets, receive, finish)
+        for number in sorted(gradients):  # of uses that the loss didn't depend on
+            finish(number)
+        return good
+
+    def _join(self, gradients: dict[int, Form], number: int, raw: Raw, shrink: Shrink | None) -> None:
+        """Add one use of a block to its gradients."""
+        form = raw.plain(self.blocks[number])
+        form = form if shrink is None else shrink(number, form)
+        gradients[number] = join_uses(gradients[number], form) if number in gradients else form
+
+    def _padded_presence(self, records: Records) -> Tensor:
+        """Return which records of the padded micro-batch are present, (micro_batch,), on the device of the network."""
+        return pad_records(records, self.micro_batch)[2].to(self.network.device)
+
+    def _run_records(
+        self, records: Records, targets: Tensor, receive: Receive, finish: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Run one pass of a padded micro-batch, and return which of its records are present."""
+        inputs, _, present = pad_records(records, self.micro_batch)
+        padded = torch.cat([targets, targets.new_zeros((self.micro_batch - len(records), *targets.shape[1:]))])
+        self._run(inputs, padded, receive, finish=finish)
+        return present.to(self.network.device)
+
+    def _run(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        receive: Receive,
+        views: int | None = None,
+        finish: Callable[[int], None] | None = None,
+    ) -> None:
         """Run one pass. With ``views``, inputs are (B, views, ...), and gradients are those of each view's share of the mean loss."""
         inputs, targets = flatten_views(inputs, targets, views)
         taps, truth = self._taps_for(inputs), targets.to(self.network.device)
         with self.network.sealed(self.loss):
-            taps.run(inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still)
+            taps.run(
+                inputs, lambda outputs: self.loss.value(outputs, truth) / (views or 1), receive, self._still, finish
+            )
 
     def _taps_for(self, inputs: Tensor) -> Taps:
         """Return the taps for records (B, ...) like these, whose values don't matter."""
@@ -100,6 +160,20 @@ class RawGradients:
         if self._taps is None or self._taps[0] != key:
             self._taps = (key, self._taps_of(torch.zeros_like(inputs[:1])))
         return self._taps[1]
+
+
+def _finite(form: Form) -> Tensor:
+    """Return which records have finite gradients, (B,)."""
+    good = [torch.isfinite(side).flatten(1).all(dim=1) for side in _floating_sides(form)]
+    return good[0] if len(good) == 1 else good[0] & good[1]
+
+
+def _sides(form: Form, keep: Tensor, count: int) -> list[Tensor]:
+    """Return the tensors of a form for the first ``count`` records, zero where ``keep`` (B,) is not."""
+    kept = keep[:count, None, None, None]
+    # Replaced before any product: 0 x NaN is NaN.
+    sides = [torch.where(kept, side[:count], 0.0) for side in _floating_sides(form)]
+    return [form.token[:count].unsqueeze(1), *sides] if isinstance(form, Indexed) else sides
 
 
 def _floating_sides(form: Form) -> list[Tensor]:

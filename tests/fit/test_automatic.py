@@ -135,7 +135,7 @@ def table_of(folder: Path) -> DataConfig:
 def test_a_layer_too_wide_for_moments_gets_leading_directions_of_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distqexp.geometry.moments.LARGEST_SIDE", 50)
+    monkeypatch.setattr("distqexp.geometry.packing.LARGEST_SIDE", 50)
     model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
     plan = plan_of(open_config(tmp_path, "mlp", model=model))
     assert (plan.config.subspace.kind, plan.config.precision.kind, plan.k) == ("public-pca", "dense", WIDE_DIRECTIONS)
@@ -143,7 +143,7 @@ def test_a_layer_too_wide_for_moments_gets_leading_directions_of_gradients(
 
 def test_few_public_records_give_fewer_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subspace that the config names itself is refused, where a chosen one is halved until public gradients span it."""
-    monkeypatch.setattr("distqexp.geometry.moments.LARGEST_SIDE", 50)
+    monkeypatch.setattr("distqexp.geometry.packing.LARGEST_SIDE", 50)
     model = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [90, 40]}}
     config = open_config(tmp_path, "mlp", model=model)
     assert config.data.public is not None

@@ -24,13 +24,10 @@ from kronecker_cases import (
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block
-from distqexp.geometry.moments import (
-    moments_size,
-    pack,
-    position_moments,
-    unpack,
-)
+from distqexp.geometry.moments import BlockMoments, position_moments
+from distqexp.geometry.packing import add_packed, moments_size, pack, unpack
 from distqexp.geometry.subspaces.kronecker import (
+    MANY,
     BlockFactors,
     KroneckerSubspace,
     factors_to_arrays,
@@ -133,6 +130,23 @@ def test_leading_factors_are_eigenvectors_of_the_largest_eigenvalues() -> None:
     assert sorted(np.argsort(moments[4].row[0])[-2:].tolist()) == chosen[0].tolist()
 
 
+def test_factors_of_large_blocks_are_numbers_of_half_precision() -> None:
+    """They stay near the eigenvectors, and those of small blocks stay what they are."""
+    rng = np.random.default_rng(0)
+    for rows, k in ((600, 64), (300, 64)):
+        basis = np.linalg.qr(rng.normal(size=(rows, rows)))[0]
+        moment = (basis * np.geomspace(1.0, 1e-3, rows)) @ basis.T
+        block = Block("layer", 1, rows, 1, weight=0, bias=None)
+        row = leading_factors([block], [BlockMoments(moment[None], np.ones((1, 1, 1)), np.ones(1))], None, k)[0].row
+        assert row is not None
+        halves = np.array_equal(row, row.astype(np.float16))
+        assert halves == (row.size >= MANY)
+        exact = basis[:, :k] * np.sign(
+            np.take_along_axis(basis[:, :k], np.abs(basis[:, :k]).argmax(axis=0)[None], axis=0)
+        )
+        np.testing.assert_allclose(row[0], exact.T, atol=1e-4 if halves else 1e-9)
+
+
 def test_stored_factors_come_back_and_others_are_refused() -> None:
     subspace = subspaces()["pca"]
     arrays = factors_to_arrays(subspace.factors)
@@ -186,7 +200,7 @@ def test_position_moments_are_loops_and_skip_positions_without_a_gradient(positi
     e[3, 1, 0] = 0.0
     a[3, 1, 0] = math.nan  # padding may hold anything
     a[2, 0, -1] = 0.0  # that of an embedding is in the columns
-    found = position_moments(block, e, a)
+    found = position_moments(block, e, a).arrays()
     for copy in range(2):
         s, c, energy = np.zeros((3, 3)), np.zeros((4, 4)), 0.0
         for i in range(5):
@@ -208,8 +222,8 @@ def test_numbers_of_rows_stand_for_unit_vectors() -> None:
     columns = random(3, 6, 1, 9, 4)
     columns[:, :, 6:] = 0.0
     columns[4] = 0.0
-    found = position_moments(block, numbers, columns)
-    written_out = position_moments(block, torch.nn.functional.one_hot(numbers, 7).double(), columns)
+    found = position_moments(block, numbers, columns).arrays()
+    written_out = position_moments(block, torch.nn.functional.one_hot(numbers, 7).double(), columns).arrays()
     assert np.array_equal(found.row, written_out.row)
     assert found.row.sum() == 5 * 6
     for side in ("column", "energy"):
@@ -227,11 +241,12 @@ def test_factors_of_other_shapes_are_refused() -> None:
 
 def test_packed_moments_add_up_and_come_back() -> None:
     whole, g = whole_space(BLOCKS), gradients(UNITS)
-    flat = pack(moments_of(whole, g))
+    flat = pack(BLOCKS, moments_of(whole, g))
     assert flat.shape == (moments_size(BLOCKS),)
-    parts = pack(moments_of(whole, g[:13])) + pack(moments_of(whole, torch.cat([g[13:], torch.zeros(5, D)])))
+    parts = pack(BLOCKS, moments_of(whole, g[:13]))
+    add_packed(BLOCKS, parts, pack(BLOCKS, moments_of(whole, torch.cat([g[13:], torch.zeros(5, D)]))))
     np.testing.assert_allclose(parts, flat, rtol=1e-9, atol=1e-9)
-    assert np.array_equal(pack(unpack(BLOCKS, flat)), flat)
+    assert np.array_equal(pack(BLOCKS, unpack(BLOCKS, flat)), flat)
     for bad, words in ((flat[1:], "shape"), (flat * np.nan, "not finite; check data.public")):
         with pytest.raises(UsageError, match=words):
             unpack(BLOCKS, bad)

@@ -100,7 +100,10 @@ def test_a_single_outer_product_a_record_has_its_exact_moment() -> None:
     a = columns.repeat(3, 1)[:, None, None, :]
     g = torch.matmul(e.transpose(2, 3), a).reshape(6, 6).numpy()
     exact = g.T @ g / 6
-    for moments in (position_moments(block, e, a), explicit_moments(block, torch.matmul(e.transpose(2, 3), a))):
+    for moments in (
+        position_moments(block, e, a).arrays(),
+        explicit_moments(block, torch.matmul(e.transpose(2, 3), a)).arrays(),
+    ):
         precision = make_kronecker_precision([moments], 6, 1.0, 1.0, mean_damping(1e-12))
         inverse = precision.whiten(torch.eye(6, dtype=torch.float64)).numpy().T
         a_matrix = np.linalg.inv(inverse.T @ inverse)

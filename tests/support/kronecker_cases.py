@@ -52,7 +52,8 @@ def gradients(count: int, seed: int = 1) -> torch.Tensor:
 
 def moments_of(subspace: KroneckerSubspace, g: torch.Tensor) -> list[BlockMoments]:
     return [
-        explicit_moments(block, m) for block, m in zip(subspace.coordinates, subspace.project_blocks(g), strict=True)
+        explicit_moments(block, m).arrays()
+        for block, m in zip(subspace.coordinates, subspace.project_blocks(g), strict=True)
     ]
 
 

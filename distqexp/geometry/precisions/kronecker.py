@@ -18,7 +18,7 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from distqexp.arrays import BoolArray, FloatArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block
-from distqexp.geometry.moments import BlockMoments, traces
+from distqexp.geometry.moments import BlockMoments, Moment, traces
 from distqexp.geometry.precisions.base import Factors, Precision
 from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.kind import PrecisionKind
@@ -173,7 +173,7 @@ def _spectra(moments: Sequence[BlockMoments], public_units: int, damping: Dampin
     return spectra
 
 
-def _relative_sizes(moment: FloatArray, live: BoolArray, damping: Damping) -> FloatArray:
+def _relative_sizes(moment: Moment, live: BoolArray, damping: Damping) -> FloatArray:
     """Return the size of each copy's spectrum over its mean eigenvalue; 1 for one that stands still."""
     means = np.where(live, traces(moment) / moment.shape[1], 1.0)
     if damping.reference == "mean":
@@ -223,7 +223,7 @@ def _from_arrays(k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision
     return KroneckerPrecision(k, arrays)
 
 
-def _inverse_factor(moment: FloatArray, live: BoolArray, ridges: FloatArray, damping: float) -> FloatArray:
+def _inverse_factor(moment: Moment, live: BoolArray, ridges: FloatArray, damping: float) -> FloatArray:
     """Return L^{-1} of moment / mean eigenvalue + ridge I, shaped like the moment; I for a copy that stands still."""
     n = moment.shape[1]
     mean = np.where(live, traces(moment) / n, 1.0)
@@ -238,7 +238,7 @@ def _inverse_factor(moment: FloatArray, live: BoolArray, ridges: FloatArray, dam
         if not is_live:
             factors.append(np.eye(n))
             continue
-        matrix = (part + part.T) / (2 * scale)
+        matrix = (part + part.T).astype(np.float64, copy=False) / (2 * scale)
         matrix[np.diag_indices(n)] += ridge
         try:
             factor = cholesky(matrix, lower=True)

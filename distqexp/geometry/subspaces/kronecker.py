@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, eigh
+from scipy.linalg import LinAlgError
 
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
-from distqexp.geometry.moments import BlockMoments, coordinate_block
+from distqexp.geometry.leading import leading_eigenvectors
+from distqexp.geometry.moments import BlockMoments, Moment, coordinate_block
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
+
+MANY = 1 << 15
+"""So many numbers of leading eigenvectors are rounded to half precision."""
 
 _Factor = NDArray[Any] | None
 
@@ -153,7 +157,8 @@ def leading_factors(
     """Return the leading eigenvectors of each copy's row and column moments; of sparse rows, the most frequent ones.
 
     The entry of largest size of each eigenvector is positive. The factors are made once, where the moments are, and then
-    stored, because eigenvectors differ between libraries.
+    stored, because eigenvectors differ between libraries. Those of a large block are rounded to half precision, in which a file
+    holds them: any subspace will do, as long as everybody has the same.
 
     Args:
         blocks: The blocks of theta.
@@ -235,23 +240,18 @@ def _check_factor(
         )
 
 
-def _leading(moment: FloatArray, k: int) -> FloatArray:
+def _leading(moment: Moment, k: int) -> FloatArray:
     """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows."""
-    n = moment.shape[1]
-    factors = []
-    for part in moment:
-        try:
-            vectors = eigh((part + part.T) / 2, subset_by_index=[n - k, n - 1])[1].T[::-1]
-        except (LinAlgError, ValueError) as error:
-            raise UsageError(
-                "subspace kronecker-pca: a public second moment has no eigenvectors in float64; check data.public"
-            ) from error
-        largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
-        factors.append(np.where(largest < 0, -vectors, vectors))
-    return np.stack(factors)
+    try:
+        vectors = np.stack([leading_eigenvectors(part, k) for part in moment])
+    except (LinAlgError, ValueError) as error:
+        raise UsageError(
+            "subspace kronecker-pca: a public second moment has no eigenvectors in float64; check data.public"
+        ) from error
+    return vectors if vectors.size < MANY else vectors.astype(np.float16).astype(np.float64)
 
 
-def _most_frequent(diagonal: FloatArray, k: int) -> IntegerArray:
+def _most_frequent(diagonal: Moment, k: int) -> IntegerArray:
     """Return the numbers (copies, k) of the rows with the largest moments, in rising order."""
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, :k]
     return np.sort(order, axis=1).astype(np.int64)

@@ -9,6 +9,7 @@ from torch import nn
 
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block, check_cover
+from distqexp.geometry.packing import LARGEST_SIDE
 from distqexp.problem.admission import scripted
 from distqexp.problem.network import Network
 
@@ -25,7 +26,7 @@ class Pair:
         bias: The bias's name in its module, if there is one.
         shape: (copies, rows, columns) of the weight's matrices; a bias is one more column.
         transposed: Whether the weight is stored (columns, rows).
-        vocabulary: Whether the rows are those of a vocabulary.
+        vocabulary: Whether the rows are those of a vocabulary, as in an embedding, or in a head over one.
     """
 
     weight: str | None
@@ -116,7 +117,8 @@ def _known_pair(module: nn.Module) -> Pair | None:
     if name is None and second is None:
         return None
     if isinstance(module, nn.Linear):
-        return Pair(name, second, (1, module.out_features, module.in_features))
+        shape = (1, module.out_features, module.in_features)
+        return Pair(name, second, shape, vocabulary=module.out_features > LARGEST_SIDE)
     if isinstance(module, nn.MultiheadAttention):
         return None if weight is None else Pair(name, second, (1, weight.shape[0], weight.shape[1]))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,9 @@ from distqexp.problem.network import Network
 Receive = Callable[[int, Raw], None]
 """Takes the number of a block and the gradients of one use of it."""
 
+Finish = Callable[[int], None]
+"""Takes the number of a block whose gradients are complete."""
+
 
 class _Pass(NamedTuple):
     """One batch on its way through the network.
@@ -32,16 +36,30 @@ class _Pass(NamedTuple):
         records: The number of records.
         receive: Takes the gradients.
         still: The numbers of blocks whose gradients nobody asks for.
+        finish: Takes the number of a block whose uses have all been received.
+        waiting: How many uses of each block the forward pass has seen and the backward pass not yet.
     """
 
     anchor: Tensor
     records: int
     receive: Receive
     still: frozenset[int]
+    finish: Finish | None
+    waiting: Counter[int]
 
     def asks_for(self, places: Mapping[str, Place]) -> bool:
         """Return whether the gradient of any of these parameters is asked for."""
         return any(number not in self.still for number, _ in places.values())
+
+    def expect(self, places: Mapping[str, Place]) -> None:
+        """Note a use of these parameters."""
+        self.waiting.update({number for number, _ in places.values()})
+
+    def received(self, number: int) -> None:
+        """Note that a use of a block was handed over."""
+        self.waiting[number] -= 1
+        if self.finish is not None and self.waiting[number] == 0:
+            self.finish(number)
 
 
 class Taps:
@@ -63,6 +81,7 @@ class Taps:
         value: Callable[[Tensor], Tensor],
         receive: Receive,
         still: frozenset[int] = frozenset(),
+        finish: Finish | None = None,
     ) -> None:
         """Run one batch. Where all blocks of the first layers are ``still``, the backward pass ends before these layers.
 
@@ -71,9 +90,11 @@ class Taps:
             value: Maps the outputs to (B,), the number to differentiate for each record.
             receive: Takes the gradients.
             still: The numbers of blocks whose gradients are not asked for; a layer that has others too may give them all the same.
+            finish: Takes the number of a block as soon as every use that the forward pass made of it was received. A block with a use
+                that the outputs don't depend on is never finished.
         """
         anchor = torch.zeros((), dtype=self.network.dtype, device=self.network.device, requires_grad=True)
-        batch = _Pass(anchor, len(inputs), receive, still)
+        batch = _Pass(anchor, len(inputs), receive, still, finish, Counter())
         handles = []
         try:
             for module, use in self.routing.rules.items():
@@ -117,7 +138,7 @@ class Taps:
             use.dim or 0,
             use.places,
             lambda x, g: use.rule(module, x, g, frozenset(use.places)),
-            batch.receive,
+            batch,
         )
         built_in = type(module).__module__.startswith("torch.nn.")
         return _Tap.apply(batch.anchor, answer, built_in, output)[0]  # type: ignore[no-untyped-call]
@@ -135,7 +156,7 @@ class Taps:
             return output
         dim = 0 if module.batch_first else 1
         answer = self._answer(
-            module, inputs.detach(), dim, places, lambda x, g: attention.projection(module, x, g, part), batch.receive
+            module, inputs.detach(), dim, places, lambda x, g: attention.projection(module, x, g, part), batch
         )
         return _Tap.apply(batch.anchor, answer, True, output)[0]  # type: ignore[no-untyped-call]
 
@@ -161,8 +182,9 @@ class Taps:
             dims = (fallback.call.inputs, fallback.call.outputs)
             example = Example(module, (args, kwargs), dims, self.network.anew)
             compute = partial(per_example, example, names, gradients, fallback.looped)
-            self._hand_over(fallback.places, compute, batch.receive)
+            self._hand_over(fallback.places, compute, batch)
 
+        batch.expect(fallback.places)
         outputs = _Tap.apply(batch.anchor, answer, False, *floating_tensors(output))  # type: ignore[no-untyped-call]
         for slot, tensor in zip(slots, outputs, strict=True):
             leaves[slot] = tensor
@@ -175,7 +197,7 @@ class Taps:
         dim: int,
         places: Mapping[str, Place],
         rule: Callable[[Tensor, Tensor], Mapping[str, Raw | Tensor]],
-        receive: Receive,
+        batch: _Pass,
     ) -> Callable[[tuple[Tensor, ...]], None]:
         """Return a callback that takes the gradients of a use's output, applies ``rule``, and hands the result over.
 
@@ -186,8 +208,9 @@ class Taps:
         def answer(gradients: tuple[Tensor, ...]) -> None:
             _require_unchanged(module, inputs, version)
             x, g = (self._plain(tensor.movedim(dim, 0)) for tensor in (inputs, gradients[0]))
-            self._hand_over(places, partial(rule, x, g), receive)
+            self._hand_over(places, partial(rule, x, g), batch)
 
+        batch.expect(places)
         return answer
 
     def _plain(self, tensor: Tensor) -> Tensor:
@@ -195,9 +218,9 @@ class Taps:
         return tensor.to(self.network.dtype) if tensor.is_floating_point() else tensor
 
     def _hand_over(
-        self, places: Mapping[str, Place], compute: Callable[[], Mapping[str, Raw | Tensor]], receive: Receive
+        self, places: Mapping[str, Place], compute: Callable[[], Mapping[str, Raw | Tensor]], batch: _Pass
     ) -> None:
-        """Compute the gradients of a use's parameters and give them to ``receive``, block by block."""
+        """Compute the gradients of a use's parameters and hand them over, block by block."""
         self._resting = True  # a rule may call the module again, and such a call is no use of it
         try:
             gradients = compute()
@@ -208,7 +231,8 @@ class Taps:
             by_block.setdefault(number, {})[part] = gradients[name]
         for number, parts in by_block.items():
             for raw in _as_raw(self.blocks[number], parts):
-                receive(number, raw)
+                batch.receive(number, raw)
+            batch.received(number)
 
 
 class _Tap(torch.autograd.Function):
