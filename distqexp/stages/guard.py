@@ -26,7 +26,9 @@ from distqexp.problem.sources import ProbeSource
 from distqexp.stages.lifting import whitening_of
 
 RECORDS = 256
-"""At most so many records are tried."""
+"""At most so many records are tried; and of probes, no more than precision.samples, which is small where a pass is dear."""
+
+LEAST_PROBES = 16
 
 LOSS_SHARE = 0.25
 """Noise may cost this share of the loss at the start ..."""
@@ -178,8 +180,8 @@ class Guard:
         """The records, with features in the place of inputs where the model has a frozen part."""
         plan, worker = self._plan, self._worker
         if self._public is None:
-            probes = ProbeSource(RECORDS, plan.config.subspace.seed).open(plan.schema, 0)
-            records = probes.read(np.arange(RECORDS))
+            count = min(RECORDS, max(LEAST_PROBES, plan.config.precision.samples))
+            records = ProbeSource(count, plan.config.subspace.seed).open(plan.schema, 0).read(np.arange(count))
         else:
             source = public_source(plan.config, self._public, plan.schema, readers=worker.readers)
             rows = source.slots.rows

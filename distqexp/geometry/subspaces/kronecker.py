@@ -27,8 +27,8 @@ from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspa
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
 
-MANY = 1 << 15
-"""So many numbers of leading eigenvectors are rounded to half precision."""
+MANY = 40_000
+"""A factor of so many numbers, or more, is rounded to half precision."""
 
 _Factor = NDArray[Any] | None
 
