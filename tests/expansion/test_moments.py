@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from moment_cases import Twice, images, layered, moments_of, packed, sampled
 from numpy.typing import NDArray
 from sketching_oracle import make_problem
 from torch import nn
@@ -18,10 +17,8 @@ from torch import nn
 from distqexp.errors import UsageError
 from distqexp.expansion import moments as block_moments
 from distqexp.expansion.moments import FisherMoments
-from distqexp.expansion.passes import _sums_of_group, moments_of_group
-from distqexp.geometry import moments as geometry_moments
 from distqexp.geometry.moments import BlockMoments, explicit_moments
-from distqexp.geometry.packing import add_packed, moments_size, pack, unpack
+from distqexp.geometry.packing import unpack
 from distqexp.geometry.subspaces.kronecker import (
     BlockFactors,
     KroneckerSubspace,
@@ -29,31 +26,14 @@ from distqexp.geometry.subspaces.kronecker import (
     random_kronecker,
     whole_space,
 )
-from distqexp.gradients.labels import label_noise
-from distqexp.gradients.layers import Form, block_layout, layout
+from distqexp.gradients.layers import block_layout
 from distqexp.gradients.raw import RawGradients
 from distqexp.problem.derivatives import per_example_gradients
-from distqexp.problem.losses import CrossEntropy, Loss
+from distqexp.problem.losses import CrossEntropy
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
 
-SEED, ROUND, FIRST = 5, 2, 30
 Factors = list[list[tuple[NDArray[np.float64], NDArray[np.float64]]]]
-
-
-def layered() -> nn.Sequential:
-    """A grouped convolution, a linear layer with several positions, a normalisation, a head without a bias."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2),
-        nn.Tanh(),
-        nn.Flatten(2),
-        nn.Linear(20, 5),
-        nn.LayerNorm(5),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(30, 3, bias=False),
-    ).double()
 
 
 class Words(nn.Module):
@@ -67,49 +47,6 @@ class Words(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.head(torch.tanh(self.words(tokens)).mean(dim=1))
         return found
-
-
-class Twice(nn.Module):
-    """One layer applied two times in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.again, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.head(torch.tanh(self.again(torch.tanh(self.again(x)))))
-        return found
-
-
-def images(count: int, seed: int = 1) -> Records:
-    x = torch.randn(count, 4, 9, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Records(x, torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.bool))
-
-
-def sampled(network: Network, loss: Loss, records: Records) -> torch.Tensor:
-    outputs = network.module(records.inputs).detach()
-    return loss.sample(outputs, label_noise(SEED, ROUND, FIRST, len(records), 1))
-
-
-def packed(network: Network, subspace: KroneckerSubspace, records: Records, micro_batch: int) -> NDArray[np.float64]:
-    """Of a pass that stores all gradients. A streamed one gives the same bits, or finds out that it can't."""
-    moments = FisherMoments(network=network, loss=CrossEntropy(), subspace=subspace, micro_batch=micro_batch)
-    found = []
-    for streamed in (False, True):
-        sums = moments.sums()
-        good = moments.add_records(sums, records, seed=SEED, round=ROUND, first_slot=FIRST, streamed=streamed)
-        found.append(sums.flat())
-        assert good or streamed
-    finite = torch.isfinite(records.inputs[records.present].double()).all()
-    assert good == bool(finite)
-    assert np.array_equal(*found) or not good
-    return found[0]
-
-
-def moments_of(
-    network: Network, subspace: KroneckerSubspace, records: Records, micro_batch: int = 8
-) -> list[BlockMoments]:
-    return unpack(subspace.coordinates, packed(network, subspace, records, micro_batch))
 
 
 def explicit(network: Network, subspace: KroneckerSubspace, records: Records) -> list[BlockMoments]:
@@ -325,47 +262,6 @@ def test_a_single_precision_network_has_double_precision_sums() -> None:
                 np.testing.assert_allclose(moment, exact, rtol=1e-12, atol=1e-13 * np.abs(exact).max())
 
 
-def test_a_streamed_pass_holds_the_gradients_of_one_block_at_a_time() -> None:
-    """Each is taken in the middle of the backward pass, the last layer's first; those of a layer used twice after its second use."""
-    network = Network(Twice().double())
-    blocks = block_layout(network)
-    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    records = Records(x, torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool))
-    raw = RawGradients(network=network, loss=CrossEntropy(), blocks=blocks, micro_batch=4)
-    events: list[tuple[str, int]] = []
-
-    def shrink(number: int, form: Form) -> Form:
-        events.append(("use", number))
-        return form
-
-    assert raw.stream(records, records.targets, lambda number, *_: events.append(("taken", number)), shrink)
-    assert events == [("use", 1), ("taken", 1), ("use", 0), ("use", 0), ("taken", 0)]
-
-
-def test_moments_of_large_blocks_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here 'large' is a side of 7: the figures are those of float64 up to rounding, and odd sizes are packed as well."""
-    network, records = Network(layered()), images(7)
-    blocks = block_layout(network)
-    exact = moments_of(network, whole_space(blocks), records)
-    monkeypatch.setattr(geometry_moments, "LARGE_SIDE", 7)
-    found = moments_of(network, whole_space(blocks), records)
-    types = set()
-    for block, part, whole in zip(blocks, found, exact, strict=True):
-        large = max(block.rows, block.columns) >= 7
-        types.add(large)
-        assert part.row.dtype == part.column.dtype == (np.float32 if large else np.float64)
-        assert part.energy.dtype == np.float64
-        for one, other in ((part.row, whole.row), (part.column, whole.column), (part.energy, whole.energy)):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
-    assert types == {True, False}
-    packed_again = pack(blocks, found)
-    total = packed_again.copy()
-    add_packed(blocks, total, packed_again)
-    for part, whole in zip(unpack(blocks, total), found, strict=True):
-        assert np.array_equal(part.row, 2 * whole.row)
-        assert np.array_equal(part.column, 2 * whole.column)
-
-
 def test_unused_parameters_have_no_moments_and_picked_rows_are_refused() -> None:
     module = Twice()
     module.unused = nn.Linear(2, 2)
@@ -389,56 +285,3 @@ def test_unused_parameters_have_no_moments_and_picked_rows_are_refused() -> None
 def test_blocks_of_the_model_above_are_what_it_says() -> None:
     shapes = {(block.copies, block.rows, block.columns) for block in block_layout(Network(layered()))}
     assert shapes == {(2, 3, 13), (1, 5, 21), (1, 5, 2), (1, 3, 30)}
-
-
-def test_a_head_over_a_vocabulary_has_no_square_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here a vocabulary has more than 2 words. The diagonal is that of the dense moment, and all else is as it was."""
-    torch.manual_seed(0)
-    network = Network(nn.Sequential(nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 30)).double())
-    dense = block_layout(network)
-    monkeypatch.setattr(layout, "LARGEST_SIDE", 2)
-    monkeypatch.setattr(layout, "SPARSE_ROWS", 2)
-    blocks = block_layout(network)
-    assert [block.sparse_rows for block in blocks] == [False, True]
-    assert moments_size(blocks) == moments_size(dense) - 30**2 + 30
-    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    records = Records(x, torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.bool))
-    found, whole = (moments_of(network, whole_space(parts), records)[1] for parts in (blocks, dense))
-    np.testing.assert_allclose(found.row[0], np.diag(whole.row[0]), rtol=1e-12)
-    np.testing.assert_allclose(found.column, whole.column, rtol=1e-12)
-    np.testing.assert_allclose(found.energy, whole.energy, rtol=1e-12)
-    rows = leading_factors(blocks, moments_of(network, whole_space(blocks), records), None, 4)[1].row
-    assert np.array_equal(np.asarray(rows)[0], np.sort(np.argsort(-found.row[0])[:4]))
-    large = Network(nn.Linear(2, 8193))
-    monkeypatch.undo()
-    assert block_layout(large)[0].sparse_rows
-    assert not block_layout(Network(nn.Linear(2, 8192)))[0].sparse_rows
-
-
-def test_a_group_with_a_record_that_is_not_finite_is_passed_again() -> None:
-    network = Network(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double())
-    subspace = whole_space(block_layout(network))
-    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    broken = x.clone()
-    broken[6, 0] = math.inf
-    present = torch.ones(8, dtype=torch.bool)
-    without = present.clone()
-    without[6] = False
-    moments = FisherMoments(network=network, loss=CrossEntropy(), subspace=subspace, micro_batch=4)
-    found = []
-    for inputs, there in ((broken, present), (x, without)):
-        records = Records(inputs, torch.zeros(8, dtype=torch.int64), there)
-        batches = [
-            (first, Records(*(side[first : first + 4] for side in (inputs, records.targets, there))), None)
-            for first in (0, 4)
-        ]
-        config = SimpleNamespace(subspace=SimpleNamespace(seed=SEED), engine=SimpleNamespace(threads=1))
-        context: Any = SimpleNamespace(
-            moments=moments, pieces=[(0, 0, 8)], config=config, round=ROUND, on=lambda worker: None,
-            numbered_batches=lambda piece, batches=batches: iter(batches),
-        )  # fmt: skip
-        assert (_sums_of_group(context, 0, streamed=True) is None) == (inputs is broken)
-        worker: Any = None
-        found.append(moments_of_group(worker, 0, context=context))
-    assert np.array_equal(*found)
-    assert found[0].any()
