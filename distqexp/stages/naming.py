@@ -10,6 +10,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.config import DataConfig
 from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.problem.contents import content_digests
+from distqexp.problem.identity import file_digest, record_files, source_files
 from distqexp.problem.sources import Readers
 from distqexp.stages.charging import Charging
 
@@ -51,4 +52,5 @@ def with_contents(
             )
         contents += digests
     sys.stderr.flush()
-    return replace(charging, contents=tuple(contents))
+    others = [file_digest(path) for data in sources for path in source_files(data)[len(record_files(data)) :]]
+    return replace(charging, contents=tuple(contents), records=charging.ledger.keyed_digest(*contents, *others))
