@@ -118,7 +118,8 @@ def fit(
             Keys that have an argument here are refused.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
-        callback: Called with every progress event; nothing is printed then.
+        callback: Called with every progress event; nothing but warnings on the records is printed then. All warnings are in the
+            result's ``warnings``.
         engine: Where the work runs; serial, or MPI under a launcher, when None.
         ledger: The ledger's file; the user's own when None.
         insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
@@ -372,4 +373,7 @@ def _facts(result: FitResult, card: ModelCard, ledger: Path | None) -> Facts:
         moved = float(np.linalg.norm(release.theta - before))
         history.append({**figures, "moved": moved, "diagnostics": None if told is None else dataclasses.asdict(told)})
         before = release.theta
-    return Facts(result.certificate, result.metrics, history, budget, result.seconds, card.tree())
+    unmoved = bool(np.array_equal(result.releases[-1].theta, result.plan.state.theta))
+    return Facts(
+        result.certificate, result.metrics, history, budget, result.seconds, card.tree(), list(result.warnings), unmoved
+    )

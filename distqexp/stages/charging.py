@@ -118,14 +118,15 @@ def _is_paid(plan: Plan, charging: Charging, role: str, round: int, rows: Sequen
     # By site or by curator, one release is one expense: see Ledger.reserve.
     if key.partition("/")[2] not in {known.partition("/")[2] for known in keys}:
         return False
-    mark = _records_mark(plan, charging, role, round)
-    if stored or mark is None or key not in keys:
+    marks = _records_marks(plan, charging, role, round)
+    if stored or not marks or key not in keys:
         return True
-    if plan.config.mechanism.sampled and charging.noise_seed is None:
-        # Without its coins the round takes another sample.
-        if not charging.ledger.has_coins(coin_owner(plan, charging, role, round)):
-            return False
-    return charging.ledger.charged_contents(charging.population_of(plan), mark, charging.universe)
+    tossed = plan.config.mechanism.sampled and charging.noise_seed is None
+    if tossed and not charging.ledger.has_coins(coin_owner(plan, charging, role, round)):
+        return False  # without its coins the round takes another sample
+    population = charging.population_of(plan)
+    known, same = (charging.ledger.charged_contents(population, mark, charging.universe) for mark in marks)
+    return same or not known  # an older copy of the ledger knows of no records
 
 
 def coin_owner(plan: Plan, charging: Charging, role: str, round: int) -> CoinOwner:
@@ -133,11 +134,12 @@ def coin_owner(plan: Plan, charging: Charging, role: str, round: int) -> CoinOwn
     return CoinOwner(charging.universe, charging.population_of(plan), round_key(plan, round, role))
 
 
-def _records_mark(plan: Plan, charging: Charging, role: str, round: int) -> bytes | None:
-    """Return what the ledger knows the records of a charged round by; None where the files aren't at hand. Private."""
+def _records_marks(plan: Plan, charging: Charging, role: str, round: int) -> tuple[bytes, ...]:
+    """Return what the ledger notes with a charge where the files are at hand: that it knows the round's records, and which. Private."""
     if charging.records is None:
-        return None
-    return charging.ledger.keyed_digest(b"round", round_key(plan, round, role).encode(), charging.records)
+        return ()
+    key = round_key(plan, round, role).encode()
+    return tuple(charging.ledger.keyed_digest(b"round", key, *known) for known in ((), (charging.records,)))
 
 
 def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def charge(
     Raises:
         BudgetError: The population's cap doesn't allow the charge.
     """
-    mark = _records_mark(plan, charging, role, state.round)
+    marks = _records_marks(plan, charging, role, state.round)
     return charging.ledger.reserve(
         Charge(
             _charge_key(plan, state, role),
@@ -211,7 +213,7 @@ def charge(
         sums=sums,
         universe=charging.universe,
         plan_population=charging.plan_population,
-        provenance=Provenance(basis, (*charging.contents, *([] if mark is None else [mark]))),
+        provenance=Provenance(basis, (*charging.contents, *marks)),
     )
 
 
