@@ -24,7 +24,7 @@ from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
 from distqexp.live.alignment import require_aligned
-from distqexp.live.arguments import refuse_second_values, require_units
+from distqexp.live.arguments import refuse_idle_target, refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
 from distqexp.live.marks import Marks
 from distqexp.live.overlap import refuse_common_records, refuse_same_objects
@@ -103,7 +103,7 @@ def fit(
             of the private ones and the number of outputs. Or a loss of your own: a function or module of outputs (n, C) and targets (n,),
             convex in the outputs, which it declares by an attribute ``convex = True`` (torch's own losses needn't), with a value a
             record (``reduction="none"``); it is tried on made-up outputs before anything is charged.
-        target: The label's column of a DataFrame.
+        target: The label's column of a DataFrame. With other records it is refused.
         features: The feature columns of DataFrames; all others when None.
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
@@ -142,6 +142,7 @@ def fit(
     wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit, request.features)
     refuse_same_objects(private, records.others)
+    refuse_idle_target(target, [private, public, evaluation])
     ledger_path = None if ledger is None else Path(ledger)
     with told_once(), ExitStack() as stack:
         with wording.errors():

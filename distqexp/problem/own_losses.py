@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import grad
 
 from distqexp.errors import UsageError
 from distqexp.problem import lent
 from distqexp.problem.losses import Loss
+from distqexp.problem.mapping import vmap
 from distqexp.problem.own_identity import identity_of
 from distqexp.problem.sealing import Seal
 from distqexp.problem.user_code import described, imported
