@@ -193,8 +193,12 @@ def _require_apart(loss: OwnLoss, outputs: torch.Tensor, targets: torch.Tensor) 
     alone = torch.cat([loss.value(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
     if not torch.allclose(whole, alone, rtol=1e-9, atol=1e-12):
         raise UsageError(f"model.loss: {loss.name!r} mixes the records of a batch; expected each record's own value")
+
+    def value(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return loss.value(output.unsqueeze(0), target.unsqueeze(0)).squeeze(0)
+
     try:
-        vmap(grad(lambda x, y: loss.value(x.unsqueeze(0), y.unsqueeze(0)).squeeze(0)))(outputs, targets)
+        vmap(grad(value))(outputs, targets)
     except Exception as error:  # noqa: BLE001 - somebody's own function, on made-up numbers
         raise UsageError(
             f"model.loss: {loss.name!r} can't be differentiated for each record by torch.func ({type(error).__name__}: "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import stat
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,17 @@ def test_warnings_come_with_the_result_in_words_of_the_arguments(
     assert "unmoved     the model is as it was" in text
     assert text.count("\nwarning     ") == len(result.warnings)
     assert pickle.loads(pickle.dumps(result)).warnings == result.warnings
+
+
+def test_no_file_is_left_open(recwarn: pytest.WarningsRecorder) -> None:
+    """Of arrays and of tables, in the run and in predictions."""
+    warnings.simplefilter("always", ResourceWarning)
+    distqexp.fit(linear(), PRIVATE, public=PUBLIC, callback=lambda _: None, population="arrays", **BUDGET)
+    tables = {"private": frame(PRIVATE), "public": frame(PUBLIC), "target": "died", "population": "tables"}
+    result = distqexp.fit(linear(), **tables, callback=lambda _: None, **BUDGET)
+    result.predict(frame(EVALUATION).drop(columns="died"))
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, ResourceWarning)] == []
 
 
 def test_a_budget_that_is_spent_is_refused_with_the_way_out(tmp_path: Path, scratch: Path) -> None:
