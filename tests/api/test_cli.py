@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -393,16 +392,3 @@ def test_a_factory_may_lie_where_the_command_runs(tmp_path: Path, monkeypatch: p
     own_config(task, None)
     assert sys.path.count(str(tmp_path)) == 1
     assert api.load_config(str(task)) == api.load_config(task)
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    "words", [("-m", "distqexp.fit"), ("-c", "import sys; sys.argv[0] = 'bin/distqexp'; import distqexp.fit")]
-)
-def test_an_interruption_while_it_imports_is_one_line(words: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
-    paths = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [sys.executable, *words], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (130, "distqexp: interrupted from the keyboard\n")
