@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distqexp.errors import BudgetError, UsageError
 from distqexp.live.alignment import require_aligned
 from distqexp.live.arguments import refuse_idle_target, refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
+from distqexp.live.finite import not_finite_line
 from distqexp.live.marks import Marks
 from distqexp.live.overlap import refuse_common_records, refuse_same_objects
 from distqexp.live.request import (
@@ -163,6 +164,7 @@ def fit(
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
         progress.wording = wording.of
+        progress.warn(records.remarks)
         with progress:
             try:
                 result = run(
@@ -187,6 +189,8 @@ class _Records:
     classes: Sequence[Any] | None
     unit: Any
     features: tuple[str, ...] | None
+    remarks: list[str] = field(default_factory=list)
+    """Lines of warning on public records, once they are spooled; on the root alone."""
 
     @property
     def others(self) -> dict[str, Any]:
@@ -224,7 +228,10 @@ class _Records:
         name = self.unit if isinstance(self.unit, str) else None
         unit = None if private else name
         roles = Roles(where, unit=unit, classes=self.labels, private=private, features=self.features)
-        return spool(data, folder / where, roles, self.target)
+        spooled = spool(data, folder / where, roles, self.target)
+        if where in self.others and spooled.shape is not None:
+            self.remarks.extend(filter(None, [not_finite_line(where, spooled.path)]))
+        return spooled
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,15 @@ def test_warnings_come_with_the_result_in_words_of_the_arguments(
     assert pickle.loads(pickle.dumps(result)).warnings == result.warnings
 
 
+def test_public_entries_that_are_no_finite_numbers_are_named_and_private_ones_never() -> None:
+    features, own = PUBLIC[0].copy(), PRIVATE[0].copy()
+    features[7, 2], features[9, 0], own[5, 1] = np.inf, np.nan, np.nan
+    result = distqexp.fit(linear(), (own, PRIVATE[1]), public=(features, PUBLIC[1]), callback=lambda _: None, **BUDGET)
+    assert [line for line in result.warnings if "NaN" in line] == [
+        "public: NaN or infinite at [7, 2], [9, 0] of its features; expected finite numbers: correct them, or leave these records out"
+    ]
+
+
 def test_no_file_is_left_open(recwarn: pytest.WarningsRecorder) -> None:
     """Of arrays and of tables, in the run and in predictions."""
     warnings.simplefilter("always", ResourceWarning)
