@@ -6,6 +6,8 @@ command line can do is in ``distqexp.api``. Importing this package loads nothing
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,3 +25,18 @@ def __getattr__(name: str) -> Any:
     if name == "load_model":
         return import_module("distqexp.live").load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _tell_interruption(kind: type[BaseException], error: BaseException, place: Any) -> None:
+    """End a command that is interrupted while it imports as one that is interrupted later: with one line and exit code 130."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, place)
+        return
+    sys.stderr.write("distqexp: interrupted from the keyboard\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+# ``python -m`` puts its own name in the place of the module's until it has found that, in this package and no other.
+if sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]) == "distqexp":
+    sys.excepthook = _tell_interruption

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distqexp.errors import UsageError
+from distqexp.live.spool import is_frame
 
 _ARGUMENTS = {
     "privacy.epsilon": "epsilon",
@@ -36,6 +37,16 @@ def refuse_second_values(settings: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"settings: {key} is set; expected it as the argument {argument} alone, so that one value holds: {argument}=..."
             )
+
+
+def refuse_idle_target(target: str | None, records: Iterable[Any]) -> None:
+    """Raise UsageError for the name of a column where no records are a DataFrame, by themselves or with a column of targets."""
+    held = [data[0] if isinstance(data, tuple | list) and len(data) else data for data in records]
+    if target is not None and not any(is_frame(data) for data in held):
+        raise UsageError(
+            f"target: {target!r}, and no records are a DataFrame; expected it with DataFrames alone: leave it out, (features, targets) "
+            "bring their targets"
+        )
 
 
 def require_units(units: int | None) -> None:

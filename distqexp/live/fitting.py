@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from distqexp.engines.base import Control, Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import BudgetError, UsageError
 from distqexp.live.alignment import require_aligned
-from distqexp.live.arguments import refuse_second_values, require_units
+from distqexp.live.arguments import refuse_idle_target, refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
+from distqexp.live.finite import not_finite_line
 from distqexp.live.marks import Marks
 from distqexp.live.overlap import refuse_common_records, refuse_same_objects
 from distqexp.live.request import (
@@ -103,7 +104,7 @@ def fit(
             of the private ones and the number of outputs. Or a loss of your own: a function or module of outputs (n, C) and targets (n,),
             convex in the outputs, which it declares by an attribute ``convex = True`` (torch's own losses needn't), with a value a
             record (``reduction="none"``); it is tried on made-up outputs before anything is charged.
-        target: The label's column of a DataFrame.
+        target: The label's column of a DataFrame. With other records it is refused.
         features: The feature columns of DataFrames; all others when None.
         classes: The labels in the order of the outputs, where they are texts or not 0, 1, 2, ...; a record with another label counts
             as one without a label.
@@ -118,7 +119,8 @@ def fit(
             Keys that have an argument here are refused.
         out: The folder of the run, new or empty. When None it is a temporary one that goes with the result.
         resume: Whether to go on with the run in ``out`` after a kill, with the same records and arguments.
-        callback: Called with every progress event; nothing is printed then.
+        callback: Called with every progress event; nothing but warnings on the records is printed then. All warnings are in the
+            result's ``warnings``.
         engine: Where the work runs; serial, or MPI under a launcher, when None.
         ledger: The ledger's file; the user's own when None.
         insecure_noise_seed: Seed of the noise, for tests. The result is NOT PRIVATE, and says so.
@@ -141,6 +143,7 @@ def fit(
     wording = Wording(isinstance(model, nn.Module), _ROLES)
     records = _Records(private, public, evaluation, evaluation_private, target, classes, unit, request.features)
     refuse_same_objects(private, records.others)
+    refuse_idle_target(target, [private, public, evaluation])
     ledger_path = None if ledger is None else Path(ledger)
     with told_once(), ExitStack() as stack:
         with wording.errors():
@@ -161,6 +164,7 @@ def fit(
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
         progress.wording = wording.of
+        progress.warn(records.remarks)
         with progress:
             try:
                 result = run(
@@ -185,6 +189,8 @@ class _Records:
     classes: Sequence[Any] | None
     unit: Any
     features: tuple[str, ...] | None
+    remarks: list[str] = field(default_factory=list)
+    """Lines of warning on public records, once they are spooled; on the root alone."""
 
     @property
     def others(self) -> dict[str, Any]:
@@ -222,7 +228,10 @@ class _Records:
         name = self.unit if isinstance(self.unit, str) else None
         unit = None if private else name
         roles = Roles(where, unit=unit, classes=self.labels, private=private, features=self.features)
-        return spool(data, folder / where, roles, self.target)
+        spooled = spool(data, folder / where, roles, self.target)
+        if where in self.others and spooled.shape is not None:
+            self.remarks.extend(filter(None, [not_finite_line(where, spooled.path)]))
+        return spooled
 
 
 @dataclass(frozen=True)
@@ -372,4 +381,7 @@ def _facts(result: FitResult, card: ModelCard, ledger: Path | None) -> Facts:
         moved = None if release.lacking or before.size == 0 else float(np.linalg.norm(release.theta - before))
         history.append({**figures, "moved": moved, "diagnostics": None if told is None else dataclasses.asdict(told)})
         before = release.theta
-    return Facts(result.certificate, result.metrics, history, budget, result.seconds, card.tree())
+    unmoved = bool(np.array_equal(result.releases[-1].theta, result.plan.state.theta))
+    return Facts(
+        result.certificate, result.metrics, history, budget, result.seconds, card.tree(), list(result.warnings), unmoved
+    )

@@ -262,8 +262,17 @@ def _coded_inputs(sources: Sources) -> str:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a number of NumPy or a tensor of one number as Python's own, which a config is made of; anything else as it is."""
-    return value.item() if isinstance(value, np.generic | np.ndarray | torch.Tensor) and np.ndim(value) == 0 else value
+    """Return a number of NumPy or a tensor of one number as Python's own, which a config is made of; anything else as it is.
+
+    One of less than double precision is the shortest decimal that it stands for: 0.1, not 0.10000000149.
+    """
+    if not isinstance(value, np.generic | np.ndarray | torch.Tensor) or np.ndim(value) != 0:
+        return value
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.item() if value.dtype == torch.bfloat16 else value.numpy()
+    number = np.asarray(value)[()]
+    return float(str(number)) if number.dtype.kind == "f" and number.dtype.itemsize < 8 else number.item()
 
 
 def require_types(lists: Mapping[str, Any], settings: Any, out: Any, resume: bool) -> None:

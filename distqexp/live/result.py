@@ -33,6 +33,8 @@ class Facts:
         budget: Of the ledger: population, delta, cap, spent and left, as epsilons.
         seconds: The seconds of each stage.
         card: What ``ModelCard.tree`` gives.
+        warnings: The warnings of the plan and of the run, a line each.
+        unmoved: Whether the model is as it was before.
     """
 
     certificate: dict[str, Any]
@@ -41,6 +43,8 @@ class Facts:
     budget: dict[str, Any]
     seconds: dict[str, float]
     card: dict[str, Any]
+    warnings: list[str]
+    unmoved: bool
 
 
 class Fitted(Predictor):
@@ -52,6 +56,7 @@ class Fitted(Predictor):
         history: A mapping for each round.
         budget: What the ledger says of the population: cap, spent and left.
         seconds: The seconds of each stage.
+        warnings: What the plan and the run warned of, a line each; also where a callback kept lines from being printed.
         out: The folder of the run. Where none was asked for it is a temporary one, which goes with this object: ``save`` keeps it.
     """
 
@@ -59,6 +64,7 @@ class Fitted(Predictor):
         super().__init__(network, ModelCard.of_tree(facts.card))
         self.certificate, self.metrics, self.history = facts.certificate, facts.metrics, facts.history
         self.budget, self.seconds, self.out = facts.budget, facts.seconds, out
+        self.warnings, self._unmoved = tuple(facts.warnings), facts.unmoved
         self._temporary = temporary
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +139,9 @@ class Fitted(Predictor):
             ("left", f"epsilon {self.left:.4g} of {self.budget['cap']:.4g} at delta {self.budget['delta']:g} "
                      f"for population {self.budget['population']!r}"),
         ]  # fmt: skip
+        if self._unmoved:
+            lines.append(("unmoved", "the model is as it was: no move of any round was kept, though all are paid for"))
+        lines += [("warning", text) for text in self.warnings]
         before, after = (self.metrics.get(when, {}) for when in ("before", "after"))
         lines += [
             (name, f"{before.get(name, float('nan')):.4g} before, {value:.4g} after (not covered)")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from distqexp.errors import DistqexpError
 
+_UNNAMED = r"'sklearn-[0-9a-f]{8}-[0-9a-f-]{27}'"
+"""The population of an estimator that was given none."""
+
 _SOURCE = r"\bdata\.(?:public|private(?:\[\d+\])?|eval|\*)"
 _OF_COLUMNS = rf"(?:config key )?(?:{_SOURCE}\.)?\bcolumns\."
 _ADD = r"add to data\.public\.columns: (.*?); what is excluded there is excluded in data\.private and data\.eval too"
@@ -31,6 +34,9 @@ _WORDS = (
     (r"config key ", "settings: "),
     (r"'lent:([^'/]*)(?:/[0-9a-f]+)?'", r"'\1'"),
     (r", go on with its run by --resume, or begin anew by --overwrite where nothing was spent", ", or resume=True"),
+    (rf"population {_UNNAMED}(?:, {_UNNAMED})* before and is charged to {_UNNAMED} now", "other fits without population=... before"),
+    (rf"{_UNNAMED}(?:, {_UNNAMED})*", "fits without population=..."),
+    (r"correct it and plan again", "correct it and fit again"),
     (r"--out\b", "out"),
     (r"--resume\b", "resume=True"),
     (r"--insecure-noise-seed\b", "insecure_noise_seed"),

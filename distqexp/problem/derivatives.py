@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.func import grad, vjp, vmap
+from torch.func import grad, vjp
 
 from distqexp.problem.hiding import private_rows
 from distqexp.problem.losses import Loss
+from distqexp.problem.mapping import vmap
 from distqexp.problem.network import Network
 from distqexp.problem.one_by_one import factor_rows, gradient_rows
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import grad
 
 from distqexp.errors import UsageError
 from distqexp.problem import lent
 from distqexp.problem.losses import Loss
+from distqexp.problem.mapping import vmap
 from distqexp.problem.own_identity import identity_of
 from distqexp.problem.sealing import Seal
 from distqexp.problem.user_code import described, imported
@@ -192,8 +193,12 @@ def _require_apart(loss: OwnLoss, outputs: torch.Tensor, targets: torch.Tensor) 
     alone = torch.cat([loss.value(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
     if not torch.allclose(whole, alone, rtol=1e-9, atol=1e-12):
         raise UsageError(f"model.loss: {loss.name!r} mixes the records of a batch; expected each record's own value")
+
+    def value(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return loss.value(output.unsqueeze(0), target.unsqueeze(0)).squeeze(0)
+
     try:
-        vmap(grad(lambda x, y: loss.value(x.unsqueeze(0), y.unsqueeze(0)).squeeze(0)))(outputs, targets)
+        vmap(grad(value))(outputs, targets)
     except Exception as error:  # noqa: BLE001 - somebody's own function, on made-up numbers
         raise UsageError(
             f"model.loss: {loss.name!r} can't be differentiated for each record by torch.func ({type(error).__name__}: "

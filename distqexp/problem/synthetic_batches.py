@@ -53,7 +53,7 @@ def many_records(count: int, shape: tuple[int, ...]) -> Batches:
     finite = [value for value in _EXTREMES if math.isfinite(value)]
     for number, value in enumerate(finite[: count - 1]):
         extreme[number] = value
-    alike = [batch[FIXED], -batch[FIXED], others[0]]
+    alike = [batch[FIXED], -batch[FIXED], others[0], torch.zeros(shape)]
     return Batches(batch, [_with_fixed(batch, part) for part in [others, *alike]], [extreme])
 
 

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from distqexp.report.notebook import NotebookBar, in_notebook
 from distqexp.storage.atomic import storage_error
 
 FILE_NAME = "progress.jsonl"
+_WARNING = "distqexp: warning: "
 INTERVAL = 10.0
 """Seconds between the marks of a stage."""
 
@@ -71,6 +72,7 @@ class Progress:
 
     Attributes:
         wording: What lines are put through before they are printed.
+        warnings: The warnings among the lines, each once, without their first words.
 
     Raises:
         StorageError: progress.jsonl can't be written; raised by the methods.
@@ -95,6 +97,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self.wording: Callable[[str], str] = str
+        self.warnings: list[str] = []
         self._stage: str | None = None
         self._round: int | None = None
         self._start = 0.0  # when the stage began, by the clock
@@ -169,12 +172,22 @@ class Progress:
             return
         with self._lock:
             for line in map(self.wording, lines):
+                warning = line.removeprefix(_WARNING)
+                if warning != line and warning not in self.warnings:
+                    self.warnings.append(warning)
                 if self._bar is not None:
                     self._bar.say(line)
                 else:
                     self._stream.write(f"{line}\n")
             if self._bar is None:
                 self._stream.flush()
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """Print lines of warning as ``write`` does, and on standard error where a stream keeps the other lines from people."""
+        self.write(lines)
+        if not self._silent and self._bar is None and self._stream is not sys.stderr:
+            sys.stderr.write("".join(f"{self.wording(line)}\n" for line in lines))
+            sys.stderr.flush()
 
     def close(self, *, finished: bool = True) -> None:
         """End the running stage, with its last event where it is ``finished``, and give the terminal back."""

@@ -16,10 +16,15 @@ from distqexp.kinds import AUTO
 from distqexp.privacy.ledger.left import Left
 from distqexp.stages.charging import Charging
 from distqexp.stages.guard import LEAST_NOISE_COST, LOSS_SHARE
+from distqexp.stages.table_warnings import table_warnings
 
 _LARGE_EPSILON = 20.0
 _LITTLE = 0.1
 """Noise of this share of the largest sum shortens steps by about a hundredth."""
+
+_NEW_HEAD = (
+    "; its new head (model.new_head) began untrained: model.pretrain fits one on public records first, from Python"
+)
 
 _LOSSES = ("log_loss", "mean_squared_error", "loss")
 
@@ -141,11 +146,22 @@ def last_lines(
         lines.append(f"budget of {population}: {Left.of(cap, ledger.spent(population), unit).line()}")
     lines += lines_on_moves(releases)
     lines.append(f"model: {out / 'model.safetensors'}")
-    if not private:
-        worse = [name for name in _LOSSES if name in before and not after.get(name, math.nan) <= before[name]]
-        lines += [
-            f"the run ended worse than it began: {name} {before[name]:.4g} before, {after.get(name, math.nan):.4g} after; use the model "
-            "that you had, or see the plan's warnings"
-            for name in worse[:1]
-        ]
-    return lines
+    return [*lines, *lines_on_worse(plan, metrics)]
+
+
+def lines_on_worse(plan: Plan, metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return a line where evaluation records, unless they are private, say that the model got worse, or a new head no better."""
+    before, after, config = metrics["before"], metrics["after"], plan.config
+    named = [] if config.data.eval_private else [name for name in _LOSSES if name in before]
+    hint = _NEW_HEAD if config.model.new_head else ""
+    for name in named:
+        end = after.get(name, math.nan)
+        if not end <= before[name]:
+            warned = ", or see the plan's warnings" if table_warnings(plan) or warnings_of(plan) else ""
+            return [
+                f"the run ended worse than it began: {name} {before[name]:.4g} before, {end:.4g} after; use the model that you had"
+                f"{warned}{hint}"
+            ]
+        if hint and end == before[name]:
+            return [f"the run ended no better than it began: {name} {before[name]:.4g} before, {end:.4g} after{hint}"]
+    return []

@@ -27,7 +27,7 @@ from distqexp.privacy.ledger import Ledger
 from distqexp.problem.pretrained import resolved, write_companions
 from distqexp.report.certificate import kept_words
 from distqexp.report.progress import Progress
-from distqexp.stages.advice import last_lines
+from distqexp.stages.advice import last_lines, lines_on_moves, lines_on_worse
 from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows, check_rules_follow
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
@@ -54,7 +54,11 @@ from distqexp.stages.table_warnings import count_warnings
 class FitResult:
     """What a run leaves behind. The metrics are computed on data.eval and are not covered by epsilon.
 
+<<<<<<< HEAD
     Where the plan names its weights, the last of the releases alone has its parameters.
+=======
+    ``warnings`` are the plan's and the run's own, lines of public text.
+>>>>>>> rest15
     """
 
     out: Path
@@ -63,6 +67,7 @@ class FitResult:
     certificate: dict[str, Any]
     metrics: dict[str, dict[str, float]]
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object that ``--json`` prints as its last line."""
@@ -118,8 +123,11 @@ def run(
     again: list[str] = []
     try:
         if state is not None:
-            engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
-            work = _open_work(config, plan, worker, out, engine, charging, noise_seed)
+            check = partial(_check_budget, plan, out, len(releases))
+            engine.on_root(lambda: check(require(charging)))
+            opened = _opened(config, plan, worker, engine, charging, progress)
+            work = _Work(config, plan, worker, *opened, out, noise_seed, Guard(plan, config.data.public, worker))
+            engine.on_root(lambda: check(require(work.charging)))  # now that the records are known
             again = count_warnings(plan, work.shards.sources)
             if worker.frozen is not None:
                 progress.stage("features")
@@ -151,7 +159,9 @@ def run(
         for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
             progress.say(line)
         progress.write(again)
-        return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds))
+        own = [*lines_on_moves(releases), *lines_on_worse(plan, metrics)]
+        told = (*progress.warnings, *map(progress.wording, own))
+        return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds), told)
 
     return on_root_only(engine, export)
 
@@ -165,8 +175,8 @@ class _Work:
     worker: Worker
     shards: Shards
     secrets: Secrets
-    out: Path
     charging: Charging | None
+    out: Path
     noise_seed: int | None
     guard: Guard
 
@@ -178,35 +188,25 @@ def _open_books(ledger: Path | None, noise_seed: int | None, progress: Progress)
     return charging
 
 
-def _open_work(
-    config: Config,
-    plan: Plan,
-    worker: Worker,
-    out: Path,
-    engine: Engine,
-    charging: Charging | None,
-    noise_seed: int | None,
-) -> _Work:
-    """Open the private shards, and refuse those that can't be used."""
+def _check_budget(plan: Plan, out: Path, finished: int, charging: Charging) -> None:
+    stored = quadratic_path(out, finished).exists()
+    check_budget(plan, charging, "release", first_round=finished, sums_stored=stored)
+
+
+def _opened(
+    config: Config, plan: Plan, worker: Worker, engine: Engine, charging: Charging | None, progress: Progress
+) -> tuple[Shards, Secrets, Charging | None]:
+    """Open the private shards, and refuse those that can't be used; return them, their secrets, and the ledger with what they hold."""
     secrets = secrets_of(plan, charging, "release")
     engine.on_root(lambda: refuse_overlaps(config.data, worker.readers))
     shards = open_shards(plan, config.data.private, engine, secrets.digest, worker=worker)
-    engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
+    engine.on_root(lambda: progress.warn(count_warnings(plan, shards.sources)))
+    data = config.data
     charging_with_contents = on_root_only(
         engine,
-        lambda: with_contents(require(charging), config.data.population, config.data.private, worker.readers),
+        lambda: with_contents(require(charging), data.population, data.private, worker.readers, progress.warn),
     )
-    return _Work(
-        config=config,
-        plan=plan,
-        worker=worker,
-        shards=shards,
-        secrets=secrets,
-        out=out,
-        charging=charging_with_contents,
-        noise_seed=noise_seed,
-        guard=Guard(plan, config.data.public, worker),
-    )
+    return shards, secrets, charging_with_contents
 
 
 def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:

@@ -21,11 +21,16 @@ from distqexp.stages.plan import describe_plan
 
 def text_of(folder: Path, model: str = "logistic", **privacy: Any) -> str:
     """What ``plan`` prints for a config that leaves all open."""
+    return "\n".join(describe_plan(open_plan(folder, model, **privacy)))
+
+
+def open_plan(folder: Path, model: str = "logistic", **privacy: Any) -> Plan:
+    """The plan of a config that leaves all open."""
     random_table(model, [1] * 60, seed=1).write(folder / "public.h5")
     tree = config_to_tree(make_config(folder, model, privacy=privacy))
     for name in ("mechanism", "subspace", "precision", "augment", "diagnostics", "output"):
         del tree[name]
-    return "\n".join(describe_plan(plan_of(config_from_tree(tree))))
+    return plan_of(config_from_tree(tree))
 
 
 def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
@@ -80,6 +85,25 @@ def test_the_last_lines_of_a_run(
     assert fit.main(arguments) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("distqexp: the run ended worse than it began: log_loss ")
+
+
+def test_a_run_that_ends_worse_names_warnings_and_pretraining_where_there_are_any(tmp_path: Path) -> None:
+    plan = open_plan(tmp_path, units=5000)
+
+    def line(before: float, after: float, head: tuple[str, ...] = (), **privacy: Any) -> str:
+        model = dataclasses.replace(plan.config.model, weights="w", new_head=head)
+        stated = dataclasses.replace(plan.config.privacy, **privacy)
+        config = dataclasses.replace(plan.config, model=model, privacy=stated)
+        metrics = {"before": {"log_loss": before}, "after": {"log_loss": after}}
+        return "".join(advice.lines_on_worse(dataclasses.replace(plan, config=config), metrics))
+
+    assert line(1.0, 2.0).endswith("2 after; use the model that you had")
+    assert line(1.0, 2.0, epsilon=30.0).endswith("use the model that you had, or see the plan's warnings")
+    assert "began untrained: model.pretrain" in line(1.0, 2.0, ("1.*",))
+    assert line(1.0, 1.0, ("1.*",)).startswith(
+        "the run ended no better than it began: log_loss 1 before, 1 after; its new"
+    )
+    assert line(1.0, 1.0) == line(1.0, 0.5, ("1.*",)) == ""
 
 
 def test_moves_that_were_not_made_are_counted() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from live_records import PRIVATE, PUBLIC, linear
 
 import distqexp
 from distqexp.errors import UsageError
+from distqexp.live.request import plain_number
 from distqexp.privacy.ledger import Ledger
 
 TWICE: list[tuple[dict[str, Any], str]] = [
@@ -40,3 +43,21 @@ def test_a_number_of_units_below_one_is_never_taken_for_none(units: Any, adjacen
             linear(), PRIVATE, public=PUBLIC, epsilon=1.0, delta=1e-5, units=units, settings={"privacy.adjacency": adjacency}
         )  # fmt: skip
     assert "400" not in str(caught.value)
+
+
+def test_a_number_is_the_one_that_was_written() -> None:
+    for written in (np.float32(0.1), np.float64(0.1), np.float16(0.1), torch.tensor(0.1)):
+        assert plain_number(written) == 0.1
+    for whole in (np.int64(3), torch.tensor(3), np.array(3)):
+        assert plain_number(whole) == 3
+        assert type(plain_number(whole)) is int
+    assert plain_number(np.float32(1e-5)) == 1e-5
+    assert plain_number("text") == "text"
+    assert plain_number(np.ones(2)).shape == (2,)
+
+
+def test_a_target_without_a_data_frame_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match="target: 'died', and no records are a DataFrame; expected it with DataFrames alone"
+    ):
+        distqexp.fit(linear(), PRIVATE, public=PUBLIC, target="died", epsilon=1.0, delta=1e-5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import stat
+import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import distqexp
+from distqexp.artefacts.moves import HALVINGS
 from distqexp.errors import BudgetError, NotAvailableYet, UsageError
 from distqexp.live import Fitted
 from distqexp.privacy.ledger import Ledger
@@ -282,6 +286,51 @@ def test_the_result_is_one_screen_and_can_be_kept(tmp_path: Path) -> None:
         assert not (folder / "report.html").exists()
     del result, pickled
     assert not folder.exists()
+
+
+def test_warnings_come_with_the_result_in_words_of_the_arguments(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a callback keeps the plan's lines from being printed; and a model that stayed as it was is said to."""
+    monkeypatch.setattr("distqexp.stages.guard.Guard.moved", lambda self, start, end: (start, HALVINGS))
+    options = {**BUDGET, "epsilon": 30.0, "units": 10, "callback": lambda _: None}
+    names = [f"sklearn-{uuid.UUID(int=number, version=4)}" for number in (1, 2)]
+    for name in names:
+        result = distqexp.fit(linear(), PRIVATE, public=PUBLIC, population=name, **options)
+    [units] = [line for line in result.warnings if line.startswith("units: 10, while the slots are those of 400 units")]
+    assert "steps are for units: correct it and fit again" in units
+    [same] = [line for line in result.warnings if line.startswith("private: the same file")]
+    assert "was charged to other fits without population=... before:" in same
+    assert [line for line in result.warnings if line.startswith("epsilon: 30 promises next to nothing")]
+    assert [line for line in result.warnings if line.startswith("moves: of 2 rounds' moves")]
+    told = capfd.readouterr().err
+    assert told.count("warning: units: 10, while") == 2
+    assert "data.private" not in told
+    assert "sklearn-" not in told
+    text = repr(result)
+    assert "unmoved     the model is as it was" in text
+    assert text.count("\nwarning     ") == len(result.warnings)
+    assert pickle.loads(pickle.dumps(result)).warnings == result.warnings
+
+
+def test_public_entries_that_are_no_finite_numbers_are_named_and_private_ones_never() -> None:
+    features, own = PUBLIC[0].copy(), PRIVATE[0].copy()
+    features[7, 2], features[9, 0], own[5, 1] = np.inf, np.nan, np.nan
+    result = distqexp.fit(linear(), (own, PRIVATE[1]), public=(features, PUBLIC[1]), callback=lambda _: None, **BUDGET)
+    assert [line for line in result.warnings if "NaN" in line] == [
+        "public: NaN or infinite at [7, 2], [9, 0] of its features; expected finite numbers: correct them, or leave these records out"
+    ]
+
+
+def test_no_file_is_left_open(recwarn: pytest.WarningsRecorder) -> None:
+    """Of arrays and of tables, in the run and in predictions."""
+    warnings.simplefilter("always", ResourceWarning)
+    distqexp.fit(linear(), PRIVATE, public=PUBLIC, callback=lambda _: None, population="arrays", **BUDGET)
+    tables = {"private": frame(PRIVATE), "public": frame(PUBLIC), "target": "died", "population": "tables"}
+    result = distqexp.fit(linear(), **tables, callback=lambda _: None, **BUDGET)
+    result.predict(frame(EVALUATION).drop(columns="died"))
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, ResourceWarning)] == []
 
 
 def test_a_budget_that_is_spent_is_refused_with_the_way_out(tmp_path: Path, scratch: Path) -> None:

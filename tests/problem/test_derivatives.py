@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from distqexp.problem import mapping
 from distqexp.problem.derivatives import loss_curvature_factors, per_example_gradients
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.models import cnn, logistic, mlp
@@ -132,3 +135,18 @@ def test_a_non_finite_record_spoils_its_own_gradient_only() -> None:
     assert torch.isnan(found[3]).any()
     others = torch.arange(32) != 3
     assert torch.equal(found[others], whole[others])
+
+
+def test_torch_s_remark_on_the_speed_of_vmap_is_left_out_and_no_other_warning(recwarn: pytest.WarningsRecorder) -> None:
+    def remarked(x: torch.Tensor) -> torch.Tensor:
+        warnings.warn(
+            "There is a performance drop because we have not yet implemented the batching rule for aten::x.",
+            stacklevel=1,
+        )
+        warnings.warn("another", stacklevel=1)
+        return 2 * x
+
+    assert mapping.vmap(remarked)(torch.ones(3)).tolist() == [2, 2, 2]
+    assert [str(warning.message) for warning in recwarn] == ["another"]
+    warnings.warn("There is a performance drop because we have not yet implemented the batching rule", stacklevel=1)
+    assert len(recwarn) == 2, "outside of a pass it is shown"

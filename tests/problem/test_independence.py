@@ -96,6 +96,8 @@ def test_models_that_keep_records_apart_pass(module: nn.Module, shape: tuple[int
     ("module", "words"),
     [
         (Experts(), r"\(Experts\) couples"),
+        (Experts(30), r"\(Experts\) couples"),  # whatever the others are, they crowd the record out of its expert
+        (Experts(99), r"\(Experts\) couples"),
         (Crowded(), r"\(Crowded\) couples"),
         (Largest("number"), r"\(Largest\) couples"),
         (Largest("buffer"), "its buffer bound changes"),

@@ -93,10 +93,10 @@ def stubborn() -> nn.Module:
 class Experts(nn.Module):
     """Sends each record to one of two experts, which takes 16 of a batch and leaves the others out."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 1) -> None:
         super().__init__()
         with torch.random.fork_rng():
-            torch.manual_seed(1)
+            torch.manual_seed(seed)
             self.router = nn.Linear(6, 2)
             self.experts = nn.ModuleList([nn.Linear(6, 3) for _ in range(2)])
 

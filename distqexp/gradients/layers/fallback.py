@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import functional_call, vjp
 from torch.utils import _pytree as pytree
 
 from distqexp.gradients.layers.forms import Tensor
+from distqexp.problem.mapping import vmap
 
 Dims = Sequence[int | None]
 """Which dimension of each tensor is the batch; None where a tensor is shared by the batch."""

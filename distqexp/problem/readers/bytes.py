@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +108,7 @@ class ByteSource:
     def _open(self) -> None:
         if self._stream is None:
             file = self.path.open("rb")
+            weakref.finalize(self, file.close)
             self._stat = os.fstat(file.fileno())
             self._stream = open_unpacked(file, self.packing) if self.packing else file
             if self.packing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import weakref
 import zipfile
 import zlib
 from abc import abstractmethod
@@ -158,6 +159,8 @@ class NpyReader(_StoredArraysReader):
     def _find(self) -> dict[str, StoredArray]:
         paths = dict(zip(("features", LABEL), self.files(), strict=False))
         self._streams = tuple(path.open("rb") for path in paths.values())
+        for stream in self._streams:
+            weakref.finalize(self, stream.close)
         sizes = [os.fstat(stream.fileno()).st_size for stream in self._streams]
         return {
             name: StoredArray(stream, path, "it", 0, size)
@@ -179,6 +182,7 @@ class NpzReader(_StoredArraysReader):
 
     def _find(self) -> dict[str, StoredArray]:
         stream = self.path.open("rb")
+        weakref.finalize(self, stream.close)
         self._streams = (stream,)
         try:
             with zipfile.ZipFile(stream) as archive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ class ParquetReader(TableReader):
                 stream = self._path.open("rb")
                 self._stat = os.fstat(stream.fileno())
                 self._file = pyarrow.parquet.ParquetFile(stream)
+                weakref.finalize(self._file, stream.close)  # readers with other codings share it
             except (pyarrow.ArrowException, OSError, ValueError):
                 raise FileContentError(
                     f"{self._path}: not a whole Parquet file; expected Parquet; fetch it again or correct data.*.format"
