@@ -54,11 +54,8 @@ from distqexp.stages.table_warnings import count_warnings
 class FitResult:
     """What a run leaves behind. The metrics are computed on data.eval and are not covered by epsilon.
 
-<<<<<<< HEAD
-    Where the plan names its weights, the last of the releases alone has its parameters.
-=======
-    ``warnings`` are the plan's and the run's own, lines of public text.
->>>>>>> rest15
+    ``warnings`` are the plan's and the run's own, lines of public text. Where the plan names its weights, the last of the releases
+    alone has its parameters.
     """
 
     out: Path
