@@ -214,7 +214,7 @@ def check_source(
 ) -> list[str]:
     """Describe a shard's records to their owner, in lines, as ``api.check`` describes. The lines are private."""
     if not isinstance(source, Config):
-        plan = _received_plan(source)
+        plan = _allowed_plan(source)
         spec = _shard_data(plan, shard, data, None, labels, blank, tokenizer)
         return check_records(plan.schema, [spec], build_network(plan.config))
     if any(path is not None for path in (data, labels, blank, tokenizer)):
@@ -256,11 +256,16 @@ def _received_plan(path: Path, weights: Path | None = None, config: Config | Non
 
     That is at ``weights``, or where ``config`` has it. Raises FileContentError or UsageError.
     """
+    return completed_plan(_allowed_plan(path), weights or (config.model.weights if config else None))
+
+
+def _allowed_plan(path: Path) -> Plan:
+    """Read a plan whose model this installation may build, without the weights that it names."""
     plan = read_plan(path)
     require_allowed_factory(plan.config.model.factory)
     if is_own(plan.config.model.loss):
         require_allowed_factory(plan.config.model.loss, "model.loss")
-    return completed_plan(plan, weights or (config.model.weights if config else None))
+    return plan
 
 
 def _state_after(

@@ -178,6 +178,7 @@ def test_what_needs_no_model_is_done_without_one(
     assert plan.lacking
     commands = Commands(capsys)
     assert "plan" in commands.done("inspect", out / "plan.h5").out
+    assert "usable" in commands.done("check", out / "plan.h5", "--data", tmp_path / "private.csv").out
     said = commands.done("verify", out).out
     assert "whose weights it names by SHA-256 and the factory here does not give (--weights PATH)" in said
     assert "not checked: the model's tensors" in said
