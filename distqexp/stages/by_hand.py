@@ -106,7 +106,6 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
         engine,
         lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),
     )
-    engine.on_root(lambda: check_budget(plan, require(charging_with_contents), role, state.round, alone=True))
     parts = out.with_name(out.name + ".parts")
     engine.on_root(lambda: open_folder(parts, resume=True, private=True))
     rounds, public = plan.config.mechanism.rounds, plan.config.privacy.adjacency.counts_public

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,6 @@ from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Provenance
 from distqexp.privacy.ledger.books import Reservation
-from distqexp.privacy.ledger.coins import CoinOwner
 from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.privacy.soundness import require_certifiable
 
@@ -31,7 +29,6 @@ class Charging:
         population: At a site, its own name of the plan's population. None: as the plan says.
         plan_population: At a site, what the plan calls that population.
         contents: Digests of what the data files hold, where the files are at hand. Private.
-        records: A digest of all that the sums are made of, where the files are at hand. Private.
     """
 
     ledger: Ledger
@@ -40,7 +37,6 @@ class Charging:
     population: str | None = None
     plan_population: PlanPopulation | None = None
     contents: tuple[bytes, ...] = ()
-    records: bytes | None = None
 
     @property
     def universe(self) -> str:
@@ -71,75 +67,32 @@ def _charge_key(plan: Plan, state: RoundState, role: str) -> str:
     return f"{round_key(plan, state.round, role)}/{state.identity()}"
 
 
-def check_budget(
-    plan: Plan, charging: Charging, role: str, first_round: int = 0, *, alone: bool = False, sums_stored: bool = False
-) -> None:
-    """Refuse a run, before it sketches, when its rounds from ``first_round`` on exceed the budget.
+def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
+    """Refuse a run, before any private record is read, when its rounds from ``first_round`` on exceed the budget.
 
-    Rounds that were charged for the same sums already cost nothing again. Before the private records are opened, nothing says that sums
-    will be others; with ``charging.records`` rounds that were charged for other records count anew. Raises BudgetError.
-
-    Args:
-        plan: The plan.
-        charging: The ledger and the names to charge under.
-        role: Who charges: "release" at the curator, "site-SHARD" at a site.
-        first_round: The first round that is still to be released.
-        alone: Whether that round alone is looked at.
-        sums_stored: Whether the sums of that round are stored, so that they stay as they are.
+    Rounds that an earlier attempt has reserved already cost nothing again. ``role`` says who charges: "release" at the curator,
+    "site-SHARD" at a site. Raises BudgetError.
     """
     # The most that a round may cost, whatever its clip turns out to be.
     event = _dearest_event(plan)
     population = charging.population_of(plan)
     rows = _standing_rows(charging, population)
+    # By site or by curator, one release is one expense: see Ledger.reserve.
+    earlier_rounds = {_round_of(row).partition("/")[2] for row in rows}
     adjacency = plan.config.privacy.adjacency
-    charges = {
-        r: Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
-        for r in range(first_round, first_round + 1 if alone else plan.config.mechanism.rounds)
-    }
+    charges = [
+        Charge(round_key(plan, r, role), adjacency, event, plan.part(r))
+        for r in range(first_round, plan.config.mechanism.rounds)
+    ]
     # The certificate will cover the rounds that are charged already, too.
-    costs = expenses([*charges.values()]).guarantee().epsilon(plan.config.privacy.delta) if charges else 1.0
-    require_certifiable(costs)
+    require_certifiable(expenses(charges).guarantee().epsilon(plan.config.privacy.delta) if charges else 1.0)
     charging.ledger.check(
         population=population,
         cap=_plan_cap(plan),
-        charges=[
-            new
-            for r, new in charges.items()
-            if not _is_paid(plan, charging, role, r, rows, stored=sums_stored and r == first_round)
-        ],
+        charges=[charge for charge in charges if charge.key.partition("/")[2] not in earlier_rounds],
         universe=charging.universe,
         unit=charging.unit or plan.config.unit,
     )
-
-
-def _is_paid(plan: Plan, charging: Charging, role: str, round: int, rows: Sequence[LedgerRow], *, stored: bool) -> bool:
-    """Return whether a round is on record, and its sums will be those that were charged, as far as is known."""
-    key, keys = round_key(plan, round, role), {_round_of(row) for row in rows}
-    # By site or by curator, one release is one expense: see Ledger.reserve.
-    if key.partition("/")[2] not in {known.partition("/")[2] for known in keys}:
-        return False
-    marks = _records_marks(plan, charging, role, round)
-    if stored or not marks or key not in keys:
-        return True
-    tossed = plan.config.mechanism.sampled and charging.noise_seed is None
-    if tossed and not charging.ledger.has_coins(coin_owner(plan, charging, role, round)):
-        return False  # without its coins the round takes another sample
-    population = charging.population_of(plan)
-    known, same = (charging.ledger.charged_contents(population, mark, charging.universe) for mark in marks)
-    return same or not known  # an older copy of the ledger knows of no records
-
-
-def coin_owner(plan: Plan, charging: Charging, role: str, round: int) -> CoinOwner:
-    """Return the round that the ledger keeps coins for."""
-    return CoinOwner(charging.universe, charging.population_of(plan), round_key(plan, round, role))
-
-
-def _records_marks(plan: Plan, charging: Charging, role: str, round: int) -> tuple[bytes, ...]:
-    """Return what the ledger notes with a charge where the files are at hand: that it knows the round's records, and which. Private."""
-    if charging.records is None:
-        return ()
-    key = round_key(plan, round, role).encode()
-    return tuple(charging.ledger.keyed_digest(b"round", key, *known) for known in ((), (charging.records,)))
 
 
 def ledger_entry(plan: Plan, charging: Charging, round: int) -> dict[str, Any]:
@@ -199,7 +152,6 @@ def charge(
     Raises:
         BudgetError: The population's cap doesn't allow the charge.
     """
-    marks = _records_marks(plan, charging, role, state.round)
     return charging.ledger.reserve(
         Charge(
             _charge_key(plan, state, role),
@@ -213,7 +165,7 @@ def charge(
         sums=sums,
         universe=charging.universe,
         plan_population=charging.plan_population,
-        provenance=Provenance(basis, (*charging.contents, *marks)),
+        provenance=Provenance(basis, charging.contents),
     )
 
 

@@ -10,7 +10,6 @@ from distqexp.artefacts.plan import Plan
 from distqexp.config import DataConfig
 from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.problem.contents import content_digests
-from distqexp.problem.identity import file_digest, record_files, source_files
 from distqexp.problem.sources import Readers
 from distqexp.stages.charging import Charging
 
@@ -58,8 +57,7 @@ def with_contents(
             )
         contents += digests
     (warn or warn_people)(lines)
-    labels = [file_digest(path) for data in sources for path in source_files(data)[len(record_files(data)) :]]
-    return replace(charging, contents=tuple(contents), records=charging.ledger.keyed_digest(*contents, *labels))
+    return replace(charging, contents=tuple(contents))
 
 
 def warn_people(lines: list[str]) -> None:

@@ -120,11 +120,9 @@ def run(
     again: list[str] = []
     try:
         if state is not None:
-            check = partial(_check_budget, plan, out, len(releases))
-            engine.on_root(lambda: check(require(charging)))
+            engine.on_root(lambda: check_budget(plan, require(charging), "release", first_round=len(releases)))
             opened = _opened(config, plan, worker, engine, charging, progress)
             work = _Work(config, plan, worker, *opened, out, noise_seed, Guard(plan, config.data.public, worker))
-            engine.on_root(lambda: check(require(work.charging)))  # now that the records are known
             again = count_warnings(plan, work.shards.sources)
             if worker.frozen is not None:
                 progress.stage("features")
@@ -183,11 +181,6 @@ def _open_books(ledger: Path | None, noise_seed: int | None, progress: Progress)
     if sys.stderr.isatty() and (line := charging.ledger.new_line()):  # for people: logs of two runs are alike
         progress.say(line)
     return charging
-
-
-def _check_budget(plan: Plan, out: Path, finished: int, charging: Charging) -> None:
-    stored = quadratic_path(out, finished).exists()
-    check_budget(plan, charging, "release", first_round=finished, sums_stored=stored)
 
 
 def _opened(

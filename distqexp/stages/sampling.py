@@ -17,10 +17,11 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import BudgetError
 from distqexp.mechanism.coins import toss_coins, toss_insecure_coins
+from distqexp.privacy.ledger.coins import CoinOwner
 from distqexp.problem.identity import Digest, plain_digest
 from distqexp.problem.sampling import room_for_sample, sampled_slots
 from distqexp.problem.slots import SlotMap
-from distqexp.stages.charging import Charging, coin_owner
+from distqexp.stages.charging import Charging, round_key
 from distqexp.stages.shards import Shards
 
 Toss = Callable[[RoundState, str, int, str], BoolArray]
@@ -61,6 +62,11 @@ def secrets_of(plan: Plan, charging: Charging | None, role: str) -> Secrets:
         )
 
     return Secrets(ledger.keyed_digest, toss)
+
+
+def coin_owner(plan: Plan, charging: Charging, role: str, round: int) -> CoinOwner:
+    """Return the round that the ledger keeps coins for."""
+    return CoinOwner(charging.universe, charging.population_of(plan), round_key(plan, round, role))
 
 
 def forget_coins(plan: Plan, charging: Charging, role: str, rounds: range) -> None:

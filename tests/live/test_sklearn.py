@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -26,7 +26,6 @@ from distqexp import sklearn as estimators
 from distqexp.errors import BudgetError
 from distqexp.privacy.ledger import Ledger
 from distqexp.sklearn import PrivacyWarning, PrivateClassifier, PrivateRegressor, PrivateValueError
-from distqexp.stages import rounds
 
 pytestmark = pytest.mark.process
 
@@ -218,28 +217,6 @@ def test_a_population_with_a_name_is_counted_by_the_ledger() -> None:
     assert len(cross_val_score(classifier, *PRIVATE, cv=2)) == 2
     with Ledger.open() as ledger:
         assert 4 < ledger.spent("icu").epsilon(1e-5) < 20
-
-
-def test_a_fold_beyond_the_budget_is_refused_before_its_records_are_worked_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Folds of one size have one plan, whose rounds are on record from the first fold: for other records they cost anew."""
-    classifier = PrivateClassifier(public=PUBLIC, population="icu", **OPTIONS)
-    begun: list[int] = []
-    sketch = rounds.sketch_same_records
-    monkeypatch.setattr(
-        rounds,
-        "sketch_same_records",
-        lambda plan, state, *rest: begun.append(state.round) or sketch(plan, state, *rest),
-    )
-    with pytest.raises(BudgetError, match="2 releases on record and 2 more"):
-        cross_val_score(classifier, *PRIVATE, cv=4, error_score="raise")
-    assert begun == [0, 1]
-    [(train, _), *_] = StratifiedKFold(4).split(*PRIVATE)
-    first = (PRIVATE[0][train], PRIVATE[1][train])
-    assert classifier.fit(*first).budget_["population"] == "icu"
-    with Ledger.open() as ledger:
-        assert len(ledger.rows()) == 2, "the same records again cost nothing"
 
 
 def test_a_regression() -> None:

@@ -235,27 +235,6 @@ def test_weights_of_the_plain_model_load_into_one_with_low_rank_factors(tmp_path
             load_weights(network, tmp_path / "broken.safetensors")
 
 
-def test_weights_of_a_body_alone_load_into_a_classifier_with_low_rank_factors(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    plain = _model("BertForSequenceClassification")
-    plain.bert.save_pretrained(tmp_path)
-    lora = {"r": 2, "target_modules": ["query", "value"]}
-    adapted = from_config("BertForSequenceClassification", MODELS["BertForSequenceClassification"], lora=lora)
-    network = Network(adapted, ["*lora_*", "*classifier*"])
-    head = {name: array for name, array in network.state().items() if "classifier" in name}
-    load_weights(network, tmp_path, ["classifier.*"])
-    state = network.state()
-    assert all(np.array_equal(state[name], array) for name, array in head.items())
-    own = plain.bert.state_dict()
-    loaded = [name for name in state if ".bert." in name and ".lora_" not in name]
-    assert len(loaded) == len(own)
-    for name in loaded:
-        plain_name = name.replace(".base_layer.", ".").removeprefix("base_model.model.bert.")
-        assert np.array_equal(state[name], own[plain_name].numpy()), name
-    with pytest.raises(FileContentError, match="missing"):
-        load_weights(network, tmp_path)
-
-
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 

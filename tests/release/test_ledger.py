@@ -136,21 +136,6 @@ def test_a_rerun_of_a_committed_release_adds_no_line_to_the_ledger(plan: Plan, o
         assert ledger.export() == chain
 
 
-def test_rounds_of_other_records_are_checked_anew_and_a_stored_sum_is_not(plan: Plan, own_ledger: Path) -> None:
-    with Ledger.open(own_ledger) as ledger:
-        charging = Charging(ledger, records=b"these")
-        draw_release(plan, plan.state, quadratic(plan, some_sums(plan)), charging)
-        check_budget(plan, charging, "release")
-        for others in (replace(charging, records=b"others"), replace(charging, records=b"")):
-            with pytest.raises(BudgetError, match="budget spent: 1 releases on record and 1 more"):
-                check_budget(plan, others, "release")
-            check_budget(plan, others, "release", sums_stored=True)
-            check_budget(plan, others, "site-north")  # one release is one expense
-        sampled = replace(plan.config, mechanism=replace(plan.config.mechanism, sampling=0.5))
-        with pytest.raises(BudgetError, match="1 releases on record and 1 more"):
-            check_budget(replace(plan, config=sampled), charging, "release")
-
-
 def test_changed_sums_are_charged_anew_with_fresh_noise_or_refused(plan: Plan, own_ledger: Path) -> None:
     """Fresh noise repeats none of k = 83 draws at sigma > 2^15: false alarm below 83 / 2^15 for one, 1e-20 for six."""
     sums, changed = some_sums(plan), some_sums(plan)

@@ -62,10 +62,6 @@ class LedgerCoins(LedgerVoiding):
             self._files.write("coins", name, seal, np.concatenate([mark, coins.astype(np.uint8)]))
         return coins
 
-    def has_coins(self, owner: CoinOwner) -> bool:
-        """Return whether the coins of a round were tossed and not forgotten. Secret."""
-        return self._files.exists("tossed", self._coin_name(owner, None))
-
     def _is_fresh_sample(self, owner: CoinOwner, books: Books) -> bool:
         """Whether the coins of a round are here, and no release of the round was charged since the first of them was tossed."""
         name = self._coin_name(owner, None)

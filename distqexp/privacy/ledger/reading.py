@@ -68,11 +68,6 @@ class LedgerReading:
             names = self._chain.names_of_contents(universe, contents)
         return sorted(names - {population})
 
-    def charged_contents(self, population: str, content: bytes, universe: str = PRIVATE) -> bool:
-        """Return whether a population was charged for a content; the arguments are those of ``charged_elsewhere``."""
-        with self._chain.transaction():
-            return population in self._chain.names_of_contents(universe, [content])
-
     def cap(self, population: str) -> Cap | None:
         """Return the cap that is set for a population, or None."""
         with self._chain.transaction():
