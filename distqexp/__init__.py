@@ -24,7 +24,13 @@ def __getattr__(name: str) -> Any:
         return import_module("distqexp.fit")
     if name == "load_model":
         return import_module("distqexp.live").load_model
+    if name == "api":
+        return import_module("distqexp.api")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "api"]
 
 
 def _tell_interruption(kind: type[BaseException], error: BaseException, place: Any) -> None:

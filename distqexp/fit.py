@@ -7,6 +7,7 @@ notebooks that have a live module and their own records.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -108,7 +109,19 @@ class _CallableModule(ModuleType):
         """Fit a live module, see ``distqexp.live.fit``."""
         from distqexp.live import fit
 
+        if len(args) > 2:
+            raise TypeError(
+                f"distqexp.fit: found {len(args)} arguments by position; expected the records as one: fit(model, (X, y), epsilon=..., "
+                "delta=...)"
+            )
         return fit(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the function, for help and notebooks."""
+        from distqexp.live import fit
+
+        return inspect.signature(fit)
 
 
 sys.modules[__name__].__class__ = _CallableModule

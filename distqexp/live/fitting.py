@@ -26,9 +26,9 @@ from distqexp.errors import BudgetError, UsageError
 from distqexp.live.alignment import require_aligned
 from distqexp.live.arguments import refuse_idle_target, refuse_second_values, require_units
 from distqexp.live.batches import Roles, plain
-from distqexp.live.finite import not_finite_line
 from distqexp.live.marks import Marks
 from distqexp.live.overlap import refuse_common_records, refuse_same_objects
+from distqexp.live.public_figures import not_finite_line, scale_line, unscaled_targets_line
 from distqexp.live.request import (
     POPULATION,
     Request,
@@ -141,7 +141,9 @@ def fit(
     require_units(request.units)
     refuse_second_values(nested(request.settings))
     wording = Wording(isinstance(model, nn.Module), _ROLES)
-    records = _Records(private, public, evaluation, evaluation_private, target, classes, unit, request.features)
+    records = _Records(
+        private, public, evaluation, evaluation_private, target, classes, unit, request.features, standardise
+    )
     refuse_same_objects(private, records.others)
     refuse_idle_target(target, [private, public, evaluation])
     ledger_path = None if ledger is None else Path(ledger)
@@ -164,7 +166,8 @@ def fit(
             silent=not running.is_root, callback=callback, stream=None if callback is None else io.StringIO(),
         )  # fmt: skip
         progress.wording = wording.of
-        progress.warn(records.remarks)
+        unscaled = unscaled_targets_line(config.model.loss, config.data.public is not None)
+        progress.warn([*records.remarks, *filter(None, [unscaled])])
         with progress:
             try:
                 result = run(
@@ -189,6 +192,7 @@ class _Records:
     classes: Sequence[Any] | None
     unit: Any
     features: tuple[str, ...] | None
+    standardise: bool | None
     remarks: list[str] = field(default_factory=list)
     """Lines of warning on public records, once they are spooled; on the root alone."""
 
@@ -230,7 +234,10 @@ class _Records:
         roles = Roles(where, unit=unit, classes=self.labels, private=private, features=self.features)
         spooled = spool(data, folder / where, roles, self.target)
         if where in self.others and spooled.shape is not None:
-            self.remarks.extend(filter(None, [not_finite_line(where, spooled.path)]))
+            lines = [not_finite_line(where, spooled.path)]
+            if where == "public" and not self.standardise:
+                lines.append(scale_line(where, spooled.path))
+            self.remarks.extend(filter(None, lines))
         return spooled
 
 

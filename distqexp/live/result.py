@@ -121,7 +121,9 @@ class Fitted(Predictor):
         return path
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
+        lines = self._lines()
+        width = max(12, *(len(name) + 2 for name, _ in lines))
+        return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 
     def _repr_html_(self) -> str:
         style = "text-align:left;vertical-align:top;padding:0.15em 0.8em 0.15em 0"

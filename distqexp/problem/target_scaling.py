@@ -27,6 +27,7 @@ from distqexp.problem.schema import Schema
 _TRIAL_RECORDS = 4
 _TRIAL_MEAN, _TRIAL_SCALE = 0.7, 1.9
 _STARTING_RECORDS = 256
+_FAR_FROM_ONE = 10.0
 
 
 def with_target_moments(schema: Schema, dataset: Dataset, network: Network) -> Schema:
@@ -51,6 +52,21 @@ def with_target_moments(schema: Schema, dataset: Dataset, network: Network) -> S
         target_means=tuple(targets.mean(axis=0).tolist()),
         target_scales=tuple(scales.tolist()),
         target_head=head,
+    )
+
+
+def unscaled_targets(schema: Schema, dataset: Dataset) -> str | None:
+    """Return words on public targets that are far from 1 in size where the model has no layer that could scale them; else None."""
+    if schema.target_scales:
+        return None
+    records = dataset.read(dataset.slot_map().rows)
+    targets = records.targets.reshape(len(records.targets), -1)[records.present].double()
+    size = float((targets.mean(dim=0).abs() + targets.std(dim=0, correction=0)).max()) if len(targets) else 0.0
+    if not size > _FAR_FROM_ONE:
+        return None
+    return (
+        f"targets are about {size:.2g} in size, and the model doesn't end in a trained torch.nn.Linear with a bias, which could scale "
+        "them: they are hardly learnt; end it in one, or divide the targets by a public number"
     )
 
 
@@ -100,12 +116,17 @@ def _rescaled(state: Arrays, schema: Schema, *, into_run: bool) -> Arrays:
     means, scales = np.array(schema.target_means), np.array(schema.target_scales)
     if into_run:
         means, scales = -means / scales, 1.0 / scales
-    weight, bias = (state[f"{schema.target_head}.{name}"] for name in ("weight", "bias"))
+    weight, bias = _parameters(schema.target_head or "")
     return {
         **state,
-        f"{schema.target_head}.weight": _like(weight, scales[:, None] * weight),
-        f"{schema.target_head}.bias": _like(bias, scales * bias + means),
+        weight: _like(state[weight], scales[:, None] * state[weight]),
+        bias: _like(state[bias], scales * state[bias] + means),
     }
+
+
+def _parameters(layer: str) -> tuple[str, str]:
+    """Return the names of the weight and the bias of a layer; the module itself has the name ""."""
+    return f"{layer}.weight".removeprefix("."), f"{layer}.bias".removeprefix(".")
 
 
 def _like(values: NDArray[Any], numbers: FloatArray) -> NDArray[Any]:
@@ -118,9 +139,7 @@ def _scalable_head(network: Network, schema: Schema, width: int) -> str | None:
     heads = [
         name
         for name, module in network.module.named_modules()
-        if type(module) is nn.Linear
-        and module.out_features == width
-        and {f"{name}.weight", f"{name}.bias"} <= trainable
+        if type(module) is nn.Linear and module.out_features == width and set(_parameters(name)) <= trainable
     ]
     as_given, theta = network.state(), network.theta()
     random = np.random.default_rng(0)
@@ -138,10 +157,11 @@ def _scalable_head(network: Network, schema: Schema, width: int) -> str | None:
 
 def _gives(network: Network, state: Arrays, name: str, inputs: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return whether rescaling this layer rescales the outputs."""
+    weight, bias = _parameters(name)
     rescaled = {
         **state,
-        f"{name}.weight": _like(state[f"{name}.weight"], _TRIAL_SCALE * state[f"{name}.weight"]),
-        f"{name}.bias": _like(state[f"{name}.bias"], _TRIAL_SCALE * state[f"{name}.bias"] + _TRIAL_MEAN),
+        weight: _like(state[weight], _TRIAL_SCALE * state[weight]),
+        bias: _like(state[bias], _TRIAL_SCALE * state[bias] + _TRIAL_MEAN),
     }
     try:
         network.load_state(rescaled)

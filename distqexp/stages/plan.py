@@ -39,7 +39,7 @@ from distqexp.problem.readers.tokenizer import check_vocabulary
 from distqexp.problem.records import blank_inputs
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
 from distqexp.problem.sources import DataSource, ProbeSource, Readers
-from distqexp.problem.target_scaling import start_in_run_units, with_target_moments
+from distqexp.problem.target_scaling import start_in_run_units, unscaled_targets, with_target_moments
 from distqexp.problem.user_code import own_code
 from distqexp.problem.weights import load_weights
 from distqexp.stages.advice import choices, expectation, warnings_of
@@ -90,14 +90,18 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
         and (config.data.public or schema.input_shape)
     ):
         plan = _with_affordable_clip(plan, config, worker, source, engine)
-    notes = plan.notes + (tuple(_root_notes(open_config, plan, network)) if engine.is_root else ())
+    notes = plan.notes + (tuple(_root_notes(open_config, plan, network, readers)) if engine.is_root else ())
     forecast = derived_forecast(plan.config, plan.state.grid, plan.k)
     return dataclasses.replace(plan, forecast=forecast, notes=notes).with_identity(), worker
 
 
-def _root_notes(config: Config, plan: Plan, network: Network) -> Iterator[str]:
-    """Yield what the plan chose of what ``config`` left open, and a warning about what the model gives."""
+def _root_notes(config: Config, plan: Plan, network: Network, readers: Readers) -> Iterator[str]:
+    """Yield what the plan chose of what ``config`` left open, and warnings about what the model gives."""
     yield from choices(config, plan)
+    if config.data.public is not None and config.model.scale_targets and plan.schema.loss == "mean-squared-error":
+        dataset = open_dataset(config.data.public, plan.schema, reader=readers.of(config.data.public, private=False))
+        unscaled = unscaled_targets(plan.schema, dataset)
+        yield from [] if unscaled is None else [f"distqexp: warning: {unscaled}"]
     ending = ending_warning(network, plan.schema)
     if ending is not None:
         yield f"distqexp: warning: {ending}"
