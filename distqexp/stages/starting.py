@@ -79,7 +79,8 @@ def write_config(start: Start) -> list[str]:
         f"{start.target or 'label'}: {found.task.words}: {found.task.loss}",
         *found.remarks,
         *(f"left out: {name}: {reason}" for name, reason in found.left_out.items()),
-        f"{start.out}: written; look through it, above all data.private.path",
+        f"{start.out}: written; look through it, above all data.private.path, and data.population, which names the people "
+        "and not the file",
         *([] if start.units else [_units_line(start, found)]),
         f"next: distqexp check {start.out}   (for whoever may see the private records: which can be used; no other command tells)",
         f"then: distqexp plan {start.out} --out plan.h5   (free of cost)   then: distqexp fit {start.out}",
