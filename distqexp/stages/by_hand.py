@@ -309,8 +309,8 @@ def _previous_release(plan: Plan, engine: Engine, path: Path, ledger: Path | Non
         content = read_release(path, plan)
         refuse_false_void(plan, content, ledger)
         if content.round == 0:  # For later rounds the state before is not at hand.
-            complete = completed_release(plan, plan.state, content, worker)
-            with_file_errors(path, lambda: check_follows(plan, plan.state, complete, worker=worker))
+            content = completed_release(plan, plan.state, content, worker)
+            with_file_errors(path, lambda: check_follows(plan, plan.state, content, worker=worker))
         return content
 
     return require(release_from_root(engine, plan, read))

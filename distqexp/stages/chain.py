@@ -51,7 +51,7 @@ def check_chain(
         if release.round != number or (number and releases[number - 1].next_header is None):
             raise FileContentError(f"release: round {release.round}; expected round {number}: give every release once")
         if state is not None:
-            check_follows(plan, state, release, built=built and not release.lacking, worker=worker)
+            check_follows(plan, state, release, built=built, worker=worker)
         else:
             check_rules_follow(releases[number - 1], release)
         unchecked += [number] if state is None or not built else []
@@ -102,7 +102,7 @@ def check_follows(
     """
     where = f"release of round {release.round}"
     refuse_unlike(f"{where}: used", dict(release.state_header), before.header())
-    if built:
+    if built and not release.named:  # else they are computed from the sums, by the same steps
         theta = parameters_after(plan, before, release, worker)
         _refuse_far(f"{where}: theta", release.theta, theta, before.theta)
     successor = release.next_state

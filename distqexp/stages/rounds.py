@@ -255,8 +255,8 @@ def _stored_release(
     if before is not None:
         complete = with_file_errors(path, lambda: completed_release(plan, before, release, worker))
         with_file_errors(path, lambda: check_follows(plan, before, complete, worker=worker))
-    else:
-        with_file_errors(path, lambda: check_rules_follow(earlier[-1], release))
+        return complete
+    with_file_errors(path, lambda: check_rules_follow(earlier[-1], release))
     return release
 
 
