@@ -39,7 +39,7 @@ class Resized(nn.Module):
 class FeaturesAndHead(nn.Module):
     """A body, which gives (n, WIDTH) features of images, and a linear head that starts at zero.
 
-    The names are those of ``huggingface.MeanPooled``, so that ``model.weights`` may be a file of the body alone.
+    The names are those of ``mean_pooling.MeanPooled``, so that ``model.weights`` may be a file of the body alone.
     """
 
     def __init__(self, resized: Resized, body: nn.Module, outputs: int) -> None:

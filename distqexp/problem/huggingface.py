@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from distqexp.errors import UsageError
+from distqexp.problem.mean_pooling import body_weights, mean_pooled
 
 FAMILIES = (
     "Albert", "Bert", "Beit", "ConvNext", "DeiT", "DistilBert", "Electra", "GPT2", "GPTNeoX", "Llama", "Mistral", "OPT",
@@ -29,29 +30,13 @@ LORA_PREFIX = "base_model.model."
 REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
-class MeanPooled(nn.Module):
-    """A body, the mean of its last hidden states over a record's tokens, and a linear head: (n, 2, L) to (n, outputs)."""
-
-    def __init__(self, body: nn.Module, width: int, outputs: int) -> None:
-        super().__init__()
-        self.body = body
-        self.classifier = nn.Linear(width, outputs)
-
-    def forward(self, records: torch.Tensor) -> torch.Tensor:
-        """Return the logits of int64 records, tokens and mask; a record without tokens has the head's bias alone."""
-        tokens, mask = records[:, 0], records[:, 1]
-        hidden = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
-        weights = mask.to(hidden.dtype)[..., None]
-        logits: torch.Tensor = self.classifier((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
-        return logits
-
-
 def from_config(
     model: str,
     config: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     pooling: str | None = None,
     head: str | None = None,
+    frozen_layers: int | None = None,
 ) -> nn.Module:
     """Make a transformers model with random weights; pretrained ones come from ``model.weights``. Nothing is fetched.
 
@@ -62,6 +47,8 @@ def from_config(
             trained, such as ["*lora_*", "*classifier*"], or ["*lora_B*", "*classifier*"] with the first factors frozen.
         pooling: "mean" puts a linear head on the mean of a text model's last hidden states; None keeps the model's own head.
         head: "zero" starts the head at zero, so that the first outputs are those of no knowledge at all; None draws it.
+        frozen_layers: with pooling, so many of the body's layers stay as they are and run once over all records; the others, and the
+            head, are ``top``.
 
     Raises:
         UsageError: an argument is not allowed, or a package is not installed.
@@ -98,8 +85,8 @@ def from_config(
     except (KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"model.args.config: {model} refuses it ({reason}); correct the value") from None
-    if pooling is not None:
-        module = _mean_pooled(module, pooling, model)
+    if pooling is not None or frozen_layers is not None:
+        module = mean_pooled(module, pooling, frozen_layers, model, _keep_records_apart)
     if head is not None:
         _zero_head(module, head)
     return module if lora is None else _with_lora(module, dict(lora))
@@ -117,20 +104,6 @@ def from_folder(**arguments: Any) -> nn.Module:
     raise UsageError(
         "model.factory: from_folder takes the model of the folder in model.weights; expected such a folder; set model.weights"
     )
-
-
-def _mean_pooled(module: nn.Module, pooling: str, model: str) -> nn.Module:
-    """Return the body of a text classifier under a mean and a linear head."""
-    body = getattr(module, str(getattr(module, "base_model_prefix", "")), None)
-    if pooling != "mean" or body is None or getattr(body, "main_input_name", None) != "input_ids":
-        raise UsageError(
-            f"model.args.pooling: found {pooling!r} with {model}; expected mean, with a ForSequenceClassification class, or none"
-        )
-    if isinstance(getattr(body, "pooler", None), nn.Module):
-        body.pooler = None
-    _keep_records_apart(body)
-    settings: Any = body.config
-    return MeanPooled(body, settings.hidden_size, settings.num_labels)
 
 
 def _zero_head(module: nn.Module, head: str) -> None:
@@ -175,8 +148,8 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
         own: the state of the module; its factors and its head keep their values.
         state: the state from a file.
     """
-    state = _body_weights(own, state)
     prefix = LORA_PREFIX
+    state = body_weights(own, state, prefix if next(iter(own), "").startswith(prefix) else "")
     if not all(name.startswith(prefix) for name in own) or any(name.startswith(prefix) for name in state):
         return state
     tensors: dict[str, Any] = {name: tensor for name, tensor in own.items() if ".lora_" in name}
@@ -187,17 +160,6 @@ def base_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> M
             tensors[name] = state[plain]
             rest.pop(plain, None)
     return {**tensors, **rest}
-
-
-def _body_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of a body alone as that of ``MeanPooled``, without its own pooling and the positions that old files have."""
-    outer = LORA_PREFIX if next(iter(own), "").startswith(LORA_PREFIX) else ""
-    heads = {name: own[outer + name] for name in ("classifier.weight", "classifier.bias") if outer + name in own}
-    if not any(name.startswith(f"{outer}body.") for name in own) or any(name.startswith("body.") for name in state):
-        return state
-    unused = re.compile(r"pooler\..*|embeddings\.position_ids")
-    body = {f"body.{name}": tensor for name, tensor in state.items() if not unused.fullmatch(name)}
-    return {**heads, **body}
 
 
 def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
