@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.mechanism.rounded_normal import Stream, Words
 
-CHUNK = 1 << 14
-"""How many candidates are drawn at a time; this bounds the memory, and fits in a cache."""
+CHUNK = 1 << 16
+"""How many candidates are drawn at a time; this bounds the memory, to a few megabytes."""
 
 SLOT_BITS = 16
 """The bits that choose a block: each has a share of 2^16 slots."""
