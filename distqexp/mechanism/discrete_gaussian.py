@@ -134,7 +134,7 @@ def _candidates(words: IntegerArray, table: Histogram, stream: Stream) -> tuple[
     block = table.slots[(words[0] >> PLACE_BITS) & ((1 << SLOT_BITS) - 1)]
     place = words[0] & ((1 << table.shift) - 1)
     candidates = ((block.astype(np.int64) << table.shift) + place) ^ side
-    uniform = words[1].view(np.uint64)
+    uniform = words[1].view("<u8")
     accepted = uniform < table.certain[block]
     rest = np.flatnonzero(~accepted)
     accepted[rest], doubtful = _compare(uniform[rest], block[rest], (place - side)[rest], table)
