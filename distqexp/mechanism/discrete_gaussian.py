@@ -115,7 +115,7 @@ def histogram(sigma: int) -> Histogram:
 def density(x: int, sigma: int, bits: int) -> tuple[int, int]:
     """Return whole numbers around 2^bits exp(-x^2 / (2 sigma^2)): one not above it, one not below it.
 
-    mpmath computes it with 64 digits more, so that its own error is far below the 1 that is allowed on either side.
+    mpmath computes it with 64 bits more, so that its own error is far below the 1 that is allowed on either side.
     """
     from mpmath.libmp import from_int, mpf_div, mpf_exp, mpf_shift, round_nearest, to_int
 
@@ -156,7 +156,7 @@ def _compare(
     ``distance`` is that of a candidate's magnitude from the first of its block. Only sums, products and quotients are computed.
     """
     first, beyond = np.ldexp(block.astype(np.float64), table.shift), distance.astype(np.float64)
-    exponent = beyond * (2.0 * first + beyond) / (2.0 * float(table.sigma) ** 2)
+    exponent = beyond * (2.0 * first + beyond) / float(2 * table.sigma * table.sigma)
     series = np.ones_like(exponent)
     for term in range(TERMS, 0, -1):
         series = 1.0 - series * exponent / term
