@@ -308,9 +308,12 @@ class Probe:
         """Charge the scratch ledger, draw real noise, release, and export what comes of it."""
         forget_peak()
         public, guard, state = self.config.data.public, Guard(plan, self.config.data.public, worker), plan.state
-        rule = plan.rule(state)
-        drawing, noisy = self.meter.timed(lambda: draw_release(plan, state, self._quadratic(plan, sums), charging))
-        again, _ = self.meter.timed(lambda: rule.draw(sums, None, 0)) if drawing < 30 else (drawing, None)
+        quadratic = self._quadratic(plan, sums)
+        drawing, noisy = self.meter.timed(lambda: draw_release(plan, state, quadratic, charging))
+        again = drawing
+        if drawing < 30:
+            with Ledger.open(self.scratch / "again.sqlite") as ledger:  # the other one has the draw for these sums
+                again, _ = self.meter.timed(lambda: draw_release(plan, state, quadratic, Charging(ledger)))
 
         def release() -> Any:
             made = make_release(plan, state, Draw(noisy), public, self.engine, worker, guard)

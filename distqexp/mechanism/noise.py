@@ -13,33 +13,23 @@ import numpy as np
 from distqexp.arrays import IntegerArray
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
+from distqexp.mechanism.discrete_gaussian import discrete_gaussians
 from distqexp.mechanism.grid import LARGEST_SIGMA
 from distqexp.mechanism.randomness import SystemRandomness, seeded_normals, seeded_stream
 from distqexp.mechanism.rounded_normal import rounded_normals
-
-CHUNK = 1 << 16
-"""How many coordinates are drawn at a time; this bounds the memory of the Python lists that OpenDP takes and returns."""
 
 
 def draw_discrete(k: int, sigma: int) -> IntegerArray:
     """Return k independent exact draws of the discrete Gaussian N_Z(0, sigma^2), as int64 (k,).
 
-    OpenDP samples them in exact integer arithmetic (the algorithm of Canonne, Kamath and Steinke 2020) from the
-    operating system's entropy. Raises UsageError unless k >= 1 and sigma is an integer from 1 to 2^53.
+    They are made by rejection from a ChaCha20 key stream, whose key comes from the operating system's entropy. The law is
+    exact, whatever float64 does (docs/proofs/discrete-sampler.md). Raises UsageError unless k >= 1 and sigma is an integer
+    from 1 to 2^53.
     """
     _check(k, sigma)
     if sigma != int(sigma) or sigma > LARGEST_SIGMA:
         raise UsageError(f"sigma of discrete noise: found {sigma!r}; expected a whole number up to 2^53")
-    import opendp.prelude as opendp
-
-    opendp.enable_features("contrib")
-    space = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
-    sampler = opendp.m.make_gaussian(*space, scale=float(sigma))
-    noise = np.empty(k, dtype=np.int64)
-    for first in range(0, k, CHUNK):
-        size = min(CHUNK, k - first)
-        noise[first : first + size] = sampler([0] * size)
-    return noise
+    return discrete_gaussians(k, int(sigma), SystemRandomness().bytes)
 
 
 def draw_continuous(k: int, sigma: float) -> IntegerArray:

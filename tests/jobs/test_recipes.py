@@ -128,12 +128,11 @@ def test_spacks_recipe_asks_for_what_pyproject_does() -> None:
     assert found["license"] == PROJECT["license"]
 
 
-@pytest.mark.parametrize(("package", "requirement"), [("py_opendp", "opendp"), ("py_dp_accounting", "dp-accounting")])
-def test_packages_that_spack_lacks_are_within_the_bounds(package: str, requirement: str) -> None:
+def test_the_package_that_spack_lacks_is_within_the_bounds() -> None:
     from packaging.specifiers import SpecifierSet
 
-    ((number, more),) = read_package(package)["versions"]
-    assert number in SpecifierSet(REQUIRED[requirement])
+    ((number, more),) = read_package("py_dp_accounting")["versions"]
+    assert number in SpecifierSet(REQUIRED["dp-accounting"])
     assert re.fullmatch(r"[0-9a-f]{64}", more["sha256"])
 
 

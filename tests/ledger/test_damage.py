@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import io
 import json
 import sqlite3
 import stat
@@ -15,6 +17,7 @@ from ledger_child import NOISE, SMALL, SUMS, reserve
 
 from distqexp.errors import FileContentError
 from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger.files import LedgerFiles
 
 
 def edit(path: Path, *statements: str) -> None:
@@ -128,6 +131,23 @@ def test_damaged_arrays_are_refused(path: Path, position: int) -> None:
         (files / "noise-1.npy").unlink()
         with pytest.raises(FileContentError, match="missing"):
             ledger.noise(reservation)
+
+
+@pytest.mark.parametrize("array", [NOISE, np.arange(9)[::2], np.array([True, False]), np.arange(3, dtype=np.uint8)])
+def test_a_stored_array_is_what_numpy_saves_and_a_seal(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """The seal is HMAC-SHA-256 over purpose, owner and content, each after its length: files of older versions stay readable."""
+    files = LedgerFiles(path)
+    files.prepare()
+    files.load_key(new=True)
+    files.write("noise", 7, b"owner", array)
+    saved = io.BytesIO()
+    np.save(saved, array)
+    parts = (b"noise", b"owner", saved.getvalue())
+    message = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    stored = (files.folder / "noise-7.npy").read_bytes()
+    assert stored == saved.getvalue() + hmac.new(files.key, message, hashlib.sha256).digest()
+    read = files.read("noise", 7, b"owner")
+    assert (read.dtype, read.tolist()) == (array.dtype, array.tolist())
 
 
 def test_noise_of_a_lost_history_is_never_taken_for_other_sums(path: Path) -> None:

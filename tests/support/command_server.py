@@ -74,7 +74,6 @@ def commands() -> Path:
 
 def serve(address: str) -> None:
     """Answer requests until this process is killed."""
-    import opendp.prelude  # noqa: F401 - imported here, once for all that are forked
     import torch
 
     from distqexp import cli, fit

@@ -14,8 +14,9 @@ import io
 import os
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -105,10 +106,18 @@ class LedgerFiles:
         except OSError as error:
             raise StorageError(f"{self._begun}: can't be read ({error.strerror}); check its owner and mode") from error
 
-    def tag(self, *parts: bytes) -> bytes:
+    def tag(self, *parts: bytes | memoryview) -> bytes:
         """Return the keyed digest of the parts (HMAC-SHA-256), which never leaves the ledger and its folder."""
-        message = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
-        return hmac.new(self.key, message, hashlib.sha256).digest()
+        return self._keyed_digest(*([part] for part in parts))
+
+    def _keyed_digest(self, *parts: Sequence[bytes | memoryview]) -> bytes:
+        """Return the tag of parts that come in pieces, which are not copied."""
+        digest = hmac.new(self.key, digestmod=hashlib.sha256)
+        for pieces in parts:
+            digest.update(struct.pack("<Q", sum(map(len, pieces))))
+            for piece in pieces:
+                digest.update(piece)
+        return digest.digest()
 
     def exists(self, purpose: str, reservation: int | str) -> bool:
         """Whether the "noise" or "released" array of a reservation, or "coins" of a name, are stored."""
@@ -127,11 +136,13 @@ class LedgerFiles:
         Raises:
             StorageError: The file can't be written.
         """
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
-        seal = self.tag(purpose.encode(), owner, data)
-        write_atomic(self._path(purpose, reservation), data + seal, private=True)
+        pieces = _as_saved(array)
+        seal = self._keyed_digest([purpose.encode()], [owner], pieces)
+
+        def fill(file: BinaryIO) -> None:
+            file.writelines([*pieces, seal])
+
+        write_atomic(self._path(purpose, reservation), fill, private=True)
 
     def read(self, purpose: str, reservation: int | str, owner: bytes) -> npt.NDArray[Any]:
         """Read an array back, with the arguments of ``write``.
@@ -145,12 +156,12 @@ class LedgerFiles:
             raise FileContentError(f"{path}: missing; restore the ledger and its folder together") from None
         except OSError as error:
             raise StorageError(f"{path}: can't be read ({error.strerror}); check its owner and mode") from error
-        data, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
+        data, seal = memoryview(content)[:-SEAL_BYTES], content[-SEAL_BYTES:]
         if not hmac.compare_digest(seal, self.tag(purpose.encode(), owner, data)):
             raise FileContentError(
                 f"{path}: its seal does not fit; damaged or of another ledger: restore it from a backup"
             )
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))  # the seal lies behind the array
 
     def erase(self, purpose: str, reservation: int) -> None:
         """Remove an array durably; nothing happens when there is none. Raises StorageError."""
@@ -207,3 +218,10 @@ class LedgerFiles:
         return StorageError(
             f"{self.folder}: file locks don't work there ({reason}); set DISTQEXP_LEDGER to a path on a file system with locks"
         )
+
+
+def _as_saved(array: npt.NDArray[Any]) -> tuple[bytes, memoryview]:
+    """Return the bytes that np.save writes, its header and the entries of the array; the latter are not copied."""
+    contiguous, header = np.ascontiguousarray(array), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(contiguous))
+    return header.getvalue(), contiguous.reshape(-1).view(np.uint8).data

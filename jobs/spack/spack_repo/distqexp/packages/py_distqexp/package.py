@@ -30,7 +30,6 @@ class PyDistqexp(PythonPackage):
         depends_on("py-scipy@1.13:1")
         depends_on("py-h5py@3.11:3")
         depends_on("py-mpmath@1.3:1")
-        depends_on("py-opendp@0.14:0.16")
         depends_on("py-cryptography@43:50")
         depends_on("py-safetensors@0.4.5:0")
         depends_on("py-typer@0.15:0")
