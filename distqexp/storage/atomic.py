@@ -14,7 +14,9 @@ from distqexp.errors import StorageError, UsageError
 _UNFINISHED = ".unfinished"
 
 
-def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False) -> None:
+def write_atomic(
+    path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False, new: bool = False
+) -> None:
     """Write a file durably, all of it or nothing.
 
     The bytes go to a new hidden file beside ``path``, which is fsynced and renamed over it; then the folder is fsynced. On
@@ -24,9 +26,10 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, pri
         path: The file.
         content: Its bytes, or a function that writes them to an open binary file.
         private: Whether the file has the mode 0600, from its first byte on.
+        new: Whether a file that is already there is refused and left as it is, instead of replaced.
 
     Raises:
-        UsageError: The folder does not exist.
+        UsageError: The folder does not exist, or a file is there that must not be replaced.
         StorageError: The disk is full, or the folder can't be written.
     """
     folder = path.parent
@@ -36,11 +39,17 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, pri
     try:
         try:
             _fill(temporary, content, private)
-            os.replace(temporary, path)
+            if new:
+                os.link(temporary, path)  # it never replaces, whoever else makes the file meanwhile
+                temporary.unlink()
+            else:
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(folder)
+    except FileExistsError:
+        raise UsageError(f"{path}: exists; expected a new file, nothing is overwritten: choose another path") from None
     except OSError as error:
         raise storage_error(path, error) from error
 
