@@ -75,7 +75,9 @@ class Card:
                     f"card of {self.name}: {field} {ascii(value)[:40]}; expected {digits} hexadecimal digits in lower case"
                 )
         if _of_small_order(bytes.fromhex(self.agreement)) or _of_small_order(_montgomery(bytes.fromhex(self.signing))):
-            raise UsageError(f"card of {self.name}: a key of small order, which anybody can use; expected one that was drawn")
+            raise UsageError(
+                f"card of {self.name}: a key of small order, which anybody can use; expected one that was drawn"
+            )
         if not self.verifies(bytes.fromhex(self.signature), _CARD_DOMAIN + canonical_json(self._signed())):
             raise UsageError(
                 f"card of {self.name}: it is not signed by its own key {self.signing[:16]}; it was altered: get it again"
@@ -183,7 +185,9 @@ class Identity:
         """
         _refuse_readable_by_others(path)
         tree = _read_tree(path, "identity", ("name",))
-        damaged = FileContentError(f"{path}: its keys can't be read; expected an identity as distqexp wrote it: restore it")
+        damaged = FileContentError(
+            f"{path}: its keys can't be read; expected an identity as distqexp wrote it: restore it"
+        )
         try:
             name = require_name(tree["name"])
             keys = _opened(path, tree, passphrase) if "sealed" in tree else str(tree["keys"]).encode()
@@ -235,7 +239,9 @@ def _opened(path: Path, tree: dict[str, Any], passphrase: Callable[[], str | Non
     salt, sealed = bytes.fromhex(tree["salt"]), bytes.fromhex(tree["sealed"])
     answer = passphrase()
     if answer is None:
-        raise UsageError(f"{path}: its keys are encrypted, no passphrase given; put it into a file: {PASSPHRASE_VARIABLE}=FILE")
+        raise UsageError(
+            f"{path}: its keys are encrypted, no passphrase given; put it into a file: {PASSPHRASE_VARIABLE}=FILE"
+        )
     try:
         return ChaCha20Poly1305(_stretched(answer, salt)).decrypt(bytes(12), sealed, tree["name"].encode())
     except InvalidTag:
@@ -274,7 +280,9 @@ def _read_tree(path: Path, kind: str, fields: tuple[str, ...]) -> dict[str, Any]
     if not isinstance(tree, dict) or tree.get("kind") != kind or any(field not in tree for field in fields):
         raise FileContentError(f"{path}: it is no {kind}, or damaged; expected a JSON object that distqexp wrote")
     if tree.get("schema") != SCHEMA:
-        raise FileContentError(f"{path}: schema {ascii(tree.get('schema'))[:20]}, this distqexp reads {SCHEMA}; make it again")
+        raise FileContentError(
+            f"{path}: schema {ascii(tree.get('schema'))[:20]}, this distqexp reads {SCHEMA}; make it again"
+        )
     return tree
 
 

@@ -91,6 +91,11 @@ def test_keys_of_small_order_are_refused() -> None:
     card = Identity.draw("north").card
     eight = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"  # an Ed25519 point of order 8
     one = (1).to_bytes(32, "little").hex()
-    for signing, agreement in ((eight, card.agreement), (one, card.agreement), (card.signing, one), (card.signing, "00" * 32)):
+    for signing, agreement in (
+        (eight, card.agreement),
+        (one, card.agreement),
+        (card.signing, one),
+        (card.signing, "00" * 32),
+    ):
         with pytest.raises(UsageError, match="small order"):
             Card("north", signing, agreement, card.signature)
