@@ -157,12 +157,6 @@ def unmasked(total: WordArray, answers: Mapping[str, WordArray], context: MaskCo
     return found
 
 
-def stream_block(key: bytes, count: int) -> WordArray:
-    """Return the first numbers of the stream of a key, as ``_add_stream`` adds them: an oracle for tests."""
-    encryptor = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
-    return np.frombuffer(encryptor.update(bytes(8 * count)), dtype="<u8").astype(np.uint64)
-
-
 def derived(secret: bytes, label: bytes) -> bytes:
     """Return the 32-byte key that HKDF-SHA-256 gives for a secret and a label."""
     return HKDF(hashes.SHA256(), 32, salt=None, info=label).derive(secret)
