@@ -17,7 +17,7 @@ from distqexp.federation.header import Envelope, Header
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, OpenLog
 from distqexp.federation.masks import MaskContext, stream_sums
-from distqexp.federation.messages import Message, read_message, write_message
+from distqexp.federation.messages import Message, peek, read_message, write_message
 from distqexp.federation.sealing import SEALED_BYTES, unseal
 from distqexp.federation.study import Study
 
@@ -82,11 +82,15 @@ class Helper:
         wanted = {one.seeds[name]: one.site for one in listing.listed}
         opened: dict[str, bytes] = {}
         for path in paths:
-            if not any(path.stem.endswith(known[:32]) for known in wanted):
-                continue  # names are only hints: what is in the file is checked below
-            message = read_message(path, expected, self._study.roster, SEALED_BYTES)
-            site = message.header.sender
-            if wanted.get(message.identity) == site:
+            try:
+                known = peek(path)[1]
+            except FileContentError:
+                continue  # whatever lies there, it is no seed of the list
+            if known in wanted:
+                message = read_message(path, expected, self._study.roster, SEALED_BYTES)
+                site = wanted[known]
+                if message.header.sender != site:
+                    raise FileContentError(f"{path}: sender {message.header.sender}; expected {site}, as the list says")
                 opened[site] = unseal(path, bytes(message.content), self._identity, context, site)
         missing = [site for site in listing.sites if site not in opened]
         if missing:

@@ -164,10 +164,14 @@ def extract_message(path: Path, expected: Expected, roster: Mapping[str, Card], 
     return header, known
 
 
-def peek(path: Path) -> Header:
-    """Return what a message claims to be, unchecked: to sort files or to tell people. Raises FileContentError, UsageError."""
+def peek(path: Path) -> tuple[Header, str]:
+    """Return what a message claims to be, and its identity; neither signature nor content are checked.
+
+    Raises FileContentError, UsageError, StorageError.
+    """
     with _opened(path) as file:
-        return Header.parse(path, _parts(path, file)[0])
+        text = _parts(path, file)[0]
+    return Header.parse(path, text), identity_of(text)
 
 
 def _checked_header(path: Path, file: BinaryIO, expected: Expected, roster: Mapping[str, Card]) -> tuple[Header, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from distqexp.arrays import IntegerArray
 from distqexp.errors import FileContentError, UsageError
-from distqexp.federation.closing import Closing, Listed
+from distqexp.federation.closing import LARGEST_CLOSING, Closing, Listed
 from distqexp.federation.header import NO_ENTRIES, Envelope
 from distqexp.federation.keys import Identity
 from distqexp.federation.masks import MaskContext, WordArray, unmasked
@@ -76,10 +76,23 @@ class Pool:
                 f"study {study.name}: {len(self._listed)} sites sent their vectors; expected at least {study.k_min}: wait for "
                 "others, or void the round"
             )
-        closing = Closing(self._entries, tuple(self._listed[name] for name in sorted(self._listed)))
         envelope = Envelope("closing", study.study_id, study.plan_id, round, attempt, None, ledger)
-        path, self._closing = write_message(folder, identity, envelope, closing.to_bytes())
+        path, self._closing = write_message(folder, identity, envelope, self._list().to_bytes())
         return path, self._closing
+
+    def closed_before(self, path: Path) -> None:
+        """Go on from a closing that was written before, with the same vectors. Raises FileContentError where it lists others."""
+        study, (round, attempt) = self._study, self._attempt
+        expected = study.expects("closing", round=round, attempt=attempt)
+        message = read_message(path, expected, study.roster, LARGEST_CLOSING)
+        if Closing.parse(path, bytes(message.content), study) != self._list():
+            raise FileContentError(
+                f"{path}: it lists other vectors than the {len(self._listed)} here; expected the same: get them"
+            )
+        self._closing = message.identity
+
+    def _list(self) -> Closing:
+        return Closing(self._entries, tuple(self._listed[name] for name in sorted(self._listed)))
 
     def unmask(self, answers: Iterable[Path]) -> IntegerArray:
         """Return the sum over the listed sites, int64 (entries,), from the answers of at least two helpers.

@@ -270,7 +270,7 @@ def sign_study(study: Study, identity: Identity, folder: Path) -> tuple[Path, st
 
 def read_study(path: Path, coordinator: Card) -> Study:
     """Read a signed study, of a coordinator whose card the reader has from elsewhere. Raises FileContentError."""
-    claimed = peek(path)
+    claimed, _ = peek(path)
     expected = Expected("study", claimed.study, claimed.plan_id, (coordinator.name,), None, 0, 0)
     message = read_message(path, expected, {coordinator.name: coordinator}, LARGEST_STUDY)
     study = Study.parse(path, bytes(message.content))
