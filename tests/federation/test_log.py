@@ -89,7 +89,7 @@ def test_a_shorter_log_is_seen_by_whoever_noted_its_anchor(path: Path) -> None:
     noted = Anchor(5, whole[-1].hash)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
     verify_log(path, NORTH.card)
-    with pytest.raises(FileContentError, match="line 4 .* expected line 5 .* put back"):
+    with pytest.raises(FileContentError, match=r"line 4 .* expected line 5 .* put back"):
         verify_log(path, NORTH.card, noted)
     Log(path, NORTH).append({"event": "another history"})
     with pytest.raises(FileContentError, match="put back"):

@@ -18,7 +18,7 @@ SHARED = {"trust": Trust.SHARED_NOISE, "tolerated": 1, "k_min": 3}
 PATH = Path("study.toml")
 
 
-@pytest.mark.parametrize("study", [make_study(helpers=0), make_study(), make_study(5, 3), make_study(**SHARED)])
+@pytest.mark.parametrize("study", [make_study(4, 0), make_study(), make_study(5, 3), make_study(**SHARED)])
 def test_a_study_comes_back_from_its_canonical_form(study: Study) -> None:
     back = Study.parse(PATH, study.to_bytes())
     assert back == study
@@ -98,7 +98,7 @@ def test_a_study_that_does_not_hold_together_is_refused(changes: dict[str, Any],
 def test_one_key_under_two_names_is_refused() -> None:
     twin = Identity("twin", identity("site0")._signing, identity("helper0").agreement).card
     with pytest.raises(UsageError, match="share the key"):
-        make_study(helpers=(identity("helper1").card, twin), trust=Trust.MASKS)
+        make_study(helpers=(identity("helper1").card, twin))
 
 
 def test_a_site_may_be_a_helper_and_the_coordinator_a_site() -> None:

@@ -28,14 +28,14 @@ def identity(name: str) -> Identity:
     return Identity.draw(name)
 
 
-def make_study(sites: int = 4, helpers: int = 2, **changes: Any) -> Study:
+def make_study(site_count: int = 4, helper_count: int = 2, /, **changes: Any) -> Study:
     """A study of some sites and helpers; with helpers its trust is helper-masks."""
     fields: dict[str, Any] = {
         "name": "sepsis",
         "plan_id": PLAN,
         "coordinator": identity("office").card,
-        "sites": tuple(identity(f"site{number}").card for number in range(sites)),
-        "helpers": tuple(identity(f"helper{number}").card for number in range(helpers)),
+        "sites": tuple(identity(f"site{number}").card for number in range(site_count)),
+        "helpers": tuple(identity(f"helper{number}").card for number in range(helper_count)),
         "k_min": 2,
         "epsilon": 2.0,
         "delta": 1e-5,
@@ -43,7 +43,7 @@ def make_study(sites: int = 4, helpers: int = 2, **changes: Any) -> Study:
         "adjacency": Adjacency.ZERO_OUT,
         "presence": 1,
         "rounds": 3,
-        "trust": Trust.MASKS if helpers else Trust.CURATOR,
+        "trust": Trust.MASKS if helper_count else Trust.CURATOR,
     }
     return Study(**{**fields, **changes})
 
