@@ -69,5 +69,5 @@ def contribute(
         paths[card.name], known = write_message(folder, identity, envelope, sealed)
         receipts.append(known)
     envelope = Envelope("masked", recipient=study.coordinator.name, receipts=tuple(receipts), **common)  # type: ignore[arg-type]
-    path, _ = write_message(folder, identity, envelope, memoryview(rows.astype("<u8", copy=False)))
+    path, _ = write_message(folder, identity, envelope, rows.astype("<u8", copy=False).data)
     return Contribution(path, paths)

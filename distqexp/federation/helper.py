@@ -71,7 +71,7 @@ class Helper:
             "answer", study.study_id, study.plan_id, header.round, header.attempt, study.coordinator.name, anchor,
             (message.identity,),
         )  # fmt: skip
-        return write_message(folder, self._identity, envelope, memoryview(rows.astype("<u8", copy=False)))
+        return write_message(folder, self._identity, envelope, rows.astype("<u8", copy=False).data)
 
     def _open_seeds(
         self, closing: Path, listing: Closing, paths: Iterable[Path], context: MaskContext
