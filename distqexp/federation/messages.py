@@ -110,9 +110,8 @@ def write_message(folder: Path, identity: Identity, envelope: Envelope, content:
             copied.update(chunk)
             file.write(chunk)
         if copied.hexdigest() != digest:
-            raise StorageError(
-                f"{content}: it changed while it was read; expected a file that nobody writes: try again"
-            )
+            name = content if isinstance(content, Path) else Path("content")
+            raise StorageError(f"{name}: it changed while it was read; expected a file that nobody writes: try again")
 
     write_atomic(path, fill, private=KINDS[header.kind].private)
     return path, known
