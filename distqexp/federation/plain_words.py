@@ -33,7 +33,12 @@ def _computed(study: Study) -> list[str]:
     if study.helpers:
         lines.append(f"Helpers: {', '.join(study.helper_names)}.")
     if study.coordinator.name in study.site_names:
-        lines.append(f"{study.coordinator.name} is the coordinator and a site: it knows what it contributed itself.")
+        known = "what it contributed itself"
+        if study.trust is Trust.SHARED_NOISE:
+            known += ", its share of the noise too, so it counts as one site that colludes"
+        lines.append(f"{study.coordinator.name} is the coordinator and a site: it knows {known}.")
+    if both := [name for name in study.helper_names if name in study.site_names]:
+        lines.append(f"A helper and a site at once: {', '.join(both)}.")
     return lines
 
 

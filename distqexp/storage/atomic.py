@@ -40,8 +40,7 @@ def write_atomic(
         try:
             _fill(temporary, content, private)
             if new:
-                os.link(temporary, path)  # it never replaces, whoever else makes the file meanwhile
-                temporary.unlink()
+                _move_to_new(temporary, path)
             else:
                 os.replace(temporary, path)
         except BaseException:
@@ -89,6 +88,20 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         errno.EPERM: "choose a folder that you may write to",
     }.get(error.errno or 0, "check the file system")
     return StorageError(f"{path}: can't be written ({os.strerror(error.errno) if error.errno else error}); {remedy}")
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Move a file to a name that no file has. Raises FileExistsError, whoever else makes one meanwhile."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # No hard links, as on most sticks: the name is taken first. A kill in between leaves an empty file, and replaces none.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def _fill(temporary: Path, content: bytes | Callable[[BinaryIO], None], private: bool) -> None:

@@ -12,17 +12,13 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from federations import identity, make_study, vectors
+from federations import identity, make_study, uniform, vectors
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation import masks
 from distqexp.federation.masks import MaskContext, fresh_seeds, masked, stream_sums, unmasked
 from distqexp.federation.sealing import SEALED_BYTES, seal, unseal
-
-ALARM = 1e-7
-"""The false-alarm rate of one uniformity test; with fixed seeds it raises none."""
 
 SIZE = 20_000
 TWO, THREE = (MaskContext.of(make_study(4, helpers), 1, 0) for helpers in (2, 3))
@@ -33,17 +29,6 @@ PATH = Path("seed.message")
 def seeds_of(context: MaskContext, site: str) -> dict[str, bytes]:
     """Seeds that are the same in every run of the tests."""
     return {helper: f"{site}/{helper}".encode().ljust(32, b".") for helper in context.helpers}
-
-
-def uniform(words: NDArray[np.uint64]) -> bool:
-    """Whether the bytes look uniform, and neighbouring ones independent: two chi-square tests, ALARM in all."""
-    data = np.ascontiguousarray(words, dtype="<u8").view(np.uint8).ravel().astype(np.int64)
-    halves = data[: data.size // 2 * 2].reshape(-1, 2) >> 4
-    statistics = []
-    for counts in (np.bincount(data, minlength=256), np.bincount(halves[:, 0] * 16 + halves[:, 1], minlength=256)):
-        expected = counts.sum() / 256
-        statistics.append(float(np.square(counts - expected).sum() / expected))
-    return max(statistics) < chi2.isf(ALARM / 2, 255)
 
 
 def oracle_stream(seed: bytes, context: MaskContext, site: str, helper: str, pair: Sequence[str]) -> NDArray[np.uint64]:

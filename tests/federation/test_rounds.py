@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federations import Consortium, identity, make_study, vectors
+from federations import Consortium, identity, make_study, uniform, vectors
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
@@ -18,8 +18,10 @@ from distqexp.federation.header import Envelope
 from distqexp.federation.helper import Helper
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, verify_log
+from distqexp.federation.masks import MaskContext, stream_sums
 from distqexp.federation.messages import peek, read_message, write_message
 from distqexp.federation.pooling import Pool
+from distqexp.federation.sealing import unseal
 
 VALUES = vectors(4, 50)
 SITES = make_study().site_names
@@ -201,6 +203,32 @@ def test_a_list_without_a_helpers_seed_is_refused(two: Consortium) -> None:
     path, _ = write_message(two.folder, identity("office"), envelope, lacking)
     with pytest.raises(FileContentError, match="expected one for each of helper0, helper1"):
         two.answer("helper0", path)
+
+
+def test_whoever_sees_all_files_of_a_round_and_has_one_helpers_keys_learns_no_vector(tmp_path: Path) -> None:
+    """The audit by files: a shared folder, a helper that looks at everything, and what it knows once the other one joins."""
+    values = np.tile(np.arange(2000), (4, 1))  # far from uniform
+    consortium = Consortium(make_study(), tmp_path)
+    consortium.send(values)
+    study, context = consortium.study, MaskContext.of(consortium.study, 0, 0)
+    sent = consortium.sent["site0", 0, 0]
+    expected = study.expects("masked", recipient="office", round=0, attempt=0)
+    words = np.frombuffer(read_message(sent.masked, expected, study.roster, 10**6).content, "<u8").astype(np.uint64)
+    assert uniform(words)
+    assert not uniform(values[0].view(np.uint64))
+
+    def seed(addressee: str, reader: str) -> bytes:
+        wanted = study.expects("seed", recipient=addressee, round=0, attempt=0)
+        sealed = bytes(read_message(sent.seeds[addressee], wanted, study.roster, 80).content)
+        return unseal(sent.seeds[addressee], sealed, identity(reader), context, "site0")
+
+    left = words - stream_sums({"site0": seed("helper0", "helper0")}, context, "helper0", 2000)[0]
+    assert uniform(left)
+    for reader in ("helper0", "office", "site1"):
+        with pytest.raises(FileContentError, match="can't be opened"):
+            seed("helper1", reader)
+    bare = left - stream_sums({"site0": seed("helper1", "helper1")}, context, "helper1", 2000)[0]
+    assert np.array_equal(bare.view(np.int64), values[0]), "both helpers and the coordinator together learn it"
 
 
 def test_only_rostered_parties_take_part(two: Consortium) -> None:

@@ -108,7 +108,9 @@ def test_a_site_may_be_a_helper_and_the_coordinator_a_site() -> None:
         trust=Trust.MASKS,
     )
     assert list(study.roster) == ["site1", "site0", "site2", "site3", "helper0"]
-    assert any("is the coordinator and a site" in line for line in in_plain_words(study))
+    words = in_plain_words(study)
+    assert any("site1 is the coordinator and a site" in line for line in words)
+    assert "A helper and a site at once: site0." in words
 
 
 def test_a_study_is_signed_by_its_coordinator_alone(tmp_path: Path) -> None:
