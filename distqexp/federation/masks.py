@@ -1,10 +1,10 @@
 """Masks with helpers: a site's vector plus streams of random numbers, which helpers take off from sums over sites alone.
 
-A site draws a seed per helper and round. For every pair of helpers it sends its vector plus two streams, one of each helper's
-seed, modulo 2^64; so with two helpers there is one masked vector, with three there are three, of which any two helpers unmask
-one. A stream belongs to one pair: what a helper says about a list of sites for one pair tells nothing about another pair, so
-helpers that are shown different lists give nothing away (docs/proofs/consortium.md, section 3). Sums are exact: arithmetic is
-that of integers modulo 2^64, like the wrapping of int64.
+A site draws a seed per helper and round. For every group of helpers that is a quorum it sends its vector plus one stream of each
+of these helpers' seeds, modulo 2^64: one masked vector with two helpers, three with three (any two of them unmask one), four
+with four (any three do). A stream belongs to one group: what a helper says about a list of sites for one group tells nothing
+about another, so helpers that are shown different lists give nothing away (docs/proofs/consortium.md, section 3). Sums are
+exact: arithmetic is that of integers modulo 2^64, like the wrapping of int64.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from distqexp.arrays import IntegerArray
 from distqexp.errors import FileContentError, UsageError
+from distqexp.federation.quorum import quorum
 from distqexp.federation.study import Study
 from distqexp.storage.canonical import canonical_json
 
@@ -67,13 +68,13 @@ class MaskContext:
         return MaskContext(study.study_id, study.plan_id, round, attempt, study.roster_digest, study.helper_names)
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of helpers, each of which can unmask one of a site's masked vectors."""
-        return tuple(combinations(self.helpers, 2))
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of helpers that are a quorum; each can unmask one of a site's masked vectors."""
+        return tuple(combinations(self.helpers, quorum(len(self.helpers))))
 
-    def pairs_of(self, helper: str) -> tuple[tuple[str, str], ...]:
-        """Return the pairs that a helper belongs to."""
-        return tuple(pair for pair in self.pairs if helper in pair)
+    def groups_of(self, helper: str) -> tuple[tuple[str, ...], ...]:
+        """Return the groups that a helper belongs to."""
+        return tuple(group for group in self.groups if helper in group)
 
     def label(self, purpose: str, site: str, helper: str, *more: str) -> bytes:
         """Return the bytes that a key is bound to."""
@@ -87,7 +88,7 @@ def fresh_seeds(context: MaskContext) -> dict[str, bytes]:
 
 
 def masked(vector: IntegerArray, seeds: Mapping[str, bytes], context: MaskContext, site: str) -> WordArray:
-    """Return a site's masked vectors, one row for each pair of helpers.
+    """Return a site's masked vectors, one row for each group of helpers that is a quorum.
 
     Args:
         vector: The site's integers, int64 (k,). Private.
@@ -96,19 +97,19 @@ def masked(vector: IntegerArray, seeds: Mapping[str, bytes], context: MaskContex
         site: The name of the site.
 
     Returns:
-        uint64 (pairs, k). Without the seeds of at least one pair it is uniform, whatever the vector is.
+        uint64 (groups, k). Where a seed of every group is unknown it is uniform, whatever the vector is.
     """
     if vector.dtype != np.int64 or vector.ndim != 1 or not 1 <= vector.size <= LARGEST_VECTOR:
         raise UsageError(f"vector of type {vector.dtype} and shape {vector.shape}; expected int64 and one dimension")
-    rows = np.tile(vector.view(np.uint64), (len(context.pairs), 1))
-    for row, pair in zip(rows, context.pairs, strict=True):
-        for helper in pair:
-            _add_stream(row, seeds[helper], context, site, helper, pair)
+    rows = np.tile(vector.view(np.uint64), (len(context.groups), 1))
+    for row, group in zip(rows, context.groups, strict=True):
+        for helper in group:
+            _add_stream(row, seeds[helper], context, site, helper, group)
     return rows
 
 
 def stream_sums(seeds: Mapping[str, bytes], context: MaskContext, helper: str, size: int) -> WordArray:
-    """Return what a helper answers: for each of its pairs, the sum of its streams over the sites.
+    """Return what a helper answers: for each of its groups, the sum of its streams over the sites.
 
     Args:
         seeds: The helper's secret seed of each listed site, by the name of the site.
@@ -117,13 +118,13 @@ def stream_sums(seeds: Mapping[str, bytes], context: MaskContext, helper: str, s
         size: The entries of a vector.
 
     Returns:
-        uint64 (pairs of the helper, size).
+        uint64 (groups of the helper, size).
     """
-    pairs = context.pairs_of(helper)
-    rows = np.zeros((len(pairs), size), dtype=np.uint64)
+    groups = context.groups_of(helper)
+    rows = np.zeros((len(groups), size), dtype=np.uint64)
     for site, seed in seeds.items():
-        for row, pair in zip(rows, pairs, strict=True):
-            _add_stream(row, seed, context, site, helper, pair)
+        for row, group in zip(rows, groups, strict=True):
+            _add_stream(row, seed, context, site, helper, group)
     return rows
 
 
@@ -131,29 +132,31 @@ def unmasked(total: WordArray, answers: Mapping[str, WordArray], context: MaskCo
     """Return the sum over the listed sites, int64 (k,).
 
     Args:
-        total: The sum of the listed sites' masked vectors, uint64 (pairs, k).
-        answers: The answers of at least two helpers for the same list.
+        total: The sum of the listed sites' masked vectors, uint64 (groups, k).
+        answers: The answers of a quorum of helpers, or more, for the same list.
         context: What the masks are bound to.
 
     Raises:
-        FileContentError: Fewer than two helpers answered, or with three helpers their answers don't fit together.
+        FileContentError: Fewer helpers answered than a quorum, or the answers of more don't fit together.
     """
     found: IntegerArray | None = None
-    for number, pair in enumerate(context.pairs):
-        if not all(helper in answers for helper in pair):
+    for number, group in enumerate(context.groups):
+        if not all(helper in answers for helper in group):
             continue
         row = total[number].copy()
-        for helper in pair:
-            row -= answers[helper][context.pairs_of(helper).index(pair)]
+        for helper in group:
+            row -= answers[helper][context.groups_of(helper).index(group)]
         sums = row.view(np.int64)
         if found is not None and not np.array_equal(found, sums):
             raise FileContentError(
-                f"answers of {', '.join(sorted(answers))}: the pairs of helpers give different sums; expected the same: a helper "
+                f"answers of {', '.join(sorted(answers))}: the groups of helpers give different sums; expected the same: a helper "
                 "or a site is at fault; ask all of them, and void the round"
             )
         found = sums
     if found is None:
-        raise FileContentError(f"answers of {', '.join(sorted(answers)) or 'no helper'}; expected those of two helpers")
+        raise FileContentError(
+            f"answers of {', '.join(sorted(answers)) or 'no helper'}; expected those of {quorum(len(context.helpers))} helpers"
+        )
     return found
 
 
@@ -162,9 +165,11 @@ def derived(secret: bytes, label: bytes) -> bytes:
     return HKDF(hashes.SHA256(), 32, salt=None, info=label).derive(secret)
 
 
-def _add_stream(row: WordArray, seed: bytes, context: MaskContext, site: str, helper: str, pair: Sequence[str]) -> None:
+def _add_stream(
+    row: WordArray, seed: bytes, context: MaskContext, site: str, helper: str, group: Sequence[str]
+) -> None:
     """Add a stream to a row, in place. Each key is used for one stream, so the nonce may be constant."""
-    key = derived(seed, context.label("mask", site, helper, *pair))
+    key = derived(seed, context.label("mask", site, helper, *group))
     encryptor = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
     zeros = bytes(8 * min(_BLOCK, row.size))
     for first in range(0, row.size, _BLOCK):

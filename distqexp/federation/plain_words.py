@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distqexp.federation.quorum import quorum, withstood
 from distqexp.federation.study import Study, Trust
 from distqexp.kinds import Adjacency
 
@@ -86,14 +87,24 @@ def _coalitions(study: Study) -> list[str]:
         if study.trust is Trust.MASKS
         else "each site's sums with that site's share of the noise alone"
     )
-    lines = [f"The coordinator and all helpers together ({_list(study.helper_names)}) could learn {single}."]
+    count = len(study.helpers)
+    enough, honest = quorum(count), withstood(count)
     whole = "the exact sum over all listed sites" if study.trust is Trust.MASKS else "the noisy sum"
-    if len(study.helpers) == 2:
+    lines = [f"The coordinator and all helpers together ({_list(study.helper_names)}) could learn {single}."]
+    if count == 2:
         lines.append(f"The coordinator and all helpers but one learn {whole}, no more: one honest helper is enough.")
     else:
         lines.append(
-            f"The coordinator and all helpers but one could learn {single}, too: any two of three helpers suffice to take masks "
-            f"off. With one helper the coordinator learns {whole}, no more: two honest helpers are needed."
+            f"The coordinator and all helpers but one could learn {single}, too: any {enough} of {count} helpers suffice to take "
+            "masks off, so that one may be missing."
+        )
+    if count > 2 and honest:
+        lines.append(f"The coordinator and {_times(honest, 'helper')} learn {whole}, no more.")
+    if honest + 1 < enough:
+        lines.append(
+            f"The coordinator and {_times(honest + 1, 'helper')} learn {whole}; but if the coordinator shows the other helpers lists "
+            "that differ, it learns two sums, and from their difference perhaps what a single site sent. The helpers' logs show that "
+            "afterwards; nothing prevents it."
         )
     if study.trust is Trust.MASKS:
         lines.append(

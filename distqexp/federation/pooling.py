@@ -30,7 +30,7 @@ class Pool:
         self._context = MaskContext.of(study, *attempt)
         self._entries = entries
         self._listed: dict[str, Listed] = {}
-        self._total: WordArray = np.zeros((len(self._context.pairs), entries), dtype=np.uint64)
+        self._total: WordArray = np.zeros((len(self._context.groups), entries), dtype=np.uint64)
         self._closing = ""
 
     def add(self, path: Path) -> bool:
@@ -95,15 +95,15 @@ class Pool:
         return Closing(self._entries, tuple(self._listed[name] for name in sorted(self._listed)))
 
     def unmask(self, answers: Iterable[Path]) -> IntegerArray:
-        """Return the sum over the listed sites, int64 (entries,), from the answers of at least two helpers.
+        """Return the sum over the listed sites, int64 (entries,), from the answers of a quorum of helpers.
 
         Raises FileContentError where an answer is to another list, or the answers don't fit together.
         """
         study, context, (round, attempt) = self._study, self._context, self._attempt
         expected = study.expects("answer", recipient=study.coordinator.name, round=round, attempt=attempt)
+        size = len(context.groups_of(context.helpers[0])) * 8 * self._entries
         found: dict[str, WordArray] = {}
         for path in answers:
-            size = (len(study.helpers) - 1) * 8 * self._entries
             message = read_message(path, expected, study.roster, size)
             header = message.header
             if header.receipts != (self._closing,):
@@ -113,6 +113,5 @@ class Pool:
                 )
             if header.length != size:
                 raise FileContentError(f"{path}: {header.length} bytes; expected {size} of {self._entries} entries")
-            pairs = len(context.pairs_of(header.sender))
-            found[header.sender] = np.frombuffer(message.content, dtype="<u8").reshape(pairs, self._entries)
+            found[header.sender] = np.frombuffer(message.content, dtype="<u8").reshape(-1, self._entries)
         return unmasked(self._total, found, context)

@@ -20,6 +20,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.header import COORDINATOR, DIGEST, KINDS, LARGEST_COUNT, SITE, Envelope
 from distqexp.federation.keys import Card, Identity, require_name
 from distqexp.federation.messages import Expected, peek, read_message, write_message
+from distqexp.federation.quorum import COUNTS
 from distqexp.kinds import Adjacency
 from distqexp.storage.canonical import canonical_json
 
@@ -227,10 +228,10 @@ class Study:
     def _check_trust(self) -> None:
         """Refuse modes that do not keep what they promise."""
         helpers, sites = len(self.helpers), len(self.sites)
-        wanted = (2, 3) if self.trust.has_masks else (0,)
+        wanted = COUNTS if self.trust.has_masks else (0,)
         if helpers not in wanted:
             raise UsageError(
-                f"study {self.name}: {helpers} helpers; expected {' or '.join(map(str, wanted))} with trust {str(self.trust)!r}"
+                f"study {self.name}: {helpers} helpers; expected {', '.join(map(str, wanted))} with trust {str(self.trust)!r}"
             )
         if self.trust.has_masks and self.k_min < 2:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation import masks
 from distqexp.federation.masks import MaskContext, fresh_seeds, masked, stream_sums, unmasked
+from distqexp.federation.quorum import withstood
 from distqexp.federation.sealing import SEALED_BYTES, seal, unseal
 
 SIZE = 20_000
-TWO, THREE = (MaskContext.of(make_study(4, helpers), 1, 0) for helpers in (2, 3))
+TWO, THREE, FOUR = (MaskContext.of(make_study(4, helpers), 1, 0) for helpers in (2, 3, 4))
 SITES = make_study().site_names
 PATH = Path("seed.message")
 
@@ -31,19 +32,21 @@ def seeds_of(context: MaskContext, site: str) -> dict[str, bytes]:
     return {helper: f"{site}/{helper}".encode().ljust(32, b".") for helper in context.helpers}
 
 
-def oracle_stream(seed: bytes, context: MaskContext, site: str, helper: str, pair: Sequence[str]) -> NDArray[np.uint64]:
+def oracle_stream(
+    seed: bytes, context: MaskContext, site: str, helper: str, group: Sequence[str]
+) -> NDArray[np.uint64]:
     """The stream in one piece, straight from its definition."""
-    key = HKDF(hashes.SHA256(), 32, salt=None, info=context.label("mask", site, helper, *pair)).derive(seed)
+    key = HKDF(hashes.SHA256(), 32, salt=None, info=context.label("mask", site, helper, *group)).derive(seed)
     stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * SIZE))
     return np.frombuffer(stream, dtype="<u8").astype(np.uint64)
 
 
-def test_a_masked_vector_is_the_vector_plus_the_streams_of_both_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_masked_vector_is_the_vector_plus_the_streams_of_a_group_of_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     vector = vectors(1, SIZE)[0]
     seeds = seeds_of(THREE, "site0")
     wanted = [
-        vector.view(np.uint64) + sum(oracle_stream(seeds[helper], THREE, "site0", helper, pair) for helper in pair)
-        for pair in THREE.pairs
+        vector.view(np.uint64) + sum(oracle_stream(seeds[helper], THREE, "site0", helper, group) for helper in group)
+        for group in THREE.groups
     ]
     found = masked(vector, seeds, THREE, "site0")
     assert np.array_equal(found, wanted)
@@ -51,8 +54,8 @@ def test_a_masked_vector_is_the_vector_plus_the_streams_of_both_helpers(monkeypa
     assert np.array_equal(masked(vector, seeds, THREE, "site0"), found), "blocks change nothing"
 
 
-@pytest.mark.parametrize("context", [TWO, THREE])
-def test_sums_are_exact_and_any_two_helpers_suffice(context: MaskContext) -> None:
+@pytest.mark.parametrize("context", [TWO, THREE, FOUR])
+def test_sums_are_exact_and_any_quorum_of_helpers_suffices(context: MaskContext) -> None:
     values = vectors(4, 1000)
     for listed in ([0, 1, 2, 3], [1, 3]):
         names = [SITES[number] for number in listed]
@@ -65,19 +68,20 @@ def test_sums_are_exact_and_any_two_helpers_suffice(context: MaskContext) -> Non
         }
         with np.errstate(over="ignore"):
             plain = values[listed].sum(axis=0)
-        subsets = [*combinations(context.helpers, 2), context.helpers]
+        enough = {2: 2, 3: 2, 4: 3}[len(context.helpers)]
+        subsets = [*combinations(context.helpers, enough), context.helpers]
         for some in subsets:
             assert np.array_equal(unmasked(total, {helper: answers[helper] for helper in some}, context), plain)
-        for few in ((), context.helpers[:1]):
-            with pytest.raises(FileContentError, match="expected those of two helpers"):
+        for few in ((), context.helpers[: enough - 1]):
+            with pytest.raises(FileContentError, match=f"expected those of {enough} helpers"):
                 unmasked(total, {helper: answers[helper] for helper in few}, context)
-        if len(context.helpers) == 3:
+        if len(context.helpers) > 2:
             answers["helper1"] = answers["helper1"] + np.uint64(1)
-            with pytest.raises(FileContentError, match="the pairs of helpers give different sums"):
+            with pytest.raises(FileContentError, match="the groups of helpers give different sums"):
                 unmasked(total, answers, context)
 
 
-@pytest.mark.parametrize("context", [TWO, THREE])
+@pytest.mark.parametrize("context", [TWO, THREE, FOUR])
 @pytest.mark.parametrize("value", [0, 1, -1, 2**62])
 def test_what_the_coordinator_holds_of_a_site_is_uniform(context: MaskContext, value: int) -> None:
     vector = np.full(SIZE, value, dtype=np.int64)
@@ -87,22 +91,29 @@ def test_what_the_coordinator_holds_of_a_site_is_uniform(context: MaskContext, v
 
 
 def known_streams(context: MaskContext, site: str, helpers: Iterable[str]) -> NDArray[np.uint64]:
-    """What these helpers' seeds tell of a site's masks, a row for each pair."""
-    rows = np.zeros((len(context.pairs), SIZE), dtype=np.uint64)
+    """What these helpers' seeds tell of a site's masks, a row for each group."""
+    rows = np.zeros((len(context.groups), SIZE), dtype=np.uint64)
     for helper in helpers:
         own = stream_sums({site: seeds_of(context, site)[helper]}, context, helper, SIZE)
-        for pair, row in zip(context.pairs_of(helper), own, strict=True):
-            rows[context.pairs.index(pair)] += row
+        for group, row in zip(context.groups_of(helper), own, strict=True):
+            rows[context.groups.index(group)] += row
     return rows
 
 
 @pytest.mark.parametrize(
-    ("context", "colluding"), [(TWO, ["helper0"]), (TWO, ["helper1"]), (THREE, ["helper0"]), (THREE, ["helper2"])]
+    ("context", "colluding"),
+    [
+        (TWO, ["helper0"]),
+        (TWO, ["helper1"]),
+        (THREE, ["helper0"]),
+        (THREE, ["helper2"]),
+        (FOUR, ["helper0", "helper3"]),
+    ],
 )
-def test_the_coordinator_with_one_helper_still_holds_uniform_numbers(
+def test_the_coordinator_with_fewer_helpers_than_a_quorum_holds_uniform_numbers(
     context: MaskContext, colluding: list[str]
 ) -> None:
-    """All seeds of one helper are known, those of the others are not: every row is still uniform, and so are differences."""
+    """All seeds of some helpers are known, those of the others are not: every row is still uniform, and so are differences."""
     vector = np.zeros(SIZE, dtype=np.int64)
     left = masked(vector, seeds_of(context, "site0"), context, "site0") - known_streams(context, "site0", colluding)
     for row in left:
@@ -156,40 +167,67 @@ def kernel_of_streams(rows: list[tuple[frozenset[object], frozenset[str]]]) -> l
     return found
 
 
-def view(context: MaskContext, lists: Sequence[Iterable[str]], *, by_pair: bool) -> list[frozenset[str]]:
-    """What a coordinator learns that shows each helper a list of its own. Without ``by_pair``, helpers share a seed of each pair."""
+def view(context: MaskContext, lists: Sequence[Iterable[str]], colluding: Sequence[str] = ()) -> set[frozenset[str]]:
+    """The sums that a coordinator learns that shows each helper a list of its own, and has the seeds of the colluding ones."""
     rows: list[tuple[frozenset[object], frozenset[str]]] = []
+
+    def unknown(site: str, group: Sequence[str], helpers: Iterable[str]) -> set[object]:
+        return {(site, group, helper) for helper in helpers if helper not in colluding}
+
     for site in SITES:
-        if by_pair:
-            rows += [(frozenset((site, pair, helper) for helper in pair), frozenset([site])) for pair in context.pairs]
-        else:
-            rows.append((frozenset((site, pair) for pair in context.pairs), frozenset([site])))
+        rows += [(frozenset(unknown(site, group, group)), frozenset([site])) for group in context.groups]
     for helper, listed in zip(context.helpers, lists, strict=True):
-        for pair in context.pairs_of(helper):
-            streams = frozenset((site, pair, helper) if by_pair else (site, pair) for site in listed)
-            rows.append((streams, frozenset()))
-    return kernel_of_streams(rows)
+        for group in context.groups_of(helper):
+            rows.append((frozenset().union(*(unknown(site, group, [helper]) for site in listed)), frozenset()))
+    return {sites for sites in kernel_of_streams(rows) if sites}
 
 
-@pytest.mark.parametrize("context", [TWO, THREE])
-def test_lists_that_differ_give_nothing_away_and_one_list_gives_its_sum_alone(context: MaskContext) -> None:
-    """Every choice of a list of two or more of four sites for each helper. Each helper answers one list."""
-    lists = [frozenset(some) for size in (2, 3, 4) for some in combinations(SITES, size)]
-    helpers = len(context.helpers)
-    for first in lists:
-        for second in lists:
-            for third in lists if helpers == 3 else [first]:
-                chosen = [first, second, third][:helpers]
-                shared = [some for some in set(chosen) if chosen.count(some) > 1]
-                assert set(view(context, chosen, by_pair=True)) == set(shared), chosen
+LISTS = [frozenset(some) for size in (2, 3, 4) for some in combinations(SITES, size)]
+WHOLE, HALF, REST = frozenset(SITES), frozenset(SITES[:2]), frozenset(SITES[2:])
+
+
+@pytest.mark.parametrize(
+    ("context", "colluding"),
+    [(TWO, []), (TWO, ["helper0"]), (THREE, []), (FOUR, []), (FOUR, ["helper0"]), (FOUR, ["helper3"])],
+)
+def test_lists_that_differ_give_one_sum_at_most(context: MaskContext, colluding: list[str]) -> None:
+    """Every choice of a list of two or more of four sites for each honest helper; with four helpers, of five lists."""
+    honest = [helper for helper in context.helpers if helper not in colluding]
+    assert len(colluding) <= withstood(len(context.helpers))
+    for chosen in product(LISTS if len(honest) < 4 else [WHOLE, HALF, REST, *LISTS[6:8]], repeat=len(honest)):
+        shown = dict(zip(honest, chosen, strict=True))
+        learnt = {
+            shown[group_honest[0]]
+            for group in context.groups
+            if (group_honest := [helper for helper in group if helper in honest])
+            and len({shown[helper] for helper in group_honest}) == 1
+        }
+        assert view(context, [shown.get(helper, WHOLE) for helper in context.helpers], colluding) == learnt
+        assert len(learnt) <= 1
+
+
+@pytest.mark.parametrize(("context", "colluding"), [(THREE, ["helper0"]), (FOUR, ["helper0", "helper1"])])
+def test_more_colluding_helpers_than_are_withstood_may_give_two_sums(
+    context: MaskContext, colluding: list[str]
+) -> None:
+    """This is what the study says in plain words: a quorum of three lists has no honest helper in common with the other."""
+    assert len(colluding) == withstood(len(context.helpers)) + 1
+    lists = [WHOLE] * len(context.helpers)
+    lists[-1] = frozenset(SITES[1:])
+    assert view(context, lists, colluding) == {WHOLE, frozenset(SITES[1:])}, "the difference is site0"
 
 
 def test_one_seed_for_each_pair_of_helpers_would_give_parts_of_a_list_away() -> None:
-    """The simpler replication, with shared streams: a coordinator that shows two halves and the whole learns each half's sum."""
-    halves = frozenset(SITES[:2]), frozenset(SITES[2:])
-    found = view(THREE, [*halves, frozenset(SITES)], by_pair=False)
-    assert {frozenset(SITES[:2]), frozenset(SITES[2:])} <= set(found) | {found[0] ^ found[1]}
-    assert view(THREE, [*halves, frozenset(SITES)], by_pair=True) == []
+    """The simpler replication, with streams that two of three helpers share: two halves and the whole give each half's sum."""
+    rows: list[tuple[frozenset[object], frozenset[str]]] = [
+        (frozenset((site, pair) for pair in THREE.groups), frozenset([site])) for site in SITES
+    ]
+    for helper, listed in zip(THREE.helpers, (HALF, REST, WHOLE), strict=True):
+        rows += [(frozenset((site, pair) for site in listed), frozenset()) for pair in THREE.groups_of(helper)]
+    found = {sites for sites in kernel_of_streams(rows) if sites}
+    assert len(found) == 2
+    assert found <= {HALF, REST, WHOLE}
+    assert view(THREE, [HALF, REST, WHOLE]) == set()
 
 
 def test_only_the_right_helper_opens_a_seed_and_only_in_its_context() -> None:

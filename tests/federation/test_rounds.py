@@ -52,17 +52,17 @@ def plain_sum(*sites: int) -> np.ndarray:
         return VALUES[list(sites)].sum(axis=0)
 
 
-@pytest.mark.parametrize("helpers", [2, 3])
+@pytest.mark.parametrize("helpers", [2, 3, 4])
 def test_a_round_gives_the_plain_sum_of_the_listed_sites(tmp_path: Path, helpers: int) -> None:
-    """One site drops out before the closing; with three helpers, one of them never answers."""
+    """One site drops out before the closing; with three or four helpers, one of them never answers."""
     consortium = Consortium(make_study(4, helpers), tmp_path)
     consortium.send(VALUES)
     pool, closing = consortium.pool(SITES[:3])
-    answers = [consortium.answer(name, closing) for name in consortium.study.helper_names[-2:]]
+    answers = [consortium.answer(name, closing) for name in consortium.study.helper_names[-max(2, helpers - 1) :]]
     assert np.array_equal(pool.unmask(answers), plain_sum(0, 1, 2))
     with pytest.raises(FileContentError, match="site3 came after round 0, attempt 0 was closed"):
         pool.add(consortium.sent["site3", 0, 0].masked)
-    with pytest.raises(FileContentError, match="expected those of two helpers"):
+    with pytest.raises(FileContentError, match=r"expected those of \d helpers"):
         pool.unmask(answers[:1])
     again = Pool(consortium.study, (0, 0), 50)
     for name in reversed(SITES[:3]):

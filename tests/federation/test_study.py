@@ -18,7 +18,9 @@ SHARED = {"trust": Trust.SHARED_NOISE, "tolerated": 1, "k_min": 3}
 PATH = Path("study.toml")
 
 
-@pytest.mark.parametrize("study", [make_study(4, 0), make_study(), make_study(5, 3), make_study(**SHARED)])
+@pytest.mark.parametrize(
+    "study", [make_study(4, 0), make_study(), make_study(5, 3), make_study(5, 4), make_study(**SHARED)]
+)
 def test_a_study_comes_back_from_its_canonical_form(study: Study) -> None:
     back = Study.parse(PATH, study.to_bytes())
     assert back == study
@@ -78,9 +80,9 @@ def test_every_change_is_another_study_and_another_spelling_is_refused() -> None
         ({"sites": ()}, "no sites"),
         ({"sites": (identity("site0").card,) * 2}, "the same site twice"),
         ({"helpers": (identity("helper0").card,) * 2}, "the same helper twice"),
-        ({"helpers": ()}, "0 helpers; expected 2 or 3"),
-        ({"helpers": (identity("helper0").card,)}, "1 helpers; expected 2 or 3"),
-        ({"helpers": tuple(identity(f"helper{number}").card for number in range(4))}, "4 helpers; expected 2 or 3"),
+        ({"helpers": ()}, "0 helpers; expected 2, 3, 4"),
+        ({"helpers": (identity("helper0").card,)}, "1 helpers; expected 2, 3, 4"),
+        ({"helpers": tuple(identity(f"helper{number}").card for number in range(5))}, "5 helpers; expected 2, 3, 4"),
         ({"trust": Trust.CURATOR}, "2 helpers; expected 0"),
         ({"helpers": (identity("helper0").card, identity("office").card)}, "coordinator and helper"),
         ({"helpers": (identity("helper0").card, Identity.draw("site0").card)}, "share the name site0"),
@@ -128,13 +130,13 @@ def test_a_study_is_signed_by_its_coordinator_alone(tmp_path: Path) -> None:
 
 
 def test_the_words_say_who_could_learn_what() -> None:
-    curator, two, three = (in_plain_words(make_study(4, helpers)) for helpers in (0, 2, 3))
+    curator, two, three, four = (in_plain_words(make_study(4, helpers)) for helpers in (0, 2, 3, 4))
     shared = in_plain_words(make_study(**SHARED))
 
     def has(lines: list[str], *parts: str) -> bool:
         return any(all(part in line for part in parts) for line in lines)
 
-    for lines in (curator, two, three, shared):
+    for lines in (curator, two, three, four, shared):
         assert has(lines, "epsilon 2.0, delta 1e-05")
         assert has(lines, "No record leaves a site")
         assert has(lines, "site learns the releases")
@@ -145,7 +147,14 @@ def test_the_words_say_who_could_learn_what() -> None:
     assert has(two, "all helpers together (helper0 and helper1)", "each site's exact sums")
     assert has(two, "all helpers but one learn the exact sum", "one honest helper is enough")
     assert has(two, "all listed sites but one", "by subtraction")
-    assert has(three, "all helpers but one could learn each site's exact sums", "two honest helpers are needed")
+    for lines in (three, four):
+        assert has(lines, "all helpers but one could learn each site's exact sums")
+    assert has(three, "any 2 of 3 helpers suffice")
+    assert has(three, "coordinator and 1 helper learn", "two sums", "nothing prevents it")
+    assert has(four, "any 3 of 4 helpers suffice")
+    assert has(four, "coordinator and 1 helper learn the exact sum over all listed sites, no more")
+    assert has(four, "coordinator and 2 helpers learn", "two sums", "nothing prevents it")
+    assert not has(two, "two sums")
     assert has(shared, "coordinator alone learns the noisy sum, which is released anyway")
     assert has(shared, "share of the noise alone")
     assert has(shared, "missing and colluding sites are at most 1 together")
