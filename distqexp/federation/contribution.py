@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distqexp.arrays import IntegerArray
 from distqexp.errors import UsageError
-from distqexp.federation.header import NO_ENTRIES, Envelope
+from distqexp.federation.header import NO_ENTRIES
 from distqexp.federation.keys import Identity
 from distqexp.federation.masks import MaskContext, fresh_seeds, masked
 from distqexp.federation.messages import write_message
@@ -54,20 +54,13 @@ def contribute(
     context = MaskContext.of(study, *attempt)
     seeds = fresh_seeds(context)
     rows = masked(vector, seeds, context, identity.name)
-    common = {
-        "study": study.study_id,
-        "plan_id": study.plan_id,
-        "round": attempt[0],
-        "attempt": attempt[1],
-        "ledger": ledger,
-    }
     paths: dict[str, Path] = {}
-    receipts = []
+    receipts: list[str] = []
     for card in study.helpers:
         sealed = seal(seeds[card.name], card, context, identity.name)
-        envelope = Envelope("seed", recipient=card.name, **common)  # type: ignore[arg-type]
+        envelope = study.envelope("seed", attempt, recipient=card.name, ledger=ledger)
         paths[card.name], known = write_message(folder, identity, envelope, sealed)
         receipts.append(known)
-    envelope = Envelope("masked", recipient=study.coordinator.name, receipts=tuple(receipts), **common)  # type: ignore[arg-type]
+    envelope = study.envelope("masked", attempt, ledger=ledger, receipts=tuple(receipts))
     path, _ = write_message(folder, identity, envelope, rows.astype("<u8", copy=False).data)
     return Contribution(path, paths)

@@ -27,21 +27,29 @@ COORDINATOR, SITE, HELPER = "coordinator", "site", "helper"
 
 
 class Kind(NamedTuple):
-    """What holds for all messages of a kind: the role of the sender, that of the recipient (None: everybody), and mode 0600."""
+    """What holds for all messages of a kind.
+
+    Attributes:
+        sender: The role of the sender.
+        recipient: The role of the recipient; None for everybody.
+        private: Whether the file has the mode 0600.
+        masks: Whether it belongs to studies with masks, or to those without; None for both.
+    """
 
     sender: str
     recipient: str | None
     private: bool
+    masks: bool | None = None
 
 
 KINDS: Mapping[str, Kind] = {
     "study": Kind(COORDINATOR, None, False),
     "plan": Kind(COORDINATOR, None, False),
-    "sketch": Kind(SITE, COORDINATOR, True),
-    "masked": Kind(SITE, COORDINATOR, True),
-    "seed": Kind(SITE, HELPER, True),
+    "sketch": Kind(SITE, COORDINATOR, True, masks=False),
+    "masked": Kind(SITE, COORDINATOR, True, masks=True),
+    "seed": Kind(SITE, HELPER, True, masks=True),
     "closing": Kind(COORDINATOR, None, False),
-    "answer": Kind(HELPER, COORDINATOR, True),
+    "answer": Kind(HELPER, COORDINATOR, True, masks=True),
     "sums": Kind(COORDINATOR, COORDINATOR, True),
     "release": Kind(COORDINATOR, None, False),
     "void": Kind(COORDINATOR, None, False),

@@ -13,7 +13,7 @@ from typing import Any
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
-from distqexp.federation.header import Envelope, Header
+from distqexp.federation.header import Header
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, OpenLog
 from distqexp.federation.masks import MaskContext, stream_sums
@@ -67,10 +67,8 @@ class Helper:
                 log.append(self._event(message, listing))
             anchor = log.anchor
         rows = stream_sums(opened, context, self._identity.name, listing.entries)
-        envelope = Envelope(
-            "answer", study.study_id, study.plan_id, header.round, header.attempt, study.coordinator.name, anchor,
-            (message.identity,),
-        )  # fmt: skip
+        at = (header.round, header.attempt)
+        envelope = study.envelope("answer", at, ledger=anchor, receipts=(message.identity,))
         return write_message(folder, self._identity, envelope, rows.astype("<u8", copy=False).data)
 
     def _open_seeds(

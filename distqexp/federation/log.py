@@ -150,7 +150,9 @@ def verify_log(path: Path, card: Card, noted: Anchor | None = None) -> list[LogE
         UsageError: There is no such file.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # no line is being written
+            content = file.read()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; check its path") from None
     except OSError as error:

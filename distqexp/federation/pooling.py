@@ -10,7 +10,7 @@ import numpy as np
 from distqexp.arrays import IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing, Listed
-from distqexp.federation.header import NO_ENTRIES, Envelope
+from distqexp.federation.header import NO_ENTRIES
 from distqexp.federation.keys import Identity
 from distqexp.federation.masks import MaskContext, WordArray, unmasked
 from distqexp.federation.messages import read_message, write_message
@@ -39,7 +39,7 @@ class Pool:
         Raises FileContentError where it is not what this attempt expects, is a second one of its site, or comes after the closing.
         """
         study, (round, attempt) = self._study, self._attempt
-        expected = study.expects("masked", recipient=study.coordinator.name, round=round, attempt=attempt)
+        expected = study.expects("masked", round=round, attempt=attempt)
         message = read_message(path, expected, study.roster, self._total.nbytes)
         header = message.header
         if header.length != self._total.nbytes:
@@ -66,7 +66,7 @@ class Pool:
 
         Raises UsageError where the sites are too few, or the identity is not the coordinator's.
         """
-        study, (round, attempt) = self._study, self._attempt
+        study = self._study
         if identity.card != study.coordinator:
             raise UsageError(
                 f"study {study.name}: closed by {identity.name}; expected its coordinator {study.coordinator.name}"
@@ -76,7 +76,7 @@ class Pool:
                 f"study {study.name}: {len(self._listed)} sites sent their vectors; expected at least {study.k_min}: wait for "
                 "others, or void the round"
             )
-        envelope = Envelope("closing", study.study_id, study.plan_id, round, attempt, None, ledger)
+        envelope = study.envelope("closing", self._attempt, ledger=ledger)
         path, self._closing = write_message(folder, identity, envelope, self._list().to_bytes())
         return path, self._closing
 
@@ -100,7 +100,7 @@ class Pool:
         Raises FileContentError where an answer is to another list, or the answers don't fit together.
         """
         study, context, (round, attempt) = self._study, self._context, self._attempt
-        expected = study.expects("answer", recipient=study.coordinator.name, round=round, attempt=attempt)
+        expected = study.expects("answer", round=round, attempt=attempt)
         size = len(context.groups_of(context.helpers[0])) * 8 * self._entries
         found: dict[str, WordArray] = {}
         for path in answers:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from distqexp.errors import FileContentError, UsageError
-from distqexp.federation.header import COORDINATOR, DIGEST, KINDS, LARGEST_COUNT, SITE, Envelope
+from distqexp.federation.header import COORDINATOR, DIGEST, HELPER, KINDS, LARGEST_COUNT, NO_ENTRIES, SITE, Envelope
 from distqexp.federation.keys import Card, Identity, require_name
 from distqexp.federation.messages import Expected, peek, read_message, write_message
 from distqexp.federation.quorum import COUNTS
 from distqexp.kinds import Adjacency
+from distqexp.privacy.ledger.head import Anchor
 from distqexp.storage.canonical import canonical_json
 
 SCHEMA = 1
@@ -123,12 +124,36 @@ class Study:
     def expects(
         self, kind: str, *, recipient: str | None = None, round: int | None = None, attempt: int | None = None
     ) -> Expected:
-        """Return what a message of a kind has to be in this study; its senders are those who have the role for it."""
-        role = KINDS[kind].sender
-        senders = (
-            (self.coordinator.name,) if role == COORDINATOR else self.site_names if role == SITE else self.helper_names
-        )
-        return Expected(kind, self.study_id, self.plan_id, senders, recipient, round, attempt)
+        """Return what a message of a kind has to be in this study; its senders are those who have the role for it.
+
+        ``recipient`` is named where it is a helper. Raises UsageError for a kind that the mode of trust does not have.
+        """
+        to = self._recipient(kind, recipient)
+        return Expected(kind, self.study_id, self.plan_id, self._names(KINDS[kind].sender), to, round, attempt)
+
+    def envelope(
+        self,
+        kind: str,
+        attempt: tuple[int, int] = (0, 0),
+        *,
+        recipient: str | None = None,
+        ledger: Anchor = NO_ENTRIES,
+        receipts: tuple[str, ...] = (),
+    ) -> Envelope:
+        """Return the envelope of a message in this study.
+
+        Args:
+            kind: The kind.
+            attempt: The round, and its attempt.
+            recipient: The name of the recipient, where it is a helper.
+            ledger: The newest entry of the sender's ledger or log.
+            receipts: The identities of messages that the sender acknowledges or builds on.
+
+        Raises:
+            UsageError: The mode of trust does not have the kind, or the recipient has not the role for it.
+        """
+        to = self._recipient(kind, recipient)
+        return Envelope(kind, self.study_id, self.plan_id, *attempt, to, ledger, receipts)
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: TOML with the fields in one order."""
@@ -179,6 +204,25 @@ class Study:
         if canonical != content:
             raise FileContentError(f"{path}: the study is not in its canonical form; expected it as distqexp wrote it")
         return study
+
+    def _names(self, role: str) -> tuple[str, ...]:
+        return {COORDINATOR: (self.coordinator.name,), SITE: self.site_names, HELPER: self.helper_names}[role]
+
+    def _recipient(self, kind: str, recipient: str | None) -> str | None:
+        """Return to whom a message of a kind goes. A study never falls back to a mode in which sites are less protected."""
+        masks = KINDS[kind].masks
+        if masks is not None and masks != self.trust.has_masks:
+            raise UsageError(
+                f"study {self.name}: a {kind} with trust {str(self.trust)!r}; expected none: the study fixes its mode"
+            )
+        role = KINDS[kind].recipient
+        if role is None:
+            return None
+        names = self._names(role)
+        to = names[0] if recipient is None and role == COORDINATOR else recipient
+        if to not in names:
+            raise UsageError(f"study {self.name}: a {kind} for {to}; expected {' or '.join(names[:5])}")
+        return to
 
     def _check_parties(self) -> None:
         """Refuse one party under two names, two parties under one, and a coordinator that is a helper."""
@@ -266,7 +310,7 @@ def sign_study(study: Study, identity: Identity, folder: Path) -> tuple[Path, st
         raise UsageError(
             f"study {study.name}: signed by {identity.name}; expected its coordinator {study.coordinator.name}"
         )
-    return write_message(folder, identity, Envelope("study", study.study_id, study.plan_id), study.to_bytes())
+    return write_message(folder, identity, study.envelope("study"), study.to_bytes())
 
 
 def read_study(path: Path, coordinator: Card) -> Study:

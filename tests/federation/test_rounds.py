@@ -14,7 +14,6 @@ from federations import Consortium, identity, make_study, uniform, vectors
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.contribution import contribute
-from distqexp.federation.header import Envelope
 from distqexp.federation.helper import Helper
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, verify_log
@@ -43,7 +42,7 @@ def closing_of(consortium: Consortium, sites: tuple[str, ...], signer: str = "of
         seeds = {helper: peek(path)[1] for helper, path in sent.seeds.items()}
         listed.append(Listed(name, peek(sent.masked)[1], seeds))
     study = consortium.study
-    envelope = dataclasses.replace(Envelope("closing", study.study_id, study.plan_id), **changes)
+    envelope = dataclasses.replace(study.envelope("closing"), **changes)
     return write_message(consortium.folder, identity(signer), envelope, Closing(50, tuple(listed)).to_bytes())[0]
 
 
@@ -108,7 +107,7 @@ def test_a_helper_answers_the_same_list_again_and_no_other(two: Consortium) -> N
     first = two.answer("helper0", closing)
 
     def sums(path: Path) -> bytes:
-        expected = two.study.expects("answer", recipient="office", round=0, attempt=0)
+        expected = two.study.expects("answer", round=0, attempt=0)
         return bytes(read_message(path, expected, two.study.roster, 10**4).content)
 
     assert sums(two.answer("helper0", closing)) == sums(first)
@@ -199,7 +198,7 @@ def test_a_list_without_a_helpers_seed_is_refused(two: Consortium) -> None:
     partial = closing_of(two, SITES)
     content = read_message(partial, two.study.expects("closing"), two.study.roster, 10**5).content
     lacking = bytes(content).replace(b'"helper1"', b'"helper7"')
-    envelope = Envelope("closing", two.study.study_id, two.study.plan_id)
+    envelope = two.study.envelope("closing")
     path, _ = write_message(two.folder, identity("office"), envelope, lacking)
     with pytest.raises(FileContentError, match="expected one for each of helper0, helper1"):
         two.answer("helper0", path)
@@ -212,7 +211,7 @@ def test_whoever_sees_all_files_of_a_round_and_has_one_helpers_keys_learns_no_ve
     consortium.send(values)
     study, context = consortium.study, MaskContext.of(consortium.study, 0, 0)
     sent = consortium.sent["site0", 0, 0]
-    expected = study.expects("masked", recipient="office", round=0, attempt=0)
+    expected = study.expects("masked", round=0, attempt=0)
     words = np.frombuffer(read_message(sent.masked, expected, study.roster, 10**6).content, "<u8").astype(np.uint64)
     assert uniform(words)
     assert not uniform(values[0].view(np.uint64))

@@ -129,6 +129,24 @@ def test_a_study_is_signed_by_its_coordinator_alone(tmp_path: Path) -> None:
         read_study(forged, identity("office").card)
 
 
+def test_no_message_falls_back_to_another_mode_of_trust() -> None:
+    """A study with masks knows no bare sketch, one without no masks, and a seed goes to a helper alone."""
+    masks, curator = make_study(), make_study(4, 0)
+    for study, kinds in ((masks, ["sketch"]), (curator, ["masked", "seed", "answer"])):
+        for kind in kinds:
+            for make in (study.expects, study.envelope):
+                with pytest.raises(UsageError, match="expected none: the study fixes its mode"):
+                    make(kind)
+    for recipient in (None, "site0", "office"):
+        with pytest.raises(UsageError, match="expected helper0 or helper1"):
+            masks.envelope("seed", recipient=recipient)
+    with pytest.raises(UsageError, match="a masked for helper0; expected office"):
+        masks.expects("masked", recipient="helper0")
+    sketch = curator.expects("sketch", round=1)
+    assert (sketch.recipient, sketch.senders, sketch.round) == ("office", curator.site_names, 1)
+    assert masks.envelope("release", (2, 0)).recipient is None
+
+
 def test_the_words_say_who_could_learn_what() -> None:
     curator, two, three, four = (in_plain_words(make_study(4, helpers)) for helpers in (0, 2, 3, 4))
     shared = in_plain_words(make_study(**SHARED))
