@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,26 @@ def test_a_helper_answers_the_same_list_again_and_no_other(two: Consortium) -> N
     two.answer("helper1", shorter)
     with pytest.raises(FileContentError, match="a second list would give sites away"):
         two.answer("helper1", closing)
+
+
+def test_a_list_is_on_record_before_the_answer_can_leave(two: Consortium) -> None:
+    """An answer that fails to be written may have left all the same: the record stands, and the same list is answered."""
+    _, closing = two.pool(SITES)
+    _, shorter = two.pool(SITES[:3])
+    with pytest.raises(UsageError, match="does not exist"):
+        two.helper("helper0").answer(closing, sorted(two.folder.glob("seed-*")), two.folder / "missing")
+    with pytest.raises(FileContentError, match="was answered in attempt 0 for 4 sites"):
+        two.answer("helper0", shorter)
+    two.answer("helper0", closing)
+    assert len(verify_log(two.folder / "helper0.log", identity("helper0").card)) == 1
+
+
+def test_the_measurement_at_a_small_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script compares the sum with the plain one; no time is tested."""
+    program = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "consortium.py"))
+    figures = program["main"](["--sites", "5", "--missing", "1", "--helpers", "4", "--k", "100"])
+    assert json.loads(capsys.readouterr().out) == figures
+    assert figures["peak memory (MB)"] > 0
 
 
 def test_other_seeds_of_the_same_sites_are_another_list(two: Consortium) -> None:
