@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distqexp.errors import FileContentError
-from distqexp.federation.header import Header
+from distqexp.federation.header import KINDS, Header
 from distqexp.privacy.ledger.head import Anchor
 
 
@@ -14,7 +14,7 @@ class Taken:
 
     def __init__(self) -> None:
         self._identities: dict[tuple[str, str, str | None, int, int], str] = {}
-        self.anchors: dict[str, Anchor] = {}
+        self._anchors: dict[tuple[str, str], Anchor] = {}
 
     def take(self, path: Path, header: Header, identity: str) -> bool:
         """Take a checked message; False where the same one was taken before.
@@ -30,9 +30,10 @@ class Taken:
                 f"{path}: message {identity[:16]} is a second {header.kind} of {header.sender} for round {header.round}, attempt "
                 f"{header.attempt}; expected the one that was taken, {earlier[:16]}: ask {header.sender}"
             )
-        refuse_rollback(path, header.sender, self.anchors.get(header.sender), header.ledger)
+        role = (header.sender, KINDS[header.kind].sender)  # a site that is a helper has a log of its own for that
+        refuse_rollback(path, header.sender, self._anchors.get(role), header.ledger)
         self._identities[key] = identity
-        self.anchors[header.sender] = max(header.ledger, self.anchors.get(header.sender, header.ledger))
+        self._anchors[role] = header.ledger
         return True
 
 

@@ -151,6 +151,21 @@ def test_a_damaged_message_is_refused(sent: Path, change: Callable[[bytes], byte
     refused(sent, words)
 
 
+def test_every_changed_byte_is_refused(tmp_path: Path) -> None:
+    """Of magic, length, header, signature and content: one bit of each byte at a time, and nothing but a refusal comes out."""
+    sent, _ = write_message(tmp_path, NORTH, ENVELOPE, b"content")
+    whole = sent.read_bytes()
+    for place in range(len(whole)):
+        sent.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(FileContentError) as caught:
+            read_message(sent, EXPECTED, ROSTER, 100)
+        assert str(caught.value).isprintable(), place
+    for length in range(0, len(whole), 7):
+        sent.write_bytes(whole[:length])
+        with pytest.raises(FileContentError):
+            read_message(sent, EXPECTED, ROSTER, 100)
+
+
 def test_a_header_in_another_spelling_is_refused(sent: Path) -> None:
     """Otherwise one message would have several identities."""
     content = bytes(read_message(sent, EXPECTED, ROSTER, 10**6).content)
@@ -206,3 +221,4 @@ def test_one_message_of_a_kind_from_each_sender_and_no_ledger_that_was_put_back(
         with pytest.raises(FileContentError, match=r"earlier it was at entry 6 .* put back to an older time"):
             take(NORTH, attempt=3, ledger=ledger)
     assert take(NORTH, attempt=3, ledger=Anchor(6, "ab" * 32))
+    assert take(NORTH, kind="answer", ledger=Anchor(1, "ad" * 32)), "as a helper it has another log"
