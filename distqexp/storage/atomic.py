@@ -14,7 +14,9 @@ from distqexp.errors import StorageError, UsageError
 _UNFINISHED = ".unfinished"
 
 
-def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False) -> None:
+def write_atomic(
+    path: Path, content: bytes | Callable[[BinaryIO], None], *, private: bool = False, new: bool = False
+) -> None:
     """Write a file durably, all of it or nothing.
 
     The bytes go to a new hidden file beside ``path``, which is fsynced and renamed over it; then the folder is fsynced. On
@@ -24,9 +26,10 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, pri
         path: The file.
         content: Its bytes, or a function that writes them to an open binary file.
         private: Whether the file has the mode 0600, from its first byte on.
+        new: Whether a file that is already there is refused and left as it is, instead of replaced.
 
     Raises:
-        UsageError: The folder does not exist.
+        UsageError: The folder does not exist, or a file is there that must not be replaced.
         StorageError: The disk is full, or the folder can't be written.
     """
     folder = path.parent
@@ -36,11 +39,16 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None], *, pri
     try:
         try:
             _fill(temporary, content, private)
-            os.replace(temporary, path)
+            if new:
+                _move_to_new(temporary, path)
+            else:
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(folder)
+    except FileExistsError:
+        raise UsageError(f"{path}: exists; expected a new file, nothing is overwritten: choose another path") from None
     except OSError as error:
         raise storage_error(path, error) from error
 
@@ -80,6 +88,20 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         errno.EPERM: "choose a folder that you may write to",
     }.get(error.errno or 0, "check the file system")
     return StorageError(f"{path}: can't be written ({os.strerror(error.errno) if error.errno else error}); {remedy}")
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Move a file to a name that no file has. Raises FileExistsError, whoever else makes one meanwhile."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # No hard links, as on most sticks: the name is taken first. A kill in between leaves an empty file, and replaces none.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def _fill(temporary: Path, content: bytes | Callable[[BinaryIO], None], private: bool) -> None:

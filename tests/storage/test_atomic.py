@@ -104,6 +104,24 @@ def test_every_failing_step_is_a_storage_error(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """With hard links, and where the file system has none."""
+
+    def no_links(*args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(atomic.os, "link", no_links)
+    path = tmp_path / "key"
+    write_atomic(path, b"first", private=True, new=True)
+    assert mode(path) == 0o600
+    with pytest.raises(UsageError, match="nothing is overwritten"):
+        write_atomic(path, b"second", new=True)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist; create it first"):
         write_atomic(tmp_path / "none" / "file", b"")

@@ -1,0 +1,1 @@
+"""What parties that trust each other only in part need: identities, signed messages, masks, noise in shares, logs."""

@@ -1,0 +1,258 @@
+"""Signed messages: one file with a header, a signature and the content, and nothing of it is handed on before it is checked.
+
+    magic line | length of the header, 4 bytes | header | signature, 64 bytes | content
+
+The header is canonical JSON. It holds the SHA-256 and the length of the content, so the signature of the header covers both.
+A message is known by its identity, the SHA-256 of its header. A header has 32 random bytes in it, which only its readers see:
+so the identity tells nobody else what a private content is, not even whoever tries guesses, and it may stand in file names,
+receipts and logs, where a digest of the content may not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from distqexp.errors import FileContentError, StorageError, UsageError
+from distqexp.federation.header import KINDS, Envelope, Header
+from distqexp.federation.keys import Card, Identity
+from distqexp.storage.atomic import write_atomic
+
+MAGIC = b"distqexp message 1\n"
+SUFFIX = ".message"
+LARGEST_HEADER = 1 << 20
+"""The bytes that a header has at most; receipts of 200 sites take 14 thousand."""
+
+SIGNATURE_BYTES = 64
+_DOMAIN = b"distqexp signed message 1\n"
+_CHUNK = 1 << 22
+
+Content = bytes | bytearray | memoryview | Path
+"""The content of a message: bytes in memory, or a file that is streamed."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reader expects of a message. None accepts any round or attempt.
+
+    Attributes:
+        kind: The kind.
+        study: The identity of the study.
+        plan_id: The plan that the study fixes.
+        senders: The names that may have sent it.
+        recipient: To whom it is addressed; None for everybody.
+        round: The round.
+        attempt: The attempt of the round.
+    """
+
+    kind: str
+    study: str
+    plan_id: str
+    senders: tuple[str, ...]
+    recipient: str | None = None
+    round: int | None = None
+    attempt: int | None = None
+
+
+class Message(NamedTuple):
+    """A message that passed every check; as private as its kind."""
+
+    header: Header
+    identity: str
+    content: memoryview
+
+
+def identity_of(header: bytes) -> str:
+    """Return the identity of the message with that header. Public."""
+    return hashlib.sha256(_DOMAIN + header).hexdigest()
+
+
+def file_name(header: Header, identity: str) -> str:
+    """Return the name of a message's file: for people at the front, by its identity at the end."""
+    return f"{header.kind}-{header.round:03d}-{header.attempt:02d}-{header.sender}-{identity[:32]}{SUFFIX}"
+
+
+def write_message(folder: Path, identity: Identity, envelope: Envelope, content: Content) -> tuple[Path, str]:
+    """Sign a message and write it into a folder, atomically; kinds that are private have the mode 0600.
+
+    Args:
+        folder: The folder.
+        identity: The sender's keys.
+        envelope: The fields of the header that the sender chooses.
+        content: Bytes, or a file, which is read twice in pieces.
+
+    Returns:
+        The path of the file, whose name follows from the message, and the message's identity.
+
+    Raises:
+        UsageError: The folder or the content's file does not exist, or the header would be too long.
+        StorageError: The disk is full, the folder can't be written, or the content changed while it was read.
+    """
+    length, digest = _measured(content)
+    header = Header.of(envelope, identity.name, length, digest)
+    text = header.to_bytes()
+    if len(text) > LARGEST_HEADER:
+        raise UsageError(f"message: a header of {len(text)} bytes; expected at most {LARGEST_HEADER}: fewer receipts")
+    known = identity_of(text)
+    path = folder / file_name(header, known)
+
+    def fill(file: BinaryIO) -> None:
+        file.write(MAGIC + struct.pack(">I", len(text)) + text + identity.sign(_DOMAIN + text))
+        copied = hashlib.sha256()
+        for chunk in _chunks(content):
+            copied.update(chunk)
+            file.write(chunk)
+        if copied.hexdigest() != digest:
+            name = content if isinstance(content, Path) else Path("content")
+            raise StorageError(f"{name}: it changed while it was read; expected a file that nobody writes: try again")
+
+    write_atomic(path, fill, private=KINDS[header.kind].private)
+    return path, known
+
+
+def read_message(path: Path, expected: Expected, roster: Mapping[str, Card], largest: int) -> Message:
+    """Read a message into memory, once, and check everything before its content is returned.
+
+    Args:
+        path: The file.
+        expected: What it has to be.
+        roster: The cards of the study's parties by name.
+        largest: The bytes that the content may have at most.
+
+    Raises:
+        FileContentError: Something is not as expected; the message names the value found and the one expected.
+        UsageError: There is no such file.
+        StorageError: It can't be read.
+    """
+    with _opened(path) as file:
+        header, known = _checked_header(path, file, expected, roster)
+        if header.length > largest:
+            raise FileContentError(
+                f"{path}: a content of {header.length} bytes; expected at most {largest} of a {header.kind}: ask {header.sender}"
+            )
+        content = bytearray(header.length)
+        file.readinto(content)  # type: ignore[attr-defined]
+        _require_digest(path, header, hashlib.sha256(content).hexdigest())
+    return Message(header, known, memoryview(content).toreadonly())
+
+
+def extract_message(path: Path, expected: Expected, roster: Mapping[str, Card], out: Path) -> tuple[Header, str]:
+    """Check a message and write its content to a file, in pieces; the file appears when everything is checked.
+
+    The arguments and errors are those of ``read_message``; returns the header and the message's identity.
+    """
+    with _opened(path) as file:
+        header, known = _checked_header(path, file, expected, roster)
+
+        def fill(copy: BinaryIO) -> None:
+            digest, left = hashlib.sha256(), header.length
+            while left and (chunk := file.read(min(_CHUNK, left))):
+                digest.update(chunk)
+                copy.write(chunk)
+                left -= len(chunk)
+            _require_digest(path, header, digest.hexdigest())
+
+        write_atomic(out, fill, private=KINDS[header.kind].private)
+    return header, known
+
+
+def peek(path: Path) -> tuple[Header, str]:
+    """Return what a message claims to be, and its identity; neither signature nor content are checked.
+
+    Raises FileContentError, UsageError, StorageError.
+    """
+    with _opened(path) as file:
+        text = _parts(path, file)[0]
+    return Header.parse(path, text), identity_of(text)
+
+
+def _checked_header(path: Path, file: BinaryIO, expected: Expected, roster: Mapping[str, Card]) -> tuple[Header, str]:
+    """Return the header and the message's identity; the file then stands at its content."""
+    text, signature, length = _parts(path, file)
+    header = Header.parse(path, text)
+    if header.sender not in expected.senders:
+        raise _mismatch(path, "sender", header.sender, " or ".join(expected.senders[:5]) or "nobody")
+    card = roster.get(header.sender)
+    if card is None:
+        raise _mismatch(path, "sender", header.sender, "a party of the study")
+    if not card.verifies(signature, _DOMAIN + text):
+        raise FileContentError(
+            f"{path}: its signature is not that of {header.sender} with key {card.signing[:16]}, as the study has it; "
+            "it was altered or forged: get it again from its sender"
+        )
+    for field in fields(Expected):
+        wanted = getattr(expected, field.name)
+        if field.name == "senders" or (wanted is None and field.name != "recipient"):
+            continue
+        if (found := getattr(header, field.name)) != wanted:
+            raise _mismatch(path, field.name, found, wanted)
+    if header.length != length:
+        raise FileContentError(
+            f"{path}: {length} bytes of content, its header says {header.length}; cut short or padded: copy it again"
+        )
+    return header, identity_of(text)
+
+
+def _parts(path: Path, file: BinaryIO) -> tuple[bytes, bytes, int]:
+    """Return header, signature and the number of bytes of the content."""
+    start = file.read(len(MAGIC) + 4)
+    if start[: len(MAGIC)] != MAGIC or len(start) < len(MAGIC) + 4:
+        raise FileContentError(f"{path}: it is no message, or damaged; expected one that distqexp wrote: copy it again")
+    (size,) = struct.unpack(">I", start[len(MAGIC) :])
+    length = os.fstat(file.fileno()).st_size - len(start) - size - SIGNATURE_BYTES
+    if size > LARGEST_HEADER or length < 0:
+        raise FileContentError(f"{path}: a header of {size} bytes does not fit into the file; cut short: copy it again")
+    return file.read(size), file.read(SIGNATURE_BYTES), length
+
+
+def _require_digest(path: Path, header: Header, found: str) -> None:
+    if not hmac.compare_digest(found, header.sha256):
+        raise FileContentError(
+            f"{path}: its content is not the one that {header.sender} signed; it was altered or damaged: copy it again"
+        )
+
+
+def _mismatch(path: Path, field: str, found: object, expected: object) -> FileContentError:
+    found_text, expected_text = ("everybody" if value is None else str(value) for value in (found, expected))
+    return FileContentError(
+        f"{path}: {field} {found_text}; expected {expected_text}: it is a message for another place or time"
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        if error.filename != str(path):
+            raise
+        raise UsageError(f"{path}: no such file; check its path") from None
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read ({error.strerror}); check its owner and mode") from error
+
+
+def _measured(content: Content) -> tuple[int, str]:
+    digest, length = hashlib.sha256(), 0
+    for chunk in _chunks(content):
+        digest.update(chunk)
+        length += len(chunk)
+    return length, digest.hexdigest()
+
+
+def _chunks(content: Content) -> Iterator[bytes | memoryview]:
+    if isinstance(content, Path):
+        with _opened(content) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    else:
+        view = memoryview(content).cast("B")
+        for first in range(0, len(view), _CHUNK):
+            yield view[first : first + _CHUNK]

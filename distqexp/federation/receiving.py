@@ -1,0 +1,50 @@
+"""What a party remembers of the messages that it took: one of a kind from each sender, and how far each sender's ledger was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distqexp.errors import FileContentError
+from distqexp.federation.header import KINDS, Header
+from distqexp.privacy.ledger.head import Anchor
+
+
+class Taken:
+    """The messages that were taken in one study, in memory; whoever keeps a log fills it from there."""
+
+    def __init__(self) -> None:
+        self._identities: dict[tuple[str, str, str | None, int, int], str] = {}
+        self._anchors: dict[tuple[str, str], Anchor] = {}
+
+    def take(self, path: Path, header: Header, identity: str) -> bool:
+        """Take a checked message; False where the same one was taken before.
+
+        Raises FileContentError where its sender sent another one of the kind for the attempt, or a ledger that was put back.
+        """
+        key = (header.kind, header.sender, header.recipient, header.round, header.attempt)
+        earlier = self._identities.get(key)
+        if earlier == identity:
+            return False
+        if earlier is not None:
+            raise FileContentError(
+                f"{path}: message {identity[:16]} is a second {header.kind} of {header.sender} for round {header.round}, attempt "
+                f"{header.attempt}; expected the one that was taken, {earlier[:16]}: ask {header.sender}"
+            )
+        role = (header.sender, KINDS[header.kind].sender)  # a site that is a helper has a log of its own for that
+        refuse_rollback(path, header.sender, self._anchors.get(role), header.ledger)
+        self._identities[key] = identity
+        self._anchors[role] = header.ledger
+        return True
+
+
+def refuse_rollback(path: Path, sender: str, known: Anchor | None, found: Anchor) -> None:
+    """Raise FileContentError where a sender's ledger is behind what it said before, or has another entry at the same number.
+
+    Messages may come late, so whoever calls this does so in the order in which they were sent.
+    """
+    if known is None or found.number > known.number or found == known:
+        return
+    raise FileContentError(
+        f"{path}: the ledger of {sender} is at entry {found.number} with hash {found.hash[:16]}, earlier it was at entry "
+        f"{known.number} with hash {known.hash[:16]}: it was put back to an older time; {sender} has to restore it"
+    )
