@@ -19,12 +19,10 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import UsageError
 from distqexp.expansion.passes import (
-    MOMENT_GROUPS,
     PublicContext,
     curvature_of_piece,
-    moments_in_order,
-    moments_of_group,
     norms_of_piece,
+    public_moments,
     sum_in_order,
 )
 from distqexp.expansion.range_finder import public_range
@@ -123,9 +121,7 @@ def _new_arrays(
     subspace_needs, precision_needs = config.subspace.traits.needs, config.precision.traits.needs
     sums: FloatArray | None = None
     if Needs.MOMENTS in (subspace_needs, precision_needs):
-        groups = range(min(MOMENT_GROUPS, len(pieces)))
-        parts = engine.collect(partial(moments_of_group, context=context), context.worker, groups)
-        sums = moments_in_order(context, parts)
+        sums = public_moments(context, engine)
 
     def moments() -> list[BlockMoments]:  # on the root
         return unpack(context.moment_subspace.coordinates, require(sums))
