@@ -153,16 +153,16 @@ class Network:
         """Return what ``state`` gives at these weights with the trainable parameters at theta (d,).
 
         It follows from the arguments, and from the names and types of the module's tensors alone: records that the module has seen have
-        no part in it.
+        no part in it. Arrays that are as in ``weights`` are those themselves.
         """
         own = self.module.state_dict()
-        arrays = {name: np.array(weights[name]) for name in own}
+        arrays = {name: weights[name] for name in own}
         for name, values in self.split(torch.from_numpy(np.array(theta, dtype=np.float64))).items():
             rounded = values.to(self.dtype)
             arrays[name] = (rounded.float() if rounded.dtype == torch.bfloat16 else rounded).numpy().copy()
         for names in _shared(own):
             first = next((name for name in names if name in self._parameters), names[0])
-            arrays |= {name: arrays[first].copy() for name in names}
+            arrays |= dict.fromkeys(names, arrays[first])
         return arrays
 
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
