@@ -18,6 +18,7 @@ from distqexp.config import Config
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import UsageError
+from distqexp.expansion.leading import shared_leading_arrays
 from distqexp.expansion.passes import (
     PublicContext,
     curvature_of_piece,
@@ -153,7 +154,12 @@ def _new_arrays(
 def _subspace_arrays(
     context: PublicContext, engine: Engine, public: Callable[[], Any], earlier: Earlier | None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a subspace on every rank. The root makes them of what ``public`` returns there."""
+    """Return the arrays of a subspace on every rank. The root makes them of what ``public`` returns there.
+
+    Those of kronecker-pca are made by all ranks under MPI: alone, the root would have more to do than its share of a pass.
+    """
+    if context.config.subspace.kind == "kronecker-pca" and engine.kind == "mpi":
+        return _make_or_keep(lambda: shared_leading_arrays(context, engine, public), earlier and earlier[0])
 
     def make() -> NewArrays:
         blocks = context.worker.blocks

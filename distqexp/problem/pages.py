@@ -130,5 +130,5 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _uses(tensor: torch.Tensor) -> int | None:
     """Return how many hold the memory of a tensor, the caller among them; None where torch doesn't tell."""
     with suppress(AttributeError):
-        return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))  # type: ignore[attr-defined]
+        return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
     return None

@@ -117,9 +117,9 @@ def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are known to be of one type and shape, and equal to the last bit."""
-    bits = _bits(one.detach()), _bits(other.detach())
-    same = one.dtype == other.dtype and one.shape == other.shape and bits[0] is not None and bits[1] is not None
-    return same and torch.equal(bits[0], bits[1])
+    ones, others = _bits(one.detach()), _bits(other.detach())
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and ones is not None and others is not None and torch.equal(ones, others)
 
 
 def fingerprint(tensor: torch.Tensor) -> bytes:
