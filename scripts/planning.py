@@ -2,12 +2,14 @@
 
     python scripts/planning.py                  # GPT-2 of 124 million parameters: 12 blocks are trained
     python scripts/planning.py --depth 2        # of two blocks
+    python scripts/planning.py --release        # the whole way by hand: plan, sketch, pool, release, export, verify
 
 The model has random weights, and the plan is that of a kronecker-pca subspace with a Kronecker precision on 16 probes. The plan is
 the command ``distqexp plan`` in a process of its own. The plain pass runs in another: it builds the same model, and takes the
 gradient of the loss of the same probes in the micro-batches of the plan, after a pass to warm up. Seconds are those of the
 processors, so that other work on the machine counts little; those of the plan have the start of Python in them. Memory is the peak of
-the resident set of each process, with all that Python and torch load.
+the resident set of each process, with all that Python and torch load. With ``--release`` each command that a site and a coordinator
+give is measured, on records of random tokens, with the size of the file that it writes.
 """
 
 from __future__ import annotations
@@ -21,8 +23,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
 
 from distqexp.config import Config, load_config
+
+DISTQEXP = (sys.executable, "-c", "from distqexp.cli import main; main()")
+
+VOCABULARY = 50257
+"""The tokens of a GPT-2."""
 
 CONFIG = """
 [model]
@@ -56,6 +67,7 @@ samples = {probes}
 
 [mechanism]
 clip = 1.0
+rounds = {rounds}
 
 [engine]
 micro_batch = {micro_batch}
@@ -63,16 +75,27 @@ threads = {threads}
 """
 
 
-def measured(command: Sequence[str], threads: int) -> tuple[float, float, str]:
-    """Seconds that a command kept processors busy, the MiB of its peak, and what it printed."""
+class Measured(NamedTuple):
+    """What a command took: seconds of the clock and of the processors, the MiB of its peak, and what it printed."""
+
+    wall: float
+    seconds: float
+    memory: float
+    printed: str
+
+
+def measured(command: Sequence[str], threads: int, ledger: Path | None = None) -> Measured:
+    """Run a command in a process of its own, with a ledger of its own if it needs one."""
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environ |= {} if ledger is None else {"DISTQEXP_LEDGER": str(ledger)}
+    started = time.monotonic()
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
         printed = process.stdout.read() if process.stdout else ""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"planning: {' '.join(command[:4])} ended with exit code {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed
+    return Measured(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 
 def plain_pass(config: Config, repeats: int) -> float:
@@ -100,35 +123,73 @@ def plain_pass(config: Config, repeats: int) -> float:
     return min(seconds[1:])
 
 
+def compare(folder: Path, options: argparse.Namespace) -> None:
+    """Print what the plan takes beside a plain pass."""
+    path = folder / "config.toml"
+    plain = measured([sys.executable, *sys.argv, "--child", str(path)], options.threads)
+    plain_seconds = json.loads(plain.printed.splitlines()[-1])
+    plan = measured([*DISTQEXP, "plan", str(path), "--out", str(folder / "plan.h5")], options.threads)
+    print(f"plain pass: {plain_seconds:.2f} s, {plain.memory:.0f} MiB resident")
+    print(f"plan: {plan.seconds:.1f} s, {plan.memory:.0f} MiB resident")
+    passes, times = plan.seconds / plain_seconds, plan.memory / plain.memory
+    print(f"the plan takes {passes:.1f} plain passes, and {times:.2f} times their memory")
+
+
+def walk(folder: Path, options: argparse.Namespace) -> None:
+    """Print what each command from plan to verify takes, with real noise and a ledger of its own."""
+    rng = np.random.default_rng(0)
+    with h5py.File(folder / "private.h5", "w") as file:
+        file["tokens"] = rng.integers(0, VOCABULARY, size=(options.records, options.tokens))
+        file["label"] = rng.integers(0, 2, size=options.records)
+    config, plan, model = (str(folder / name) for name in ("config.toml", "plan.h5", "model"))
+
+    def step(command: str, *arguments: str, out: str = "") -> None:
+        words = [*DISTQEXP, command, *arguments, *(["--out", out] if out else [])]
+        found = measured(words, options.threads, folder / "ledger.sqlite")
+        line = (
+            f"{command:>8}: {found.wall:6.1f} s, {found.seconds:6.1f} s of processors, {found.memory:5.0f} MiB resident"
+        )
+        size = f", {Path(out).name} of {Path(out).stat().st_size / 1e6:.1f} MB" if Path(out).is_file() else ""
+        print(line + size, flush=True)
+
+    step("plan", config, out=plan)
+    releases: list[str] = []
+    for number in range(options.rounds):
+        sketch, quadratic, release = (
+            str(folder / f"{kind}-{number:03d}.h5") for kind in ("sketch", "quadratic", "release")
+        )
+        earlier = [word for path in releases for word in ("--release", path)]
+        step("sketch", plan, "--data", str(folder / "private.h5"), *earlier, out=sketch)
+        step("pool", plan, sketch, out=quadratic)
+        before = [word for path in releases for word in ("--previous", path)]
+        step("release", plan, quadratic, "--config", config, *before, out=release)
+        releases.append(release)
+    step("export", plan, *releases, "--config", config, out=model)
+    step("verify", model, plan, *releases, "--config", config)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=12, help="blocks of the model")
     parser.add_argument("--probes", type=int, default=16)
-    parser.add_argument("--records", type=int, default=32, help="private records, which the plan doesn't read")
+    parser.add_argument("--records", type=int, default=32, help="private records")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a record")
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=64, help="directions of each side of a layer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="plain passes; the fastest counts")
+    parser.add_argument("--release", action="store_true", help="measure every command from plan to verify")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of the plan")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(plain_pass(load_config(options.child), options.repeats)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.toml"
-        path.write_text(CONFIG.format_map(vars(options)), "utf-8")
-        again = [sys.executable, *sys.argv, "--child", str(path)]
-        _, plain_memory, printed = measured(again, options.threads)
-        plain_seconds = json.loads(printed.splitlines()[-1])
-        command = [sys.executable, "-c", "from distqexp.cli import main; main()", "plan", str(path)]
-        seconds, memory, _ = measured([*command, "--out", str(Path(folder) / "plan.h5")], options.threads)
-    print(f"plain pass: {plain_seconds:.2f} s, {plain_memory:.0f} MiB resident")
-    print(f"plan: {seconds:.1f} s, {memory:.0f} MiB resident")
-    print(
-        f"the plan takes {seconds / plain_seconds:.1f} plain passes, and {memory / plain_memory:.2f} times their memory"
-    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.toml").write_text(CONFIG.format_map(vars(options)), "utf-8")
+        (walk if options.release else compare)(folder, options)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 
 from distqexp.arrays import FloatArray
-from distqexp.engines.base import split
+from distqexp.engines.base import Engine, split
 from distqexp.engines.collectives import require
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
@@ -89,18 +89,48 @@ def curvature_of_piece(worker: Worker, piece: int, *, context: PublicContext) ->
     return np.sum(parts, axis=0, dtype=np.float64)
 
 
+def public_moments(context: PublicContext, engine: Engine) -> FloatArray | None:
+    """Return the packed second moments of all public records on the root, None on other ranks. Collective.
+
+    They are the same to the last bit on any number of ranks: sums of at most ``MOMENT_GROUPS`` groups of pieces, added up in order.
+    """
+    pieces = range(len(context.pieces))
+    if engine.kind == "serial" and _single_batches(context):
+        # Groups of one batch each: added straight into one sum, they give the same, and memory holds one sum in place of three.
+        context.on(context.worker)
+        pin_threads(context.config.engine.threads)
+        sums = _sums_of(context, _until_stopped(pieces, engine), streamed=True)
+        if sums is not None:
+            return sums.flat()
+    groups = range(min(MOMENT_GROUPS, len(pieces)))
+    return moments_in_order(context, engine.collect(partial(moments_of_group, context=context), context.worker, groups))
+
+
+def _single_batches(context: PublicContext) -> bool:
+    """Return whether every group of pieces is one batch."""
+    size, pieces = context.config.engine.micro_batch, context.pieces
+    return len(pieces) <= MOMENT_GROUPS and all(last - first <= size for _, first, last in pieces)
+
+
+def _until_stopped(items: Sequence[int], engine: Engine) -> Iterator[int]:
+    for item in items:
+        engine.raise_if_stopped()
+        yield item
+
+
 def moments_of_group(worker: Worker, group: int, *, context: PublicContext) -> FloatArray:
     """Return the packed second moments of a group of pieces of public records, one of at most ``MOMENT_GROUPS``."""
     context.on(worker)
     pin_threads(context.config.engine.threads)
-    sums = _sums_of_group(context, group, streamed=True) or _sums_of_group(context, group, streamed=False)
-    return require(sums).flat()
+    pieces = range(len(context.pieces))
+    own = split(pieces, min(MOMENT_GROUPS, len(pieces)), group)
+    return require(_sums_of(context, own, streamed=True) or _sums_of(context, own, streamed=False)).flat()
 
 
-def _sums_of_group(context: PublicContext, group: int, *, streamed: bool) -> PackedSums | None:
-    """Return the second moments of a group; None where a record can't be left out of a streamed pass any more."""
-    pieces, sums = range(len(context.pieces)), context.moments.sums()
-    for piece in split(pieces, min(MOMENT_GROUPS, len(pieces)), group):
+def _sums_of(context: PublicContext, pieces: Iterable[int], *, streamed: bool) -> PackedSums | None:
+    """Return the second moments of some pieces; None where a record can't be left out of a streamed pass any more."""
+    sums = context.moments.sums()
+    for piece in pieces:
         for first, records, _ in context.numbered_batches(piece):
             seed, round = context.config.subspace.seed, context.round
             if not context.moments.add_records(

@@ -18,13 +18,12 @@ from distqexp.config import Config
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import UsageError
+from distqexp.expansion.leading import shared_leading_arrays
 from distqexp.expansion.passes import (
-    MOMENT_GROUPS,
     PublicContext,
     curvature_of_piece,
-    moments_in_order,
-    moments_of_group,
     norms_of_piece,
+    public_moments,
     sum_in_order,
 )
 from distqexp.expansion.range_finder import public_range
@@ -123,9 +122,7 @@ def _new_arrays(
     subspace_needs, precision_needs = config.subspace.traits.needs, config.precision.traits.needs
     sums: FloatArray | None = None
     if Needs.MOMENTS in (subspace_needs, precision_needs):
-        groups = range(min(MOMENT_GROUPS, len(pieces)))
-        parts = engine.collect(partial(moments_of_group, context=context), context.worker, groups)
-        sums = moments_in_order(context, parts)
+        sums = public_moments(context, engine)
 
     def moments() -> list[BlockMoments]:  # on the root
         return unpack(context.moment_subspace.coordinates, require(sums))
@@ -157,7 +154,12 @@ def _new_arrays(
 def _subspace_arrays(
     context: PublicContext, engine: Engine, public: Callable[[], Any], earlier: Earlier | None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a subspace on every rank. The root makes them of what ``public`` returns there."""
+    """Return the arrays of a subspace on every rank. The root makes them of what ``public`` returns there.
+
+    Those of kronecker-pca are made by all ranks under MPI: alone, the root would have more to do than its share of a pass.
+    """
+    if context.config.subspace.kind == "kronecker-pca" and engine.kind == "mpi":
+        return _make_or_keep(lambda: shared_leading_arrays(context, engine, public), earlier and earlier[0])
 
     def make() -> NewArrays:
         blocks = context.worker.blocks

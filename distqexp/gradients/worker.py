@@ -26,6 +26,7 @@ from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.independence import coupled_by_rounding
 from distqexp.problem.losses import Loss, get_loss
 from distqexp.problem.network import Network, described_parameters
+from distqexp.problem.pages import in_pages
 from distqexp.problem.schema import Schema
 from distqexp.problem.sources import Readers
 from distqexp.problem.user_code import own_code
@@ -89,7 +90,8 @@ class Worker:
         for name, item in state["lent"].items():
             if item is not None:
                 lent.lend(name, item)
-        self.__init__(*state["parts"])  # type: ignore[misc]
+        config, schema, weights = state["parts"]
+        self.__init__(config, schema, in_pages(dict(weights)))  # type: ignore[misc]
 
     @property
     def network(self) -> Network:

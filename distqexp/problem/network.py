@@ -6,7 +6,7 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,9 +19,13 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.admission import admit
 from distqexp.problem.huggingface import adapt
 from distqexp.problem.losses import Loss
+from distqexp.problem.pages import PrivatePages, in_pages
 from distqexp.problem.sealing import Seal
+from distqexp.problem.tensor_states import same_bits
 
 _RECORDS_AT_ONCE = 512
+
+A = TypeVar("A", torch.Tensor, FloatArray)
 
 
 class Network:
@@ -53,6 +57,7 @@ class Network:
         self.inputs_need_gradients = False
         self.separate = False
         self._seal = Seal(module)
+        self._scripted = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
         _refuse_coupling(module)
         self._parameters: dict[str, nn.Parameter] = {}
         named = dict(module.named_parameters())
@@ -103,21 +108,29 @@ class Network:
 
     def theta(self) -> FloatArray:
         """Return a copy of the trainable parameters, float64 (d,)."""
-        parts = [p.detach().reshape(-1).to("cpu", torch.float64) for p in self._parameters.values()]
-        return cast("FloatArray", torch.cat(parts).numpy())
+        theta = np.empty(self.d)
+        for name, part in self.split(torch.from_numpy(theta)).items():
+            part.copy_(self._parameters[name].detach())
+        return theta
 
-    def load(self, theta: NDArray[np.floating] | torch.Tensor) -> None:
-        """Set the trainable parameters from theta (d,), rounded to the module's own type."""
-        vector = torch.as_tensor(np.array(theta, dtype=np.float64) if isinstance(theta, np.ndarray) else theta)
+    def load(self, theta: FloatArray) -> None:
+        """Set the trainable parameters from theta (d,), rounded to the module's own type.
+
+        Callers must not write into the array afterwards: it serves as the copy that passes are undone from.
+        """
         with torch.no_grad():
-            for name, values in self.split(vector).items():
-                self._parameters[name].copy_(values)
+            for name, values in self.split(np.asarray(theta, dtype=np.float64)).items():
+                parameter, rounded = self._parameters[name], torch.from_numpy(np.array(values)).to(self.dtype)
+                if not same_bits(parameter, rounded.to(self.device)):
+                    parameter.copy_(rounded)
+                self._seal.came_from(parameter, values)
 
-    def split(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
+    def split(self, theta: A) -> dict[str, A]:
         """Return views of theta (d,) with the names and shapes of the trainable parameters."""
         if theta.shape != (self.d,):
             raise UsageError(f"theta: found shape {tuple(theta.shape)}; expected ({self.d},), the trainable parameters")
-        tensors, at = {}, 0
+        tensors: dict[str, A] = {}
+        at = 0
         for name, shape in self.names_shapes:
             size = math.prod(shape)
             tensors[name] = theta[at : at + size].reshape(shape)
@@ -125,27 +138,31 @@ class Network:
         return tensors
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of all parameters and persistent buffers, by name (bfloat16 is widened to float32, exactly)."""
-        arrays = {}
-        for name, tensor in self.module.state_dict().items():
-            values = tensor.detach().cpu()
-            arrays[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
-        return arrays
+        """Return copies of all parameters and persistent buffers, by name (bfloat16 is widened to float32, exactly).
+
+        Large ones lie where a module that is given them has the same pages (``problem.pages``).
+        """
+
+        def values(tensor: torch.Tensor) -> NDArray[Any]:
+            there = tensor.detach().cpu()
+            return (there.float() if there.dtype == torch.bfloat16 else there).numpy()
+
+        return in_pages({name: values(tensor) for name, tensor in self.module.state_dict().items()})
 
     def state_at(self, weights: Mapping[str, NDArray[Any]], theta: FloatArray) -> dict[str, NDArray[Any]]:
         """Return what ``state`` gives at these weights with the trainable parameters at theta (d,).
 
         It follows from the arguments, and from the names and types of the module's tensors alone: records that the module has seen have
-        no part in it.
+        no part in it. Arrays that are as in ``weights`` are those themselves.
         """
         own = self.module.state_dict()
-        arrays = {name: np.array(weights[name]) for name in own}
+        arrays = {name: weights[name] for name in own}
         for name, values in self.split(torch.from_numpy(np.array(theta, dtype=np.float64))).items():
             rounded = values.to(self.dtype)
             arrays[name] = (rounded.float() if rounded.dtype == torch.bfloat16 else rounded).numpy().copy()
         for names in _shared(own):
             first = next((name for name in names if name in self._parameters), names[0])
-            arrays |= {name: arrays[first].copy() for name in names}
+            arrays |= dict.fromkeys(names, arrays[first])
         return arrays
 
     def load_state(self, state: Mapping[str, NDArray[Any] | torch.Tensor]) -> None:
@@ -168,10 +185,13 @@ class Network:
                     f"model state: {name} has shape {tuple(state[name].shape)}; expected {tuple(tensor.shape)}, "
                     "as the configured model has it"
                 )
+        pages = PrivatePages()
+        self._seal.forget()
         with torch.no_grad():
             for name, tensor in own.items():
                 values = state[name]
-                tensor.copy_(torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values))
+                if self._scripted or not pages.give(tensor, values):
+                    tensor.copy_(torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values))
                 self._seal.came_from(tensor, values)
 
     @contextmanager

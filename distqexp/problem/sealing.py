@@ -73,6 +73,12 @@ class Seal:
         """Look at every tensor anew before the next pass: somebody may have written past torch's counters of changes."""
         self._renewed = True
 
+    def forget(self) -> None:
+        """Let go of the copies of tensors, which are about to get other values; not inside a pass, which needs them."""
+        if not self._active:
+            self._latest = None
+        self._renewed = True
+
     def came_from(self, tensor: torch.Tensor, values: Any) -> None:
         """Note that a tensor has just been given the values of an array, which nobody will change."""
         self.origins[id(tensor)] = Origin(tensor._version, values)

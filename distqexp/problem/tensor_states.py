@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +113,21 @@ def _is_small(tensor: torch.Tensor) -> bool:
 def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
     bits = _bits(one), _bits(other)
     return bits[0] is not None and bits[1] is not None and not torch.equal(bits[0], bits[1])
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are known to be of one type and shape, and equal to the last bit."""
+    ones, others = _bits(one.detach()), _bits(other.detach())
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and ones is not None and others is not None and torch.equal(ones, others)
+
+
+def fingerprint(tensor: torch.Tensor) -> bytes:
+    """Return a SHA-256 of a tensor's bits, which takes no copy of a large one."""
+    bits = _bits(tensor.detach())
+    if bits is None:  # sparse or quantised, which has no bits to look at in place
+        return hashlib.sha256(pickle.dumps(tensor.detach())).digest()
+    return hashlib.sha256(bits.cpu().contiguous().numpy().data.cast("B")).digest()
 
 
 def _side_by_side(views: list[torch.Tensor]) -> torch.Tensor:

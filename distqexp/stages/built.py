@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from distqexp.artefacts.derived import derived_factor_grid, derived_step
 from distqexp.artefacts.plan import Plan
@@ -42,9 +43,15 @@ def check_built(plan: Plan, worker: Worker, state: RoundState | None = None) -> 
     network.load_state(dict(plan.weights))
     refuse_unlike("d", plan.d, network.d)
     refuse_unlike("k", plan.k, dimension_of(plan.config, network))
-    if not np.array_equal(network.theta(), plan.state.theta, equal_nan=True):
-        place = int(np.argmax(network.theta() != plan.state.theta))
-        refuse_unlike(f"state.theta[{place}]", float(plan.state.theta[place]), float(network.theta()[place]))
+    at = 0
+    for tensor, expected in zip(network.trainable_parameters, network.split(plan.state.theta).values(), strict=True):
+        own = (
+            tensor.detach().to("cpu", torch.float64).numpy()
+        )  # one after the other: all of a large model take gigabytes
+        if not np.array_equal(own, expected, equal_nan=True):
+            place = int(np.argmax(own != expected))
+            refuse_unlike(f"state.theta[{at + place}]", float(expected.flat[place]), float(own.flat[place]))
+        at += own.size
     schema = plan.schema
     if schema.tokens:
         refuse_unlike("schema.vocabulary", schema.vocabulary, vocabulary_of(network, schema.record_shape[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
@@ -177,12 +176,11 @@ def export_model(
     state = in_own_units(network.state_at(plan.weights, releases[-1].theta), plan.schema)
     network.load_state(state)
     tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
-    weights = write_weights(folder / "model.safetensors", tensors)
-    buffer = io.BytesIO()
-    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
-    write_atomic(folder / "model.pt", buffer.getvalue())
+    digest = hashlib.sha256(write_weights(folder / "model.safetensors", tensors)).hexdigest()
+    saved = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    write_atomic(folder / "model.pt", lambda file: torch.save(saved, file))
     write_pretrained(network, folder, plan.schema.words_of_classes)
-    certificate = certificate_of(plan, releases, hashlib.sha256(weights).hexdigest(), ledger_entry, payers)
+    certificate = certificate_of(plan, releases, digest, ledger_entry, payers)
     ModelCard.of_plan(plan).write(folder)
     write_certificate(folder / "certificate.json", certificate)
     return certificate

@@ -32,6 +32,7 @@ from distqexp.problem.independence import refuse_coupling, vocabulary_of
 from distqexp.problem.losses import get_loss, is_own
 from distqexp.problem.network import Network
 from distqexp.problem.own_losses import check_own_loss, own_loss
+from distqexp.problem.pages import in_pages
 from distqexp.problem.pretrain import pretrain
 from distqexp.problem.pretrained import FROM_FOLDER, resolved
 from distqexp.problem.readers.base import some
@@ -68,8 +69,8 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     open_config, config = config, chosen(config, network, schema)
     candidates: list[Named] = []
-    weights = arrays_from_root(
-        engine, lambda: _pretrained_network(config, schema, network, readers, candidates).state()
+    weights = in_pages(
+        arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers, candidates).state())
     )
     candidate_names: Named = engine.on_root(lambda: dict(candidates[0]))
     network.load_state(weights)

@@ -8,6 +8,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
+from distqexp.problem.pages import in_pages
 
 
 def plan_from_root(engine: Engine, read: Callable[[], Plan]) -> Plan:
@@ -22,7 +23,9 @@ def plan_from_root(engine: Engine, read: Callable[[], Plan]) -> Plan:
     arrays = arrays_from_root(engine, lambda: original[0].arrays())
     named, theta = {}, {}
     if tree.get("named") and not engine.on_root(lambda: original[0].lacking):
-        named = arrays_from_root(engine, lambda: {name: original[0].weights[name] for name in original[0].named})
+        named = in_pages(
+            arrays_from_root(engine, lambda: {name: original[0].weights[name] for name in original[0].named})
+        )
         theta = arrays_from_root(engine, lambda: {"theta": original[0].state.theta})
     if original:
         return original[0]

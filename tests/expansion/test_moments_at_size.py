@@ -12,8 +12,9 @@ import torch
 from moment_cases import ROUND, SEED, Twice, images, layered, moments_of
 from torch import nn
 
+from distqexp.engines.serial import SerialEngine
 from distqexp.expansion.moments import FisherMoments
-from distqexp.expansion.passes import _sums_of_group, moments_of_group
+from distqexp.expansion.passes import _sums_of, moments_in_order, moments_of_group, public_moments
 from distqexp.geometry import moments as geometry_moments
 from distqexp.geometry.packing import add_packed, moments_size, pack, unpack
 from distqexp.geometry.subspaces.kronecker import leading_factors, whole_space
@@ -111,8 +112,38 @@ def test_a_group_with_a_record_that_is_not_finite_is_passed_again() -> None:
             moments=moments, pieces=[(0, 0, 8)], config=config, round=ROUND, on=lambda worker: None,
             numbered_batches=lambda piece, batches=batches: iter(batches),
         )  # fmt: skip
-        assert (_sums_of_group(context, 0, streamed=True) is None) == (inputs is broken)
+        assert (_sums_of(context, range(1), streamed=True) is None) == (inputs is broken)
         worker: Any = None
         found.append(moments_of_group(worker, 0, context=context))
     assert np.array_equal(*found)
     assert found[0].any()
+
+
+def test_one_process_adds_batches_up_in_one_sum_to_the_same_bits() -> None:
+    network = Network(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)))
+    subspace = whole_space(block_layout(network)).by_blocks()
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    moments = FisherMoments(network=network, loss=CrossEntropy(), subspace=subspace, micro_batch=4)
+    config = SimpleNamespace(subspace=SimpleNamespace(seed=SEED), engine=SimpleNamespace(threads=1, micro_batch=4))
+    found = []
+    for last in (12, 10):
+        inputs = x.clone()
+        if last == 10:
+            inputs[6, 0] = math.inf  # then the batches have to be passed again
+        records = Records(inputs, torch.zeros(12, dtype=torch.int64), torch.arange(12) < last)
+
+        def batches(piece: int, sides: Any = (records.inputs, records.targets, records.present)) -> Any:
+            yield 4 * piece, Records(*(side[4 * piece : 4 * piece + 4] for side in sides)), None
+
+        context: Any = SimpleNamespace(
+            moments=moments, pieces=[(0, 0, 4), (0, 4, 8), (0, 8, 12)], config=config, round=ROUND, on=lambda worker: None,
+            numbered_batches=batches, moment_subspace=subspace, worker=None,
+        )  # fmt: skip
+        groups = (moments_of_group(context.worker, group, context=context) for group in range(3))
+        expected, engine = moments_in_order(context, groups), SerialEngine()
+        actual = public_moments(context, engine)
+        assert actual is not None
+        assert expected is not None
+        assert actual.tobytes() == expected.tobytes()
+        found.append(actual)
+    assert not np.array_equal(*found)

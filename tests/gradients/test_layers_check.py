@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -26,14 +28,15 @@ class Rounded(nn.Module):
 
 def wrong(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
     """Make the taps' gradients of the last parameters wrong by ``error`` times the network's."""
-    true = check_module._batch_gradients
+    true = check_module._vectors
 
-    def off(*arguments: object) -> torch.Tensor:
-        gradients = true(*arguments)  # type: ignore[arg-type]
-        gradients[:, -3:] += error * torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+    def off(*arguments: Any, start: torch.Tensor) -> torch.Tensor:
+        size = torch.linalg.vector_norm(start, dim=1, keepdim=True)
+        gradients = true(*arguments, start=start)
+        gradients[:, -3:] += error * size
         return gradients
 
-    monkeypatch.setattr(check_module, "_batch_gradients", off)
+    monkeypatch.setattr(check_module, "_vectors", off)
 
 
 def test_rounding_of_the_networks_size_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:

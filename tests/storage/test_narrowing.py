@@ -21,7 +21,8 @@ SPECIAL[0, :4] = [0.0, -0.0, np.inf, -np.inf]
 
 FORMS = [
     (NUMBERS, "<f8"), (SINGLE, "<f4"), (HALF, "<f2"), (SPECIAL, "<f2"), (HALF.astype(np.float32), "<f2"), (SINGLE * 1e30, "<f8"),
-    (SINGLE * 2.0**90, "<f4"), (HALF[:, :10], "<f8"), (np.where(HALF > 3, np.nan, HALF), "<f8"), (HALF.astype(np.int64), "<i8"),
+    (SINGLE * 2.0**90, "<f4"), (HALF[:, :10], "<f8"), (np.where(HALF > 3, np.nan, HALF), "<f8"), (HALF.astype(np.int64), "<i4"),
+    (np.full(LEAST, -(2**31)), "<i4"), (np.full(LEAST, 2**31), "<i8"), (np.arange(LEAST - 1), "<i8"), (HALF > 0, "|b1"),
 ]  # fmt: skip
 
 

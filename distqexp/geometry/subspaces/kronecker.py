@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from scipy.linalg import LinAlgError
 from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.geometry.blocks import Block, check_cover
-from distqexp.geometry.leading import leading_eigenvectors
+from distqexp.geometry.leading import FEW, LARGE_SIDE, leading_eigenvectors
 from distqexp.geometry.moments import BlockMoments, Moment, coordinate_block
 from distqexp.geometry.philox import standard_normal_entries, stream_key
 from distqexp.geometry.subspaces.base import BlockFactors, BlockSubspace, Subspace
@@ -169,14 +169,77 @@ def leading_factors(
     Raises:
         UsageError: A moment has no eigenvectors in float64.
     """
-    factors = []
-    for block, moment in zip(blocks, moments, strict=True):
+    sides = leading_sides(blocks, k_in, k_out)
+    return _with_found(blocks, moments, k_out, {side: leading_directions(side.of(moments), side.k) for side in sides})
+
+
+class LeadingSide(NamedTuple):
+    """A side of a block whose factor is made of eigenvectors of its dense moment (copies, n, n).
+
+    Attributes:
+        number: The number of the block.
+        name: ``row`` or ``column``.
+        copies: The number of moments.
+        n: The side of a moment.
+        k: How many eigenvectors of each are wanted.
+    """
+
+    number: int
+    name: str
+    copies: int
+    n: int
+    k: int
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes to find them: products of the moment with vectors for few of many, else a whole decomposition."""
+        return (
+            self.copies * float(self.n) ** 2 * (self.n if self.n < LARGE_SIDE or FEW * self.k > self.n else 4 * self.k)
+        )
+
+    def of(self, moments: Sequence[BlockMoments]) -> Moment:
+        """Return the moment of this side, of those of all blocks."""
+        moment: Moment = getattr(moments[self.number], self.name)
+        return moment
+
+
+def leading_sides(blocks: Sequence[Block], k_in: int | None, k_out: int | None) -> list[LeadingSide]:
+    """Return the sides of all blocks that ``leading_factors`` finds eigenvectors for; arguments are those of ``leading_factors``."""
+    sides = []
+    for number, block in enumerate(blocks):
         k_row, k_col = kronecker_sides(block, k_in, k_out)
-        row: _Factor = None
-        if k_row < block.rows:
-            row = _most_frequent(moment.row, k_row) if block.sparse_rows else _leading(moment.row, k_row)
-        factors.append(BlockFactors(row, _leading(moment.column, k_col) if k_col < block.columns else None))
-    return factors
+        if k_row < block.rows and not block.sparse_rows:
+            sides.append(LeadingSide(number, "row", block.copies, block.rows, k_row))
+        if k_col < block.columns:
+            sides.append(LeadingSide(number, "column", block.copies, block.columns, k_col))
+    return sides
+
+
+def leading_arrays(
+    blocks: Sequence[Block],
+    moments: Sequence[BlockMoments],
+    k_in: int | None,
+    k_out: int | None,
+    found: Mapping[LeadingSide, FloatArray],
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a file has of ``leading_factors``, whose eigenvectors have been ``found`` already."""
+    return factors_to_arrays(_with_found(blocks, moments, k_out, found))
+
+
+def _with_found(
+    blocks: Sequence[Block],
+    moments: Sequence[BlockMoments],
+    k_out: int | None,
+    found: Mapping[LeadingSide, FloatArray],
+) -> list[BlockFactors]:
+    factors: list[dict[str, NDArray[Any]]] = [{} for _ in blocks]
+    for side, directions in found.items():
+        factors[side.number][side.name] = directions
+    for block, moment, factor in zip(blocks, moments, factors, strict=True):
+        k_row = kronecker_sides(block, None, k_out)[0]
+        if block.sparse_rows and k_row < block.rows:
+            factor["row"] = _most_frequent(moment.row, k_row)
+    return [BlockFactors(**factor) for factor in factors]
 
 
 def factors_to_arrays(factors: Sequence[BlockFactors]) -> dict[str, NDArray[Any]]:
@@ -240,8 +303,8 @@ def _check_factor(
         )
 
 
-def _leading(moment: Moment, k: int) -> FloatArray:
-    """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows."""
+def leading_directions(moment: Moment, k: int) -> FloatArray:
+    """Return the k leading eigenvectors (copies, k, n) of each copy's moment, as rows. Raises UsageError where there are none."""
     try:
         vectors = np.stack([leading_eigenvectors(part, k) for part in moment])
     except (LinAlgError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -105,7 +105,7 @@ def _output_weights(outputs: Tensor) -> Tensor:
 def _torch_taps(network: Network, blocks: Sequence[Block], record: Tensor) -> Taps:
     """Return taps that leave every parameter to torch.func."""
     taps = Taps(network, blocks, make_routing(network, blocks, record, frozenset(dict(network.names_shapes))))
-    _batch_gradients(taps, noise_records(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
+    _learn_fallbacks(taps, noise_records(record), lambda outputs: outputs.reshape(len(outputs), -1).sum(dim=1))
     return taps
 
 
@@ -120,29 +120,38 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     def value(batch: Tensor) -> Tensor:
         return (batch * weights[: len(batch)]).reshape(len(batch), -1).sum(dim=1)
 
-    actual = _batch_gradients(taps, inputs, value)
+    _learn_fallbacks(taps, inputs, value)
     expected = _single_gradients(network, inputs, weights)
     if not bool(torch.isfinite(expected).all()):
         return None
-    return disagreeing(network, actual, expected)
+    tolerated = _tolerated(network, expected)
+    # In one vector of the size of the gradients, as those of a large model take gigabytes.
+    return _beyond(network, _vectors(taps, inputs, value, start=expected.neg_()), tolerated)
 
 
 def disagreeing(network: Network, actual: Tensor, expected: Tensor) -> frozenset[str]:
     """Return the names of the parameters whose gradients, parts of (records, d), differ by more than rounding."""
+    return _beyond(network, actual - expected, _tolerated(network, expected))
+
+
+def _tolerated(network: Network, expected: Tensor) -> Tensor:
+    """Return how much of each parameter's gradient, part of (records, d), may be rounding, (parameters, records)."""
     bound = 10 * torch.finfo(network.dtype).eps ** 0.5
     # A parameter without a gradient of its own has what is left of larger terms that cancel: rounding of the network's size.
     size, rounding = torch.linalg.vector_norm(expected, dim=1).max(), ROUNDING * torch.finfo(network.dtype).eps
-    wrong = set()
-    at = 0
-    for name, shape in network.names_shapes:
-        count = torch.Size(shape).numel()
-        part = slice(at, at + count)
-        own = torch.linalg.vector_norm(expected[:, part], dim=1)
-        error = torch.linalg.vector_norm(actual[:, part] - expected[:, part], dim=1)
-        if not bool((error <= torch.maximum(bound * own, rounding * size)).all()):
-            wrong.add(name)
-        at += count
-    return frozenset(wrong)
+    return torch.maximum(bound * _norms(network, expected), rounding * size)
+
+
+def _beyond(network: Network, difference: Tensor, tolerated: Tensor) -> frozenset[str]:
+    """Return the names of the parameters of which a difference of gradients, (records, d), is larger than tolerated, or not finite."""
+    good = (_norms(network, difference) <= tolerated).all(dim=1).tolist()
+    return frozenset(name for (name, _), fine in zip(network.names_shapes, good, strict=True) if not fine)
+
+
+def _norms(network: Network, rows: Tensor) -> Tensor:
+    """Return the norm of each parameter's part of rows (records, d), (parameters, records)."""
+    sizes = [torch.Size(shape).numel() for _, shape in network.names_shapes]
+    return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in torch.split(rows, sizes, dim=1)])
 
 
 def noise_records(record: Tensor) -> Tensor:
@@ -182,30 +191,39 @@ def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
 def _single_gradients(network: Network, inputs: Tensor, weights: Tensor) -> Tensor:
     """Return the gradients of each record alone by plain automatic differentiation, (2, d)."""
     parameters = [network.module.get_parameter(name) for name, _ in network.names_shapes]
-    rows = []
-    for j in range(len(inputs)):
+    rows = torch.empty((len(inputs), network.d), dtype=network.dtype, device=network.device)
+    for j, row in enumerate(rows):
         with torch.enable_grad():
             total = (network.module(network.prepare(inputs[j : j + 1])) * weights[j : j + 1]).sum()
             gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    return torch.stack(rows)
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
+    return rows
 
 
-def _batch_gradients(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the gradients that the taps give for a batch, (2, d); fallbacks learn whether torch.func can vectorise them."""
-    for fallback in taps.routing.fallbacks.values():
-        fallback.looped = False
-    with suppress(RuntimeError, ValueError, NotImplementedError):  # torch.func can't vectorise everything
-        return _vectors(taps, inputs, value)
-    for fallback in taps.routing.fallbacks.values():
-        fallback.looped = True
-    return _vectors(taps, inputs, value)
+def _learn_fallbacks(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor]) -> None:
+    """Let fallbacks learn whether torch.func can vectorise them; where it can't, they take records one at a time."""
+    fallbacks = list(taps.routing.fallbacks.values())
+    for looped in (False, True) if fallbacks else ():
+        for fallback in fallbacks:
+            fallback.looped = looped
+        # torch.func can't vectorise everything, but one record at a time has to do.
+        with nullcontext() if looped else suppress(RuntimeError, ValueError, NotImplementedError):
+            taps.run(inputs, value, lambda number, raw: None)
+            return
 
 
-def _vectors(taps: Taps, inputs: Tensor, value: Callable[[Tensor], Tensor], some: slice = slice(0, RECORDS)) -> Tensor:
-    """Return the gradients of some of the records, (some, d)."""
+def _vectors(
+    taps: Taps,
+    inputs: Tensor,
+    value: Callable[[Tensor], Tensor],
+    some: slice = slice(0, RECORDS),
+    start: Tensor | None = None,
+) -> Tensor:
+    """Return the gradients of some of the records, (some, d), added to ``start`` in place."""
     network, count = taps.network, some.stop - some.start
-    gradients = torch.zeros((count, network.d), dtype=network.dtype, device=network.device)
+    gradients = start
+    if gradients is None:
+        gradients = torch.zeros((count, network.d), dtype=network.dtype, device=network.device)
 
     def receive(number: int, raw: Raw) -> None:
         block = taps.blocks[number]
