@@ -44,7 +44,7 @@ def columns_of(schema: Schema) -> PublicColumns:
     medians, means, scales = (
         np.array(part, dtype=np.float64) for part in (schema.medians, schema.means, schema.scales)
     )
-    absent = np.zeros(len(means))
+    absent = np.array(schema.absent) if schema.absent else np.zeros(len(means))
     present = np.maximum(1 - absent, 1e-6)
     shift = (means - medians) / present
     second = (scales**2 + (means - medians) ** 2) / present
