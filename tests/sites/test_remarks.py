@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from run_harness import Commands, table_tree, to_toml
+from scipy.special import expit
 
 from distqexp import api
+from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.config import ColumnsConfig, DataConfig
 from distqexp.errors import UsageError
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.dataset import open_dataset
+from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema, fit_schema
 from distqexp.stages.check import WARNING
 from distqexp.stages.remarks import Study, remarks_of
@@ -136,6 +139,23 @@ def test_missing_values_classes_rows_and_units(told: Told) -> None:
     assert re.fullmatch(r"units: 200 here, while the study states 90,000 over 4 .*", told(frame, Study(90_000, 4))[0])
 
 
+def test_inverted_labels_of_as_many_of_either_class_are_seen_by_their_order(told: Told) -> None:
+    def shares(records: Records) -> tuple[FloatArray, IntegerArray]:
+        risk = expit(1.5 * records.inputs[:, 2].double().numpy() - 0.2)  # of creatinine
+        return np.stack([1 - risk, risk], axis=1), records.targets.numpy().astype(np.int64)
+
+    study = Study(600, 2, shares)
+    for seed in range(12):
+        frame = patients(seed, [10, 60, 300][seed % 3])
+        risk = np.log(frame.creatinine) + np.random.default_rng(seed).normal(size=len(frame))
+        assert told(frame.assign(died=(risk > 0).astype(int)), study) == [], seed
+        lines = told(frame.assign(died=(risk < 0).astype(int)), study)
+        assert all("the wrong way round (AUROC 0.2" in line for line in lines)
+        assert len(lines) == (len(frame) == 300)
+        # A model that knows nothing is no reason to stop, nor is a share that is another here.
+        assert told(frame.assign(died=(np.arange(len(frame)) % 3 == 0).astype(int)), study) == []
+
+
 def test_records_of_one_patient_count_as_one(told: Told) -> None:
     frame = pd.concat([patients(5, 4)] * 40).assign(died=0, temperature=98.6 + np.arange(160) % 4)
     assert told(frame.assign(patient=np.arange(160) % 4), Study(8, 2), unit="patient", columns=replace(
@@ -184,7 +204,7 @@ def test_the_command_stops_before_the_charge_and_goes_on_with_yes(
     remarks = [line for line in shown if line.startswith("  looks wrong: ")]
     assert shown[0] == WARNING
     assert [remark.split()[2] for remark in remarks] == ["column", "labels:"]
-    assert "the wrong way round" in remarks[1]
+    assert re.search(r"8\d% are of class 1, while the plan's model expects 1\d%; are the labels inverted", remarks[1])
 
     # On a terminal they stand above the line.
     with monkeypatch.context() as patch:
