@@ -132,10 +132,9 @@ def _remarks(dataset: Dataset, slots: SlotMap, study: Study) -> Iterator[str]:
     alone = slots.units / slots.slots
     yield from _units(slots.units, study)
     usable = rows[faults == Fault.NONE]
-    useless = len(rows) - len(usable)
-    if useless == len(rows) or (len(rows) >= 2 * _LEAST and useless > len(rows) / 2):
-        fault = Fault(Counter(faults[faults != Fault.NONE].tolist()).most_common(1)[0][0])
-        yield f"{useless:,} of the {len(rows):,} records that were looked at can't be used: {WORDS[fault]}"
+    if len(usable) == 0:
+        fault = Fault(Counter(faults.tolist()).most_common(1)[0][0])
+        yield f"none of the {len(rows):,} records that were looked at can be used: {WORDS[fault]}"
     records = dataset.read(usable)
     if schema.image:
         flat = records.inputs.flatten(1)
