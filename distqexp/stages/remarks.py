@@ -52,8 +52,8 @@ _ERRORS, _REVERSED, _APART = 5.0, 0.4, 0.4
 """Labels look inverted where the area under the ROC curve is below ``_REVERSED``, and below a half by so many standard errors; or where
 the share of a class is so far from what the model expects and nearer to one minus that, by as many."""
 
-_MORE, _FEWER = 4, 20
-"""Units are told where they are more than 4 times those of the whole study, or less than a twentieth of an equal share of them."""
+_MORE, _FEWER = 4, 100
+"""Units are told where they are more than 4 times those of the whole study, or less than a hundredth of an equal share of them."""
 
 _MOST = 20
 """So many columns are listed one by one."""
