@@ -24,7 +24,7 @@ from distqexp.problem.faults import WORDS, Fault
 from distqexp.problem.hiding import quiet
 from distqexp.problem.records import Records
 from distqexp.problem.schema import Schema
-from distqexp.problem.slots import NO_ROW, SlotMap
+from distqexp.problem.slots import SlotMap
 from distqexp.stages.export import outputs_of
 from distqexp.stages.public_columns import PublicColumns, columns_of, targets_of
 
@@ -122,23 +122,20 @@ def remarks_of(dataset: Dataset, slots: SlotMap, study: Study) -> list[str]:
 
 
 def _remarks(dataset: Dataset, slots: SlotMap, study: Study) -> Iterator[str]:
-    schema, rows = dataset.schema, _spread(slots.rows[slots.rows != NO_ROW], dataset)
-    faults = dataset.faults(rows)
-    rows, faults = rows[faults != Fault.BLANK], faults[faults != Fault.BLANK]
+    schema, rows = dataset.schema, _spread(dataset.live(slots.rows), dataset)
     if len(rows) == 0:
         yield "there is no record: rows, where and blank select none that belongs to anybody"
         return
     # Records of one unit may be alike: they count as one.
     alone = slots.units / slots.slots
     yield from _units(slots.units, study)
-    usable = rows[faults == Fault.NONE]
-    if len(usable) == 0:
-        fault = Fault(Counter(faults.tolist()).most_common(1)[0][0])
+    records = _usable(dataset.read(rows))
+    if len(records) == 0:
+        fault = Fault(Counter(dataset.faults(rows).tolist()).most_common(1)[0][0])
         yield f"none of the {len(rows):,} records that were looked at can be used: {WORDS[fault]}"
-    records = dataset.read(usable)
     if schema.image:
         flat = records.inputs.flatten(1)
-        if len(usable) >= _LEAST and bool((flat == flat[:, :1]).all()):
+        if len(records) >= _LEAST and bool((flat == flat[:, :1]).all()):
             yield "images: each of them is of one colour"
     elif schema.means and not schema.tokens:
         raw, labels = dataset.reader.read(rows, schema.names)
@@ -147,8 +144,13 @@ def _remarks(dataset: Dataset, slots: SlotMap, study: Study) -> Iterator[str]:
             yield from _columns(
                 targets_of(schema, dataset.data.columns.target), labels.reshape(len(rows), -1), alone, missing=False
             )
-    if _has_classes(schema) and len(usable):
+    if _has_classes(schema) and len(records):
         yield from _labels(records, schema, study, alone)
+
+
+def _usable(records: Records) -> Records:
+    kept = records.present.bool()
+    return Records(records.inputs[kept], records.targets[kept], records.present[kept])
 
 
 def _has_classes(schema: Schema) -> bool:
