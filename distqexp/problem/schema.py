@@ -206,9 +206,7 @@ class Schema:
             values["codings"] = tuple(Coding(name, kind, tuple(texts)) for name, kind, texts in values["codings"])
             values["dialect"] = None if values["dialect"] is None else Dialect(**values["dialect"])
         except (TypeError, ValueError):
-            raise FileContentError(
-                "schema: codings or dialect of another form; the plan is damaged: get it again"
-            ) from None
+            raise FileContentError("schema: codings or dialect of another form; get the plan again") from None
         schema = cls(**values)
         schema._validate()
         need_codings(schema.codings, schema.names, schema.dialect)
