@@ -175,6 +175,7 @@ def sketch(
     callback: Callable[[ProgressEvent], None] | None = None,
     engine: Engine | None = None,
     weights: StrPath | None = None,
+    on_remarks: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """At a site: sketch one shard of private records for the plan's first round, or for the round after ``release``.
 
@@ -198,6 +199,9 @@ def sketch(
         engine: Where the work runs; serial, or MPI under a launcher, when None.
         weights: This machine's copy of the pretrained weights, for a plan that names them; when None what DISTQEXP_WEIGHTS says, or
             else what the factory gives.
+        on_remarks: Called on the first rank before anything is charged, with a line for everything that looks wrong in the records
+            beside the plan's public ones; without any where nothing does. The lines are PRIVATE, for whoever may see the records.
+            An exception that it raises ends the work. Nothing is looked for when None.
 
     Raises:
         BudgetError: The plan's rounds don't fit what this site has left; no record was read.
@@ -211,7 +215,7 @@ def sketch(
                 Path(plan_file), optional_path(data), path, releases=several_paths(release), shard=shard,
                 labels=optional_path(labels), blank=optional_path(blank), tokenizer=optional_path(tokenizer),
                 population=population, noise_seed=insecure_noise_seed, ledger=optional_path(ledger), callback=callback,
-                weights=optional_path(weights),
+                weights=optional_path(weights), on_remarks=on_remarks,
             ),
             running,
         )  # fmt: skip

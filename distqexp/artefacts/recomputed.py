@@ -273,6 +273,7 @@ def _with_rules(schema: Schema, data: DataConfig, scaled: bool) -> Schema:
         medians=schema.medians if table else (),
         means=schema.means if table else (),
         scales=schema.scales if table else (),
+        absent=schema.absent if table else (),
         flags=schema.flags if table and roles.missing_flag_above is not None else (),
         bound=roles.winsorise_above if table else None,
         constant=roles.constant and table,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -134,8 +136,17 @@ def sketch(
         ),
     ] = None,
     weights: Weights = None,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="go on although something looks wrong in the records beside the plan's public ones"),
+    ] = False,
 ) -> None:
-    """At a site: sketch its own private records and charge its own ledger."""
+    """At a site: sketch its own private records and charge its own ledger.
+
+    Before anything is charged the records are held against the plan's public ones. Where something looks wrong (another unit of
+    measure, inverted labels, one class alone, missing values, no record, too many or few units) a terminal is told what, and the
+    command ends with exit code 2 unless --yes is given. Whether it does tells something about the records: to whoever sees it.
+    """
     from distqexp import api
 
     api.sketch(
@@ -150,7 +161,32 @@ def sketch(
         population=population,
         insecure_noise_seed=insecure_noise_seed,
         weights=weights,
+        on_remarks=_teller(f"distqexp check {plan}" + (f" --data {data}" if data else ""), yes),
     )
+
+
+def _teller(look: str, yes: bool) -> Callable[[Sequence[str]], None] | None:
+    """Return what tells the owner of records, on a terminal alone, what looks wrong, and stops unless ``yes``; None to do neither."""
+    terminal = sys.stderr.isatty()
+    if yes and not terminal:
+        return None
+
+    def tell(remarks: Sequence[str]) -> None:
+        from distqexp.errors import UsageError
+        from distqexp.stages.check import WARNING
+
+        if remarks and terminal:
+            sys.stderr.write(
+                "".join(f"{line}\n" for line in (WARNING, *(f"  looks wrong: {line}" for line in remarks)))
+            )
+        if remarks and not yes:
+            where = "what is told above" if terminal else "something in the records"
+            see = "" if terminal else f"see {look} on a terminal, "
+            raise UsageError(
+                f"sketch: {where} looks wrong beside the plan's public records; nothing is charged: {see}mend it, or give --yes to go on"
+            )
+
+    return tell
 
 
 @commands.command(epilog="example: distqexp pool plan.h5 ccu.h5 csru.h5 --out quadratic-000.h5")

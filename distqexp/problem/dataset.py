@@ -111,6 +111,11 @@ class Dataset:
         remaining = iter(names)
         return [None if row == NO_ROW else next(remaining) for row in rows.tolist()]
 
+    def live(self, rows: IntegerArray) -> IntegerArray:
+        """Return those of these rows that belong to somebody and aren't blank. Private."""
+        rows = rows[rows != NO_ROW]
+        return rows[~self._blank[rows]]
+
     def check_whole(self) -> None:
         """Raise FileContentError now for any damage of the files that could end a later read, but never for a single record."""
         self._reader.check_whole()

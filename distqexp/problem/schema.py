@@ -62,6 +62,7 @@ class Schema:
         target_means: what is subtracted from the targets of a regression, one number a target; empty where they are as they are.
         target_scales: what targets are divided by then.
         target_head: the name of the model's last layer, which turns outputs back into the targets' own units.
+        absent: the share of public records that miss each raw feature; empty where none does, and then in no file.
     """
 
     loss: str
@@ -87,6 +88,7 @@ class Schema:
     target_means: tuple[float, ...] = ()
     target_scales: tuple[float, ...] = ()
     target_head: str | None = None
+    absent: tuple[float, ...] = ()
 
     @property
     def levels(self) -> dict[int, Coding]:
@@ -186,6 +188,8 @@ class Schema:
         """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)
         tree["codings"] = [[coding.column, coding.kind, list(coding.values)] for coding in self.codings]
+        if not self.absent:
+            del tree["absent"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
@@ -195,16 +199,14 @@ class Schema:
         Raises FileContentError for anything else, as the tree may come from elsewhere.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
-        if set(tree) != fields:
+        if {*tree, "absent"} != fields:
             raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tree.items()}
         try:
             values["codings"] = tuple(Coding(name, kind, tuple(texts)) for name, kind, texts in values["codings"])
             values["dialect"] = None if values["dialect"] is None else Dialect(**values["dialect"])
         except (TypeError, ValueError):
-            raise FileContentError(
-                "schema: codings or dialect of another form; the plan is damaged: get it again"
-            ) from None
+            raise FileContentError("schema: codings or dialect of another form; get the plan again") from None
         schema = cls(**values)
         schema._validate()
         need_codings(schema.codings, schema.names, schema.dialect)
@@ -227,6 +229,8 @@ class Schema:
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
+        shares = _all(self.absent, float) and all(0 <= x <= 1 for x in self.absent)
+        need(shares and len(self.absent) in (0, len(self.means)), "absent must be a share of each feature")
         need(all(scale > 0 for scale in (*self.scales, *self.target_scales)), "scales must be above 0")
         need(len(self.target_means) == len(self.target_scales), "one mean and one scale a target")
         head = self.target_head
@@ -294,19 +298,18 @@ def fit_schema(
         medians.append(middle)
         means.append(block.mean(axis=0) if roles.standardise else np.zeros(len(middle)))
         scales.append(np.where(spread > 0, spread, 1.0) if roles.standardise else np.ones(len(middle)))
-    flags: tuple[int, ...] = ()
-    if roles.missing_flag_above is not None:
-        flags = tuple(np.flatnonzero(np.concatenate(shares) > roles.missing_flag_above).tolist())
+    absent, most = np.concatenate(shares), roles.missing_flag_above
     return dataclasses.replace(
         base,
         medians=tuple(np.concatenate(medians).tolist()),
         means=tuple(np.concatenate(means).tolist()),
         scales=tuple(np.concatenate(scales).tolist()),
-        flags=flags,
+        flags=() if most is None else tuple(np.flatnonzero(absent > most).tolist()),
         bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
         id_like=tuple(id_like),
         unlabelled=_unlabelled(reader, rows),
+        absent=tuple(absent.tolist()) if absent.any() else (),
     )
 
 

@@ -27,7 +27,7 @@ from distqexp.gradients.worker import Worker
 from distqexp.privacy.ledger import Ledger
 from distqexp.problem.losses import is_own
 from distqexp.problem.models import require_allowed_factory
-from distqexp.problem.sources import Readers
+from distqexp.problem.sources import DataSource, Readers
 from distqexp.report.progress import Progress, ProgressEvent
 from distqexp.stages.built import check_built, read_plan, read_release
 from distqexp.stages.chain import check_chain, check_follows, completed_chain, refuse_other_noise, refuse_test_noise
@@ -43,12 +43,14 @@ from distqexp.stages.charging import (
 from distqexp.stages.check import check_records
 from distqexp.stages.completing import completion, required_public_data, same_config
 from distqexp.stages.export import evaluation_of, export_model
+from distqexp.stages.extra_columns import extra_columns, line_of_extra, without_columns
 from distqexp.stages.folder import new_file, open_folder, release_path
 from distqexp.stages.naming import charging_at_site, with_contents
 from distqexp.stages.overlaps import refuse_overlaps
 from distqexp.stages.own_weights import completed_plan
 from distqexp.stages.plan import fitted_schema
 from distqexp.stages.release import Draw, completed_release, draw_release, make_release
+from distqexp.stages.remarks import Study, remarks_of
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import forget_coins, forgetting_refused, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
@@ -76,6 +78,7 @@ class SketchOrder:
     ledger: Path | None = None
     callback: Callable[[ProgressEvent], None] | None = None
     weights: Path | None = None
+    on_remarks: Callable[[Sequence[str]], None] | None = None
 
 
 def sketch_shard(order: SketchOrder, engine: Engine) -> None:
@@ -98,10 +101,13 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     role = f"site-{spec.shard or 'all'}"
     engine.on_root(lambda: check_budget(plan, require(charging), role, first_round=state.round))
 
+    spec = without_columns(spec, engine.on_root(lambda: _told_extra_columns(plan, spec, worker.readers)))
     secrets = secrets_of(plan, charging, role)
     engine.on_root(lambda: refuse_overlaps(dataclasses.replace(plan.config.data, private=(spec,)), worker.readers))
     shards = open_shards(plan, [spec], engine, secrets.digest, state, worker)
     engine.on_root(lambda: sys.stderr.write("".join(f"{line}\n" for line in count_warnings(plan, shards.sources))))
+    if (tell := order.on_remarks) is not None:
+        engine.on_root(lambda: tell(_remarks_on(plan, shards.sources[0], worker)))
     charging_with_contents = on_root_only(
         engine,
         lambda: with_contents(require(charging), require(charging).population_of(plan), [spec], worker.readers),
@@ -125,6 +131,19 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
         forget_coins(plan, books, role, range(state.round + 1))
 
     engine.on_root(finish)
+
+
+def _told_extra_columns(plan: Plan, data: DataConfig, readers: Readers) -> list[str]:
+    names = extra_columns(plan, data, readers)
+    if names:
+        sys.stderr.write(f"{line_of_extra(names, data)}\n")
+    return names
+
+
+def _remarks_on(plan: Plan, source: DataSource, worker: Worker) -> list[str]:
+    """Return what looks wrong in a site's records, for their owner alone."""
+    dataset = source.open(plan.schema, 0, worker.readers).of_model(worker.network)
+    return remarks_of(dataset, source.slots, Study.of_plan(plan, worker))
 
 
 @dataclass(frozen=True)
@@ -214,8 +233,10 @@ def check_source(
     """Describe a shard's records to their owner, in lines, as ``api.check`` describes. The lines are private."""
     if not isinstance(source, Config):
         plan = _allowed_plan(source)
-        spec = _shard_data(plan, shard, data, None, labels, blank, tokenizer)
-        return check_records(plan.schema, [spec], build_network(plan.config))
+        spec, worker = _shard_data(plan, shard, data, None, labels, blank, tokenizer), Worker.of_plan(plan)
+        extra = extra_columns(plan, spec, worker.readers)
+        lines = check_records(plan.schema, [without_columns(spec, extra)], worker.network, Study.of_plan(plan, worker))
+        return [*lines, *([line_of_extra(extra, spec)] if extra else [])]
     if any(path is not None for path in (data, labels, blank, tokenizer)):
         raise UsageError(
             "check: data, labels, tokenizer or blank with a config, which names them itself; expected them with a plan"
@@ -224,7 +245,7 @@ def check_source(
     if not specs:
         raise UsageError(f"shard {shard}: not in the config; expected one of {', '.join(source.shards)}")
     network = build_network(source)
-    return check_records(fitted_schema(source, network, Readers()), specs, network)
+    return check_records(fitted_schema(source, network, Readers()), specs, network, Study.of_config(source))
 
 
 def void_next(

@@ -17,6 +17,7 @@ from distqexp.problem.readers import Reader
 from distqexp.problem.readers.base import LABEL, some
 from distqexp.problem.schema import Schema
 from distqexp.problem.slots import NO_ROW, SlotMap
+from distqexp.stages.remarks import Study, remarks_of
 
 WARNING = "PRIVATE: what follows tells about single records; read it on this terminal, and don't store, send or log it"
 
@@ -25,7 +26,7 @@ _MOST = 20
 """So many columns or classes are listed one by one."""
 
 
-def check_records(schema: Schema, shards: Sequence[DataConfig], network: Network) -> list[str]:
+def check_records(schema: Schema, shards: Sequence[DataConfig], network: Network, study: Study) -> list[str]:
     """Describe the columns, rules and counts of each shard in lines for people, after a warning. The lines are private.
 
     Nothing is written and nothing is charged.
@@ -34,11 +35,12 @@ def check_records(schema: Schema, shards: Sequence[DataConfig], network: Network
         schema: The schema of the plan, or one fitted as a plan's is.
         shards: The sources of private records.
         network: The plan's model.
+        study: What the records are held against.
 
     Raises:
         FileContentError: A file can't be used at all.
     """
-    return [WARNING, *(line for data in shards for line in _lines(data, schema, network))]
+    return [WARNING, *(line for data in shards for line in _lines(data, schema, network, study))]
 
 
 @dataclass
@@ -78,7 +80,7 @@ class _Counts:
             self.infinite[name] += int(beyond[:, place].sum())
 
 
-def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
+def _lines(data: DataConfig, schema: Schema, network: Network, study: Study) -> Iterator[str]:
     dataset = open_dataset(data, schema, private=True).of_model(network)
     dataset.check_whole()
     reader, slots, counts = dataset.reader, dataset.slot_map(), _Counts()
@@ -102,6 +104,7 @@ def _lines(data: DataConfig, schema: Schema, network: Network) -> Iterator[str]:
         classes = sorted(counts.labels.items())
         more = f", and {len(classes) - _MOST} more" if len(classes) > _MOST else ""
         yield "  labels: " + ", ".join(f"{value:g}: {count:,}" for value, count in classes[:_MOST]) + more
+    yield from (f"  looks wrong: {remark}" for remark in remarks_of(dataset, slots, study))
 
 
 def _lines_by_column(counts: Counter[str]) -> Iterator[str]:

@@ -79,7 +79,7 @@ def evaluation_of(plan: Plan, theta: FloatArray, data: DataConfig | None, worker
     loss = get_loss(plan.config.model.loss)
     # A record that the model or the loss raises for is left out. A public one is shown as long as nothing was charged.
     hidden = private or theta is not plan.state.theta
-    sides = _outputs(network, batches, hidden)
+    sides = outputs_of(network, batches, hidden)
     if sides is None:
         return Evaluation({})
     outputs, targets = (outputs_in_own_units(plan.schema, values) for values in sides[:2])
@@ -94,27 +94,27 @@ def evaluation_of(plan: Plan, theta: FloatArray, data: DataConfig | None, worker
 
 def metrics_of(network: Network, loss: str, batches: Iterable[Records]) -> dict[str, float]:
     """Compute the metrics of a model on all of these records; the metrics are private when the records are."""
-    sides = _outputs(network, batches, hidden=False)
+    sides = outputs_of(network, batches, hidden=False)
     return {} if sides is None else get_loss(loss).metrics(*sides)
 
 
-_Sides = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Sides = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Outputs (n, ...), targets and presence (n,) of records."""
 
 
-def _outputs(network: Network, batches: Iterable[Records], hidden: bool) -> _Sides | None:
+def outputs_of(network: Network, batches: Iterable[Records], hidden: bool) -> Sides | None:
     """Return the outputs, targets and presence of all records; ``hidden``: of those that the model raises for nothing. None for none."""
-    parts: list[_Sides] = []
+    parts: list[Sides] = []
     for records in batches:
         sides = records.inputs.to(network.device), records.targets, records.present
         parts += _apart(lambda *part: (network.outputs(part[0]).cpu(), *part[1:]), sides, hidden)
     return _joined(parts)
 
 
-def _usable(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> _Sides:
+def _usable(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: torch.Tensor) -> Sides:
     """Return the records without those that the loss raises for."""
 
-    def tried(*part: torch.Tensor) -> _Sides:
+    def tried(*part: torch.Tensor) -> Sides:
         loss.value(part[0].double(), part[1])
         return part[0], part[1], part[2]
 
@@ -122,7 +122,7 @@ def _usable(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor, present: t
     return _joined(_apart(tried, sides, hidden=True)) or (outputs[:0], targets[:0], present[:0])
 
 
-def _apart(compute: Callable[..., _Sides], sides: _Sides, hidden: bool) -> list[_Sides]:
+def _apart(compute: Callable[..., Sides], sides: Sides, hidden: bool) -> list[Sides]:
     """Return what ``compute`` gives for all records, or ``hidden`` for each, without those that it raises for."""
     if not hidden:
         return [compute(*sides)]
@@ -134,7 +134,7 @@ def _apart(compute: Callable[..., _Sides], sides: _Sides, hidden: bool) -> list[
     return [part for part in found if part is not None]
 
 
-def _joined(parts: Sequence[_Sides]) -> _Sides | None:
+def _joined(parts: Sequence[Sides]) -> Sides | None:
     if not parts:
         return None
     outputs, targets, present = (torch.cat(side) for side in zip(*parts, strict=True))
