@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from distqexp.errors import UsageError
 
 VERSION = 1
 """It grows whenever anything here changes that alters a value."""
@@ -103,6 +106,20 @@ UNITS = ("first_careunit", "last_careunit", "patient_careunit")
 """Columns that are neither features nor labels, which ``where`` may name."""
 
 COLUMNS = (*IDS, *UNITS, *COUNTS, *LABELS, *FEATURES)
+
+
+def chosen(features: Sequence[str] | None, exclude: Sequence[str]) -> tuple[str, ...]:
+    """Return the features of a config: the listed ones, or all but ``exclude``. Raises UsageError for one that is none."""
+    for key, names in (("features", features or ()), ("exclude", exclude)):
+        if wrong := [name for name in names if name not in FEATURES]:
+            raise UsageError(
+                f"data.*.columns.{key}: {', '.join(map(repr, wrong[:6]))}; expected features of an ICU stay: age, female, a variable with "
+                "_min, _max or _mean, such as heart_rate_min; docs/clinical.md lists them"
+            )
+    names = tuple(features or (name for name in FEATURES if name not in exclude))
+    if not names:
+        raise UsageError("data.*.columns.exclude: leaves no feature; expected at least one; list fewer")
+    return names
 
 
 def definition() -> str:

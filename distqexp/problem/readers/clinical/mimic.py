@@ -12,13 +12,10 @@ from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.problem.readers.clinical.catalogue import CHARTS, ITEMS, LABS, VARIABLES
 from distqexp.problem.readers.clinical.lenient import NO_ID, NO_TIME, decimals, seconds, texts, whole_numbers
 from distqexp.problem.readers.clinical.stays import Finder, Stays
-from distqexp.problem.readers.clinical.streams import Stream, Tick
+from distqexp.problem.readers.clinical.streams import Progress, Stream, Tick, table_stream, ticker
 from distqexp.problem.readers.clinical.table import StayTable, stay_table
 from distqexp.problem.readers.clinical.windows import RUN, Windows
 from distqexp.problem.readers.folders import Folder
-
-Progress = Callable[[float], None]
-"""Is told the share of the bytes that were read."""
 
 _READ: dict[str, Callable[[Any], Any]] = {
     "subject_id": whole_numbers,
@@ -51,7 +48,7 @@ def read_mimic(path: Path, progress: Progress | None = None, run: int = RUN) -> 
         FileContentError: A table or a column is missing, or a file is damaged.
     """
     folder = Folder(path)
-    streams = {table: Stream(folder, table) for table in ("patients", "admissions", "icustays", LABS, CHARTS)}
+    streams = {table: table_stream(folder, table) for table in ("patients", "admissions", "icustays", LABS, CHARTS)}
     tick = ticker(sum(stream.size for stream in streams.values()), progress)
     stays = _stays(streams, tick)
     windows = Windows(len(stays), run)
@@ -63,27 +60,18 @@ def read_mimic(path: Path, progress: Progress | None = None, run: int = RUN) -> 
             if not len(numbers):
                 continue
             part = {name: column.filter(wanted) for name, column in batch.items()}
-            ids = [whole_numbers(part[name]) for name in columns]
-            (finder.charts if table == CHARTS else finder.labs)(
-                *ids, numbers, seconds(part["charttime"]), decimals(part["valuenum"])
+            subject, times, values = (
+                whole_numbers(part["subject_id"]),
+                seconds(part["charttime"]),
+                decimals(part["valuenum"]),
             )
+            if table == CHARTS:
+                finder.charts(subject, whole_numbers(part["stay_id"]), numbers, times, values)
+            else:
+                finder.labs(subject, numbers, times, values)
     for table, stream in streams.items():
         stays.dirt[f"lines of {table} that are no records of its width: left out"] += stream.broken
     return stay_table(folder, stays, windows, finder.charted)
-
-
-def ticker(total: int, progress: Progress | None) -> Tick | None:
-    """Return what turns bytes into the share of ``total`` for ``progress``."""
-    if progress is None:
-        return None
-    done = 0
-
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(min(done / max(total, 1), 1.0))
-
-    return tick
 
 
 class _Items:
@@ -113,7 +101,9 @@ class _Items:
 def _stays(streams: dict[str, Stream], tick: Tick | None) -> Stays:
     """Read the small tables."""
     last = ("last_careunit",) if streams["icustays"].has("last_careunit") else ()
-    rows = _whole(streams["icustays"], ("subject_id", "hadm_id", "stay_id", "first_careunit", *last, "intime", "outtime"), tick)
+    rows = _whole(
+        streams["icustays"], ("subject_id", "hadm_id", "stay_id", "first_careunit", *last, "intime", "outtime"), tick
+    )
     died = ("dod",) if streams["patients"].has("dod") else ()
     patients = _whole(streams["patients"], ("subject_id", "gender", "anchor_age", "anchor_year", *died), tick)
     admissions = _whole(
@@ -128,7 +118,9 @@ def _stays(streams: dict[str, Stream], tick: Tick | None) -> Stays:
     admission = _Joined((admissions["subject_id"], admissions["hadm_id"]), (ids["subject_id"], ids["hadm_id"]))
     flag = admission.numbers(admissions["hospital_expire_flag"])
     genders = {"F": 1.0, "M": 0.0}
-    female = np.array([genders.get((text or "").strip().upper(), np.nan) for text in patients["gender"]], dtype=np.float64)
+    female = np.array(
+        [genders.get((text or "").strip().upper(), np.nan) for text in patients["gender"]], dtype=np.float64
+    )
     stays = Stays(
         subject=ids["subject_id"],
         hadm=ids["hadm_id"],
@@ -197,7 +189,8 @@ def _whole(stream: Stream, columns: Sequence[str], tick: Tick | None) -> dict[st
     parts: dict[str, list[Any]] = {name: [] for name in columns}
     for batch in stream.batches(columns, tick):
         for name in columns:
-            parts[name].append(_READ.get(name, seconds)(batch[name]))
+            read: Callable[[Any], Any] = _READ.get(name, seconds)
+            parts[name].append(read(batch[name]))
     whole: dict[str, Any] = {}
     for name, found in parts.items():
         if _READ.get(name) is texts:

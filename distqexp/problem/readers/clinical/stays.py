@@ -11,6 +11,7 @@ from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.problem.readers.clinical.catalogue import (
     AFTER,
     BEFORE,
+    CHARTS,
     FAHRENHEIT_ABOVE,
     ITEMS,
     LONG_STAY,
@@ -25,6 +26,7 @@ DAY = 86_400
 _VARIABLE = np.array([place for _, place in ITEMS])
 _LOWEST = np.array([variable.lowest for variable in VARIABLES])
 _HIGHEST = np.array([variable.highest for variable in VARIABLES])
+_CHARTED = np.array([variable.source == CHARTS for variable in VARIABLES])
 _FAHRENHEIT = np.array([itemid == 223761 for itemid, _ in ITEMS])
 
 
@@ -120,7 +122,8 @@ class Stays:
         firsts[order] = np.repeat(order[first], lengths)
         nobody = self.subject == NO_ID
         return np.where(nobody, 1, numbers), [
-            self.first_unit[row if none else first] for row, (none, first) in enumerate(zip(nobody.tolist(), firsts.tolist(), strict=True))
+            self.first_unit[row if none else first]
+            for row, (none, first) in enumerate(zip(nobody.tolist(), firsts.tolist(), strict=True))
         ]
 
     def _named(self) -> BoolArray:
@@ -152,10 +155,14 @@ class Finder:
         """Take values that name their stay."""
         keys = _pairs(subject, stay)
         places = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
-        known = (self._keys[places] == keys) & (subject != NO_ID) & (stay != NO_ID) if len(self._keys) else np.zeros(len(keys), np.bool_)
+        known = (
+            (self._keys[places] == keys) & (subject != NO_ID) & (stay != NO_ID)
+            if len(self._keys)
+            else np.zeros(len(keys), np.bool_)
+        )
         self._dirt["chart rows of no stay: left out"] += int((~known).sum())
         rows = self._key_rows[places[known]]
-        self.charted[self._take(rows, items[known], times[known], values[known])] = True
+        self._take(rows, items[known], times[known], values[known])
 
     def labs(self, subject: IntegerArray, items: IntegerArray, times: IntegerArray, values: FloatArray) -> None:
         """Take values that name their patient alone."""
@@ -170,8 +177,8 @@ class Finder:
             self._take(self._subject_rows[place], items, times, values)
             place = place + 1
 
-    def _take(self, rows: IntegerArray, items: IntegerArray, times: IntegerArray, values: FloatArray) -> IntegerArray:
-        """Hand over the values that are in the windows of ``rows``, legible and plausible; return the stays of these."""
+    def _take(self, rows: IntegerArray, items: IntegerArray, times: IntegerArray, values: FloatArray) -> None:
+        """Hand over the values that are in the windows of ``rows``, legible and plausible."""
         seconds = times - self._begin[rows]
         inside = (times != NO_TIME) & (seconds >= 0) & (seconds <= BEFORE + AFTER) & ~np.isnan(values)
         rows, items, seconds, values = rows[inside], items[inside], seconds[inside], values[inside]
@@ -182,9 +189,11 @@ class Finder:
         self._dirt["values that are no numbers: left out"] += int(illegible.sum())
         for place, count in enumerate(np.bincount(variables[~good & ~illegible], minlength=len(VARIABLES)).tolist()):
             variable = VARIABLES[place]
-            self._dirt[f"values of {variable.name} outside {variable.lowest:g} to {variable.highest:g} {variable.unit}: left out"] += count
+            self._dirt[
+                f"values of {variable.name} outside {variable.lowest:g} to {variable.highest:g} {variable.unit}: left out"
+            ] += count
         self._windows.add(rows[good], items[good], seconds[good], values[good])
-        return rows[good]
+        self.charted[rows[good & _CHARTED[variables]]] = True
 
     def _in_celsius(self, items: IntegerArray, values: FloatArray) -> FloatArray:
         """Return the values with temperatures in degrees Celsius."""

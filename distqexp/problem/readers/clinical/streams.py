@@ -12,6 +12,8 @@ from distqexp.problem.readers.base import check_first, require_unchanged, some
 from distqexp.problem.readers.entries import MISSING
 from distqexp.problem.readers.folders import Folder
 
+Progress = Callable[[float], None]
+"""Is told the share of the bytes that were read."""
 Tick = Callable[[int], None]
 """Is told how many more bytes of a file were read."""
 
@@ -23,7 +25,7 @@ _NULLS = sorted({form for text in MISSING for form in (text, text.upper(), text.
 
 
 class Stream:
-    """One table of a folder: a file, or several Parquet files in a folder that is called like the table.
+    """One table: a file, or several Parquet files.
 
     Attributes:
         names: the files, relative to the folder.
@@ -31,22 +33,10 @@ class Stream:
         broken: how many lines were no record of the table's width, so far. Private.
     """
 
-    def __init__(self, folder: Folder, table: str) -> None:
-        """Find the files. Raises FileContentError where there are none, or several forms of the table."""
+    def __init__(self, folder: Folder, names: Sequence[str]) -> None:
         self.folder = folder
-        self.table = table
-        found = [name for name in folder.files if _stem(name) == table]
-        kinds = {_suffix(name) for name in found}
-        if not found:
-            raise FileContentError(
-                f"{folder.path}: no {table}{some(_SUFFIXES)[1:-1]} in it; expected that table; give the folder with hosp and icu in it"
-            )
-        if len(kinds) > 1 or (len(found) > 1 and kinds != {".parquet"}):
-            raise FileContentError(
-                f"{folder.path}: {table} is there as {some(found)}; expected it once; move the others out of the folder"
-            )
-        self.names = found
-        self.size = sum(folder.files[name][0] for name in found)
+        self.names = names
+        self.size = sum(folder.files[name][0] for name in names)
         self.broken = 0
 
     def batches(self, columns: Sequence[str], tick: Tick | None = None) -> Iterator[dict[str, Any]]:
@@ -149,6 +139,37 @@ class Stream:
         return FileContentError(f"{self.folder.path / name}: not whole, or not {kind}; expected that; fetch it again")
 
 
+def table_stream(folder: Folder, table: str) -> Stream:
+    """Find a table by the name of its file, or of the folder that holds its Parquet files.
+
+    Raises FileContentError where it isn't there, or is there in several forms.
+    """
+    found = [name for name in folder.files if _stem(name) == table]
+    if not found:
+        raise FileContentError(
+            f"{folder.path}: no {table}.csv, .csv.gz or .parquet in it; expected that table; give the folder with hosp and icu in it"
+        )
+    if len(found) > 1 and {_suffix(name) for name in found} != {".parquet"}:
+        raise FileContentError(
+            f"{folder.path}: {table} is there as {some(found)}; expected it once; move the others out of the folder"
+        )
+    return Stream(folder, found)
+
+
+def ticker(total: int, progress: Progress | None) -> Tick | None:
+    """Return what turns bytes into the share of ``total`` for ``progress``."""
+    if progress is None:
+        return None
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(min(done / max(total, 1), 1.0))
+
+    return tick
+
+
 class _Counted(io.RawIOBase):
     """A file that tells how many bytes are read from it."""
 
@@ -177,5 +198,3 @@ def _stem(name: str) -> str:
     if suffix == ".parquet" and len(folders) > 1:  # hosp/labevents/part-0.parquet
         return folders[-1].removesuffix(".parquet")
     return last.removesuffix(suffix) if suffix else ""
-
-

@@ -115,13 +115,19 @@ class Windows:
         step = max(1, self._run // _SAMPLED)
         shift = _ITEM_BITS + _SECOND_BITS
         borders = np.unique(sample[step::step] >> shift) << shift
-        runs = [(start, np.concatenate([[0], self._places(start, count, borders), [count]]), count) for start, count in self._runs]
+        runs = [
+            (start, np.concatenate([[0], self._places(start, count, borders), [count]]), count)
+            for start, count in self._runs
+        ]
         for part in range(len(borders) + 1):
             pieces = [self._piece(start, count, int(at[part]), int(at[part + 1])) for start, at, count in runs]
-            yield _in_order(np.concatenate([keys for keys, _ in pieces]), np.concatenate([values for _, values in pieces]))
+            yield _in_order(
+                np.concatenate([keys for keys, _ in pieces]), np.concatenate([values for _, values in pieces])
+            )
 
     def _places(self, start: int, count: int, borders: IntegerArray) -> IntegerArray:
-        mapped: Any = np.memmap(self._file, dtype=np.int64, mode="r", offset=start, shape=(count,))
+        file: Any = self._file
+        mapped = np.memmap(file, dtype=np.int64, mode="r", offset=start, shape=(count,))
         return np.searchsorted(mapped, borders)
 
     def _piece(self, start: int, count: int, first: int, after: int) -> tuple[IntegerArray, FloatArray]:
