@@ -100,6 +100,7 @@ __all__ = [
     "release",
     "report",
     "sketch",
+    "stays",
     "tune",
     "verify",
     "void",
