@@ -17,7 +17,7 @@ Progress = Callable[[float], None]
 Tick = Callable[[int], None]
 """Is told how many more bytes of a file were read."""
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 _ROWS = 1 << 17
 _HEADER = 1 << 16
 _SUFFIXES = (".csv", ".csv.gz", ".parquet")

@@ -13,8 +13,8 @@ from distqexp.arrays import FloatArray, IntegerArray
 from distqexp.problem.readers.clinical.catalogue import AFTER, BEFORE, ITEMS, STATISTICS, VARIABLES
 from distqexp.storage.atomic import storage_error
 
-RUN = 1 << 21
-"""So many values are sorted at a time: 32 MiB. More go to a file without a name, which ends with the process."""
+RUN = 1 << 20
+"""So many values are sorted at a time: 16 MiB. More go to a file without a name, which ends with the process."""
 
 _SECOND_BITS = 17  # of AFTER + BEFORE seconds
 _ITEM_BITS = 6
