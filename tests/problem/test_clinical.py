@@ -77,7 +77,8 @@ def test_forms_and_versions(tmp_path: Path) -> None:
     shares: list[float] = []
     first = read_mimic(write_folder(tables, tmp_path / "plain", "csv"), shares.append)
     require_equal(first, expected)
-    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
     shuffled = {
         name: table if name == "icustays" else table.sample(frac=1, random_state=1) for name, table in tables.items()
     }
@@ -166,7 +167,13 @@ def _dirty(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     wanted = charts[charts.itemid == 220045]
     strangers = wanted.iloc[:3].assign(stay_id=[39_999, "x", stays.stay_id.iloc[20]])
     labs = pd.concat([labs, labs.iloc[:2].assign(subject_id=["", 1.5]), labs.iloc[:1].assign(charttime="yesterday")])
-    return {"icustays": stays, "admissions": visits, "patients": people, "chartevents": pd.concat([strangers, charts]), "labevents": labs}  # fmt: skip
+    return {
+        "icustays": stays,
+        "admissions": visits,
+        "patients": people,
+        "chartevents": pd.concat([strangers, charts]),
+        "labevents": labs,
+    }
 
 
 def test_dirt(tmp_path: Path) -> None:
@@ -176,6 +183,10 @@ def test_dirt(tmp_path: Path) -> None:
     with (folder / "icu" / "chartevents.csv").open("ab") as file:
         file.write(b"10001,20000\n10001,20000,30000,\xff,\xff,220045,\xff,\xff\n")
     table = read_mimic(folder)
+    charts = tables["chartevents"]
+    lost = int(
+        (charts.itemid[charts.stay_id.isin([30_004, 30_008])] != 227_000).sum()
+    )  # of stays without a time or a patient
     values = {
         words: count
         for words, count in table.dirt.items()
@@ -185,7 +196,7 @@ def test_dirt(tmp_path: Path) -> None:
         "rows of icustays that name a stay again: the first one counts": 1,
         "stays without a patient's entry: no age, no sex": 1,
         "stays without an admission's entry: no label of deaths": 1,
-        "chart rows of no stay: left out": 3 + int((tables["chartevents"].itemid[tables["chartevents"].stay_id.isin([30_004, 30_008])] != 227_000).sum()),
+        "chart rows of no stay: left out": 3 + lost,
         "lines of chartevents that are no records of its width: left out": 1,
         "stays that begin after the patient's death: they have no label": 1,
         "stays that end before they begin: no length, and no death in the unit": 1,
@@ -196,7 +207,7 @@ def test_dirt(tmp_path: Path) -> None:
         "stays whose patient or stay has no legible id: no values": 1,
         "ages that can't be: they are missing": int((clean.ids["subject_id"] == clean.ids["subject_id"][9]).sum()),
         "stays without charts in their window: vitals are missing": 3,
-    }  # fmt: skip
+    }
     labels = {name: table.numbers[name] for name in LABELS}
     assert np.isnan([labels[name][0] for name in LABELS]).all()
     assert np.isnan([labels[name][row] for name in LABELS[1:] for row in (1, 2, 4)]).all()
@@ -218,13 +229,13 @@ def test_refusals(tmp_path: Path) -> None:
         read_mimic(folder)
     charts.write_text(text)
     (folder / "icu" / "chartevents.csv.gz").write_bytes(b"no gzip")
-    with pytest.raises(FileContentError, match="is there as 'icu/chartevents.csv', 'icu/chartevents.csv.gz'"):
+    with pytest.raises(FileContentError, match=r"is there as 'icu/chartevents\.csv', 'icu/chartevents\.csv\.gz'"):
         read_mimic(folder)
     charts.unlink()
     with pytest.raises(FileContentError, match=r"chartevents.csv.gz: not whole, or not CSV"):
         read_mimic(folder)
     (folder / "icu" / "chartevents.csv.gz").unlink()
-    with pytest.raises(FileContentError, match="no chartevents.csv, .csv.gz or .parquet"):
+    with pytest.raises(FileContentError, match=r"no chartevents\.csv, \.csv\.gz or \.parquet"):
         read_mimic(folder)
 
 
@@ -242,7 +253,8 @@ def test_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_folder(tables, tmp_path / "m", "csv")
     table = read_mimic(folder)
     dataset = _open(_source(folder))
-    assert dataset.schema.names == FEATURES and dataset.schema.definition == definition()
+    assert dataset.schema.names == FEATURES
+    assert dataset.schema.definition == definition()
     assert Schema.from_tree(dataset.schema.to_tree()) == dataset.schema
     records = dataset.read(np.arange(len(table)))
     label = table.numbers["in_hospital_mortality"]
@@ -251,14 +263,16 @@ def test_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = (np.where(np.isnan(raw), TYPICAL, raw) - TYPICAL) / np.array(dataset.schema.scales)
     np.testing.assert_allclose(records.inputs[records.present].numpy(), expected[~np.isnan(label)].astype(np.float32))
     slots = dataset.slot_map()
-    assert len(slots.rows) == len(table) and (slots.rows == -1).sum() == 1  # the stay of nobody
+    assert len(slots.rows) == len(table)
+    assert (slots.rows == -1).sum() == 1
     unit = _open(_source(folder, where=f"first_careunit == '{UNITS[1]}' and stay_number == 1")).slot_map()
     first = (table.numbers["stay_number"] == 1) & (np.array(table.units["first_careunit"]) == UNITS[1])
     assert sorted(unit.rows[unit.rows >= 0].tolist()) == np.flatnonzero(first & (table.ids["subject_id"] >= 0)).tolist()
 
     assert run(["stays", str(folder), "--out", str(tmp_path / "stays.parquet")]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("PRIVATE") and "dirt: 1 stays that begin after the patient's death" in printed
+    assert printed.startswith("PRIVATE")
+    assert "dirt: 1 stays that begin after the patient's death" in printed
     assert stat.S_IMODE((tmp_path / "stays.parquet").stat().st_mode) == 0o600
     require_same(read_stays(tmp_path / "stays.parquet"), table)
     stored = pickle.loads(pickle.dumps(_open(_source(tmp_path / "stays.parquet"))))
@@ -293,3 +307,11 @@ def test_catalogue() -> None:
     assert len(set(itemids)) == len(itemids)
     assert all(variable.lowest < variable.typical < variable.highest and variable.spread > 0 for variable in VARIABLES)
     assert len(FEATURES) == 2 + 3 * len(VARIABLES) == len(TYPICAL)
+    text = (Path(__file__).parents[2] / "docs" / "clinical.md").read_text()
+    for variable in VARIABLES:
+        items, plausible = (
+            ", ".join(map(str, variable.itemids)),
+            f"{variable.lowest:g} to {variable.highest:g} {variable.unit}",
+        )
+        row = f"| {variable.name} | {variable.source} | {items} | {plausible} | {variable.typical:g}, {variable.spread:g} |"
+        assert row in text

@@ -32,7 +32,8 @@ def clinical_tables(stays: int = 40, seed: int = 3) -> dict[str, pd.DataFrame]:
         ),
         "admissions": pd.DataFrame(
             {"subject_id": subject, "hadm_id": hadm, "admittime": intime - 3 * _HOUR, "dischtime": intime + length + 5 * _HOUR,
-             "deathtime": (intime + length * random.choice([0.5, 1.02], stays)).dt.floor("s").where(died), "hospital_expire_flag": died.astype(int)}
+             "deathtime": (intime + length * random.choice([0.5, 1.02], stays)).dt.floor("s").where(died),
+             "hospital_expire_flag": died.astype(int)}
         ),
         "icustays": frame.assign(
             first_careunit=random.choice(UNITS, stays), last_careunit=random.choice(UNITS, stays), intime=intime,
