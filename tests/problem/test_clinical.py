@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import stat
@@ -234,9 +235,43 @@ def test_refusals(tmp_path: Path) -> None:
     charts.unlink()
     with pytest.raises(FileContentError, match=r"chartevents.csv.gz: not whole, or not CSV"):
         read_mimic(folder)
+    packed = gzip.compress(text.encode())
+    (folder / "icu" / "chartevents.csv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(FileContentError, match=r"chartevents.csv.gz: not whole, or not CSV"):
+        read_mimic(folder)
     (folder / "icu" / "chartevents.csv.gz").unlink()
     with pytest.raises(FileContentError, match=r"no chartevents\.csv, \.csv\.gz or \.parquet"):
         read_mimic(folder)
+
+
+def test_empty_tables(tmp_path: Path) -> None:
+    tables = clinical_tables(4)
+    values = {name: table.iloc[:0] if name.endswith("events") else table for name, table in tables.items()}
+    table = read_mimic(write_folder(values, tmp_path / "values", "csv"))
+    assert table.dirt == {"stays without charts in their window: vitals are missing": 4}
+    nobody = {name: table.iloc[:0] for name, table in tables.items()}
+    assert len(read_mimic(write_folder(nobody, tmp_path / "nobody", "csv.gz"))) == 0
+    # Parts of a packed file follow each other, and Parquet has its own types of numbers and times.
+    require_same(
+        read_mimic(_others(tables, tmp_path / "others")), read_mimic(write_folder(tables, tmp_path / "m", "csv"))
+    )
+
+
+def _others(tables: dict[str, pd.DataFrame], folder: Path) -> Path:
+    charts, visits = tables["chartevents"], tables["admissions"]
+    others = {
+        **tables,
+        "admissions": visits.astype({"hospital_expire_flag": bool}),
+        "chartevents": charts.assign(
+            charttime=charts.charttime.dt.tz_localize("UTC"), itemid=charts.itemid.astype(str)
+        ),
+    }
+    write_folder(others, folder, "parquet")
+    labs = tables["labevents"].to_csv(index=False).encode()
+    middle = labs.index(b"\n", len(labs) // 2) + 1
+    (folder / "hosp" / "labevents.parquet").unlink()
+    (folder / "hosp" / "labevents.csv.gz").write_bytes(gzip.compress(labs[:middle]) + gzip.compress(labs[middle:]))
+    return folder
 
 
 def _source(path: Path, **changes: object) -> DataConfig:

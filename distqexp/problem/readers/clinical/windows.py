@@ -62,7 +62,7 @@ class Windows:
         for keys, values in self._parts():
             self._reduce(keys, values, table)
         self._close()
-        return table.reshape(self._stays, -1)
+        return table.reshape(self._stays, len(VARIABLES) * len(STATISTICS))
 
     def _reduce(self, keys: IntegerArray, values: FloatArray, table: FloatArray) -> None:
         """Reduce sorted values of whole cells."""
