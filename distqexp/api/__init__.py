@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from distqexp.api.ledgers import accept_void, ledger_head, ledger_verify, void
 from distqexp.api.looking import audit, audit_run, inspect, report, verify
-from distqexp.api.stages import check, count, export, fit, plan, pool, predict, release, sketch
+from distqexp.api.stages import check, count, export, fit, plan, pool, predict, release, sketch, stays
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.sums import Quadratic
@@ -100,6 +100,7 @@ __all__ = [
     "release",
     "report",
     "sketch",
+    "stays",
     "tune",
     "verify",
     "void",

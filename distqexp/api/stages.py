@@ -33,6 +33,7 @@ from distqexp.stages.plan import make_plan
 from distqexp.stages.pool import pool_by_hand
 from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import FitResult, run
+from distqexp.stages.stays import prepare_stays
 
 
 def fit(
@@ -136,6 +137,24 @@ def check(
         shard=shard, data=optional_path(data), labels=optional_path(labels), blank=optional_path(blank),
         tokenizer=optional_path(tokenizer),
     )  # fmt: skip
+
+
+def stays(folder: StrPath, out: StrPath, *, format: str = "mimic-iv") -> list[str]:
+    """Make a table of ICU stays of a clinical database, once for all runs. Reading shows a progress bar.
+
+    Args:
+        folder: The folder of MIMIC-IV, with hosp and icu in it, or one in the Medical Event Data Standard.
+        out: The Parquet file to write, which must be new; as private as the folder.
+        format: ``mimic-iv`` or ``meds``.
+
+    Returns:
+        Lines for people: how many stays there are, and how often each rule for dirt applied. PRIVATE, and marked so.
+
+    Raises:
+        FileContentError: A table or a column is missing, or a file is damaged.
+        UsageError: There is no such folder or format, or ``out`` exists.
+    """
+    return prepare_stays(Path(folder), Path(out), format)
 
 
 def plan(config: Config, out: StrPath, *, engine: Engine | None = None) -> Plan:

@@ -1,4 +1,4 @@
-"""The commands before a run: doctor, cost."""
+"""The commands before a run: doctor, cost, stays."""
 
 from __future__ import annotations
 
@@ -82,6 +82,21 @@ def cost(
         say(*costs.lines())
         if as_json:
             say(json.dumps(costs.tree(), sort_keys=True))
+
+
+@commands.command(epilog="example: distqexp stays mimic-iv-3.1 --out stays.parquet")
+def stays(
+    folder: Annotated[Path, typer.Argument(help="the folder of MIMIC-IV, with hosp and icu in it, or of MEDS")],
+    out: Annotated[Path, typer.Option(help="the Parquet file to write, of one row a stay; as private as the folder")],
+    format: Annotated[str, typer.Option(help="mimic-iv or meds")] = "mimic-iv",
+) -> None:
+    """For whoever may see the records: make a table of ICU stays, once for all runs. What it prints and writes is PRIVATE.
+
+    A config's data.private.path may name the folder or this file: the rows are the same. Charges nothing.
+    """
+    from distqexp import api
+
+    say(*api.stays(folder, out, format=format))
 
 
 def _numbers(words: str | None) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqexp.config.data import ARRAY_FORMATS, FOLDER_FORMATS, NewRecords
+from distqexp.config.data import ARRAY_FORMATS, CLINICAL_FORMATS, FOLDER_FORMATS, NewRecords
 from distqexp.config.reading import config_from_tree, load_config
 from distqexp.config.sections import (
     AllDataConfig,
@@ -26,6 +26,7 @@ from distqexp.config.trees import config_to_tree, without_paths
 
 __all__ = [
     "ARRAY_FORMATS",
+    "CLINICAL_FORMATS",
     "FOLDER_FORMATS",
     "AllDataConfig",
     "AugmentConfig",

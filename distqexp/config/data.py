@@ -15,6 +15,8 @@ ARRAY_FORMATS = ("hdf5", "npz", "npy")
 """The formats of arrays, which may hold images or tokens."""
 FOLDER_FORMATS = ("images", "arrow")
 """The formats whose path is a folder."""
+CLINICAL_FORMATS = ("mimic-iv", "meds")
+"""The formats of clinical databases, whose path is a folder, or the file that distqexp stays made of it."""
 
 SEPARATORS = (",", ";", "\t", "|")
 """The signs that may stand between two fields of a CSV file."""
@@ -95,7 +97,7 @@ class ColumnsConfig:
     def needs(self, where: str, format: str) -> Iterator[Need]:
         """Yield what the keys must be, by themselves and together, in a source of this format. ``where`` names the section."""
         yield from self._coding_needs(where, format)
-        tabular, arrays = format in ("csv", "parquet", "arrow", "text"), format in ARRAY_FORMATS
+        tabular, arrays = format in ("csv", "parquet", "arrow", "text", *CLINICAL_FORMATS), format in ARRAY_FORMATS
         yield Need(not tabular or self.target is not None, f"{where}.target", None, "the column of the label")
         listed = arrays or format == "arrow"
         yield Need(not self.tokens or listed, f"{where}.tokens", True, "format = hdf5, npz, npy or arrow")
@@ -147,12 +149,12 @@ class DataConfig:
     labelled: ClassVar[bool] = True
     """Whether the records have labels, which are read with them."""
 
-    format: Literal["digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow", "text"] = key(
-        "the reader"
-    )
+    format: Literal[
+        "digits", "idx", "csv", "parquet", "hdf5", "npz", "npy", "images", "arrow", "text", "mimic-iv", "meds"
+    ] = key("the reader")
     path: str | None = key(
-        "file, for images and arrow a folder; ${NAME} is an environment variable; relative to the config file; a name such as ward-*.csv "
-        "is that of several tables",
+        "file, for images and arrow a folder, for mimic-iv and meds a folder or what distqexp stays made of it; ${NAME} is an environment "
+        "variable; relative to the config file; a name such as ward-*.csv is that of several tables",
         default=None,
     )
     labels: str | None = key(
@@ -227,6 +229,10 @@ class DataConfig:
             f"{where}.decimal", ",", "quotes = true with separator = \",\": numbers with a comma stand in quotes there",
         )  # fmt: skip
         yield from self.columns.needs(f"{where}.columns", self.format)
+        person = self.format not in CLINICAL_FORMATS or not self.labelled or self.unit == "subject_id"
+        yield Need(
+            person or where != "data.private", f"{where}.unit", self.unit, "subject_id: a patient has several stays"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distqexp.artefacts.card import ModelCard
-from distqexp.config import ARRAY_FORMATS, FOLDER_FORMATS, ColumnsConfig, NewRecords
+from distqexp.config import ARRAY_FORMATS, CLINICAL_FORMATS, FOLDER_FORMATS, ColumnsConfig, NewRecords
 from distqexp.errors import UsageError
 from distqexp.problem.dataset import Dataset
 from distqexp.problem.readers import open_reader
@@ -115,7 +115,7 @@ def _format(card: ModelCard, path: Path) -> str:
     """Return the format of a path. Raises UsageError where the model's records can't be such."""
     own, tokens, image = card.data.format, card.schema.tokens, card.schema.image
     if path.is_dir():
-        if own in (*FOLDER_FORMATS, "text"):
+        if own in (*FOLDER_FORMATS, *CLINICAL_FORMATS, "text"):
             return own
         found = "arrow" if (path / "state.json").is_file() else "images"
         if found == "images" and not image:

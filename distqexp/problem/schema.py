@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.arrays import FloatArray, IntegerArray
-from distqexp.config import ARRAY_FORMATS, DataConfig
+from distqexp.arrays import FloatArray
+from distqexp.config import ARRAY_FORMATS, CLINICAL_FORMATS, DataConfig
 from distqexp.errors import FileContentError, UsageError
 from distqexp.problem import declared
 from distqexp.problem.fitted_codings import declared_codings, fitted_codings, need_codings
 from distqexp.problem.id_columns import looks_like_id
 from distqexp.problem.losses import is_own
+from distqexp.problem.public_columns import column_blocks, unlabelled_rows
 from distqexp.problem.readers import Reader, open_reader
 from distqexp.problem.readers.base import PIXELS, some
+from distqexp.problem.readers.clinical import catalogue
 from distqexp.problem.readers.codings import Coding
 from distqexp.problem.readers.dialect import Dialect
-from distqexp.problem.readers.table import TableReader
 from distqexp.problem.readers.tokenizer import open_tokenizer
 from distqexp.problem.selection import select_rows
 
-_VALUES_AT_ONCE = 2**24
-_ROWS_AT_ONCE = 1024
+_OPTIONAL = ("absent", "definition")
+"""Fields that stand in a plan where they say something alone, so that other plans keep their identity."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Schema:
         target_scales: what targets are divided by then.
         target_head: the name of the model's last layer, which turns outputs back into the targets' own units.
         absent: the share of public records that miss each raw feature; empty where none does, and then in no file.
+        definition: how the features of a clinical database are made, see ``clinical.catalogue``; None for other records.
     """
 
     loss: str
@@ -89,6 +91,7 @@ class Schema:
     target_scales: tuple[float, ...] = ()
     target_head: str | None = None
     absent: tuple[float, ...] = ()
+    definition: str | None = None
 
     @property
     def levels(self) -> dict[int, Coding]:
@@ -172,6 +175,11 @@ class Schema:
                 f"data.tokenizer: its digest is {reader.tokenizer[:16]}; expected {expected}, the plan's: every site needs the same files; "
                 "get them from whoever made the plan"
             )
+        if None not in (reader.definition, self.definition) and reader.definition != self.definition:
+            raise FileContentError(
+                f"{where}: features made by another definition than the plan's: other itemids, ranges or windows; expected the same "
+                "at every site: use the version of distqexp that made the plan"
+            )
         single = self.loss != "mean-squared-error" and not is_own(self.loss)
         if single and reader.target_shape not in ((), (1,)):
             raise FileContentError(
@@ -188,8 +196,7 @@ class Schema:
         """Return the schema in JSON types; floats keep every bit."""
         tree = dataclasses.asdict(self)
         tree["codings"] = [[coding.column, coding.kind, list(coding.values)] for coding in self.codings]
-        if not self.absent:
-            del tree["absent"]
+        tree = {name: value for name, value in tree.items() if value or name not in _OPTIONAL}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
@@ -199,7 +206,7 @@ class Schema:
         Raises FileContentError for anything else, as the tree may come from elsewhere.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
-        if {*tree, "absent"} != fields:
+        if {*tree, *_OPTIONAL} != fields:
             raise FileContentError(f"schema: keys {some(sorted(tree), 20)}; expected {some(sorted(fields), 20)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tree.items()}
         try:
@@ -229,8 +236,8 @@ class Schema:
         need(_all(numbers, (int, float)) and all(map(math.isfinite, numbers)), "statistics must be finite numbers")
         width = math.prod(self.shape) if self.shape is not None else None
         need(all(len(part) in (0, width) for part in (self.medians, self.means, self.scales)), "one number a feature")
-        shares = _all(self.absent, float) and all(0 <= x <= 1 for x in self.absent)
-        need(shares and len(self.absent) in (0, len(self.means)), "absent must be a share of each feature")
+        absent = _all(self.absent, float) and len(self.absent) in (0, len(self.means))
+        need(absent and all(0 <= x <= 1 for x in self.absent), "absent must be a share of each feature")
         need(all(scale > 0 for scale in (*self.scales, *self.target_scales)), "scales must be above 0")
         need(len(self.target_means) == len(self.target_scales), "one mean and one scale a target")
         head = self.target_head
@@ -239,6 +246,7 @@ class Schema:
         names = self.class_names
         need(_all(names, str) and len(set(names)) == len(names), "class names must be distinct texts")
         need(self.tokenizer is None or (isinstance(self.tokenizer, str) and self.tokens), "a tokenizer makes tokens")
+        need(self.definition is None or isinstance(self.definition, str), "definition must be a text")
         need(_all(self.flags, int) and all(0 <= at < (width or 0) for at in self.flags), "flags must be positions")
         vector = self.shape is not None and len(self.shape) == 1
         need(vector or not (self.flags or self.constant), "flags and constant need a vector a record")
@@ -274,16 +282,17 @@ def fit_schema(
     codings = fitted_codings(data, reader, rows)
     reader = reader.coded(codings)
     base = Schema(loss, reader.image, reader.names, tuple(reader.shape), reader.scale, classes, tokens=tokens)
-    base = dataclasses.replace(base, codings=codings, dialect=reader.dialect)
+    base = dataclasses.replace(base, codings=codings, dialect=reader.dialect, definition=reader.definition)
     if data.format == "images" and not numbers:
         base = dataclasses.replace(base, class_names=roles.classes or reader.class_names)
     if reader.image or tokens:
         return dataclasses.replace(base, tokenizer=reader.tokenizer)
-    _check_extras(data, len(reader.shape))
+    if len(reader.shape) > 1 and (roles.constant or roles.missing_flag_above is not None):
+        raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
     medians, means, scales, shares = [], [], [], []
     id_like: list[str] = []
     coded = {coding.column for coding in codings}
-    for first, block in _column_blocks(reader, rows):
+    for first, block in column_blocks(reader, rows):
         missing = np.isnan(block)
         if len(reader.names) == math.prod(reader.shape):
             columns = zip(reader.names[first:], block.T, strict=False)
@@ -308,7 +317,7 @@ def fit_schema(
         bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
         constant=roles.constant,
         id_like=tuple(id_like),
-        unlabelled=_unlabelled(reader, rows),
+        unlabelled=unlabelled_rows(reader, rows),
         absent=tuple(absent.tolist()) if absent.any() else (),
     )
 
@@ -326,8 +335,8 @@ def schema_from_config(
         classes: the number of classes, where it is known.
         record_shape: the shape of a grey image (h, w) or of another (c, h, w), of an array's record, or of its tokens (L,).
     """
-    if data.format == "digits":
-        return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
+    if data.format in ("digits", *CLINICAL_FORMATS):
+        return _schema_of_format(data, loss, classes)
     if data.images:
         shape = None if record_shape is None else declared.image_shape(record_shape, grey=data.format == "idx")
         names = declared.class_names(data, loss, shape) if data.format == "images" else ()
@@ -356,32 +365,24 @@ def schema_from_config(
     return Schema(loss, False, features, (len(features),), 1.0, classes, constant=roles.constant, codings=codings)
 
 
-def _check_extras(data: DataConfig, dimensions: int) -> None:
-    if dimensions > 1 and (data.columns.constant or data.columns.missing_flag_above is not None):
-        raise UsageError("data.*.columns: constant and missing_flag_above need vectors; remove them for arrays")
+def _schema_of_format(data: DataConfig, loss: str, classes: int | None) -> Schema:
+    """Make the schema of records whose format says what they are.
 
-
-def _column_blocks(reader: Reader, rows: IntegerArray) -> Iterator[tuple[int, FloatArray]]:
-    """Yield the flattened raw features of all rows, some columns at a time: float64 (n, b) with n b bounded.
-
-    With them comes the number of the first column.
+    Of ICU stays textbooks' figures stand for missing values, and for means and scales.
     """
-    width = math.prod(reader.shape)
-    step = max(1, _VALUES_AT_ONCE // len(rows))
-    for first in range(0, width, step):
-        block = np.empty((len(rows), min(step, width - first)))
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            raw, _ = reader.read(rows[start : start + _ROWS_AT_ONCE], reader.names)
-            block[start : start + len(raw)] = raw.reshape(len(raw), width)[:, first : first + block.shape[1]]
-        yield first, block
-
-
-def _unlabelled(reader: Reader, rows: IntegerArray) -> int:
-    """Return how many of these public rows have no label. Features aren't parsed, where the format allows it."""
-    if not isinstance(reader, TableReader):
-        return 0
-    parts = [reader.read(rows[start : start + _ROWS_AT_ONCE], ())[1] for start in range(0, len(rows), _ROWS_AT_ONCE)]
-    return sum(int(np.isnan(part).sum()) for part in parts)
+    if data.format == "digits":
+        return Schema(loss, True, ("pixels",), (1, 8, 8), 1.0 / 16.0, classes)
+    roles, names = data.columns, catalogue.chosen(data.columns.features, data.columns.exclude)
+    typical, spreads = (
+        tuple(figures[catalogue.FEATURES.index(name)] for name in names)
+        for figures in (catalogue.TYPICAL, catalogue.SPREADS)
+    )
+    return Schema(
+        loss, False, names, (len(names),), 1.0, classes,
+        medians=typical, means=typical if roles.standardise else (), scales=spreads if roles.standardise else (),
+        bound=None if roles.winsorise_above is None else float(roles.winsorise_above),
+        constant=roles.constant, definition=catalogue.definition(),
+    )  # fmt: skip
 
 
 def _indicators(codes: FloatArray, width: int) -> FloatArray:

@@ -91,6 +91,7 @@ def _lines(data: DataConfig, schema: Schema, network: Network, study: Study) -> 
     yield from (f"  rule: {rule}" for rule in _rules(data, dataset.schema))
     yield f"  rows: {reader.count:,} in the file, {slots.slots:,} selected by rows and where"
     yield f"  usable: {counts.faults[Fault.NONE]:,} records{_units(data, slots, counts)}"
+    yield from (f"  dirt, in the whole source: {count:,} {words}" for words, count in reader.dirt().items())
     for fault, words in WORDS.items():
         if counts.faults[fault]:
             yield f"  left out: {counts.faults[fault]:,} records: {words}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distqexp.config import FOLDER_FORMATS, Config, DataConfig
+from distqexp.config import CLINICAL_FORMATS, FOLDER_FORMATS, Config, DataConfig
 from distqexp.problem.checkpoints import existing_weights
 from distqexp.problem.readers.base import existing_file, existing_folder, label_file
 from distqexp.problem.readers.patterns import existing_files
@@ -25,7 +25,8 @@ def check_files(where: str, data: DataConfig | None) -> None:
     if data is None:
         return
     if data.format != "digits":
-        is_folder = data.format in FOLDER_FORMATS or (data.format == "text" and Path(data.path or "x").is_dir())
+        either = data.format in ("text", *CLINICAL_FORMATS)
+        is_folder = data.format in FOLDER_FORMATS or (either and Path(data.path or "x").is_dir())
         if is_folder:
             existing_folder(data.path, f"{where}.path")
         else:

@@ -16,6 +16,8 @@ _OTHERS = {
     "images": ("image_folder", "ImageFolderReader"),
     "arrow": ("arrow", "ArrowReader"),
     "text": ("text", "TextReader"),
+    "mimic-iv": ("clinical.reader", "ClinicalReader"),
+    "meds": ("clinical.reader", "ClinicalReader"),
 }
 """Module and class of formats whose libraries not every run needs."""
 

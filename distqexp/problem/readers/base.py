@@ -47,6 +47,7 @@ class Reader(ABC):
             error that helps. In private ones nothing of the kind is, since whoever sees an error learns of a record: such a number is
             UNREADABLE, any other such value None.
         dialect: how the fields of a CSV file are written.
+        definition: how the features are made of a clinical database, if they are.
     """
 
     count: int
@@ -59,6 +60,7 @@ class Reader(ABC):
     tokenizer: str | None = None
     private: bool = False
     dialect: Dialect | None = None
+    definition: str | None = None
 
     @abstractmethod
     def read(self, rows: IntegerArray, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -91,6 +93,10 @@ class Reader(ABC):
         The result is only for people who may see the records.
         """
         return np.zeros((len(rows), len(names) + 1), dtype=np.bool_)
+
+    def dirt(self) -> dict[str, int]:
+        """Return how often each rule for faults of the source applied, in words; only for people who may see the records."""
+        return {}
 
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
