@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from distqexp.arrays import Arrays
 from distqexp.config import Config
@@ -28,17 +29,27 @@ from distqexp.problem.pretrained import FROM_CONFIG, resolved
 
 def build_network(config: Config) -> Network:
     """Build the config's module in evaluation mode, on its device, with the trainable parameters selected."""
-    config = resolved(config)
-    _refuse_half_weights(config)
+    visible = 0
     if config.engine.device != "cpu":
         pin_threads(config.engine.threads)  # before anything is computed there, as cuBLAS reads its settings once
+        visible = torch.cuda.device_count()
+    device = device_of(config.engine.device, local_rank(os.environ), visible)
+    config = resolved(config)
+    return network_of(config, module_of(config), device)
+
+
+def network_of(config: Config, module: nn.Module, device: str) -> Network:
+    """Return the config's module in evaluation mode, on a device, with the trainable parameters selected."""
+    return Network(module, config.model.trainable, device=device, mixed=Mixed.named(config.engine.mixed_precision))
+
+
+def module_of(config: Config) -> nn.Module:
+    """Call the factory of a config that names no folder any more (``problem.pretrained.resolved``), with its seed."""
+    _refuse_half_weights(config)
     seed = config.model.pretrain.seed if config.model.pretrain else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_model(config.model.factory, config.model.args)
-    visible = torch.cuda.device_count() if config.engine.device != "cpu" else 0
-    device = device_of(config.engine.device, local_rank(os.environ), visible)
-    return Network(module, config.model.trainable, device=device, mixed=Mixed.named(config.engine.mixed_precision))
+        return build_model(config.model.factory, config.model.args)
 
 
 def _refuse_half_weights(config: Config) -> None:

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -54,9 +55,10 @@ class Network:
         mixed: Mixed | None = None,
     ) -> None:
         module = admit(module)
-        self.module = module.to(device).eval()
-        adapt(module)
         self.device = torch.device(device)
+        placed = all(tensor.device == self.device for tensor in chain(module.parameters(), module.buffers()))
+        self.module = (module if placed else module.to(device)).eval()  # tensors without memory can't be moved
+        adapt(module)
         self.mixed = mixed
         self.one_by_one: str | None = None
         self.inputs_need_gradients = False
