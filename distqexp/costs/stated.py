@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,10 +29,11 @@ from distqexp.gradients.layers.forms import Raw
 from distqexp.gradients.layers.routing import make_routing
 from distqexp.gradients.layers.store import BlockStore
 from distqexp.gradients.layers.taps import Taps
-from distqexp.gradients.setup import blocks_of, dimension_of, module_of, network_of
+from distqexp.gradients.setup import blocks_of, dimension_of, module_of
 from distqexp.kinds import Needs
 from distqexp.problem.derivatives import per_example_gradients
 from distqexp.problem.losses import Loss, get_loss
+from distqexp.problem.mixed import Mixed
 from distqexp.problem.network import Network
 from distqexp.problem.pretrained import resolved
 from distqexp.problem.schema import Schema, fit_schema, schema_from_config
@@ -97,6 +99,15 @@ class Stated:
         return {"stated": asdict(self) | {"sketch": self.sketch, "plan": self.plan, "context": CONTEXT}}
 
 
+class _WithoutValues(Network):
+    """A network whose tensors have shapes alone: there is nothing that a pass could change."""
+
+    @contextmanager
+    def sealed(self, loss: Loss | None = None) -> Iterator[None]:
+        """Every pass is inside."""
+        yield
+
+
 def stated(config: Config) -> Stated:
     """Return what a rank needs of a GPU for a config. The model needs no weights; of a folder config.json is read.
 
@@ -111,7 +122,8 @@ def stated(config: Config) -> Stated:
         with torch.device("meta"):
             module = module_of(config)
         with FakeTensorMode():
-            network = network_of(config, _on_fake_memory(module), "cpu")
+            mixed = Mixed.named(config.engine.mixed_precision)
+            network = _WithoutValues(_on_fake_memory(module), config.model.trainable, mixed=mixed)
             return _stated(chosen(config, network, schema), network, schema)
 
 

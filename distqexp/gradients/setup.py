@@ -35,12 +35,8 @@ def build_network(config: Config) -> Network:
         visible = torch.cuda.device_count()
     device = device_of(config.engine.device, local_rank(os.environ), visible)
     config = resolved(config)
-    return network_of(config, module_of(config), device)
-
-
-def network_of(config: Config, module: nn.Module, device: str) -> Network:
-    """Return the config's module in evaluation mode, on a device, with the trainable parameters selected."""
-    return Network(module, config.model.trainable, device=device, mixed=Mixed.named(config.engine.mixed_precision))
+    mixed = Mixed.named(config.engine.mixed_precision)
+    return Network(module_of(config), config.model.trainable, device=device, mixed=mixed)
 
 
 def module_of(config: Config) -> nn.Module:
