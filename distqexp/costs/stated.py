@@ -224,10 +224,11 @@ def _clipped_sum(
         stores[number].add(raw.whiten(blocks[number], whitening[number]))
 
     taps.run(inputs, lambda outputs: loss.value(outputs, targets), receive)
-    weights, good = clip_weights(stores, torch.ones(count, dtype=torch.bool), 1.0, 1.0)
+    weights, good = clip_weights(stores, torch.ones(count, dtype=torch.bool, device=network.device), 1.0, 1.0)
     while stores:
         store = stores.pop(0)
-        store.add_weighted_sum(torch.zeros(store.size, dtype=torch.float64), weights, good)
+        total = torch.zeros(store.size, dtype=torch.float64, device=network.device)
+        store.add_weighted_sum(total, weights, good)
 
 
 def _rows(network: Network, loss: Loss, inputs: torch.Tensor) -> None:
@@ -238,7 +239,7 @@ def _rows(network: Network, loss: Loss, inputs: torch.Tensor) -> None:
 def _targets(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         outputs = network.forward(network.prepare(inputs[:1]))
-    noise = torch.full((1, loss.noise_width(outputs)), 0.3, dtype=torch.float64)
+    noise = torch.full((1, loss.noise_width(outputs)), 0.3, dtype=torch.float64, device=outputs.device)
     target = loss.sample(outputs, noise)
     return target.expand(len(inputs), *target.shape[1:])
 

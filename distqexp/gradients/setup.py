@@ -34,6 +34,8 @@ def build_network(config: Config) -> Network:
         pin_threads(config.engine.threads)  # before anything is computed there, as cuBLAS reads its settings once
         visible = torch.cuda.device_count()
     device = device_of(config.engine.device, local_rank(os.environ), visible)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # else every rank has a context on the first GPU, too
     config = resolved(config)
     mixed = Mixed.named(config.engine.mixed_precision)
     return Network(module_of(config), config.model.trainable, device=device, mixed=mixed)
