@@ -18,6 +18,7 @@ from distqexp import api
 from distqexp.config import Config, config_from_tree, config_to_tree
 from distqexp.errors import UsageError
 from distqexp.gradients.setup import build_network
+from distqexp.live.loading import load_model
 from distqexp.problem.pretrained import resolved
 from distqexp.problem.weights import load_weights
 
@@ -62,6 +63,10 @@ def test_a_body_in_bfloat16_goes_from_plan_to_export_and_back(tmp_path: Path, ow
     for name, array in network.state().items():
         if name not in trained:
             np.testing.assert_array_equal(array, result.plan.weights[name])
+    # Predictions are those of the released numbers, none of them rounded to half precision.
+    loaded = load_model(tmp_path / "out").network
+    np.testing.assert_array_equal(loaded.theta(), network.theta())
+    assert loaded.outputs(torch.ones((2, 2, LENGTH), dtype=torch.int64)).dtype == torch.float32
     assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["r"] == 2
 
 
