@@ -62,6 +62,9 @@ def cost(
     calibration: Annotated[
         Path | None, typer.Option(help="what cost --json printed for this model, instead of a probe")
     ] = None,
+    stated: Annotated[
+        bool, typer.Option("--stated", help="the memory of a GPU by the model's shapes alone: nothing is measured")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +79,7 @@ def cost(
         latency=latency,
         bandwidth=bandwidth,
         calibration=calibration,
+        stated=stated,
     )
     costs = ask(question, os.environ)
     if costs is not None:

@@ -47,6 +47,7 @@ def key(
     *rules: Rule,
     one_of: Mapping[str, object] | tuple[str, ...] | None = None,
     open_as: str | None = None,
+    unsaid: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Return a dataclass field that carries its meaning and the rules of its value.
@@ -56,9 +57,12 @@ def key(
         rules: The rules of the value.
         one_of: The names that a text may be, also those that are registered later; None where it may be any.
         open_as: One more name, which leaves the choice to the plan.
+        unsaid: Whether a plan leaves the key out at its default, so that plans from before the key keep their identity.
         kwargs: Further arguments of ``dataclasses.field``, such as the default.
     """
-    return dataclasses.field(metadata={"doc": doc, "rules": rules, "one_of": one_of, "open_as": open_as}, **kwargs)
+    return dataclasses.field(
+        metadata={"doc": doc, "rules": rules, "one_of": one_of, "open_as": open_as, "unsaid": unsaid}, **kwargs
+    )
 
 
 def at_least(least: int) -> Rule:

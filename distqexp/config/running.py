@@ -57,7 +57,7 @@ def _is_range(value: float | tuple[float, float]) -> bool:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """[engine]: where the work runs. Only micro_batch, threads and device are part of the plan."""
+    """[engine]: where the work runs. Only micro_batch, threads, device and mixed_precision are part of the plan."""
 
     kind: Literal["auto", "serial", "mpi", "dask"] = key("auto: mpi under a launcher, else serial", default="auto")
     micro_batch: int = key("slots in every micro-batch", between(1, 2**31 - 1, "1 or more, below 2^31"), default=64)
@@ -65,6 +65,12 @@ class EngineConfig:
         "cpu, or cuda (each rank takes the device of its local rank)",
         Rule("cpu or cuda", ("cpu", "cuda").__contains__),
         default="cpu",
+    )
+    mixed_precision: Literal["off", "bfloat16", "float16"] = key(
+        "the type that forward passes take matrix products in (torch.autocast); clip, norms, sums and parameters keep theirs "
+        "(docs/supercomputer.md#gpus)",
+        default="off",
+        unsaid=True,
     )
     threads: int = key("threads of each rank", between(1, 1024, "1 to 1024"), default=1)
     scheduler: str | None = key(

@@ -11,9 +11,17 @@ from distqexp.config.sections import Config, DataConfig, OutputConfig
 
 
 def config_to_tree(config: Any) -> Any:
-    """Return a config, or any part of it, as nested mappings of JSON types. ``config_from_tree`` is the inverse."""
+    """Return a config, or any part of it, as nested mappings of JSON types. ``config_from_tree`` is the inverse.
+
+    Keys that say nothing at their default (``unsaid``) are left out where they have it.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: config_to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        fields = [
+            f
+            for f in dataclasses.fields(config)
+            if not (f.metadata.get("unsaid") and getattr(config, f.name) == f.default)
+        ]
+        return {f.name: config_to_tree(getattr(config, f.name)) for f in fields}
     if isinstance(config, Mapping):
         return {name: config_to_tree(value) for name, value in config.items()}
     if isinstance(config, list | tuple):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distqexp.config import Config
 from distqexp.costs.calibration import Calibration, Network
@@ -18,6 +18,9 @@ from distqexp.costs.workload import Workload, evaluation_records, workload_of
 from distqexp.engines import make_engine
 from distqexp.engines.collectives import on_root_only
 from distqexp.errors import FileContentError, UsageError
+
+if TYPE_CHECKING:
+    from distqexp.costs.stated import Stated
 
 __all__ = ["Calibration", "Costs", "Network", "Question", "ask", "costs_of"]
 
@@ -34,6 +37,7 @@ class Question:
         latency: Seconds of the network, when not measured or the default.
         bandwidth: Bytes a second of the network, likewise.
         calibration: A file with an earlier calibration of the same model, instead of a probe.
+        stated: Whether to state the memory of a GPU from the model's shapes instead of measuring anything.
     """
 
     config: Config
@@ -43,6 +47,7 @@ class Question:
     latency: float | None = None
     bandwidth: float | None = None
     calibration: Path | None = None
+    stated: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,10 @@ class Costs:
         return tree_of(self.calibration, self.work, self.network, self.forecasts)
 
 
-def ask(question: Question, environ: Mapping[str, str]) -> Costs | None:
+def ask(question: Question, environ: Mapping[str, str]) -> Costs | Stated | None:
     """Return what a run costs. Collective under a launcher: all ranks measure what lies between them, the first does the rest.
+
+    Where it is to be stated, or a GPU is asked for and none is here, that is the memory alone.
 
     Opens public files alone, charges nothing, and writes to a temporary folder that it removes. Returns None on all ranks but the first.
     """
@@ -79,8 +86,24 @@ def ask(question: Question, environ: Mapping[str, str]) -> Costs | None:
 
     engine_config = dataclasses.replace(question.config.engine, kind="auto")
     with make_engine(engine_config, environ) as engine:
+        if question.stated or (
+            question.config.engine.device == "cuda" and question.calibration is None and not _has_gpu()
+        ):
+            return on_root_only(engine, lambda: _stated(question.config))
         network = measured_network(engine, Network())
         return on_root_only(engine, lambda: costs_of(question, _calibration(question), network))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 0
+
+
+def _stated(config: Config) -> Stated:
+    from distqexp.costs.stated import stated
+
+    return stated(config)
 
 
 def costs_of(question: Question, calibration: Calibration, network: Network) -> Costs:

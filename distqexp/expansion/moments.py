@@ -92,7 +92,7 @@ class FisherMoments:
         """
         network, loss = self.gradients.network, self.gradients.loss
         with torch.no_grad(), network.sealed():
-            outputs = network.module(network.prepare(records.inputs))
+            outputs = network.forward(network.prepare(records.inputs))
         noise = label_noise(seed, round, first_slot, len(records), loss.noise_width(outputs)).to(outputs.device)
         targets = loss.sample(outputs, noise)
         if streamed:

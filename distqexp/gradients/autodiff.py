@@ -59,7 +59,7 @@ class UnitGradients:
             sums, finite = sum_by_unit(batches, self._record_vectors)
         rows = np.zeros((max(self.micro_batch, len(sums)), self.whitening.k))
         rows[: len(sums)] = np.where(finite[:, None], sums, 0.0)
-        rows = self.whitening.whiten(torch.from_numpy(rows)).numpy()
+        rows = self.whitening.whiten(torch.from_numpy(rows).to(self.network.device)).cpu().numpy()
         vectors = rows[: len(sums)]
         return vectors, finite & np.isfinite(vectors).all(axis=1)
 
@@ -107,6 +107,7 @@ class UnitGradients:
         )
         if records.views:
             gradients = gradients.reshape(len(present), records.views, -1).mean(dim=1)
+        present = present.to(gradients.device)
         good = torch.isfinite(gradients).all(dim=1) | ~present
         # `where` before any product, so that no NaN or infinity reaches a neighbour or survives a zero factor.
         gradients = torch.where((good & present)[:, None], gradients, 0.0)

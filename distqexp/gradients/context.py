@@ -223,7 +223,7 @@ class RoundContext:
         """
         inputs = records.inputs if records.views is None else records.inputs[:, 0]
         with torch.no_grad(), self.network.sealed():
-            outputs = self.network.module(self.network.prepare(inputs))
+            outputs = self.network.forward(self.network.prepare(inputs))
         seed, width = self.config.subspace.seed, self.loss.noise_width(outputs)
         noise = label_noise(seed, self.round, first_slot, len(records), width)
         return dataclasses.replace(records, targets=self.loss.sample(outputs, noise.to(outputs.device)))

@@ -9,31 +9,55 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from distqexp.arrays import Arrays
 from distqexp.config import Config
 from distqexp.engines.launcher import local_rank
 from distqexp.engines.placement import device_of
+from distqexp.engines.threads import pin_threads
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.subspaces import Frame, Subspace, subspace_kind
 from distqexp.gradients.layers.layout import block_layout
+from distqexp.problem.mixed import TYPES, Mixed
 from distqexp.problem.models import build_model
 from distqexp.problem.network import Network
-from distqexp.problem.pretrained import resolved
+from distqexp.problem.pretrained import FROM_CONFIG, resolved
 
 
 def build_network(config: Config) -> Network:
     """Build the config's module in evaluation mode, on its device, with the trainable parameters selected."""
+    visible = 0
+    if config.engine.device != "cpu":
+        pin_threads(config.engine.threads)  # before anything is computed there, as cuBLAS reads its settings once
+        visible = torch.cuda.device_count()
+    device = device_of(config.engine.device, local_rank(os.environ), visible)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # else every rank has a context on the first GPU, too
     config = resolved(config)
+    mixed = Mixed.named(config.engine.mixed_precision)
+    return Network(module_of(config), config.model.trainable, device=device, mixed=mixed)
+
+
+def module_of(config: Config) -> nn.Module:
+    """Call the factory of a config that names no folder any more (``problem.pretrained.resolved``), with its seed."""
+    _refuse_half_weights(config)
     seed = config.model.pretrain.seed if config.model.pretrain else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_model(config.model.factory, config.model.args)
-    visible = torch.cuda.device_count() if config.engine.device != "cpu" else 0
-    device = device_of(config.engine.device, local_rank(os.environ), visible)
-    return Network(module, config.model.trainable, device=device)
+        return build_model(config.model.factory, config.model.args)
+
+
+def _refuse_half_weights(config: Config) -> None:
+    """Refuse weights in half precision without passes in it: layers of two types don't fit together."""
+    dtype, engine = config.model.args.get("dtype"), config.engine
+    if config.model.factory == FROM_CONFIG and dtype in TYPES and engine.mixed_precision == "off":
+        raise UsageError(
+            f"model.args.dtype: found {dtype!r} with engine.mixed_precision = off; expected {dtype}, so that frozen and trained layers "
+            "fit together; set engine.mixed_precision"
+        )
 
 
 def blocks_of(config: Config, network: Network) -> list[Block] | None:

@@ -65,7 +65,7 @@ def describe_way(network: Network, loss: Loss, record: torch.Tensor, micro_batch
     batch = inputs[torch.arange(micro_batch) % RECORDS]
 
     def together() -> None:
-        network.module(network.prepare(batch)).sum().backward()
+        network.forward(network.prepare(batch)).sum().backward()
         for parameter in network.module.parameters():
             parameter.grad = None
 
@@ -88,7 +88,7 @@ def hidden_by_checkpoints() -> Iterator[Callable[[], bool]]:
 def _targets(network: Network, loss: Loss, inputs: torch.Tensor) -> torch.Tensor:
     """Return targets that the loss allows for these inputs."""
     with torch.no_grad():
-        outputs = network.module(network.prepare(inputs))
+        outputs = network.forward(network.prepare(inputs))
     noise = torch.full((len(outputs), loss.noise_width(outputs)), 0.3, dtype=torch.float64)
     return loss.sample(outputs, noise.to(outputs.device))
 

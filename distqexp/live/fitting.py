@@ -359,7 +359,10 @@ def _fitted(
 ) -> Fitted:
     """Return the result on every rank; the root alone has the run's. Collective."""
     text = engine.on_root(lambda: json.dumps(dataclasses.asdict(_facts(require(result), require(card), ledger))))
-    network = Network(build_model(config.model.factory, config.model.args), config.model.trainable)
+    module = build_model(config.model.factory, config.model.args)
+    if config.engine.mixed_precision != "off":
+        module = module.float()  # as what was trained is, whatever the factory makes
+    network = Network(module, config.model.trainable)
 
     def state() -> Arrays:
         load_weights(network, folders.run / "model.safetensors")

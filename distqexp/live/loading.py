@@ -48,10 +48,15 @@ def load_model(folder: str | Path, model: nn.Module | None = None) -> LoadedMode
     """
     path = Path(folder)
     card = ModelCard.read(path)
-    network = Network(_module(card, model), tuple(card.model["trainable"]))
+    certificate, module = _certificate(path / "certificate.json"), _module(card, model)
+    if (
+        "gradients" in certificate
+    ):  # of a run in mixed precision: what it trained is float32, whatever the factory makes
+        module = module.float()
+    network = Network(module, tuple(card.model["trainable"]))
     load_weights(network, path / "model.safetensors")
     tokenizer = path if (path / "tokenizer.json").is_file() else None
-    return LoadedModel(network, card, _certificate(path / "certificate.json"), tokenizer)
+    return LoadedModel(network, card, certificate, tokenizer)
 
 
 def _module(card: ModelCard, model: nn.Module | None) -> nn.Module:

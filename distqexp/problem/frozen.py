@@ -32,7 +32,7 @@ class FrozenPart:
         self._network = network
         self._module = network.module.get_submodule(path)
         names = [name.removeprefix(f"{path}.") for name, _ in network.names_shapes]
-        self.head = Network(self._module, names, network.device)
+        self.head = Network(self._module, names, network.device, network.mixed)
         self.shape = shape
 
     def private_features(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class FrozenPart:
                 self._network.call(inputs)
         finally:
             handle.remove()
-        return torch.cat(received).cpu()
+        return torch.cat(received).cpu().to(self.head.dtype)
 
 
 def frozen_part(network: Network, schema: Schema) -> FrozenPart | None:
@@ -82,7 +82,8 @@ def frozen_part(network: Network, schema: Schema) -> FrozenPart | None:
             if passed is None or not passed.received.is_floating_point() or len(passed.received) != _PROBES:
                 return None
             own = {name.removeprefix(f"{path}."): tensor for name, tensor in parameters.items()}
-            again = functional_call(module, own, (passed.received,))
+            with network.autocast():
+                again = functional_call(module, own, (passed.received,))
     except Exception:  # noqa: BLE001 - a module of any kind may refuse random parameters; rounds then run the whole of it
         return None
     if not bool((again - passed.outputs).abs().max() <= _TOLERANCE * passed.outputs.abs().max()):
@@ -123,8 +124,15 @@ def _pass(
         return None
     args, kwargs, output, version = calls[0]
     single = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-    untouched = isinstance(output, torch.Tensor) and outputs is output and output._version == version
+    untouched = isinstance(output, torch.Tensor) and _is_same(network, outputs, output) and output._version == version
     return _Pass(args[0], output) if single and untouched else None
+
+
+def _is_same(network: Network, outputs: torch.Tensor, output: torch.Tensor) -> bool:
+    """Return whether the model's outputs are what a module gave: the very tensor or, in mixed precision, one that was widened."""
+    if network.mixed is None or outputs.dtype == output.dtype or outputs.shape != output.shape:
+        return outputs is output
+    return torch.equal(outputs, output.to(outputs.dtype))
 
 
 def _common_module(names: list[str]) -> str:

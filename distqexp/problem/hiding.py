@@ -16,6 +16,7 @@ from distqexp.errors import EngineError
 
 T = TypeVar("T")
 
+_DEVICE_FAILED = ("CUDA error", "cuDNN error", "device-side assert", "NCCL error")
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
 
 
@@ -63,7 +64,8 @@ def quiet() -> Iterator[None]:
 def unless_raised(compute: Callable[[], T]) -> T | None:
     """Return what ``compute`` gives for private records, None where it raises: whoever saw the exception would learn of a record.
 
-    Nothing is written meanwhile. Raises EngineError where memory ran out, which is no record's doing.
+    Nothing is written meanwhile. Raises EngineError where memory ran out, which is no record's doing, and where a GPU failed: every later
+    call would raise, for all records, so that one record would take the others' share away.
     """
     try:
         with quiet():
@@ -74,6 +76,11 @@ def unless_raised(compute: Callable[[], T]) -> T | None:
                 "model: out of memory in a micro-batch; expected room for its activations: lower engine.micro_batch, or run fewer ranks "
                 "on a host"
             ) from None
+        if device_failed(error):
+            raise EngineError(
+                "engine.device: the GPU failed in a micro-batch, and is of no use to this process any more; expected kernels without "
+                "assertions on values: run the model on the CPU (engine.device = cpu), or correct it"
+            ) from None
         return None
 
 
@@ -82,6 +89,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Return whether an exception says that a GPU failed, which the process can't mend, in the words of torch."""
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_FAILED)
+    )
 
 
 def private_rows(

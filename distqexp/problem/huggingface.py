@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from distqexp.errors import UsageError
 from distqexp.problem.mean_pooling import body_weights, mean_pooled
+from distqexp.problem.mixed import TYPES
 
 FAMILIES = (
     "Albert", "Bert", "Beit", "ConvNext", "DeiT", "DistilBert", "Electra", "GPT2", "GPTNeoX", "Llama", "Mistral", "OPT",
@@ -30,13 +34,15 @@ LORA_PREFIX = "base_model.model."
 REMEDY = "expected it installed; pip install 'distqexp[hf]'"
 
 
-def from_config(
+def from_config(  # noqa: PLR0913 - the keys of a config's model.args
     model: str,
     config: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     pooling: str | None = None,
     head: str | None = None,
     frozen_layers: int | None = None,
+    dtype: str | None = None,
+    checkpointing: bool = False,
 ) -> nn.Module:
     """Make a transformers model with random weights; pretrained ones come from ``model.weights``. Nothing is fetched.
 
@@ -49,6 +55,10 @@ def from_config(
         head: "zero" starts the head at zero, so that the first outputs are those of no knowledge at all; None draws it.
         frozen_layers: with pooling, so many of the body's layers stay as they are and run once over all records; the others, and the
             head, are ``top``.
+        dtype: the type of the weights, such as "bfloat16", for a body that doesn't train; with ``engine.mixed_precision`` what trains is
+            float32 all the same. None: float32. For a folder "auto" is the type of its weights.
+        checkpointing: whether each layer of the body is computed again in the backward pass, so that of its activations only its
+            input, and what the gradients of trained layers take, is kept meanwhile.
 
     Raises:
         UsageError: an argument is not allowed, or a package is not installed.
@@ -81,7 +91,8 @@ def from_config(
             f"model.args.config: {kind.config_class.__name__} has no {', '.join(unknown)}; correct the name"
         )
     try:
-        module: nn.Module = kind(kind.config_class(**options))
+        with _weights_in(dtype):
+            module: nn.Module = kind(kind.config_class(**options))
     except (KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"model.args.config: {model} refuses it ({reason}); correct the value") from None
@@ -89,6 +100,7 @@ def from_config(
         module = mean_pooled(module, pooling, frozen_layers, model, _keep_records_apart)
     if head is not None:
         _zero_head(module, head)
+    _checkpoint_layers(module, model if checkpointing else None)
     return module if lora is None else _with_lora(module, dict(lora))
 
 
@@ -104,6 +116,37 @@ def from_folder(**arguments: Any) -> nn.Module:
     raise UsageError(
         "model.factory: from_folder takes the model of the folder in model.weights; expected such a folder; set model.weights"
     )
+
+
+@contextmanager
+def _weights_in(name: str | None) -> Iterator[None]:
+    """Modules that are made inside have weights of this type."""
+    if name not in (None, "float32", *TYPES):
+        raise UsageError(
+            f"model.args.dtype: found {name!r}; expected float32, {' or '.join(TYPES)}, or with from_folder auto"
+        )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(TYPES.get(name or "", before))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _checkpoint_layers(module: nn.Module, model: str | None) -> None:
+    """Compute every layer of the body anew in the backward pass, in evaluation mode too, where transformers' own switch does nothing.
+
+    ``model`` is the name of the class; None changes nothing.
+    """
+    if model is None:
+        return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise UsageError(f"model.args.checkpointing: {model} has no layers that can be computed anew; leave it out")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _zero_head(module: nn.Module, head: str) -> None:

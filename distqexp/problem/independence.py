@@ -33,6 +33,9 @@ _ROUNDING = 1e-5
 _ALONE = 1e-3
 """The same for a batch of one record, which kernels of its own work on."""
 
+_ALONE_MIXED = 32.0
+"""The same in mixed precision, in units in the last place of its type."""
+
 _REMEDIES: tuple[tuple[type[nn.Module], str], ...] = (
     (
         nn.modules.batchnorm._NormBase,
@@ -190,8 +193,9 @@ def _compare(network: Network, batches: Batches, rounding: bool) -> None:
         found = unless_raised(partial(_outputs, network, other))
         if found is not None:  # a record that the model raises for contributes nothing in a run
             _require_same(network, batches, other, kept, found, rounding)
+    tolerance = _ALONE if network.mixed is None else _ALONE_MIXED * network.mixed.eps
     alone = unless_raised(partial(_outputs, network, batch[FIXED:]))  # some take two records at least
-    if alone is not None and not _same([kept], [alone[0]]) and not _close(kept, alone[0], _ALONE):
+    if alone is not None and not _same([kept], [alone[0]]) and not _close(kept, alone[0], tolerance):
         raise UsageError(_coupling([_Call("", network.module, [], [])], []))
     if few and not _same([first], [_outputs(network, batch)]):
         raise UsageError(
@@ -203,7 +207,7 @@ def _compare(network: Network, batches: Batches, rounding: bool) -> None:
 def _outputs(network: Network, inputs: torch.Tensor) -> torch.Tensor:
     remedy = "expected any number of records of one shape; correct the model or model.args"
     with own_code(f"model: it refuses a batch of {len(inputs)} records", remedy), torch.no_grad():
-        outputs: Any = network.module(network.prepare(inputs))
+        outputs: Any = network.forward(network.prepare(inputs))
     if not isinstance(outputs, torch.Tensor) or len(outputs) != len(inputs):
         raise UsageError(
             f"model: it returned {type(outputs).__name__} for a batch of {len(inputs)} records; expected a tensor (n, ...) or an "

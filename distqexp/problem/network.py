@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.problem.admission import admit
 from distqexp.problem.huggingface import adapt
 from distqexp.problem.losses import Loss
+from distqexp.problem.mixed import Mixed, widened
 from distqexp.problem.pages import PrivatePages, in_pages
 from distqexp.problem.sealing import Seal
 from distqexp.problem.tensor_states import same_bits
@@ -37,6 +39,9 @@ class Network:
     neighbours. A module that returns an object with ``logits`` is used by them, and Hugging Face models take records as they are
     (``problem.huggingface.adapt``). Wrappers are taken off (``problem.admission``). Public: the parameters are those of a release.
 
+    With ``mixed`` every forward pass runs under torch.autocast to that type. Trainable parameters are then float32 at least, and so are
+    the outputs; frozen ones keep their own type.
+
     Attributes:
         module: the module, in evaluation mode.
         frozen_by_factory: the names of the parameters that the factory froze, and that stay so.
@@ -47,12 +52,18 @@ class Network:
     """
 
     def __init__(
-        self, module: nn.Module, trainable: Sequence[str] = ("*",), device: str | torch.device = "cpu"
+        self,
+        module: nn.Module,
+        trainable: Sequence[str] = ("*",),
+        device: str | torch.device = "cpu",
+        mixed: Mixed | None = None,
     ) -> None:
         module = admit(module)
-        self.module = module.to(device).eval()
-        adapt(module)
         self.device = torch.device(device)
+        placed = all(tensor.device == self.device for tensor in chain(module.parameters(), module.buffers()))
+        self.module = (module if placed else module.to(device)).eval()  # tensors without memory can't be moved
+        adapt(module)
+        self.mixed = mixed
         self.one_by_one: str | None = None
         self.inputs_need_gradients = False
         self.separate = False
@@ -71,6 +82,8 @@ class Network:
                 raise UsageError(f"model.trainable: {name} is {parameter.dtype}; expected floating point; leave it out")
             parameter.requires_grad_(chosen)
             if chosen:
+                if mixed is not None:
+                    parameter.data = widened(parameter.data)
                 self._parameters[name] = parameter
         if not self._parameters:
             left = " that the factory left trainable (requires_grad)" if self.frozen_by_factory else ""
@@ -223,11 +236,23 @@ class Network:
 
     def _pass(self, inputs: torch.Tensor) -> torch.Tensor:
         with self.sealed():
-            return cast(torch.Tensor, self.module(self.prepare(inputs)))
+            return cast(torch.Tensor, self.forward(self.prepare(inputs)))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside, operations are in the types of the network's forward pass; without ``mixed`` in those of their arguments."""
+        return nullcontext() if self.mixed is None else self.mixed.autocast(self.device)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """Return what the module gives for prepared inputs (n, ...): outputs (n, C), unless the module is not one that can be used."""
+        with self.autocast():
+            outputs = self.module(inputs)
+        return outputs if self.mixed is None else widened(outputs)
 
     def functional(self, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs with some parameters replaced, for torch.func; ``inputs`` has a batch dimension."""
-        return cast(torch.Tensor, functional_call(self.module, dict(parameters), (inputs,)))
+        with self.autocast():
+            outputs = functional_call(self.module, dict(parameters), (inputs,))
+        return cast(torch.Tensor, outputs if self.mixed is None else widened(outputs))
 
 
 def described_parameters(network: Network) -> str:

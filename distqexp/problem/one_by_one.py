@@ -60,7 +60,7 @@ def _factor(network: Network, loss: Loss, record: torch.Tensor) -> torch.Tensor:
     Every row takes a pass of its own: what a module keeps for its backward pass need not last for two.
     """
     with torch.no_grad():
-        outputs = network.module(network.prepare(record))
+        outputs = network.forward(network.prepare(record))
         root = loss.hessian_factor(outputs).reshape(outputs.numel(), -1)
     return torch.stack(
         [_gradient(network, (_outputs(network, record).reshape(-1) * column).sum()) for column in root.T]
@@ -71,7 +71,7 @@ def _outputs(network: Network, record: torch.Tensor) -> torch.Tensor:
     inputs = network.prepare(record)
     if network.inputs_need_gradients and inputs.is_floating_point():
         inputs = inputs.detach().requires_grad_(True).clone()  # the module may change a copy in place, not a leaf
-    outputs: torch.Tensor = network.module(inputs)
+    outputs: torch.Tensor = network.forward(inputs)
     return outputs
 
 

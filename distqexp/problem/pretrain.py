@@ -59,7 +59,7 @@ def _train(
     config: PretrainConfig,
 ) -> None:
     def objective(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        total = loss.value(network.module(x), y).mean()
+        total = loss.value(network.forward(x), y).mean()
         if config.weight_decay:
             total = total + config.weight_decay / 2 * torch.stack([(p * p).sum() for p in parameters]).sum()
         return total

@@ -20,6 +20,9 @@ from distqexp.storage.atomic import write_atomic
 FROM_FOLDER = "distqexp.problem.huggingface:from_folder"
 """The factory that takes the model of the folder in ``model.weights``."""
 
+FROM_CONFIG = "distqexp.problem.huggingface:from_config"
+"""The factory of transformers models by their sizes."""
+
 _IMAGES = ("Beit", "ConvNext", "DeiT", "Swin", "ViT")
 _NO_SIZES = (
     "architectures",
@@ -60,8 +63,9 @@ def resolved(config: Config) -> Config:
     tree = read_json(folder / "config.json")
     name = name or _class_of(tree, folder)
     args |= {"model": name, "config": _options(tree, name, outputs)}
-    factory = FROM_FOLDER.replace("from_folder", "from_config")
-    return dataclasses.replace(config, model=dataclasses.replace(model, factory=factory, args=args))
+    if args.get("dtype") == "auto":
+        args["dtype"] = str(tree.get("dtype") or tree.get("torch_dtype") or "float32").removeprefix("torch.")
+    return dataclasses.replace(config, model=dataclasses.replace(model, factory=FROM_CONFIG, args=args))
 
 
 def write_companions(source: str | None, folder: Path) -> None:

@@ -55,6 +55,11 @@ EACH_BATCH = (
     "rounding adds at most; mu is that of the sensitivity, not of the clip"
 )
 
+HALF_PRECISION = (
+    "forward passes took matrix products in this type, one record's apart from the others'; clip, norms, sums and noise did not: the "
+    "clipped vectors are those of the gradients so rounded, and no bound rests on how good these are"
+)
+
 EXACT_DRAW = "drawn in whole grid steps, exactly"
 ROUNDED_DRAW = "drawn as ideal normal numbers and rounded to whole grid steps, exactly as far as elementary functions keep a stated bound"
 ROUNDED_POINT = (
@@ -111,6 +116,7 @@ class Certificate:
         sampling_failure: The chance that the work of any round told how many units took part.
         unit_column: The column of the unit ids; None where each record is a unit.
         diagnostics: What the rounds released about the units beside the parameters, within the same guarantee; None for nothing.
+        mixed_precision: The type of matrix products in forward passes; None where it is the model's own.
         sampler_slack: See ``ReleaseRule``; summed over the rounds, and above 0 with a trust region.
         kept: The share of the way from the plan's parameters that the last round kept; 1: all of it.
         noise_seed: Set when the noise came from a seed: then there is no privacy, and the certificate says so first.
@@ -142,6 +148,7 @@ class Certificate:
     sampling_failure: float = 0.0
     unit_column: str | None = None
     diagnostics: Mapping[str, Any] | None = None
+    mixed_precision: str | None = None
     sampler_slack: float = 0.0
     kept: float = 1.0
     noise_seed: int | None = None
@@ -199,7 +206,13 @@ class Certificate:
             "model_sha256": self.model_sha256,
             "versions": dict(self.versions),
             "not_covered": self._not_covered(),
-        }
+        } | self._gradients()
+
+    def _gradients(self) -> dict[str, Any]:
+        """What is said of gradients: nothing where forward passes are in the model's own type, as in earlier versions."""
+        if self.mixed_precision is None:
+            return {}
+        return {"gradients": {"mixed_precision": self.mixed_precision, "meaning": HALF_PRECISION}}
 
     def _not_covered(self) -> list[str]:
         """What the guarantee does not cover, in words."""

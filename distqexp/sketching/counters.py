@@ -50,7 +50,8 @@ class UnitCounters:
         records = batch[0]
         inputs, targets, present = pad_records(records, self.micro_batch)
         inputs, targets = flatten_views(inputs, targets, records.views)
-        losses = private_rows(self._values, [inputs, targets], len(inputs), torch.zeros((), dtype=torch.float64))
+        blank = torch.zeros((), dtype=torch.float64, device=self.network.device)
+        losses = private_rows(self._values, [inputs, targets], len(inputs), blank)
         if records.views:
             losses = losses.reshape(len(present), records.views).mean(dim=1)
         is_present = present.cpu().numpy()

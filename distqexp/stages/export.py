@@ -263,6 +263,7 @@ def certificate_of(
             "numpy": np.__version__,
         },
         diagnostics=_diagnostics(plan, releases),
+        mixed_precision=None if config.engine.mixed_precision == "off" else config.engine.mixed_precision,
         sampler_slack=_sampler_slack(plan, grids),
         kept=releases[-1].kept / WHOLE,
         noise_seed=seed,

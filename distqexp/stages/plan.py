@@ -17,6 +17,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
+from distqexp.engines.devices import refuse_mixed_devices
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import TooFewDirectionsError, UsageError
 from distqexp.expansion.source import curvature_source
@@ -66,6 +67,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     pin_threads(config.engine.threads)
     config = _resolved(config, engine)
     network, readers = build_network(config), Readers()
+    refuse_mixed_devices(config.engine.device, engine)
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     open_config, config = config, chosen(config, network, schema)
     candidates: list[Named] = []

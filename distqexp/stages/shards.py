@@ -16,6 +16,7 @@ from distqexp.artefacts.state import RoundState
 from distqexp.config import DataConfig
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
+from distqexp.engines.devices import refuse_mixed_devices
 from distqexp.errors import UsageError
 from distqexp.gradients.worker import Worker
 from distqexp.mechanism.grid import max_slots
@@ -79,6 +80,9 @@ def open_shards(
         UsageError: The shards don't fit the plan.
     """
     worker = worker or Worker.of_plan(plan)
+    if plan.config.engine.device != "cpu":
+        worker.network_at(plan.state.theta)  # which takes the rank's GPU
+        refuse_mixed_devices(plan.config.engine.device, engine)
     scan = arrays_from_root(engine, lambda: _scan(plan, shards, digest, state, worker))
 
     def source(i: int, data: DataConfig) -> DataSource:

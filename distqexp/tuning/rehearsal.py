@@ -304,7 +304,9 @@ def _digest(config: Config, roles: Roles, facts: list[str]) -> str:
     for name, section in LISTS.items():
         del tree[section][name]
     del tree["data"], tree["output"], tree["privacy"]["epsilon"]
-    tree["engine"] = {name: tree["engine"][name] for name in ("micro_batch", "threads", "device")}
+    tree["engine"] = {
+        name: value for name, value in tree["engine"].items() if name not in ("kind", "scheduler", "workers")
+    }
     shift = [tune.noise, tune.rotate, tune.seed]
     sources = [config_to_tree(data) for data in (roles.reference, *roles.stand_ins, *roles.test)]
     text = json.dumps([tree, sources, config_to_tree(shift), facts], sort_keys=True)

@@ -44,5 +44,8 @@ def test_the_digits_task(run: Commands, own_ledger: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_gpus_that_are_not_there(run: Commands, tmp_path: Path) -> None:
-    run.distqexp("cost", write_task(tmp_path), "--gpus").refused(2, "this process sees no GPU; expected one")
+def test_of_gpus_that_are_not_there_the_memory_is_stated(run: Commands, tmp_path: Path) -> None:
+    outcome = run.done("cost", write_task(tmp_path), "--gpus", "--json")
+    assert "stated by shapes alone, nothing measured" in outcome.out
+    tree = json.loads(outcome.out.splitlines()[-1])["stated"]
+    assert (tree["d"], tree["k"], tree["parameters"]) == (4, 4, 4)

@@ -20,6 +20,10 @@ RECORDS = 2
 ROUNDING = 1000.0
 """How many units in the last place of the largest gradient of the network two ways to the same gradient may differ by."""
 
+MIXED, MIXED_ROUNDING = 32.0, 8.0
+"""In mixed precision, where a batch of another shape rounds each product anew: how many units in the last place of a parameter's
+gradient, and of the largest of the network, two ways may differ by."""
+
 
 def checked_taps(
     network: Network, blocks: Sequence[Block], record: Tensor, *, may_refuse: bool, together: int = 0
@@ -75,7 +79,7 @@ def _refuse_crowds(taps: Taps, record: Tensor, count: int) -> None:
     """Refuse a model that gives the last of ``count`` records other gradients than alone: beside its like, and beside others."""
     network, noise = taps.network, noise_records(record)
     with torch.no_grad():
-        weights = _output_weights(network.module(network.prepare(noise)))[:1]
+        weights = _output_weights(network.forward(network.prepare(noise)))[:1]
     expected = _single_gradients(network, noise[:1], weights)
     for other in noise:
         inputs = torch.stack([other] * (count - 1) + [noise[0]])
@@ -113,8 +117,7 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
     """Return the names of the parameters whose gradients differ, or None where the gradients overflow."""
     network = taps.network
     inputs = noise_records(record)
-    bound = 10 * torch.finfo(network.dtype).eps ** 0.5
-    outputs = _outputs(network, inputs, bound)
+    outputs = _outputs(network, inputs, _bounds(network)[1 if network.mixed else 0])
     weights = _output_weights(outputs)
 
     def value(batch: Tensor) -> Tensor:
@@ -136,9 +139,9 @@ def disagreeing(network: Network, actual: Tensor, expected: Tensor) -> frozenset
 
 def _tolerated(network: Network, expected: Tensor) -> Tensor:
     """Return how much of each parameter's gradient, part of (records, d), may be rounding, (parameters, records)."""
-    bound = 10 * torch.finfo(network.dtype).eps ** 0.5
+    bound, rounding = _bounds(network)
     # A parameter without a gradient of its own has what is left of larger terms that cancel: rounding of the network's size.
-    size, rounding = torch.linalg.vector_norm(expected, dim=1).max(), ROUNDING * torch.finfo(network.dtype).eps
+    size = torch.linalg.vector_norm(expected, dim=1).max()
     return torch.maximum(bound * _norms(network, expected), rounding * size)
 
 
@@ -152,6 +155,14 @@ def _norms(network: Network, rows: Tensor) -> Tensor:
     """Return the norm of each parameter's part of rows (records, d), (parameters, records)."""
     sizes = [torch.Size(shape).numel() for _, shape in network.names_shapes]
     return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in torch.split(rows, sizes, dim=1)])
+
+
+def _bounds(network: Network) -> tuple[float, float]:
+    """Return by how much two ways to the same gradient may differ, relative to that of a parameter and to that of the network."""
+    if network.mixed is not None:
+        return MIXED * network.mixed.eps, MIXED_ROUNDING * network.mixed.eps
+    eps = torch.finfo(network.dtype).eps
+    return 10 * eps**0.5, ROUNDING * eps
 
 
 def noise_records(record: Tensor) -> Tensor:
@@ -169,15 +180,15 @@ def noise_records(record: Tensor) -> Tensor:
 def _overflow_free(network: Network, record: Tensor) -> bool:
     """Return whether the outputs for each record of noise alone are finite, with room for their squares."""
     with torch.no_grad():
-        outputs = torch.cat([network.module(network.prepare(one)) for one in torch.split(noise_records(record), 1)])
+        outputs = torch.cat([network.forward(network.prepare(one)) for one in torch.split(noise_records(record), 1)])
     return bool((outputs.abs() < torch.finfo(network.dtype).max ** 0.25).all())
 
 
 def _outputs(network: Network, inputs: Tensor, bound: float) -> Tensor:
     """Return the outputs for a batch. Raises UsageError where they differ from those for each record alone."""
     with torch.no_grad():
-        together = network.module(network.prepare(inputs))
-        alone = torch.cat([network.module(network.prepare(one)) for one in torch.split(inputs, 1)])
+        together = network.forward(network.prepare(inputs))
+        alone = torch.cat([network.forward(network.prepare(one)) for one in torch.split(inputs, 1)])
     if together.shape != alone.shape or not bool(
         ((together - alone).abs() <= bound * alone.abs().max().clamp(min=1.0)).all()
     ):
@@ -194,7 +205,7 @@ def _single_gradients(network: Network, inputs: Tensor, weights: Tensor) -> Tens
     rows = torch.empty((len(inputs), network.d), dtype=network.dtype, device=network.device)
     for j, row in enumerate(rows):
         with torch.enable_grad():
-            total = (network.module(network.prepare(inputs[j : j + 1])) * weights[j : j + 1]).sum()
+            total = (network.forward(network.prepare(inputs[j : j + 1])) * weights[j : j + 1]).sum()
             gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
     return rows

@@ -38,12 +38,14 @@ class Example:
         arguments: The positional and keyword arguments of the call.
         dims: Where the batch is in every tensor of the arguments, and of the floating-point tensors of the outputs.
         anew: Gives the model, inside, the state from before the pass: what the batch has left in it is other examples'.
+        autocast: Gives the operations inside the types of the model's forward pass.
     """
 
     module: nn.Module
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     dims: tuple[Dims, Dims]
     anew: Callable[[], AbstractContextManager[None]]
+    autocast: Callable[[], AbstractContextManager[Any]]
 
 
 def per_example(example: Example, names: Sequence[str], gradients: Sequence[Tensor], looped: bool) -> dict[str, Tensor]:
@@ -66,7 +68,8 @@ def per_example(example: Example, names: Sequence[str], gradients: Sequence[Tens
         for number, value, dim in zip(slots, examples, dims[0], strict=True):
             new_leaves[number] = value if dim is None else value.unsqueeze(dim)
         args, kwargs = pytree.tree_unflatten(new_leaves, tree)
-        return tuple(floating_tensors(functional_call(example.module, weights, args, kwargs)))
+        with example.autocast():
+            return tuple(floating_tensors(functional_call(example.module, weights, args, kwargs)))
 
     def gradient(
         weights: dict[str, Tensor], examples: Sequence[Tensor], cotangents: Sequence[Tensor]

@@ -192,7 +192,7 @@ def _trace(
         try:
             # With gradients, as in the pass itself: without, some modules compute in another way.
             with torch.enable_grad(), opened_attention(attention_modules, lambda module, output, inputs, part: output):
-                network.module(network.prepare(record.new_zeros((size, *record.shape[1:]))))
+                network.forward(network.prepare(record.new_zeros((size, *record.shape[1:]))))
         finally:
             for handle in handles:
                 handle.remove()

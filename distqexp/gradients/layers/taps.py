@@ -74,6 +74,7 @@ class Taps:
         self.blocks = blocks
         self.routing = routing
         self._resting = False
+        self._backward = False
 
     def run(
         self,
@@ -109,10 +110,12 @@ class Taps:
                 handles.append(module.register_forward_hook(fallback_hook, with_kwargs=True))
             tap = partial(self._attention_tap, batch)
             with torch.enable_grad(), opened_attention(self.routing.attention_modules, tap):
-                values = value(self.network.module(self.network.prepare(inputs)))
+                values = value(self.network.forward(self.network.prepare(inputs)))
+                self._backward = True
                 if values.requires_grad:
                     torch.autograd.grad(values, anchor, torch.ones_like(values), allow_unused=True)
         finally:
+            self._backward = False
             for handle in handles:
                 handle.remove()
 
@@ -180,11 +183,11 @@ class Taps:
                 _require_unchanged(module, leaf, version)
             names = list(fallback.places)
             dims = (fallback.call.inputs, fallback.call.outputs)
-            example = Example(module, (args, kwargs), dims, self.network.anew)
+            example = Example(module, (args, kwargs), dims, self.network.anew, self.network.autocast)
             compute = partial(per_example, example, names, gradients, fallback.looped)
             self._hand_over(fallback.places, compute, batch)
 
-        batch.expect(fallback.places)
+        self._expect(fallback.places, batch)
         outputs = _Tap.apply(batch.anchor, answer, False, *floating_tensors(output))  # type: ignore[no-untyped-call]
         for slot, tensor in zip(slots, outputs, strict=True):
             leaves[slot] = tensor
@@ -210,8 +213,13 @@ class Taps:
             x, g = (self._plain(tensor.movedim(dim, 0)) for tensor in (inputs, gradients[0]))
             self._hand_over(places, partial(rule, x, g), batch)
 
-        batch.expect(places)
+        self._expect(places, batch)
         return answer
+
+    def _expect(self, places: Mapping[str, Place], batch: _Pass) -> None:
+        """Note a use of these parameters, once: a checkpoint calls its layers again in the backward pass."""
+        if not self._backward:
+            batch.expect(places)
 
     def _plain(self, tensor: Tensor) -> Tensor:
         """Return numbers in the type of the parameters, which autocast may have made shorter; others as they are."""
