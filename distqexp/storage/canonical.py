@@ -20,9 +20,9 @@ def canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def array_bytes(array: npt.NDArray[Any]) -> bytes:
-    """Return the entries of a boolean or numeric array as little-endian bytes in C order."""
-    return np.ascontiguousarray(array, dtype=portable_type(array.dtype)).tobytes()
+def array_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """Return the entries of a boolean or numeric array as little-endian bytes in C order, shared where possible."""
+    return memoryview(np.ascontiguousarray(array, dtype=portable_type(array.dtype)).reshape(-1).view(np.uint8))
 
 
 def array_digest(array: npt.NDArray[Any]) -> str:
@@ -31,7 +31,9 @@ def array_digest(array: npt.NDArray[Any]) -> str:
     The digest is as sensitive as the array: unless the array is public, it never leaves the file that holds it.
     """
     label = canonical_json([portable_type(array.dtype).str, list(array.shape)])
-    return hashlib.sha256(label + b"\n" + array_bytes(array)).hexdigest()
+    digest = hashlib.sha256(label + b"\n")
+    digest.update(array_bytes(array))
+    return digest.hexdigest()
 
 
 def portable_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

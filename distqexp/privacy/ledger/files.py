@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -105,10 +105,13 @@ class LedgerFiles:
         except OSError as error:
             raise StorageError(f"{self._begun}: can't be read ({error.strerror}); check its owner and mode") from error
 
-    def tag(self, *parts: bytes) -> bytes:
+    def tag(self, *parts: bytes | memoryview) -> bytes:
         """Return the keyed digest of the parts (HMAC-SHA-256), which never leaves the ledger and its folder."""
-        message = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
-        return hmac.new(self.key, message, hashlib.sha256).digest()
+        digest = hmac.new(self.key, digestmod=hashlib.sha256)
+        for part in parts:  # one by one: sums may be long
+            digest.update(struct.pack("<Q", len(part)))
+            digest.update(part)
+        return digest.digest()
 
     def exists(self, purpose: str, reservation: int | str) -> bool:
         """Whether the "noise" or "released" array of a reservation, or "coins" of a name, are stored."""
@@ -131,7 +134,12 @@ class LedgerFiles:
         np.save(buffer, array, allow_pickle=False)
         data = buffer.getvalue()
         seal = self.tag(purpose.encode(), owner, data)
-        write_atomic(self._path(purpose, reservation), data + seal, private=True)
+
+        def fill(file: BinaryIO) -> None:
+            file.write(data)
+            file.write(seal)
+
+        write_atomic(self._path(purpose, reservation), fill, private=True)
 
     def read(self, purpose: str, reservation: int | str, owner: bytes) -> npt.NDArray[Any]:
         """Read an array back, with the arguments of ``write``.
