@@ -49,14 +49,15 @@ def resident(name: str) -> int:
 
 def as_rank(folder: Path, arguments: Sequence[str]) -> int:
     """Run the main job in this process and leave its memory in ``folder``."""
-    import torch.func  # noqa: F401 - what a run imports on its way
-    from torch._functorch import vmap  # noqa: F401
+    import torch
+    from torch.func import grad, vmap
 
     from distqexp import fit
     from distqexp.engines.launcher import launched_size
 
     if launched_size(os.environ) is not None:
         from mpi4py import MPI  # noqa: F401
+    vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of what it has at its first use
     baseline = resident("VmRSS")
     code = fit.main([*arguments])
     memory = {"baseline": baseline, "peak": resident("VmHWM")}
@@ -109,7 +110,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100_000)
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the task")
-    parser.add_argument("--serial", action="store_true", help="compare the release with that of one process without MPI")
+    parser.add_argument(
+        "--serial", action="store_true", help="compare the release with that of one process without MPI"
+    )
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

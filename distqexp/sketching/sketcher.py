@@ -68,9 +68,12 @@ class Sketcher:
         counts = None if watch is None else self._counts(watch, vectors, finite)
         for first in range(0, len(vectors), size):
             part = slice(first, first + size)
-            clipped = clip_units(vectors[part], finite[part], self.clip)
-            integers = round_to_grid(clipped, self.step, self.clip_integer)
-            yield integers if counts is None else np.concatenate([integers, counts[part]], axis=1)
+            # Without names, which would keep these arrays while the next ones are made.
+            yield self._rounded(vectors[part], finite[part], None if counts is None else counts[part])
+
+    def _rounded(self, vectors: FloatArray, finite: BoolArray, counts: IntegerArray | None) -> IntegerArray:
+        integers = round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)
+        return integers if counts is None else np.concatenate([integers, counts], axis=1)
 
     def _counts(self, watch: Watch, vectors: FloatArray, finite: BoolArray) -> IntegerArray:
         with np.errstate(all="ignore"):  # a warning would tell of the data

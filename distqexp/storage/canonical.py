@@ -22,7 +22,7 @@ def canonical_json(tree: Any) -> bytes:
 
 def array_bytes(array: npt.NDArray[Any]) -> memoryview:
     """Return the entries of a boolean or numeric array as little-endian bytes in C order, shared where possible."""
-    return memoryview(np.ascontiguousarray(array, dtype=portable_type(array.dtype)).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array, dtype=portable_type(array.dtype)).reshape(-1).view(np.uint8).data
 
 
 def array_digest(array: npt.NDArray[Any]) -> str:

@@ -20,7 +20,6 @@ from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
 
-
 ROWS_AT_ONCE = 1 << 16
 """How many rows of P are made at a time, to bound what their making takes."""
 
@@ -47,9 +46,11 @@ class SparseSubspace(Subspace):
             part = slice(first, min(first + ROWS_AT_ONCE, d))
             count = (part.stop - first) * nonzeros
             words = raw_words(key, first * nonzeros, count).astype(np.uint64).reshape(-1, nonzeros)
-            columns[part] = edges[:-1] + ((words >> one) * np.diff(edges) >> shift)  # the upper 31 bits choose the column
+            columns[part] = edges[:-1] + (
+                (words >> one) * np.diff(edges) >> shift
+            )  # the upper 31 bits choose the column
             signs[part] = np.where(words & one, 1.0, -1.0)  # the lowest bit chooses the sign
-        ends = np.arange(d + 1, dtype=index) * index(nonzeros)
+        ends = np.arange(0, d * nonzeros + 1, nonzeros, dtype=index)
         self._signs = sparse.csr_array((signs.ravel(), columns.ravel(), ends), shape=(d, k))
 
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:
