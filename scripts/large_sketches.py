@@ -1,13 +1,11 @@
-"""Measure what a large sketch costs: each rank's memory above its imports, files, and the share of the sum in the time.
+"""Measure what a large sketch takes: each rank's memory above its imports, files, and the share of the sum in the time.
 
-    python scripts/large_sketches.py --out runs/large                               # 2 ranks, k = 100,000: seconds
-    python scripts/large_sketches.py --out runs/large --ranks 64 --k 1000000        # 20 GB for the imports alone
-    python scripts/large_sketches.py --out runs/large --ranks 4 --k 10000000 --serial
+    python scripts/large_sketches.py --out runs/large                                    # 2 ranks, k = 100,000
+    python scripts/large_sketches.py --out runs/large --ranks 4 --k 10000000 --micro-batch 1 --identity --serial
 
-The task is that of ``scaling.py``, generated, with as many parameters as coordinates. One run of ``python -m distqexp.fit``
-with k = 100 on as many ranks comes first. A rank's baseline is what it holds after the imports of a run; ``above`` is its
-peak of the large run less that. With ``--serial`` the release's bytes are compared with those of one process without MPI.
-Noise is from a seed: nothing here is private.
+The task is that of ``scaling.py``, generated, with as many parameters as coordinates. A rank's baseline is what it holds
+after the imports of a run, and ``above`` the peak of a run of ``python -m distqexp.fit`` less that. With ``--serial`` the
+releases are compared with those of one process without MPI, byte by byte. Noise is from a seed: nothing here is private.
 """
 
 from __future__ import annotations
@@ -19,21 +17,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling import Bench, Case, default_launcher, write_task
 
-SMALL = 100
 MEBI = 2**20
 KINDS = ("plan", "sketch", "quadratic", "release", "model")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left: the memory of each rank in bytes, its seconds, the bytes of its files, and its release's SHA-256."""
+    """What one run left: the memory of each rank, the seconds of its stages, the bytes of its files, its releases' SHA-256."""
 
     memories: list[dict[str, int]]
     seconds: dict[str, float]
@@ -57,7 +54,7 @@ def as_rank(folder: Path, arguments: Sequence[str]) -> int:
 
     if launched_size(os.environ) is not None:
         from mpi4py import MPI  # noqa: F401
-    vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of what it has at its first use
+    vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of this at its first use
     baseline = resident("VmRSS")
     code = fit.main([*arguments])
     memory = {"baseline": baseline, "peak": resident("VmHWM")}
@@ -65,38 +62,45 @@ def as_rank(folder: Path, arguments: Sequence[str]) -> int:
     return code
 
 
-def run(bench: Bench, case: Case, settings: Sequence[str]) -> Run:
-    """One run of the case."""
+def run(bench: Bench, ranks: int, settings: Sequence[str]) -> Run:
+    """One run of the task under the launcher of ``bench``."""
     out = bench.folder / "run"
-    settings = [*case.overrides, "output.keep_sketches=true", *settings]
     arguments = [
         *(__file__, "--rank", str(bench.folder), str(bench.folder / "task.toml"), "--out", str(out), "--json"),
         *("--insecure-noise-seed", "7", *(word for setting in settings for word in ("--set", setting))),
     ]
-    seconds = bench.launch(case.ranks, arguments)["seconds"]
+    seconds = bench.launch(ranks, arguments)["seconds"]
     found = sorted(bench.folder.glob("memory-*.json"))
     memories = [json.loads(path.read_text("utf-8")) for path in found]
+    files = {kind: sum(path.stat().st_size for path in out.glob(f"{kind}*")) for kind in KINDS}
+    digest = hashlib.sha256()
+    for path in sorted(out.glob("release-*.h5")):
+        digest.update(path.read_bytes())
     for path in found:
         path.unlink()
-    files = {kind: sum(path.stat().st_size for path in out.glob(f"{kind}*")) for kind in KINDS}
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.glob("release-*.h5")))).hexdigest()
     shutil.rmtree(out)
-    return Run(memories, seconds, files, digest)
+    return Run(memories, seconds, files, digest.hexdigest())
 
 
-def report(case: Case, small: Run, large: Run, parts: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of a run, memory in MiB."""
-    above = [(memory["peak"] - memory["baseline"]) / MEBI for memory in large.memories]
+def settings_of(case: Case, micro_batch: int | None, identity: bool) -> list[str]:
+    """What the case and the options change in the task."""
+    changes = [*case.overrides, "output.keep_sketches=true"]
+    if identity:
+        changes = [change for change in changes if not change.startswith("subspace.")] + ["subspace.kind=identity"]
+    return changes + ([] if micro_batch is None else [f"engine.micro_batch={micro_batch}"])
+
+
+def report(case: Case, found: Run, one_sum: float) -> dict[str, Any]:
+    """The figures of a run: memory and files in MiB."""
     return {
         **asdict(case),
-        "baseline": [memory["baseline"] / MEBI for memory in large.memories],
-        "above": above,
-        "above with k = 100": [(memory["peak"] - memory["baseline"]) / MEBI for memory in small.memories],
-        "peaks together": sum(memory["peak"] for memory in large.memories) / MEBI,
-        "seconds": large.seconds,
-        "one sum": parts["sum"],
-        "share of the sum": parts["sum"] / sum(large.seconds.values()),
-        "files": {kind: size / MEBI for kind, size in large.files.items()},
+        "baseline": [round(memory["baseline"] / MEBI) for memory in found.memories],
+        "above": [round((memory["peak"] - memory["baseline"]) / MEBI) for memory in found.memories],
+        "all ranks together": round(sum(memory["peak"] for memory in found.memories) / MEBI),
+        "seconds": found.seconds,
+        "one sum": one_sum,
+        "share of the sum": one_sum / sum(found.seconds.values()),
+        "files": {kind: size / MEBI for kind, size in found.files.items()},
     }
 
 
@@ -109,24 +113,24 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--k", type=int, default=100_000)
     parser.add_argument("--records", type=int, default=128)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the task")
+    parser.add_argument("--micro-batch", type=int, help="default: that of scaling.py, 4 from k = 500,000 on")
     parser.add_argument(
-        "--serial", action="store_true", help="compare the release with that of one process without MPI"
+        "--identity", action="store_true", help="all parameters, in place of a random subspace of as many"
     )
+    parser.add_argument("--serial", action="store_true", help="compare the releases with those of one process")
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     case = Case("large", options.ranks, options.records, options.k)
+    settings = settings_of(case, options.micro_batch, options.identity)
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         bench = Bench(Path(folder).resolve(), options.launcher)
         write_task(bench.folder, options.records)
-        small = run(bench, replace(case, k=SMALL), options.set)
-        large = run(bench, case, options.set)
-        found = report(case, small, large, bench.parts(case.ranks, [case.k])[case.k])
+        large = run(bench, case.ranks, settings)
+        found = report(case, large, bench.parts(case.ranks, [case.k])[case.k]["sum"])
         if options.serial:
             bench.launcher = ""
-            alone = run(bench, replace(case, ranks=1), options.set)
-            found["equal to serial"] = alone.digest == large.digest
+            found["equal to serial"] = run(bench, 1, settings).digest == large.digest
     (options.out / "large-sketches.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     print(json.dumps(found, indent=2))
 

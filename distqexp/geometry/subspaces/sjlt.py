@@ -46,9 +46,8 @@ class SparseSubspace(Subspace):
             part = slice(first, min(first + ROWS_AT_ONCE, d))
             count = (part.stop - first) * nonzeros
             words = raw_words(key, first * nonzeros, count).astype(np.uint64).reshape(-1, nonzeros)
-            columns[part] = edges[:-1] + (
-                (words >> one) * np.diff(edges) >> shift
-            )  # the upper 31 bits choose the column
+            # The upper 31 bits choose the column.
+            columns[part] = edges[:-1] + ((words >> one) * np.diff(edges) >> shift)
             signs[part] = np.where(words & one, 1.0, -1.0)  # the lowest bit chooses the sign
         ends = np.arange(0, d * nonzeros + 1, nonzeros, dtype=index)
         self._signs = sparse.csr_array((signs.ravel(), columns.ravel(), ends), shape=(d, k))
