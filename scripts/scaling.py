@@ -166,16 +166,20 @@ def measure(sizes: Sequence[int], folder: Path, repeats: int = 5) -> dict[int, d
         return {k: parts(np.arange(k, dtype=np.int64)) for k in sizes}
 
 
-def run_cases(bench: Bench, todo: Sequence[Case]) -> dict[str, Any]:
-    """Every case with its stages' seconds and their split; the sums and files of every k on every number of ranks."""
+def write_task(folder: Path, count: int) -> None:
+    """Write ``task.toml`` and so many random records."""
     import h5py
 
-    (bench.folder / "task.toml").write_text(TASK, "utf-8")
+    (folder / "task.toml").write_text(TASK, "utf-8")
     generator = np.random.default_rng(0)
-    count = max(case.records for case in todo)
-    with h5py.File(bench.folder / "records.h5", "w") as file:
+    with h5py.File(folder / "records.h5", "w") as file:
         file["inputs"] = generator.standard_normal((count, INPUTS)).astype(np.float32)
         file["target"] = generator.integers(0, OUTPUTS, count)
+
+
+def run_cases(bench: Bench, todo: Sequence[Case]) -> dict[str, Any]:
+    """Every case with its stages' seconds and their split; the sums and files of every k on every number of ranks."""
+    write_task(bench.folder, max(case.records for case in todo))
     sizes = sorted({case.k for case in todo})
     parts = {ranks: bench.parts(ranks, sizes) for ranks in sorted({case.ranks for case in todo})}
     found = []
@@ -238,7 +242,8 @@ def _words(split: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in split.items())
 
 
-def _default_launcher() -> str:
+def default_launcher() -> str:
+    """The launcher beside this Python, else the path's: more ranks than cores are allowed, also to the administrator."""
     beside = Path(sys.executable).parent / "mpirun"
     return f"{beside if beside.exists() else 'mpirun'} --allow-run-as-root --oversubscribe -n {{ranks}}"
 
@@ -249,7 +254,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for scaling.json and scaling.png")
     parser.add_argument("--ranks", type=int, nargs="+", help="default: 1 2 64, and 1 2 with --quick")
     parser.add_argument("--quick", action="store_true", help="small cases, no MNIST")
-    parser.add_argument("--launcher", default=_default_launcher(), help="such as 'srun -n {ranks}'")
+    parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     parser.add_argument("--measure", type=int, nargs="+", metavar="K", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -60,7 +60,7 @@ class MpiEngine(Engine):
 
     Args:
         comm: The communicator, of which a duplicate is used; None for the world.
-        limit: The largest number of elements in a message.
+        limit: The largest number of entries of 8 bytes in a message. What MPI sets aside to add messages grows with it.
         grace: The seconds that a rank with a finished checkpoint waits for the others after a requested stop, before it leaves
             alone with exit code 75.
         watch_launcher: Whether to end with the launcher, see die_with_launcher.
@@ -69,7 +69,7 @@ class MpiEngine(Engine):
     kind = "mpi"
 
     def __init__(
-        self, comm: MPI.Intracomm | None = None, limit: int = 2**27, grace: float = 15.0, watch_launcher: bool = False
+        self, comm: MPI.Intracomm | None = None, limit: int = 2**20, grace: float = 15.0, watch_launcher: bool = False
     ) -> None:
         from mpi4py import MPI
 
@@ -228,9 +228,10 @@ class MpiEngine(Engine):
             self._broadcast(copies[name].reshape(-1).view(np.uint8))
         return copies
 
-    def _broadcast(self, buffer: NDArray[Any]) -> None:
-        for first in range(0, buffer.size, self._limit):
-            self._transfer(self._comm.Ibcast(buffer[first : first + self._limit], root=0))
+    def _broadcast(self, buffer: NDArray[np.uint8]) -> None:
+        size = 8 * self._limit
+        for first in range(0, buffer.size, size):
+            self._transfer(self._comm.Ibcast(buffer[first : first + size], root=0))
 
     # --- sums ------------------------------------------------------------------------------------------------
 

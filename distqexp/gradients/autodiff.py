@@ -58,9 +58,10 @@ class UnitGradients:
         with np.errstate(all="ignore"):  # a warning would tell of the data
             sums, finite = sum_by_unit(batches, self._record_vectors)
         rows = np.zeros((max(self.micro_batch, len(sums)), self.whitening.k))
-        rows[: len(sums)] = np.where(finite[:, None], sums, 0.0)
-        rows = self.whitening.whiten(torch.from_numpy(rows).to(self.network.device)).cpu().numpy()
-        vectors = rows[: len(sums)]
+        np.copyto(rows[: len(sums)], sums, where=finite[:, None])
+        units = len(sums)
+        del sums  # as long as the rows: of a large sketch there is room for few of these at once
+        vectors = self.whitening.whiten(torch.from_numpy(rows).to(self.network.device)).cpu().numpy()[:units]
         return vectors, finite & np.isfinite(vectors).all(axis=1)
 
     def curvature_factors(self, records: Records) -> torch.Tensor:
@@ -111,9 +112,10 @@ class UnitGradients:
         good = torch.isfinite(gradients).all(dim=1) | ~present
         # `where` before any product, so that no NaN or infinity reaches a neighbour or survives a zero factor.
         gradients = torch.where((good & present)[:, None], gradients, 0.0)
-        vectors = self.whitening.project(gradients).cpu().numpy()
-        finite = good.cpu().numpy() & np.isfinite(vectors).all(axis=1)
-        return np.where(finite[:, None], vectors, 0.0)[:count], finite[:count]
+        vectors = self.whitening.project(gradients)[:count].cpu().numpy()
+        finite = good[:count].cpu().numpy() & np.isfinite(vectors).all(axis=1)
+        np.copyto(vectors, 0.0, where=~finite[:, None])
+        return vectors, finite
 
     def _prepared(
         self, inputs: torch.Tensor, targets: torch.Tensor, views: int | None

@@ -50,7 +50,11 @@ class Sketcher:
 
     def sketch(self, batches: Iterable[Batch]) -> IntegerArray:
         """Return the sum over the units of one piece, int64 (k,) or (k + 3,), which wraps modulo 2^64. Private."""
-        return np.sum([part.sum(axis=0, dtype=np.int64) for part in self._integers(batches)], axis=0, dtype=np.int64)
+        total: IntegerArray | None = None
+        for integers in self._integers(batches):
+            part = integers.sum(axis=0, dtype=np.int64)
+            total = part if total is None else np.add(total, part, out=total)
+        return require_records(total)
 
     def unit_integers(self, batches: Iterable[Batch]) -> IntegerArray:
         """Return the integers of each unit, int64 (units, k) or (units, k + 3). Private."""
@@ -64,9 +68,12 @@ class Sketcher:
         counts = None if watch is None else self._counts(watch, vectors, finite)
         for first in range(0, len(vectors), size):
             part = slice(first, first + size)
-            clipped = clip_units(vectors[part], finite[part], self.clip)
-            integers = round_to_grid(clipped, self.step, self.clip_integer)
-            yield integers if counts is None else np.concatenate([integers, counts[part]], axis=1)
+            # Without names, which would keep these arrays while the next ones are made.
+            yield self._rounded(vectors[part], finite[part], None if counts is None else counts[part])
+
+    def _rounded(self, vectors: FloatArray, finite: BoolArray, counts: IntegerArray | None) -> IntegerArray:
+        integers = round_to_grid(clip_units(vectors, finite, self.clip), self.step, self.clip_integer)
+        return integers if counts is None else np.concatenate([integers, counts], axis=1)
 
     def _counts(self, watch: Watch, vectors: FloatArray, finite: BoolArray) -> IntegerArray:
         with np.errstate(all="ignore"):  # a warning would tell of the data
@@ -124,6 +131,12 @@ class BatchSketcher:
                 watch = self.counters.watch()
                 watch.see((records, unit))
                 counts += watch.counts(good, weights < 1).sum(axis=0)
-        if total is None:
-            raise UsageError("piece: no records; expected at least one")
+        total = require_records(total)
         return np.concatenate([total, counts]) if self.counters else total
+
+
+def require_records(total: IntegerArray | None) -> IntegerArray:
+    """Return the sum over a piece. Raises UsageError where it is None, as the piece had no records."""
+    if total is None:
+        raise UsageError("piece: no records; expected at least one")
+    return total

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Sketch
 from distqexp.engines.base import Control, Engine
-from distqexp.engines.collectives import arrays_from_root
+from distqexp.engines.collectives import on_root_only
 from distqexp.errors import FileContentError, RecordsChangedError, StoppedError
 from distqexp.gradients.context import RoundContext
 from distqexp.gradients.worker import Worker
@@ -121,13 +120,14 @@ def sketch_round(
         fingerprints=shards.fingerprints,
         folder=folder,
     )
-    earlier = arrays_from_root(engine, lambda: _earlier_pieces(plan, work))
-    work = dataclasses.replace(work, attempt=int(earlier["attempt"][0]))
-    numbers = [int(item) for item in earlier["missing"]]
-    fresh = engine.sum(partial(_sketch_pieces, work=work), work.context.worker, numbers)
-    if not engine.is_root:
+    earlier = on_root_only(engine, lambda: _earlier_pieces(plan, work))
+    numbers = engine.broadcast_arrays(earlier and {"attempt": np.array([earlier.attempt]), "missing": earlier.missing})
+    work = dataclasses.replace(work, attempt=int(numbers["attempt"][0]))
+    missing = [int(item) for item in numbers["missing"]]
+    fresh = engine.sum(partial(_sketch_pieces, work=work), work.context.worker, missing)
+    if earlier is None or fresh is None:
         return None
-    return earlier["sums"] if fresh is None else earlier["sums"] + fresh
+    return fresh if earlier.sums is None else earlier.sums + fresh
 
 
 def _sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, work: SketchWork) -> IntegerArray:
@@ -139,7 +139,7 @@ def _sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, wo
 def _sum_of_pieces(worker: Worker, chunk: Sequence[int], control: Control, work: SketchWork) -> IntegerArray:
     context = work.context.on(worker)
     sketcher = sketcher_of(context, work.state)
-    total = np.zeros(work.width, dtype=np.int64)
+    total: IntegerArray | None = None
     count = 0
     for source in range(len(context.sources)):
         numbers = [i for i, piece in enumerate(context.pieces) if piece[0] == source]
@@ -166,8 +166,8 @@ def _sum_of_pieces(worker: Worker, chunk: Sequence[int], control: Control, work:
                 save(sums, mask)
                 last_save = time.monotonic()
         save(sums, mask)
-        total += sums
-    return total
+        total = sums if total is None else total + sums
+    return np.zeros(work.width, dtype=np.int64) if total is None else total
 
 
 def whole_sketch(
@@ -213,9 +213,23 @@ def _save(work: SketchWork, source: int, path: Path, sums: IntegerArray, mask: B
     ).write(path)
 
 
-def _earlier_pieces(plan: Plan, work: SketchWork) -> dict[str, npt.NDArray[Any]]:
-    """The sums of finished pieces in earlier files, the numbers of the pieces still missing, and the number of this attempt."""
-    sums = np.zeros(work.width, dtype=np.int64)
+class _Earlier(NamedTuple):
+    """What earlier files hold.
+
+    Attributes:
+        sums: int64 (width,), the sums of the finished pieces, private and for the root alone; None where there are none.
+        missing: int64, the numbers of the pieces that are still missing.
+        attempt: The number of this attempt.
+    """
+
+    sums: IntegerArray | None
+    missing: IntegerArray
+    attempt: int
+
+
+def _earlier_pieces(plan: Plan, work: SketchWork) -> _Earlier:
+    """Read the files of earlier attempts."""
+    sums: IntegerArray | None = None
     attempt = 0
     finished = np.zeros(len(work.context.pieces), dtype=np.bool_)
     owner = np.array([piece[0] for piece in work.context.pieces], dtype=np.int64)
@@ -235,5 +249,5 @@ def _earlier_pieces(plan: Plan, work: SketchWork) -> dict[str, npt.NDArray[Any]]
                 f"{path}: its pieces are not this plan's or stand in another file too; delete the file"
             )
         finished[pieces] |= sketch.done
-        sums += sketch.sums
-    return {"sums": sums, "missing": np.flatnonzero(~finished).astype(np.int64), "attempt": np.array([attempt])}
+        sums = sketch.sums if sums is None else sums + sketch.sums
+    return _Earlier(sums, np.flatnonzero(~finished).astype(np.int64), attempt)

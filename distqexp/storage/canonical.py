@@ -20,9 +20,9 @@ def canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def array_bytes(array: npt.NDArray[Any]) -> bytes:
-    """Return the entries of a boolean or numeric array as little-endian bytes in C order."""
-    return np.ascontiguousarray(array, dtype=portable_type(array.dtype)).tobytes()
+def array_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """Return the entries of a boolean or numeric array as little-endian bytes in C order, shared where possible."""
+    return np.ascontiguousarray(array, dtype=portable_type(array.dtype)).reshape(-1).view(np.uint8).data
 
 
 def array_digest(array: npt.NDArray[Any]) -> str:
@@ -32,8 +32,7 @@ def array_digest(array: npt.NDArray[Any]) -> str:
     """
     label = canonical_json([portable_type(array.dtype).str, list(array.shape)])
     digest = hashlib.sha256(label + b"\n")
-    whole = np.ascontiguousarray(array, dtype=portable_type(array.dtype))
-    digest.update(whole.reshape(-1).view(np.uint8).data)  # in place: parameters may take gigabytes
+    digest.update(array_bytes(array))
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from scipy.linalg import hadamard
 
 from distqexp.errors import UsageError
 from distqexp.geometry.philox import raw_words, stream_key
-from distqexp.geometry.subspaces import Subspace, dense, make_subspace, srht
+from distqexp.geometry.subspaces import Subspace, dense, make_subspace, sjlt, srht
 
 RANDOM_KINDS = ("gaussian", "rademacher", "sjlt", "srht")
 
@@ -178,6 +178,12 @@ def test_the_block_size_changes_no_entry(kind: str, monkeypatch: pytest.MonkeyPa
         seen.append(np.stack([subspace.lift(unit) for unit in np.eye(9)]))  # one nonzero: entries as they are
     assert np.array_equal(seen[0], seen[1])
     assert np.array_equal(seen[0], seen[2])
+
+
+def test_the_rows_that_are_made_at_a_time_change_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Case("sjlt", 301, 7, 3).make().project(torch.eye(301))
+    monkeypatch.setattr(sjlt, "ROWS_AT_ONCE", 13)
+    assert torch.equal(Case("sjlt", 301, 7, 3).make().project(torch.eye(301)), whole)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])

@@ -182,6 +182,20 @@ def test_the_scaling_benchmark_runs_small(checkout: Path) -> None:
     assert sorted(path.name for path in (checkout / "runs" / "scaling").iterdir()) == ["scaling.json", "scaling.png"]
 
 
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_benchmark_of_large_sketches_runs_small(checkout: Path) -> None:
+    find_mpirun()
+    [command] = [block for block in blocks("scripts/README.md", "sh") if "large_sketches.py" in block]
+    run_shell(command, checkout, {"PYTHONPATH": str(REPOSITORY)})
+    found = json.loads((checkout / "runs" / "large" / "large-sketches.json").read_text("utf-8"))
+    assert found["equal to serial"] is True
+    assert len(found["baseline"]) == len(found["above"]) == found["ranks"] == 2
+    assert min(found["baseline"]) > 100  # torch alone
+    assert all(0 < above < 200 for above in found["above"])
+    assert found["files"]["sketch"] > 2 * 8 * found["k"] / 2**20
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_lead_somewhere_and_named_files_exist(page: Path) -> None:
     text = page.read_text("utf-8")

@@ -16,9 +16,12 @@ from scipy import sparse
 
 from distqexp.errors import UsageError
 from distqexp.geometry.philox import raw_words
-from distqexp.geometry.subspaces.base import Subspace, as_float64_array
+from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.subspaces.kind import Frame, SubspaceKind
 from distqexp.kinds import SUBSPACES
+
+ROWS_AT_ONCE = 1 << 16
+"""How many rows of P are made at a time, to bound what their making takes."""
 
 
 class SparseSubspace(Subspace):
@@ -35,18 +38,24 @@ class SparseSubspace(Subspace):
         if not 1 <= nonzeros <= k:
             raise UsageError(f"subspace sjlt: nonzeros = {nonzeros}, with k = {k}; expected 1 <= nonzeros <= k")
         self.nonzeros = nonzeros
-        words = raw_words(key, 0, d * nonzeros).astype(np.uint64).reshape(d, nonzeros)
+        index = np.int32 if d * nonzeros < 2**31 else np.int64
+        columns, signs = np.empty((d, nonzeros), index), np.empty((d, nonzeros))
         edges = np.arange(nonzeros + 1, dtype=np.uint64) * np.uint64(k) // np.uint64(nonzeros)
         one, shift = np.uint64(1), np.uint64(31)
-        columns = edges[:-1] + ((words >> one) * np.diff(edges) >> shift)  # the upper 31 bits choose the column
-        signs = np.where(words & one, 1.0, -1.0)  # the lowest bit chooses the sign
-        self._signs = sparse.csr_array(
-            (signs.ravel(), columns.astype(np.int64).ravel(), np.arange(d + 1, dtype=np.int64) * nonzeros), shape=(d, k)
-        )
+        for first in range(0, d, ROWS_AT_ONCE):
+            part = slice(first, min(first + ROWS_AT_ONCE, d))
+            count = (part.stop - first) * nonzeros
+            words = raw_words(key, first * nonzeros, count).astype(np.uint64).reshape(-1, nonzeros)
+            # The upper 31 bits choose the column.
+            columns[part] = edges[:-1] + ((words >> one) * np.diff(edges) >> shift)
+            signs[part] = np.where(words & one, 1.0, -1.0)  # the lowest bit chooses the sign
+        ends = np.arange(0, d * nonzeros + 1, nonzeros, dtype=index)
+        self._signs = sparse.csr_array((signs.ravel(), columns.ravel(), ends), shape=(d, k))
 
     def _project(self, gradients: torch.Tensor) -> torch.Tensor:
-        sums = self._signs.T @ np.ascontiguousarray(as_float64_array(gradients).T)
-        rows = np.ascontiguousarray(sums.T)
+        # One copy alone, as gradients may be as long as all memory that is left.
+        columns = gradients.cpu().T.to(torch.float64, memory_format=torch.contiguous_format, copy=True).numpy()
+        rows = np.ascontiguousarray((self._signs.T @ columns).T)
         rows /= math.sqrt(self.nonzeros)
         return torch.from_numpy(rows).to(gradients.device)
 

@@ -1,0 +1,139 @@
+"""Measure what a large sketch takes: each rank's memory above its imports, files, and the share of the sum in the time.
+
+    python scripts/large_sketches.py --out runs/large                                    # 2 ranks, k = 100,000
+    python scripts/large_sketches.py --out runs/large --ranks 4 --k 10000000 --micro-batch 1 --identity --serial
+
+The task is that of ``scaling.py``, generated, with as many parameters as coordinates. A rank's baseline is what it holds
+after the imports of a run, and ``above`` the peak of a run of ``python -m distqexp.fit`` less that. With ``--serial`` the
+releases are compared with those of one process without MPI, byte by byte. Noise is from a seed: nothing here is private.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling import Bench, Case, default_launcher, write_task
+
+MEBI = 2**20
+KINDS = ("plan", "sketch", "quadratic", "release", "model")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left: the memory of each rank, the seconds of its stages, the bytes of its files, its releases' SHA-256."""
+
+    memories: list[dict[str, int]]
+    seconds: dict[str, float]
+    files: dict[str, int]
+    digest: str
+
+
+def resident(name: str) -> int:
+    """This process's memory in bytes: VmRSS is what it holds now, VmHWM the most that it ever held."""
+    text = Path("/proc/self/status").read_text("ascii")
+    return 1024 * next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name}:"))
+
+
+def as_rank(folder: Path, arguments: Sequence[str]) -> int:
+    """Run the main job in this process and leave its memory in ``folder``."""
+    import torch
+    from torch.func import grad, vmap
+
+    from distqexp import fit
+    from distqexp.engines.launcher import launched_size
+
+    if launched_size(os.environ) is not None:
+        from mpi4py import MPI  # noqa: F401
+    vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of this at its first use
+    baseline = resident("VmRSS")
+    code = fit.main([*arguments])
+    memory = {"baseline": baseline, "peak": resident("VmHWM")}
+    (folder / f"memory-{os.getpid()}.json").write_text(json.dumps(memory), "utf-8")
+    return code
+
+
+def run(bench: Bench, ranks: int, settings: Sequence[str]) -> Run:
+    """One run of the task under the launcher of ``bench``."""
+    out = bench.folder / "run"
+    arguments = [
+        *(__file__, "--rank", str(bench.folder), str(bench.folder / "task.toml"), "--out", str(out), "--json"),
+        *("--insecure-noise-seed", "7", *(word for setting in settings for word in ("--set", setting))),
+    ]
+    seconds = bench.launch(ranks, arguments)["seconds"]
+    found = sorted(bench.folder.glob("memory-*.json"))
+    memories = [json.loads(path.read_text("utf-8")) for path in found]
+    files = {kind: sum(path.stat().st_size for path in out.glob(f"{kind}*")) for kind in KINDS}
+    digest = hashlib.sha256()
+    for path in sorted(out.glob("release-*.h5")):
+        digest.update(path.read_bytes())
+    for path in found:
+        path.unlink()
+    shutil.rmtree(out)
+    return Run(memories, seconds, files, digest.hexdigest())
+
+
+def settings_of(case: Case, micro_batch: int | None, identity: bool) -> list[str]:
+    """What the case and the options change in the task."""
+    changes = [*case.overrides, "output.keep_sketches=true"]
+    if identity:
+        changes = [change for change in changes if not change.startswith("subspace.")] + ["subspace.kind=identity"]
+    return changes + ([] if micro_batch is None else [f"engine.micro_batch={micro_batch}"])
+
+
+def report(case: Case, found: Run, one_sum: float) -> dict[str, Any]:
+    """The figures of a run: memory and files in MiB."""
+    return {
+        **asdict(case),
+        "baseline": [round(memory["baseline"] / MEBI) for memory in found.memories],
+        "above": [round((memory["peak"] - memory["baseline"]) / MEBI) for memory in found.memories],
+        "all ranks together": round(sum(memory["peak"] for memory in found.memories) / MEBI),
+        "seconds": found.seconds,
+        "one sum": one_sum,
+        "share of the sum": one_sum / sum(found.seconds.values()),
+        "files": {kind: size / MEBI for kind, size in found.files.items()},
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    if sys.argv[1:2] == ["--rank"]:
+        sys.exit(as_rank(Path(sys.argv[2]), sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for large-sketches.json")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--k", type=int, default=100_000)
+    parser.add_argument("--records", type=int, default=128)
+    parser.add_argument("--micro-batch", type=int, help="default: that of scaling.py, 4 from k = 500,000 on")
+    parser.add_argument(
+        "--identity", action="store_true", help="all parameters, in place of a random subspace of as many"
+    )
+    parser.add_argument("--serial", action="store_true", help="compare the releases with those of one process")
+    parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    case = Case("large", options.ranks, options.records, options.k)
+    settings = settings_of(case, options.micro_batch, options.identity)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        bench = Bench(Path(folder).resolve(), options.launcher)
+        write_task(bench.folder, options.records)
+        large = run(bench, case.ranks, settings)
+        found = report(case, large, bench.parts(case.ranks, [case.k])[case.k]["sum"])
+        if options.serial:
+            bench.launcher = ""
+            found["equal to serial"] = run(bench, 1, settings).digest == large.digest
+    (options.out / "large-sketches.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
