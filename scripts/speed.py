@@ -108,7 +108,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     """The work of a process of its own: write the plans, or measure the seconds or the memory of some ways."""
     for message in ("Full backward hook is firing", "There is a performance drop"):
         warnings.filterwarnings("ignore", message=message)
-    from benchmarks.passes import CASES, GEOMETRIES, Prepared, make_pass
+    from benchmarks.passes import CASES, GEOMETRIES, PCA, Prepared, make_pass
 
     from distqexp.engines.threads import pin_threads
 
@@ -116,8 +116,10 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     case = CASES[options.models[0]]
     prepared = Prepared(case, options.batch or case.batch, options.out, options.threads)
     if options.child == "prepare":
-        prepared.write()
-        plans = {way: prepared.plan(way) for way in GEOMETRIES}
+        # The records of the other ways come from the first plan.
+        made = [way for way in GEOMETRIES if way in {PCA, *options.ways}]
+        prepared.write(made)
+        plans = {way: prepared.plan(way) for way in made}
         return {"parameters": next(iter(plans.values())).d, "k": {way: plan.k for way, plan in plans.items()}}
     passes = {way: make_pass(way, prepared) for way in options.ways}
     if options.child == "memory":
