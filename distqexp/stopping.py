@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from distqexp.errors import StoppedError
 
@@ -71,6 +72,20 @@ def leave_in_time() -> None:
     _early.install()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_leave, args=(reader,), name="distqexp-stop", daemon=True).start()
+
+
+def end(code: int) -> NoReturn:
+    """End a command's process with this exit code, whatever signal still comes. After a stop, at once: nothing waits for other ranks.
+
+    Python gives the signals back to the kernel before it ends, and ranks whose launcher ends them at another's exit would die of one.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if code == StoppedError.exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _leave(reader: int) -> None:

@@ -5,7 +5,7 @@
 Each stop is a real run of ``python -m distqexp.fit`` under mpirun, on the digits task with a small network and seeded noise. SIGTERM goes
 to one rank, to all of them (as Slurm sends it) or, with ``--whom launcher``, to mpirun. The instant is a seeded share of a stage's length
 in the undisturbed run, counted from when that stage begins. A stop is good when mpirun ends with 75 within ten seconds, and ``--resume``
-gives the same bytes and one charge a round.
+gives the same bytes and one charge a round. A run that was all done when the signal came ends with 0.
 """
 
 from __future__ import annotations
@@ -70,13 +70,15 @@ class Stop:
     code: int
     left: list[str]
     lines: list[str]
+    whole: bool
     same: bool = False
     charges: int = 0
 
     @property
     def good(self) -> bool:
-        """Whether it ended in time with 75, and its resumed run as the undisturbed one."""
-        return self.code == 75 and self.seconds <= LIMIT and self.same and self.charges == ROUNDS
+        """Whether it ended in time with 75 (or was all done, with 0), and its resumed run as the undisturbed one."""
+        code = self.code == 75 or (self.code == 0 and self.whole)
+        return code and self.seconds <= LIMIT and self.same and self.charges == ROUNDS
 
     def words(self) -> str:
         """One line."""
@@ -220,7 +222,8 @@ def stop(
     until = time.monotonic() + 20
     while running.ranks() and time.monotonic() < until:
         time.sleep(0.05)
-    return Stop(stage, round, share, whom, seconds, code, left, lines)
+    whole = (out / "report.json").exists() and content(out) == content(out.with_name("undisturbed"))
+    return Stop(stage, round, share, whom, seconds, code, left, lines, whole)
 
 
 RESUME = """
