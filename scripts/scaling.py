@@ -270,6 +270,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for scaling.json and scaling.png")
     parser.add_argument("--ranks", type=int, nargs="+", help="default: 1 2 64, and 1 2 with --quick")
     parser.add_argument("--quick", action="store_true", help="small cases, no speed-ups")
+    parser.add_argument("--only", choices=("cases", "speed-ups"), help="one half of the study")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each case, and pairs of each speed-up")
     parser.add_argument("--launcher", default=_default_launcher(), help="such as 'srun -n {ranks}'")
     parser.add_argument("--measure", type=int, nargs="+", metavar="K", help=argparse.SUPPRESS)
@@ -288,7 +289,8 @@ def main() -> None:
         if not options.quick:
             results |= speed_ups(bench, options.repeats)
     (options.out / "scaling.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    plot(results, options.out / "scaling.png")
+    if "cases" in results:
+        plot(results, options.out / "scaling.png")
 
 
 if __name__ == "__main__":

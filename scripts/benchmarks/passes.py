@@ -45,17 +45,21 @@ class Case:
     directions: int = 64
 
 
-GPT2 = {"width": 768, "layers": 12, "heads": 12, "outputs": OUTPUTS}
-"""The blocks of a small GPT-2: 85 million parameters."""
+WIDE = {"width": 768, "layers": 6, "heads": 12, "outputs": OUTPUTS}
+"""Six blocks as wide as those of a small GPT-2."""
 
 CASES = {
     case.name: case
     for case in (
         Case("cnn", "distqexp.problem.models:cnn", (1, 28, 28), 512, {"outputs": OUTPUTS}),
         Case("mlp", "distqexp.problem.models:mlp", (784,), 256, {"inputs": 784, "outputs": OUTPUTS, "hidden": [512, 512]}),
+        Case(
+            "mlp-large-k", "distqexp.problem.models:mlp", (784,), 256,
+            {"inputs": 784, "outputs": OUTPUTS, "hidden": [512, 512]}, directions=512,
+        ),
         Case("encoder", "benchmarks.models:encoder", (128, 256), 16, {"outputs": OUTPUTS}),
         Case("encoder-large-k", "benchmarks.models:encoder", (128, 256), 16, {"outputs": OUTPUTS}, directions=160),
-        Case("gpt2-large-k", "benchmarks.models:encoder", (128, 768), 4, GPT2, directions=128),
+        Case("wide-large-k", "benchmarks.models:encoder", (128, 768), 8, WIDE, directions=160),
     )
 }  # fmt: skip
 
