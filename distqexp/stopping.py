@@ -7,10 +7,12 @@ comes within PATIENCE leaves all the same: a kill at any instant is survived, an
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,7 +20,7 @@ from distqexp.errors import StoppedError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOPPED = "stopped on request; run the same command with --resume"
-PATIENCE = 6.0
+PATIENCE = 5.0
 """Seconds that a command has for its next checkpoint after a signal; those that signal wait for ten and more."""
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """What launchers call the number of a process."""
@@ -91,7 +93,13 @@ def end(code: int) -> NoReturn:
 def _leave(reader: int) -> None:
     while not set(os.read(reader, 64)) & set(STOP_SIGNALS):
         pass
-    # The first process prints the line and ends, and its launcher ends the others before they do the same.
-    time.sleep(PATIENCE if all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES) else PATIENCE + 1.0)
+    time.sleep(PATIENCE)
+    if any(os.environ.get(name, "0") != "0" for name in RANK_VARIABLES):
+        # The first process says why and ends, and its launcher signals to the others before they say the same.
+        os.set_blocking(reader, False)
+        with suppress(BlockingIOError):
+            os.read(reader, 64)
+        if select.select([reader], [], [], 1.0)[0]:
+            os._exit(StoppedError.exit_code)
     os.write(2, f"distqexp: {STOPPED}\n".encode())
     os._exit(StoppedError.exit_code)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROUNDS, SEED, LIMIT = 3, "7", 10.0
+END = "end"
 STAGES = ("start", "plan", "sketch", "release", "export")
 WHOM = ("one rank", "all ranks")
 
@@ -119,8 +120,8 @@ class Job:
             ended = self.process.poll() is not None
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
             for event in map(json.loads, lines[seen:]):
-                if event["share"] == 0.0:
-                    yield Event(event["stage"], event["round"], self.elapsed())
+                if event["share"] == 0.0 or (event["stage"], event["share"]) == ("export", 1.0):
+                    yield Event(event["stage"] if event["share"] == 0.0 else END, event["round"], self.elapsed())
             seen = len(lines)
             if ended:
                 return
@@ -244,7 +245,7 @@ def resume(folder: Path, options: argparse.Namespace) -> bool:
     settings = "|".join(["--insecure-noise-seed", SEED, *(word for setting in SETTINGS for word in ("--set", setting))])
     environ, codes = dict(os.environ, OMP_NUM_THREADS="1", TMPDIR=tempfile.mkdtemp(prefix="mpi-")), []
     for ranks, first in ((options.ranks, 0), (1, 1)):
-        outs = [str(folder / str(number)) for number in range(first, options.stops, 2)]
+        outs = [str(folder / str(number)) for number in range(options.first + first, options.first + options.stops, 2)]
         command = [_mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable, "-c", RESUME]
         codes.append(
             subprocess.run([*command, settings, *outs], env=environ, stdout=subprocess.DEVNULL, check=False).returncode
@@ -268,6 +269,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for stops.json")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first stop, which says where and when it comes"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
         "--whom", nargs="+", choices=(*WHOM, "launcher"), default=list(WHOM), help="who gets the signal, in turn"
@@ -281,13 +285,13 @@ def main() -> None:
             "undisturbed: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in _totals(lengths)), flush=True
         )
         found: list[Stop] = []
-        for number in range(options.stops):
+        for number in range(options.first, options.first + options.stops):
             stage = options.stages[number % len(options.stages)]
             whom = options.whom[number // len(options.stages) % len(options.whom)]
             found.append(stop(folder / str(number), options.ranks, stage, whom, number, lengths))
             print(found[-1].words(), flush=True)
         found = (
-            [resumed(one, folder / str(number)) for number, one in enumerate(found)]
+            [resumed(one, folder / str(number)) for number, one in enumerate(found, options.first)]
             if resume(folder, options)
             else found
         )
