@@ -282,11 +282,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         bench = Bench(Path(folder).resolve(), options.launcher)
         ranks = options.ranks or ([1, 2] if options.quick else [1, 2, 64])
-        results = {
-            "cores": len(os.sched_getaffinity(0)),
-            **run_cases(bench, cases(ranks, options.quick), options.repeats),
-        }
-        if not options.quick:
+        results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+        if options.only != "speed-ups":
+            results |= run_cases(bench, cases(ranks, options.quick), options.repeats)
+        if options.only != "cases" and not options.quick:
             results |= speed_ups(bench, options.repeats)
     (options.out / "scaling.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     if "cases" in results:
