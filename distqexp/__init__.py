@@ -46,3 +46,7 @@ def _tell_interruption(kind: type[BaseException], error: BaseException, place: A
 # ``python -m`` puts its own name in the place of the module's until it has found that, in this package and no other.
 if sys.argv[:1] == ["-m"] or os.path.basename((sys.argv or [""])[0]) == "distqexp":
     sys.excepthook = _tell_interruption
+    if "distqexp.fit" in sys.orig_argv or sys.argv[1:2] == ["fit"]:
+        from distqexp.stopping import leave_in_time
+
+        leave_in_time()

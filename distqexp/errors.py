@@ -59,7 +59,7 @@ class StorageError(DistqexpError):
 
 
 class StoppedError(DistqexpError):
-    """A run that stopped on request after a checkpoint: queue the job again with ``--resume`` (exit code 75)."""
+    """A run that stopped on request: queue the job again with ``--resume`` (exit code 75)."""
 
     exit_code = 75
 

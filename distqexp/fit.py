@@ -24,6 +24,7 @@ from distqexp.errors import UsageError
 from distqexp.report.progress import Progress
 from distqexp.stages.room import make_room, require_run
 from distqexp.stages.rounds import run
+from distqexp.stopping import end
 
 _USUAL = Path("config.toml")
 """What init calls a config."""
@@ -127,4 +128,4 @@ class _CallableModule(ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

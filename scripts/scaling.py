@@ -4,9 +4,9 @@
     python scripts/scaling.py --out runs/scaling --quick    # a minute, to see that it works
 
 Every case is a real run of ``python -m distqexp.fit`` under the launcher. Beside it, on as many ranks, one sum of ready
-vectors (k,) and the files of a round are timed; ``compute`` is what they leave of the sketch stage. With DISTQEXP_DATA set,
-the speed-up of two ranks over one on the MNIST task is measured too, with the two alternating within this one run. Ranks
-beyond the machine's cores share them; in that case look only at the sums.
+vectors (k,) and the files of a round are timed; ``compute`` is what they leave of the sketch stage. The speed-up of two ranks
+over one is measured on a transformer and, with DISTQEXP_DATA set, on the MNIST task, and two Dask workers against two ranks, all in
+runs that alternate. Ranks beyond the machine's cores share them; in that case look at the sums and at seconds of the processor.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.speed_ups import dask_and_mpi, interval, speed_up, write_encoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CLOCK = REPOSITORY / "scripts" / "benchmarks" / "stage_clock.py"
 INPUTS, OUTPUTS = 64, 10
 
 TASK = f"""
@@ -104,24 +106,33 @@ class Bench:
         self.runs = 0
 
     def launch(self, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
-        """The JSON object that is the last line of standard output. Ends the script when the command fails."""
+        """The JSON object that is the last line of standard output. Ends the script when the command fails. 0 ranks: no launcher."""
         self.runs += 1
-        environ = dict(os.environ, OMP_NUM_THREADS="1", DISTQEXP_LEDGER=str(self.folder / f"ledger-{self.runs}.sqlite"))
-        command = [*shlex.split(self.launcher.format(ranks=ranks)), sys.executable, *arguments]
+        paths = [str(CLOCK.parents[1]), os.environ.get("PYTHONPATH", "")]  # of the benchmarks' models
+        environ = dict(
+            os.environ, OMP_NUM_THREADS="1", DISTQEXP_LEDGER=str(self.folder / f"ledger-{self.runs}.sqlite"),
+            PYTHONPATH=os.pathsep.join(filter(None, paths)),
+        )  # fmt: skip
+        launcher = shlex.split(self.launcher.format(ranks=ranks)) if ranks else []
+        command = [*launcher, sys.executable, *arguments]
         done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr}")
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
-    def fit(self, ranks: int, config: Path, overrides: Sequence[str]) -> dict[str, float]:
-        """Seconds of each stage of one run."""
-        out = self.folder / f"run-{self.runs}"
+    def fit(self, ranks: int, config: Path, overrides: Sequence[str]) -> dict[str, Any]:
+        """One run: seconds of each stage; of the sketch stage by the clock, and the processor's of the process that took most."""
+        out, clocks = self.folder / f"run-{self.runs}", self.folder / "clocks"
+        clocks.mkdir()
         settings = [word for override in overrides for word in ("--set", override)]
-        arguments = ["-m", "distqexp.fit", str(config), "--out", str(out), "--json", *settings]
-        seconds: dict[str, float] = self.launch(ranks, arguments)["seconds"]
+        arguments = [str(CLOCK), str(clocks), str(config), "--out", str(out), "--json", *settings]
+        seconds = self.launch(ranks, arguments)["seconds"]
+        found = [json.loads(path.read_text("utf-8")) for path in clocks.iterdir()]
         shutil.rmtree(out)
-        return seconds
+        shutil.rmtree(clocks)
+        busiest = max(taken for one in found for taken in one["processor"])
+        return {"stages": seconds, "clock": max(one["clock"] for one in found), "processor": busiest}
 
     def parts(self, ranks: int, sizes: Sequence[int]) -> dict[int, dict[str, float]]:
         """Seconds of one sum and of the files of a round, for each k, on so many ranks."""
@@ -177,37 +188,43 @@ def write_task(folder: Path, count: int) -> None:
         file["target"] = generator.integers(0, OUTPUTS, count)
 
 
-def run_cases(bench: Bench, todo: Sequence[Case]) -> dict[str, Any]:
+def run_cases(bench: Bench, todo: Sequence[Case], repeats: int) -> dict[str, Any]:
     """Every case with its stages' seconds and their split; the sums and files of every k on every number of ranks."""
     write_task(bench.folder, max(case.records for case in todo))
+    config = bench.folder / "task.toml"
     sizes = sorted({case.k for case in todo})
     parts = {ranks: bench.parts(ranks, sizes) for ranks in sorted({case.ranks for case in todo})}
     found = []
     for case in todo:
-        stages = bench.fit(case.ranks, bench.folder / "task.toml", case.overrides)
+        # Those of the k series look at sums and files alone: once is enough.
+        runs = [bench.fit(case.ranks, config, case.overrides) for _ in range(1 if case.series == "k" else repeats)]
         part = parts[case.ranks][case.k]
+        stages = {name: statistics.median(run["stages"][name] for run in runs) for name in runs[0]["stages"]}
         split = {
             "compute": max(stages["sketch"] - part["sum"] - part["sketch file"], 0.0),
             "sum": part["sum"],
             "files": part["sketch file"] + part["root files"],
         }
-        found.append({**asdict(case), "stages": stages, "split": split})
+        took = {what: [run[what] for run in runs] for what in ("clock", "processor")}
+        found.append({**asdict(case), "stages": stages, "split": split, **took})
         print(f"{case.series}: {case.ranks} ranks, {case.records} records, k = {case.k}: {_words(split)}", flush=True)
     return {"cases": found, "parts": [{"ranks": n, "k": k, **part} for n in parts for k, part in parts[n].items()]}
 
 
-def mnist_speed_up(bench: Bench, repeats: int = 5) -> dict[str, Any]:
-    """Two ranks against one, one thread each: the median ratio of the sketch stage's seconds, alternating."""
-    config = REPOSITORY / "configs" / "mnist-rotated.toml"
-    overrides = ["model.pretrain.epochs=0", "engine.threads=1"]  # gradients of untrained weights take as long
-    pairs = [[bench.fit(ranks, config, overrides)["sketch"] for ranks in (1, 2)] for _ in range(repeats)]
-    ratio = statistics.median(one / two for one, two in pairs)
-    print(f"MNIST task, 2 ranks against 1: {ratio:.2f} times as fast (median of {repeats})", flush=True)
-    return {"sketch_seconds_1_and_2_ranks": pairs, "speed_up": ratio}
+def speed_ups(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Two ranks against one on a transformer and, with DISTQEXP_DATA, on the MNIST task; a Dask cluster against ranks."""
+    threads = ["engine.threads=1"]
+    encoder = write_encoder(bench.folder)
+    found = [speed_up("transformer", bench.fit, encoder, threads, repeats)]
+    if "DISTQEXP_DATA" in os.environ:
+        # Gradients of untrained weights take as long.
+        mnist, overrides = REPOSITORY / "configs" / "mnist-rotated.toml", ["model.pretrain.epochs=0", *threads]
+        found.append(speed_up("CNN on MNIST", bench.fit, mnist, overrides, repeats))
+    return {"speed_ups": found, "dask": dask_and_mpi(bench.fit, encoder, repeats)}
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Three panels: seconds by ranks at fixed and at growing work, stacked; seconds by k."""
+    """Three panels: seconds of the sketch stage by ranks at fixed and at growing work, with 95 % intervals; seconds by k."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -216,13 +233,17 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for axis, series in zip(axes, ("fixed work", "growing work"), strict=False):
         chosen = [case for case in results["cases"] if case["series"] == series]
-        names, bottom = [str(case["ranks"]) for case in chosen], np.zeros(len(chosen))
-        for part in ("compute", "sum", "files"):
-            heights = np.array([case["split"][part] for case in chosen])
-            axis.bar(names, heights, bottom=bottom, label=part)
-            bottom += heights
-        axis.set(title=f"{series}, k = {chosen[0]['k']:,}", xlabel="ranks", ylabel="seconds")
-        axis.legend()
+        ranks = [case["ranks"] for case in chosen]
+        for what, label in (("processor", "processor, busiest rank"), ("clock", "clock")):
+            found = [interval(case[what]) for case in chosen]
+            means, halves = [one["mean"] for one in found], [one["half_width"] for one in found]
+            axis.errorbar(ranks, means, yerr=halves, marker="o", capsize=4, label=label)
+        first = interval(chosen[0]["processor"])["mean"]
+        ideal = [first * ranks[0] / n if series == "fixed work" else first for n in ranks]
+        axis.plot(ranks, ideal, "k:", label="all divided")
+        axis.set_xticks(ranks)
+        axis.set(title=f"{series}, k = {chosen[0]['k']:,}", xlabel="ranks", ylabel="seconds of the sketch stage")
+        axis.legend(fontsize="small")
     for number, ranks in enumerate(sorted({part["ranks"] for part in results["parts"]})):
         style = ("-", "--", ":", "-.")[number % 4]
         chosen = [case for case in results["cases"] if (case["series"], case["ranks"]) == ("k", ranks)]
@@ -253,7 +274,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for scaling.json and scaling.png")
     parser.add_argument("--ranks", type=int, nargs="+", help="default: 1 2 64, and 1 2 with --quick")
-    parser.add_argument("--quick", action="store_true", help="small cases, no MNIST")
+    parser.add_argument("--quick", action="store_true", help="small cases, no speed-ups")
+    parser.add_argument("--only", choices=("cases", "speed-ups"), help="one half of the study")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each case, and pairs of each speed-up")
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     parser.add_argument("--measure", type=int, nargs="+", metavar="K", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -264,11 +287,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         bench = Bench(Path(folder).resolve(), options.launcher)
         ranks = options.ranks or ([1, 2] if options.quick else [1, 2, 64])
-        results = {"cores": len(os.sched_getaffinity(0)), **run_cases(bench, cases(ranks, options.quick))}
-        if "DISTQEXP_DATA" in os.environ and not options.quick:
-            results["mnist"] = mnist_speed_up(bench)
+        results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+        if options.only != "speed-ups":
+            results |= run_cases(bench, cases(ranks, options.quick), options.repeats)
+        if options.only != "cases" and not options.quick:
+            results |= speed_ups(bench, options.repeats)
     (options.out / "scaling.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    plot(results, options.out / "scaling.png")
+    if "cases" in results:
+        plot(results, options.out / "scaling.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare one private pass with a plain forward and backward pass, Opacus and torch.func, in seconds and memory.
 
-    python scripts/speed.py --out runs/speed                # CNN, MLP and transformer encoder: a JSON file and a plot
+    python scripts/speed.py --out runs/speed                # every model: a JSON file and a plot
     python scripts/speed.py --out runs/speed --models cnn --repeats 5
 
 Every way runs the same module on the same batch of noise, on one thread. A distqexp pass whitens, clips, sums and rounds
@@ -33,16 +33,18 @@ ALONE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRI
 """Makes glibc give freed memory back at once, so that what is resident before a pass is what is in use."""
 
 
-def measure_seconds(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def measure_seconds(
+    passes: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every way, one figure a round; in a round each way has its turn."""
     seconds: dict[str, list[float]] = {way: [] for way in passes}
     for run in passes.values():
         run()
     for _ in range(repeats):
         for way, run in passes.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            seconds[way].append(time.perf_counter() - started)
+            seconds[way].append(clock() - started)
     return seconds
 
 
@@ -94,6 +96,7 @@ def _child(options: argparse.Namespace, folder: Path, model: str, ways: Sequence
     command = [
         sys.executable, __file__, "--child", what, "--out", str(folder), "--models", model, "--ways", *ways,
         "--repeats", str(options.repeats), "--batch", str(options.batch or 0), "--threads", str(options.threads),
+        *(["--processor"] if options.processor else []),
     ]  # fmt: skip
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environ = {**os.environ, **threads, **(ALONE if what == "memory" else {})}
@@ -108,7 +111,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     """The work of a process of its own: write the plans, or measure the seconds or the memory of some ways."""
     for message in ("Full backward hook is firing", "There is a performance drop"):
         warnings.filterwarnings("ignore", message=message)
-    from benchmarks.passes import CASES, GEOMETRIES, Prepared, make_pass
+    from benchmarks.passes import CASES, GEOMETRIES, PCA, Prepared, make_pass
 
     from distqexp.engines.threads import pin_threads
 
@@ -116,13 +119,16 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     case = CASES[options.models[0]]
     prepared = Prepared(case, options.batch or case.batch, options.out, options.threads)
     if options.child == "prepare":
-        prepared.write()
-        plans = {way: prepared.plan(way) for way in GEOMETRIES}
+        # The records of the other ways come from the first plan.
+        made = [way for way in GEOMETRIES if way in {PCA, *options.ways}]
+        prepared.write(made)
+        plans = {way: prepared.plan(way) for way in made}
         return {"parameters": next(iter(plans.values())).d, "k": {way: plan.k for way, plan in plans.items()}}
     passes = {way: make_pass(way, prepared) for way in options.ways}
     if options.child == "memory":
         return measure_memory(passes[options.ways[0]])
-    return {"seconds": measure_seconds(passes, options.repeats)}
+    clock = time.process_time if options.processor else time.perf_counter
+    return {"seconds": measure_seconds(passes, options.repeats, clock)}
 
 
 def run_model(options: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -180,8 +186,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="what is compared")
     parser.add_argument("--repeats", type=int, default=15, help="rounds; ratios are medians over them")
-    parser.add_argument("--batch", type=int, help="records a pass; cnn 512, mlp 256, encoder 16 when left out")
+    parser.add_argument("--batch", type=int, help="records a pass; the model's own number when left out")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--processor", action="store_true", help="seconds of the processor, for a busy machine; one thread"
+    )
     parser.add_argument("--no-memory", action="store_true", help="seconds alone")
     parser.add_argument("--child", choices=("prepare", "seconds", "memory"), help=argparse.SUPPRESS)
     options = parser.parse_args()

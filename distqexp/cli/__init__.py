@@ -13,6 +13,7 @@ import typer
 import distqexp
 from distqexp.cli import examining, ledger, looking, predicting, stages
 from distqexp.cli.options import say
+from distqexp.stopping import end
 
 __all__ = ["main", "run"]
 
@@ -52,7 +53,7 @@ app.add_typer(ledger.commands, name="ledger")
 
 def main() -> None:
     """Run the command line of this process and exit with its code: the entry point of the ``distqexp`` command."""
-    sys.exit(run(sys.argv[1:]))
+    end(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from distqexp.arrays import FloatArray, IntegerArray, NewArrays
 from distqexp.errors import DistqexpError, EngineError, StoppedError
+from distqexp.stopping import STOPPED
 
 T = TypeVar("T")
 E = TypeVar("E", bound=DistqexpError)
-
-STOPPED = "stopped on request after a checkpoint; run the same command with --resume"
 
 
 class Control:

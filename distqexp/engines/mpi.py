@@ -40,8 +40,9 @@ from distqexp.engines.base import (
     split,
     stop_error,
 )
-from distqexp.engines.watchdog import StopRequest, die_with_launcher
+from distqexp.engines.watchdog import die_with_launcher
 from distqexp.errors import DistqexpError, StoppedError
+from distqexp.stopping import StopRequest
 
 if TYPE_CHECKING:
     from mpi4py import MPI

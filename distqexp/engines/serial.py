@@ -25,8 +25,8 @@ from distqexp.engines.base import (
     reason,
     stop_error,
 )
-from distqexp.engines.watchdog import StopRequest
 from distqexp.errors import StoppedError
+from distqexp.stopping import StopRequest
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
-"""Signals that ask for a stop, and the watch that ends ranks with their launcher.
+"""The watch that ends ranks with their launcher, and what launchers pass on.
 
-What launchers pass on was measured with Open MPI 5.0.11. SIGUSR1 to mpirun reaches every rank, and mpirun ends
+The latter was measured with Open MPI 5.0.11. SIGUSR1 to mpirun reaches every rank, and mpirun ends
 with the ranks' exit code (75). SIGTERM, SIGINT or SIGHUP to mpirun reach the ranks as SIGCONT and SIGTERM, but
 SIGKILL follows half a second later, and mpirun's own exit code is 1. That is long enough for a quick checkpoint only,
 so batch scripts should turn the scheduler's warning into SIGUSR1. SIGKILL of mpirun reaches nobody.
@@ -15,10 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAUNCHERS = frozenset(
     {
         "mpirun", "mpiexec", "orterun", "prterun", "prte", "prted", "orted",
@@ -26,40 +23,6 @@ LAUNCHERS = frozenset(
     }
 )  # fmt: skip
 _PR_SET_PDEATHSIG = 1
-
-
-class StopRequest:
-    """Counts the signals SIGTERM and SIGUSR1 between ``install`` and ``restore``, which brings the old handlers back.
-
-    Handlers can be set in the main thread only: elsewhere (a notebook's worker thread) nothing is installed
-    and the count stays 0.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        """How many signals have come so far."""
-        self._old: dict[signal.Signals, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.count > 0
-
-    def install(self) -> None:
-        """Set the handlers of the signals."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in STOP_SIGNALS:
-            self._old[number] = signal.signal(number, self._note)
-
-    def restore(self) -> None:
-        """Bring the old handlers back."""
-        for number, old in self._old.items():
-            signal.signal(number, old if old is not None else signal.SIG_DFL)
-        self._old.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 def die_with_launcher(interval: float = 1.0) -> None:

@@ -116,13 +116,13 @@ class BlockGradients(RawGradients):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
         count = len(records)
-        total, weights, good = np.zeros(self.k), np.zeros(count), np.zeros(count, dtype=np.bool_)
+        total, weights, good = None, np.zeros(count), np.zeros(count, dtype=np.bool_)
         for stores, present, rows in self._passes(records):
             # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good.
             part, shares, counting = self._clipped_sum(stores, present, clip, cancellation, largest_terms)
-            total += part
+            total = part if total is None else np.add(total, part, out=total)
             weights[rows], good[rows] = shares[rows], counting[rows]
-        return total, weights, good
+        return np.zeros(self.k) if total is None else total, weights, good
 
     def _clipped_sum(
         self, stores: list[BlockStore], present: Tensor, clip: float, cancellation: float, largest_terms: int

@@ -22,7 +22,6 @@ from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch, pad_inputs
 from distqexp.gradients.by_layer import BlockGradients
 from distqexp.gradients.labels import label_noise
-from distqexp.gradients.setup import subspace_of
 from distqexp.gradients.worker import Worker
 from distqexp.problem.dataset import Dataset
 from distqexp.problem.images import Views
@@ -122,7 +121,7 @@ class RoundContext:
     @cached_property
     def subspace(self) -> Subspace:
         """The subspace P of this round, regenerated from seed and round or from its arrays."""
-        return subspace_of(self.config, self.network.d, self.k, self.round, self.worker.blocks, self.subspace_arrays)
+        return self.worker.subspace_at(self.network.d, self.k, self.round, self.subspace_arrays)
 
     @cached_property
     def precision(self) -> Precision | None:

@@ -16,9 +16,10 @@ from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
 from distqexp.geometry.precisions import precision_kind, register_precision
 from distqexp.geometry.subspaces import register_subspace, subspace_kind
+from distqexp.geometry.subspaces.base import Subspace
 from distqexp.gradients.layers.check import checked_taps
 from distqexp.gradients.layers.taps import Taps
-from distqexp.gradients.setup import blocks_of, build_network, dimension_of
+from distqexp.gradients.setup import blocks_of, build_network, dimension_of, subspace_of
 from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
 from distqexp.kinds import Needs
 from distqexp.problem import lent
@@ -64,6 +65,7 @@ class Worker:
         self.readers = readers or Readers()
         self._network = network
         self._theta: FloatArray | None = None
+        self._subspace: tuple[tuple[int, int, int], Subspace] | None = None
         self._taps: dict[tuple[object, ...], Taps] = {}
         self._learnt: set[tuple[object, ...]] = set()
         self._parted = False
@@ -119,6 +121,18 @@ class Worker:
             network.load(theta)
             self._theta = theta
         return network
+
+    def subspace_at(self, d: int, k: int, round: int, arrays: Arrays | None) -> Subspace:
+        """Return the subspace P of a round, from its seed or from its arrays.
+
+        One that is all seed, with what it has cached of its entries, stays until another is asked for: a round's curvature, its
+        sketch and its release take the same P.
+        """
+        if arrays or self.blocks is not None:
+            return subspace_of(self.config, d, k, round, self.blocks, arrays)
+        if self._subspace is None or self._subspace[0] != (d, k, round):
+            self._subspace = (d, k, round), subspace_of(self.config, d, k, round)
+        return self._subspace[1]
 
     def _part_records(self) -> None:
         """Let records go through the model one at a time where their last bits would depend on the batch.

@@ -12,6 +12,9 @@ from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.errors import UsageError
 from distqexp.mechanism.grid import LARGEST_CLIP_INTEGER
 
+ROUNDED_AT_ONCE = 1 << 14
+"""How many coordinates of a sum are rounded at a time: as many as a processor's nearest cache holds."""
+
 
 def round_to_grid(vectors: FloatArray, step: float, clip_integer: int) -> IntegerArray:
     """Round vectors to multiples of ``step`` so that each squared integer norm is at most clip_integer**2. Private.
@@ -84,14 +87,17 @@ def norms_upwards(integers: IntegerArray) -> IntegerArray:
 def round_sum(vector: FloatArray, step: float) -> IntegerArray:
     """Round a sum (k,) to the nearest multiples of ``step``, a power of two; return their number, (k,) int64. Private.
 
-    The plan has made sure that magnitudes are below 2^53 steps, whatever the records, as clipped units are finite. Raises
-    ArithmeticError where one is not.
+    The result takes the memory of ``vector``, which is of no use afterwards. The plan has made sure that magnitudes are below 2^53
+    steps, whatever the records, as clipped units are finite. Raises ArithmeticError where one is not.
     """
-    quotients = vector / step
-    np.rint(quotients, out=quotients)
-    if not (quotients.min(initial=0.0) > -(2.0**53) and quotients.max(initial=0.0) < 2.0**53):  # neither holds for NaN
-        raise ArithmeticError("a clipped sum left the range that its clip allows")
-    return quotients.astype(np.int64)
+    integers = vector.view(np.int64)
+    for first in range(0, len(vector), ROUNDED_AT_ONCE):
+        part = slice(first, first + ROUNDED_AT_ONCE)
+        quotients = np.rint(vector[part] / step)
+        if not (quotients.min() > -(2.0**53) and quotients.max() < 2.0**53):  # neither holds for NaN
+            raise ArithmeticError("a clipped sum left the range that its clip allows")
+        integers[part] = quotients
+    return integers
 
 
 def _norm_within(whole: FloatArray, clip_integer: int) -> BoolArray:

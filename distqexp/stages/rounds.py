@@ -18,7 +18,7 @@ from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
-from distqexp.engines.base import Engine
+from distqexp.engines.base import Engine, stop_error
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.gradients.automatic import adopted
@@ -32,7 +32,7 @@ from distqexp.stages.built import read_plan, read_release
 from distqexp.stages.chain import check_follows, check_rules_follow
 from distqexp.stages.charging import Charging, charged_parts, charged_to_everybody, check_budget, ledger_entry
 from distqexp.stages.completing import completed_state
-from distqexp.stages.export import evaluation_of, export_model
+from distqexp.stages.export import Evaluation, evaluation_of, export_model
 from distqexp.stages.features import keep_features
 from distqexp.stages.folder import forget_features, open_folder, quadratic_path, release_path
 from distqexp.stages.guard import Guard, guard_line
@@ -108,6 +108,7 @@ def run(
     engine.on_root(lambda: open_folder(out, resume))
     progress.stage("plan")
     plan, worker = _plan(config, out, engine)
+    engine.raise_if_stopped()
     if engine.is_root:
         progress.write(describe_plan(plan))
     # Evaluate before anything is spent: evaluation data that are refused must not cost a release.
@@ -128,6 +129,7 @@ def run(
                 progress.stage("features")
                 work = replace(work, shards=keep_features(plan, work.shards, out, engine, worker))
         while state is not None:
+            engine.raise_if_stopped()
             release = _round(work, state, engine, progress)
             engine.on_root(partial(_lighten, out, releases[-1:]))
             releases = [*(earlier.without_parameters() for earlier in releases), release]
@@ -136,29 +138,56 @@ def run(
         if engine.is_root:
             forget_features(out)
 
+    engine.raise_if_stopped()
     progress.stage("export")
+    finished = _Finished(config, plan, releases, worker, charging, out)
+    return on_root_only(engine, lambda: _export(finished, require(before), engine, progress, again))
 
-    def export() -> FitResult:
-        for release in releases:  # Also removes what a kill between a release and its clean-up left.
-            _forget_private(config, out, release.round)
-        theta, books = releases[-1].theta, require(charging)
-        evaluations = {"before": require(before), "after": evaluation_of(plan, theta, config.data.eval, worker)}
-        metrics = {when: evaluation.metrics for when, evaluation in evaluations.items()}
-        entry, payers = ledger_entry(plan, books, releases[-1].round), charged_parts(plan, books)
-        certificate = export_model(plan, releases, out, entry, payers, worker)
-        write_companions(config.model.weights, out)
-        account = Account(books, payers, evaluations, config.data.public, worker, engine.size, engine.kind)
-        failure = store_report(plan, releases, certificate, account, out)
-        progress.close()
-        late = [] if failure is None else [f"the report was left out ({failure}); make it: distqexp report {out}"]
-        for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
-            progress.say(line)
-        progress.write(again)
-        own = [*lines_on_moves(releases), *lines_on_worse(plan, metrics)]
-        told = (*progress.warnings, *map(progress.wording, own))
-        return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds), told)
 
-    return on_root_only(engine, export)
+@dataclass(frozen=True)
+class _Finished:
+    """What is left of a run when its last round is released."""
+
+    config: Config
+    plan: Plan
+    releases: Sequence[Release]
+    worker: Worker
+    charging: Charging | None
+    out: Path
+
+
+def _export(
+    finished: _Finished, before: Evaluation, engine: Engine, progress: Progress, again: Sequence[str]
+) -> FitResult:
+    """Evaluate and write the model, its certificate and the report; for the first process."""
+    plan, releases, out, config = finished.plan, finished.releases, finished.out, finished.config
+    for release in releases:  # Also removes what a kill between a release and its clean-up left.
+        _forget_private(config, out, release.round)
+    theta, books = releases[-1].theta, require(finished.charging)
+    evaluations = {"before": before, "after": evaluation_of(plan, theta, config.data.eval, finished.worker)}
+    metrics = {when: evaluation.metrics for when, evaluation in evaluations.items()}
+    _leave_if_stopped(engine)
+    entry, payers = ledger_entry(plan, books, releases[-1].round), charged_parts(plan, books)
+    certificate = export_model(plan, releases, out, entry, payers, finished.worker)
+    write_companions(config.model.weights, out)
+    _leave_if_stopped(engine)
+    account = Account(books, payers, evaluations, config.data.public, finished.worker, engine.size, engine.kind)
+    failure = store_report(plan, releases, certificate, account, out)
+    _leave_if_stopped(engine)
+    progress.close()
+    late = [] if failure is None else [f"the report was left out ({failure}); make it: distqexp report {out}"]
+    for line in [*late, *last_lines(plan, releases, metrics, certificate, books, out)]:
+        progress.say(line)
+    progress.write(again)
+    own = [*lines_on_moves(releases), *lines_on_worse(plan, metrics)]
+    told = (*progress.warnings, *map(progress.wording, own))
+    return FitResult(out, plan, tuple(releases), certificate, metrics, dict(progress.seconds), told)
+
+
+def _leave_if_stopped(engine: Engine) -> None:
+    """Between pieces of the first process's work: raise StoppedError where a stop was asked for."""
+    if engine.stop_requested():
+        raise stop_error()
 
 
 @dataclass(frozen=True)
@@ -289,6 +318,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         on_root_only(
             engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), require(sums), basis).write(path)
         )
+    engine.raise_if_stopped()
     progress.stage("release", state.round)
 
     def draw() -> tuple[npt.NDArray[Any], bool]:

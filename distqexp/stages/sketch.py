@@ -17,9 +17,9 @@ from distqexp.arrays import BoolArray, IntegerArray
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
 from distqexp.artefacts.sums import Sketch
-from distqexp.engines.base import Control, Engine
+from distqexp.engines.base import Control, Engine, stop_error
 from distqexp.engines.collectives import on_root_only
-from distqexp.errors import FileContentError, RecordsChangedError, StoppedError
+from distqexp.errors import FileContentError, RecordsChangedError
 from distqexp.gradients.context import RoundContext
 from distqexp.gradients.worker import Worker
 from distqexp.problem.hiding import quiet
@@ -27,6 +27,7 @@ from distqexp.problem.sources import DataSource
 from distqexp.sketching.choice import sketcher_of
 from distqexp.stages.sampling import Secrets, drawn_shards
 from distqexp.stages.shards import Shards, basis_of, require_same_records
+from distqexp.stopping import PATIENCE
 
 CHECKPOINT_SECONDS = 20.0
 FILE_NAME = re.compile(r"sketch-(?P<round>\d{3,})-(?P<shard>[A-Za-z0-9_-]+)-a(?P<attempt>\d{3,})-[a-z]\d+\.h5")
@@ -157,12 +158,14 @@ def _sum_of_pieces(worker: Worker, chunk: Sequence[int], control: Control, work:
         for item in items:
             if control.stop():
                 save(sums, mask)
-                raise StoppedError("stopped on request after a checkpoint; run the same command with --resume")
+                raise stop_error()
+            began = time.monotonic()
             sums += sketcher.sketch(context.batches(item))
             mask[item - numbers[0]] = True
             count += 1
             control.tick(count, len(chunk))
-            if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+            # A stop waits for a short piece and not for a long one, after which there is a checkpoint each time.
+            if time.monotonic() - last_save > CHECKPOINT_SECONDS or time.monotonic() - began > PATIENCE / 2:
                 save(sums, mask)
                 last_save = time.monotonic()
         save(sums, mask)

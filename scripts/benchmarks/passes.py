@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,26 +35,36 @@ Pass = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the shape of a record, and how many records a pass has."""
+    """A model, the shape of a record, how many records a pass has, and the directions a side of kronecker-pca."""
 
     name: str
     factory: str
     shape: tuple[int, ...]
     batch: int
     args: Mapping[str, Any] = field(default_factory=dict)
+    directions: int = 64
 
+
+WIDE = {"width": 768, "layers": 6, "heads": 12, "outputs": OUTPUTS}
+"""Six blocks as wide as those of a small GPT-2."""
 
 CASES = {
     case.name: case
     for case in (
         Case("cnn", "distqexp.problem.models:cnn", (1, 28, 28), 512, {"outputs": OUTPUTS}),
         Case("mlp", "distqexp.problem.models:mlp", (784,), 256, {"inputs": 784, "outputs": OUTPUTS, "hidden": [512, 512]}),
+        Case(
+            "mlp-large-k", "distqexp.problem.models:mlp", (784,), 256,
+            {"inputs": 784, "outputs": OUTPUTS, "hidden": [512, 512]}, directions=512,
+        ),
         Case("encoder", "benchmarks.models:encoder", (128, 256), 16, {"outputs": OUTPUTS}),
+        Case("encoder-large-k", "benchmarks.models:encoder", (128, 256), 16, {"outputs": OUTPUTS}, directions=160),
+        Case("wide-large-k", "benchmarks.models:encoder", (128, 768), 8, WIDE, directions=160),
     )
 }  # fmt: skip
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
-    PCA: {"subspace": {"kind": "kronecker-pca", "k_in": 64, "k_out": 64}, "precision": {"kind": "kronecker"}},
+    PCA: {"subspace": {"kind": "kronecker-pca"}, "precision": {"kind": "kronecker"}},
     FULL: {"subspace": {"kind": "identity"}, "precision": {"kind": "kronecker"}},
 }
 
@@ -68,15 +78,15 @@ class Prepared:
         self.folder = folder
         self.threads = threads
 
-    def write(self) -> None:
-        """Records of noise, and a plan for each geometry (its public data are other records of noise)."""
+    def write(self, ways: Iterable[str]) -> None:
+        """Records of noise, and a plan for each of these geometries (its public data are other records of noise)."""
         generator = np.random.default_rng(0)
         for role in ("private", "public"):
             with h5py.File(self.folder / f"{role}.h5", "w") as file:
                 file["inputs"] = generator.standard_normal((self.batch, *self.case.shape)).astype(np.float32)
                 file["target"] = generator.integers(0, OUTPUTS, self.batch)
-        for way, geometry in GEOMETRIES.items():
-            make_plan(config_from_tree(self._tree(geometry)), self._plan_file(way))
+        for way in ways:
+            make_plan(config_from_tree(self._tree(GEOMETRIES[way])), self._plan_file(way))
 
     def plan(self, way: str) -> Plan:
         """The plan of a distqexp way."""
@@ -103,11 +113,12 @@ class Prepared:
             columns = {"features": ["inputs"], "target": "target", "standardise": False}
             return {"format": "hdf5", "path": str(self.folder / f"{role}.h5"), "columns": columns}
 
+        sides = {"k_in": self.case.directions, "k_out": self.case.directions}
         return {
             "model": {"factory": self.case.factory, "args": dict(self.case.args), "loss": "cross-entropy"},
             "data": {"population": "speed", "private": source("private"), "public": source("public")},
             "privacy": {"epsilon": 1.0, "delta": 1e-5, "units": self.batch},
-            "subspace": geometry["subspace"],
+            "subspace": {**geometry["subspace"], **(sides if geometry is GEOMETRIES[PCA] else {})},
             "precision": {**geometry["precision"], "samples": self.batch},
             "mechanism": {"clip": 0.01},
             "engine": {"kind": "serial", "micro_batch": self.batch, "threads": self.threads},

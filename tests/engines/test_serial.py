@@ -27,9 +27,9 @@ from distqexp.engines.launcher import (
     may_print,
 )
 from distqexp.engines.placement import device_of
-from distqexp.engines.watchdog import StopRequest
 from distqexp.errors import EngineError, FileContentError, NotAvailableYet, StoppedError, UsageError
 from distqexp.gradients.setup import build_network
+from distqexp.stopping import StopRequest
 
 
 def add_items(context: int, chunk: Sequence[int], control: Control) -> np.ndarray:
