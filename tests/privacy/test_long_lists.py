@@ -46,7 +46,7 @@ def stated(epsilon: float, events: Sequence[GaussianRelease], size: int = 1) -> 
 def truth(epsilon: float, events: Sequence[Event], size: int = 1) -> mpmath.mpf:
     """What mechanisms can have that fit the events: Gaussian noise, and answers that keep both promises of a bounded release."""
     responses = [response_of(size * e.mu, size * e.epsilon) for e in events if isinstance(e, BoundedRelease)]
-    return mixed_delta(epsilon, total_mu(events, size), responses)
+    return min(mpmath.mpf(1), mixed_delta(epsilon, total_mu(events, size), responses))  # 50 digits round above 1, too
 
 
 @EXAMPLES

@@ -60,13 +60,13 @@ def test_arrays_are_read_by_slices_of_the_rows_asked_for(tmp_path: Path, monkeyp
 
 
 def test_standardisation_by_columns_is_that_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distqexp.problem import schema
+    from distqexp.problem import public_columns
 
     data = dataclasses.replace(_save(tmp_path), columns=ColumnsConfig(target="labels"))
     whole = fit_schema(data, loss="cross-entropy")
     np.testing.assert_allclose(whole.means, FEATURES.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(whole.scales, FEATURES.std(axis=0), rtol=1e-12)
-    monkeypatch.setattr(schema, "_VALUES_AT_ONCE", 60)  # two columns at a time
+    monkeypatch.setattr(public_columns, "_VALUES_AT_ONCE", 60)  # two columns at a time
     assert fit_schema(data, loss="cross-entropy") == whole
 
 

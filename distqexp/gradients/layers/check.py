@@ -124,7 +124,11 @@ def _wrong_parameters(taps: Taps, record: Tensor) -> frozenset[str] | None:
         return (batch * weights[: len(batch)]).reshape(len(batch), -1).sum(dim=1)
 
     _learn_fallbacks(taps, inputs, value)
-    expected = _single_gradients(network, inputs, weights)
+    try:
+        expected = _single_gradients(network, inputs, weights)
+    except RuntimeError:
+        _vectors(taps, inputs, value)  # says which layer's input was changed in place, if one was
+        raise
     if not bool(torch.isfinite(expected).all()):
         return None
     tolerated = _tolerated(network, expected)
