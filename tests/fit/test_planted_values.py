@@ -91,7 +91,7 @@ def test_nothing_tells_the_value_of_a_bad_cell(
     (tmp_path / "private.csv").write_bytes("\n".join(rows).encode("utf-8", "surrogateescape"))
     outcome = run.fit(task, "--out", tmp_path / "run", *(["--debug"] if debug else []))
     plan = run.distqexp("plan", task, "--out", tmp_path / "plan.h5")
-    site = ["sketch", tmp_path / "plan.h5", "--data", tmp_path / "private.csv", "--out", tmp_path / "all.h5"]
+    site = ["sketch", tmp_path / "plan.h5", "--data", tmp_path / "private.csv", "--out", tmp_path / "all.h5", "--yes"]
     by_hand = run.distqexp(*site, *(["--debug"] if debug else []))
     refused = case in WHOLE_FILES
     assert (outcome.code, plan.code, by_hand.code) == (3 * refused, 0, 3 * refused)
