@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 def _study(options: argparse.Namespace, office: Identity, sites: list[Identity], helpers: list[Identity]) -> Study:
     return Study(
-        name="scale", plan_id="0" * 64, coordinator=office.card, sites=tuple(site.card for site in sites),
+        name="scale", plan_id="0" * 64, model="1" * 64, coordinator=office.card, sites=tuple(site.card for site in sites),
         helpers=tuple(helper.card for helper in helpers), k_min=options.sites - options.missing, epsilon=1.0, delta=1e-6,
         unit="patient", adjacency=Adjacency.ZERO_OUT, presence=1, rounds=1, trust=Trust.SHARED_NOISE, tolerated=options.missing,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import distqexp
-from distqexp.cli import examining, ledger, looking, predicting, stages
+from distqexp.cli import consortium, examining, ledger, looking, predicting, stages
 from distqexp.cli.options import say
 from distqexp.stopping import end
 
@@ -49,6 +49,8 @@ def _tell_version(asked: bool) -> None:
 for commands in (stages.commands, predicting.commands, looking.commands, examining.commands):
     app.add_typer(commands)
 app.add_typer(ledger.commands, name="ledger")
+for name in ("site", "study", "helper", "log"):
+    app.add_typer(getattr(consortium, name), name=name)
 
 
 def main() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, Weights, own_config, say
+from distqexp.cli.remarks import teller
 
 commands = typer.Typer()
 
@@ -148,7 +147,9 @@ def sketch(
     command ends with exit code 2 unless --yes is given. Whether it does tells something about the records: to whoever sees it.
     """
     from distqexp import api
+    from distqexp.consortium.pins import refuse_pinned
 
+    refuse_pinned(plan)
     api.sketch(
         plan,
         data,
@@ -161,32 +162,8 @@ def sketch(
         population=population,
         insecure_noise_seed=insecure_noise_seed,
         weights=weights,
-        on_remarks=_teller(f"distqexp check {plan}" + (f" --data {data}" if data else ""), yes),
+        on_remarks=teller(f"distqexp check {plan}" + (f" --data {data}" if data else ""), yes),
     )
-
-
-def _teller(look: str, yes: bool) -> Callable[[Sequence[str]], None] | None:
-    """Return what tells the owner of records, on a terminal alone, what looks wrong, and stops unless ``yes``; None to do neither."""
-    terminal = sys.stderr.isatty()
-    if yes and not terminal:
-        return None
-
-    def tell(remarks: Sequence[str]) -> None:
-        from distqexp.errors import UsageError
-        from distqexp.stages.check import WARNING
-
-        if remarks and terminal:
-            sys.stderr.write(
-                "".join(f"{line}\n" for line in (WARNING, *(f"  looks wrong: {line}" for line in remarks)))
-            )
-        if remarks and not yes:
-            where = "what is told above" if terminal else "something in the records"
-            see = "" if terminal else f"see {look} on a terminal, "
-            raise UsageError(
-                f"sketch: {where} looks wrong beside the plan's public records; nothing is charged: {see}mend it, or give --yes to go on"
-            )
-
-    return tell
 
 
 @commands.command(epilog="example: distqexp pool plan.h5 ccu.h5 csru.h5 --out quadratic-000.h5")

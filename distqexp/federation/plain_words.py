@@ -23,7 +23,8 @@ def in_plain_words(study: Study) -> list[str]:
 def _computed(study: Study) -> list[str]:
     sites, unit = len(study.sites), study.unit
     lines = [
-        f"Study {study.name} ({study.study_id[:16]}), coordinated by {study.coordinator.name}, under plan {study.plan_id[:16]}.",
+        f"Study {study.name} ({study.study_id[:16]}), coordinated by {study.coordinator.name}, under plan {study.plan_id[:16]}, "
+        f"which fine-tunes the model with SHA-256 {study.model[:16]}.",
         f"Computed: one model, in {_times(study.rounds, 'round')}. In each round the sums of clipped gradients of {study.k_min} to "
         f"{sites} sites are added up, noise is added, and the noisy sum is released to everybody.",
         f"Guarantee: what is released is about as likely whether or not any one {unit!r} {_NEIGHBOURS[study.adjacency]} (epsilon "

@@ -55,6 +55,7 @@ class Study:
     Attributes:
         name: Its name.
         plan_id: The plan, which fixes the model, the rules and all noise.
+        model: The SHA-256 of the pretrained weights, by which each site knows its own copy.
         coordinator: The card of the coordinator.
         sites: The cards of the sites, at most one a site.
         helpers: The cards of the helpers; a site may be one, the coordinator may not.
@@ -71,6 +72,7 @@ class Study:
 
     name: str
     plan_id: str
+    model: str
     coordinator: Card
     sites: tuple[Card, ...]
     helpers: tuple[Card, ...]
@@ -87,8 +89,10 @@ class Study:
     def __post_init__(self) -> None:
         """Check every field and how they fit together. Raises UsageError."""
         require_name(self.name)
-        if not isinstance(self.plan_id, str) or not DIGEST.fullmatch(self.plan_id):
-            raise UsageError(f"study {self.name}: plan_id {ascii(self.plan_id)[:80]}; expected 64 hexadecimal digits")
+        for field in ("plan_id", "model"):
+            digest = getattr(self, field)
+            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+                raise UsageError(f"study {self.name}: {field} {ascii(digest)[:80]}; expected 64 hexadecimal digits")
         if not isinstance(self.unit, str) or not 1 <= len(self.unit) <= 100 or not self.unit.isprintable():
             raise UsageError(f"study {self.name}: unit {ascii(self.unit)[:80]}; expected a column of ids, or record")
         self._check_parties()
@@ -159,6 +163,7 @@ class Study:
         """Return the canonical form: TOML with the fields in one order."""
         figures = (
             "plan_id",
+            "model",
             "k_min",
             "epsilon",
             "delta",

@@ -271,6 +271,12 @@ def void_next(
     return void
 
 
+def state_identity(plan_file: Path, releases: Sequence[Path], weights: Path | None = None) -> str:
+    """Return the identity of the state that the sites sketch at after these releases, which a sketch has to name."""
+    plan = _received_plan(plan_file, weights)
+    return _state_after(plan, SerialEngine(), releases, None, lambda previous: None, Worker.of_plan(plan)).identity()
+
+
 def _received_plan(path: Path, weights: Path | None = None, config: Config | None = None) -> Plan:
     """Read a plan whose model this installation may build, with this machine's own copy of the weights that it names.
 

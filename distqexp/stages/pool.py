@@ -13,14 +13,16 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.stages.folder import new_file
 
 
-def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
+def pool_files(plan: Plan, paths: Sequence[Path], shards: Sequence[str] | None = None) -> Quadratic:
     """Add the sketch files of one round, in any order: int64 addition is exact and commutative.
 
-    The quadratic is charged to everybody where one of the sketches is. Raises FileContentError when a shard is missing, comes
-    twice, is incomplete, or is of another round or plan.
+    ``shards`` are those that a signed closing lists, where some of the plan's may be missing: their units count as blank. The
+    quadratic is charged to everybody where one of the sketches is. Raises FileContentError when a shard is missing, comes twice,
+    is incomplete, or is of another round or plan.
     """
+    expected = plan.config.shards if shards is None else tuple(shards)
     if not paths:
-        raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(plan.config.shards)}")
+        raise UsageError(f"pool: no sketch file; expected one for each of {', '.join(expected)}")
     sums = np.zeros(plan.width, dtype=np.int64)
     path_of_shard: dict[str, Path] = {}
     bases: dict[str, bytes] = {}
@@ -48,12 +50,12 @@ def pool_files(plan: Plan, paths: Sequence[Path]) -> Quadratic:
         bases[sketch.shard] = sketch.basis
         everybody |= sketch.everybody
         sums += sketch.sums
-    absentees = [name for name in plan.config.shards if name not in path_of_shard]
+    absentees = [name for name in expected if name not in path_of_shard]
     if first is None or absentees:
         raise FileContentError(
-            f"pool: shards {', '.join(absentees)} are missing; expected {', '.join(plan.config.shards)}: add their sketch files"
+            f"pool: shards {', '.join(absentees)} are missing; expected {', '.join(expected)}: add their sketch files"
         )
-    basis = b"".join(bases[name] for name in plan.config.shards)
+    basis = b"".join(bases[name] for name in expected)
     return Quadratic(plan.plan_id, first.round, first.state, sums, basis, everybody)
 
 

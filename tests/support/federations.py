@@ -37,6 +37,7 @@ def make_study(site_count: int = 4, helper_count: int = 2, /, **changes: Any) ->
     fields: dict[str, Any] = {
         "name": "sepsis",
         "plan_id": PLAN,
+        "model": "8" * 64,
         "coordinator": identity("office").card,
         "sites": tuple(identity(f"site{number}").card for number in range(site_count)),
         "helpers": tuple(identity(f"helper{number}").card for number in range(helper_count)),

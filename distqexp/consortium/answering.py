@@ -1,0 +1,56 @@
+"""A helper's visit: one command on one file, the coordinator's closing; the answer goes back into the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distqexp.consortium.exchange import Found
+from distqexp.consortium.home import Ask, Home
+from distqexp.consortium.party import Party, open_party
+from distqexp.errors import FileContentError
+from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.helper import Helper
+from distqexp.federation.messages import peek
+from distqexp.federation.sealing import SEALED_BYTES
+
+
+def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
+    """Answer a closing, once a round; return lines for people. The same closing again gives the same file.
+
+    Raises:
+        UsageError: The party is no helper, or did not accept the study.
+        FileContentError: The closing or a seed is refused: another list than the one answered, too few sites, a wrong signer.
+    """
+    home = home or Home()
+    party = open_party(closing.parent, ask, home)
+    party.require_role(party.study.helper_names, "a helper")
+    with party.journal.refusals():
+        header, identity = peek(closing)
+        if header.kind != "closing":
+            raise FileContentError(f"{closing}: a {header.kind}; expected a closing of the coordinator")
+        found = Found(closing, header, identity)
+        listed = Closing.parse(closing, bytes(party.read(found, LARGEST_CLOSING).content), party.study)
+        with party.journal.open() as journal:
+            earlier = [path for path in party.sent_files(journal, ("answer",), header.round, header.attempt)]
+        earlier = [path for path in earlier if peek(path)[0].receipts == (identity,)]
+        if earlier:
+            (sent,) = party.deliver(earlier)
+            return [f"study {party.study.name}: round {header.round} was answered before: {sent.name}"]
+        seeds = _take_seeds(party, listed)
+        helper = Helper(party.study, party.identity, home.log(party.identity))
+        path, _ = helper.answer(closing, seeds, party.own / "sent")
+        with party.journal.open() as journal:
+            (sent,) = party.send(journal, [path])
+    return [f"study {party.study.name}: round {header.round} is answered for {', '.join(listed.sites)}: {sent.name}"]
+
+
+def _take_seeds(party: Party, listed: Closing) -> list[Path]:
+    """Take the listed sites' seeds for this helper; others in the folder are not its concern."""
+    wanted = {one.seeds[party.name] for one in listed.listed}
+    paths: list[Path] = []
+    with party.journal.open() as journal:
+        for found in party.messages(journal):
+            if found.identity in wanted and found.header.kind == "seed" and found.header.recipient == party.name:
+                party.take(journal, found, SEALED_BYTES)
+                paths.append(found.path)
+    return paths

@@ -1,0 +1,270 @@
+"""How a study begins: the coordinator derives it from a plan and signs it; every other party accepts it, and nothing else later."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distqexp.artefacts.named import described
+from distqexp.artefacts.plan import Plan
+from distqexp.consortium.exchange import Found, deliver, found_in
+from distqexp.consortium.home import Ask, Home
+from distqexp.consortium.journal import Journal
+from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
+from distqexp.errors import FileContentError, UsageError
+from distqexp.federation.keys import Card, Identity
+from distqexp.federation.messages import extract_message, peek, write_message
+from distqexp.federation.study import LARGEST_STUDY, Study, Trust, read_study, sign_study
+from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger.populations import PlanPopulation
+from distqexp.problem.models import require_allowed_factory
+from distqexp.stages.charging import Charging, check_budget
+from distqexp.stages.naming import charging_at_site
+from distqexp.stages.own_weights import completed_plan
+from distqexp.storage.atomic import write_atomic
+from distqexp.storage.canonical import canonical_json
+
+
+def model_digest(plan: Plan) -> str:
+    """Return the SHA-256 of a plan's pretrained weights: the same for a plan that holds them and one that names them."""
+    weights = {name: described(array) for name, array in plan.weights.items()} | dict(plan.named)
+    return hashlib.sha256(b"distqexp model\n" + canonical_json(weights)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a coordinator decides about a study beside its plan."""
+
+    name: str
+    sites: tuple[Card, ...]
+    helpers: tuple[Card, ...]
+    trust: Trust
+    k_min: int
+
+
+def study_of(plan: Plan, coordinator: Card, terms: Terms) -> Study:
+    """Return the study of a plan: its figures are the plan's. Raises UsageError where plan and terms don't fit."""
+    config = plan.config
+    tolerated: int = getattr(config.mechanism, "tolerated_sites", 0)
+    names = sorted(card.name for card in terms.sites)
+    if names != sorted(config.shards):
+        raise UsageError(
+            f"study {terms.name}: sites {', '.join(names)}; expected the plan's shards {', '.join(sorted(config.shards))}: a site "
+            "has the name of its shard"
+        )
+    if config.mechanism.parts > 1:
+        raise UsageError(
+            f"study {terms.name}: mechanism.parts {config.mechanism.parts} in the plan; expected 1 in a study"
+        )
+    if (terms.trust is Trust.SHARED_NOISE) != (tolerated > 0):
+        raise UsageError(
+            f"study {terms.name}: trust {str(terms.trust)!r} with mechanism.tolerated_sites {tolerated} in the plan; expected "
+            f"{'1 or more' if terms.trust is Trust.SHARED_NOISE else '0'}: the plan fixes who draws the noise"
+        )
+    return Study(
+        name=terms.name, plan_id=plan.plan_id, model=model_digest(plan), coordinator=coordinator, sites=terms.sites,
+        helpers=terms.helpers, k_min=terms.k_min, epsilon=config.privacy.epsilon, delta=config.privacy.delta, unit=config.unit,
+        adjacency=config.privacy.adjacency, presence=config.privacy.presence, rounds=config.mechanism.rounds, trust=terms.trust,
+        tolerated=tolerated,
+    )  # fmt: skip
+
+
+def require_of_plan(study: Study, plan: Plan) -> None:
+    """Raise FileContentError unless a study's figures are its plan's."""
+    expected = study_of(
+        plan, study.coordinator, Terms(study.name, study.sites, study.helpers, study.trust, study.k_min)
+    )
+    for field, wanted in vars(expected).items():
+        if getattr(study, field) != wanted:
+            raise FileContentError(
+                f"study {study.name}: {field} {getattr(study, field)}; expected {wanted}, as its plan has it: make it again"
+            )
+
+
+def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home | None = None) -> list[Path]:
+    """Sign a study and its plan, and begin the folder that the parties exchange; return the messages.
+
+    Raises UsageError where the party is not the study's coordinator, and FileContentError where study and plan don't fit.
+    """
+    home = home or Home()
+    identity = home.identity(ask)
+    study, plan = Study.parse(study_file, study_file.read_bytes()), Plan.read(plan_file)
+    require_of_plan(study, plan)
+    if identity.card != study.coordinator:
+        raise UsageError(
+            f"study {study.name}: signed by {identity.name}; expected its coordinator {study.coordinator.name}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if others := found_in(folder):
+        raise UsageError(f"{folder}: {len(others)} messages in it; expected a new folder for a new study")
+    own = home.make_study_folder(study.study_id)
+    study_path, study_message = sign_study(study, identity, own / "sent")
+    plan_path, plan_message = write_message(own / "sent", identity, study.envelope("plan"), plan_file)
+    _pin(own, study, plan_file, Pins(study.study_id, study_message, study.plan_id, plan_message))
+    _note(home, identity, study, "sign", plan_message)
+    for path in (study_path, plan_path):
+        deliver(path, folder, private=False)
+    return [folder / path.name for path in (study_path, plan_path)]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What a party says when it accepts a study.
+
+    Attributes:
+        folder: The folder that the parties exchange.
+        coordinator: The coordinator's card, from elsewhere.
+        population: At a site, its own name of the plan's population; None where the ledger knows it.
+        cap: At a site, the epsilon that these patients may have spent in all, where the ledger has no cap yet.
+        elsewhere: At a site, whether its patients may be at other sites too.
+        weights: At a site, its copy of the pretrained weights, where the plan names them.
+    """
+
+    folder: Path
+    coordinator: Card
+    population: str | None = None
+    cap: float | None = None
+    elsewhere: bool | None = None
+    weights: Path | None = None
+
+
+def accept(given: Acceptance, ask: Ask, home: Home | None = None) -> Study:
+    """Accept a study, after every check that can be made before a record is read; later visits refuse everything else.
+
+    Raises:
+        UsageError: The party is none of the study's, or something that only it knows is missing.
+        FileContentError: The study or the plan is not signed by the coordinator, or another one was accepted.
+        BudgetError: The plan's rounds don't fit what the site's population has left.
+    """
+    home = home or Home()
+    identity = home.identity(ask)
+    study_found = _only(given.folder, "study")
+    study = read_study(study_found.path, given.coordinator)
+    if study.roster.get(identity.name) != identity.card:
+        raise UsageError(
+            f"study {study.name}: {identity.name} with key {identity.card.signing[:16]} is not in it; expected "
+            f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
+        )
+    with Journal(home.log(identity), study.study_id).refusals():
+        _accept(study, study_found, identity, given, home)
+    return study
+
+
+def _accept(study: Study, study_found: Found, identity: Identity, given: Acceptance, home: Home) -> None:
+    """Check the plan and what only the party knows, and pin both."""
+    own = home.make_study_folder(study.study_id)
+    plan_found = _only(given.folder, "plan")
+    earlier = Pins.read(own)
+    if earlier is not None and earlier.plan_message != plan_found.identity:
+        raise FileContentError(
+            f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
+        )
+    copy = own / "received.h5"
+    extract_message(plan_found.path, study.expects("plan"), study.roster, copy)
+    plan = Plan.read(copy)
+    if plan.plan_id != study.plan_id:
+        raise FileContentError(
+            f"{plan_found.path}: plan {plan.plan_id[:16]}; expected {study.plan_id[:16]}, as the study has it: ask {study.coordinator.name}"
+        )
+    require_of_plan(study, plan)
+    population = _accept_at_site(study, plan, identity.name, given) if identity.name in study.site_names else None
+    pins = Pins(
+        study.study_id, study_found.identity, study.plan_id, plan_found.identity, population, bool(given.elsewhere)
+    )
+    if earlier is None:
+        _pin(own, study, copy, pins)
+        _note(home, identity, study, "accept", plan_found.identity)
+    elif earlier != pins:
+        raise FileContentError(
+            f"study {study.name}: accepted before with other answers (population {earlier.population}); expected the same: what is "
+            "accepted stays"
+        )
+    copy.unlink()
+
+
+def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> str | None:
+    """Check what only the site knows; return its own name of the population."""
+    require_allowed_factory(plan.config.model.factory)
+    if given.elsewhere is None:
+        raise UsageError(
+            f"study {study.name}: not said whether a {study.unit} of yours may be at other sites too; expected --elsewhere or "
+            "--not-elsewhere"
+        )
+    if given.elsewhere and study.presence == 1:
+        raise UsageError(
+            f"study {study.name}: presence 1, yet a {study.unit} of yours may be at several sites; expected a study with "
+            f"privacy.presence of 2 or more: ask {study.coordinator.name}"
+        )
+    completed_plan(plan, given.weights)
+    unit = plan.config.data.private[plan.config.shards.index(shard)].unit_name
+    with Ledger.open() as ledger:
+        name = PlanPopulation(plan.config.data.population, given.population)
+        local = ledger.local_population(name)
+        if given.cap is not None:
+            if (cap := ledger.cap(local)) is not None and cap.epsilon != given.cap:
+                raise UsageError(
+                    f"--cap {given.cap}: {local} has a cap of epsilon {cap.epsilon} in this ledger; leave it out, or change it with "
+                    "distqexp ledger cap"
+                )
+            ledger.set_cap(local, given.cap, study.delta, unit)
+        charging = charging_at_site(plan, Charging(ledger, unit=unit), given.population)
+        check_budget(plan, charging, f"site-{shard}")
+    return given.population
+
+
+def _only(folder: Path, kind: str) -> Found:
+    """Return the one message of a kind in a folder. Raises FileContentError where there are several, UsageError where none is."""
+    found = [one for one in found_in(folder) if one.header.kind == kind]
+    if not found:
+        raise UsageError(f"{folder}: no {kind} in it; expected one signed {kind}: get it from the coordinator")
+    if len({one.identity for one in found}) > 1:
+        raise FileContentError(
+            f"{folder}: {len(found)} messages with a {kind}; expected one: a folder is for one study; take the others out"
+        )
+    return found[0]
+
+
+def shown(source: Path, coordinator: Card | None) -> tuple[Study, bool]:
+    """Return the study of a folder, of a message or of an unsigned file, and whether its coordinator's signature was checked.
+
+    Raises FileContentError, UsageError.
+    """
+    path = _only(source, "study").path if source.is_dir() else source
+    if path.suffix == ".toml":
+        return Study.parse(path, _content(path)), False
+    if coordinator is not None:
+        return read_study(path, coordinator), True
+    header, _ = peek(path)
+    content = path.read_bytes()[-header.length :] if header.length else b""
+    return Study.parse(path, content), False
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_STUDY)
+    except OSError:
+        raise UsageError(f"{path}: can't be read; expected a study, or the folder of one") from None
+
+
+def _pin(own: Path, study: Study, plan_file: Path, pins: Pins) -> None:
+    write_atomic(own / STUDY_FILE, study.to_bytes(), private=True)
+    write_atomic(own / PLAN_FILE, plan_file.read_bytes(), private=True)
+    pins.write(own)
+
+
+def _note(home: Home, identity: Identity, study: Study, event: str, plan_message: str) -> None:
+    with Journal(home.log(identity), study.study_id).open() as journal:
+        journal.note({"event": event, "plan": study.plan_id, "message": plan_message, "name": study.name})
+
+
+def write_study(study: Study, out: Path) -> None:
+    """Write an unsigned study to a new file, for people to read and for ``sign``. Raises UsageError where there is one."""
+    write_atomic(out, study.to_bytes(), new=True)
+
+
+def cards(paths: Sequence[Path]) -> tuple[Card, ...]:
+    """Read cards, in order. Raises FileContentError, UsageError."""
+    return tuple(Card.read(path) for path in paths)

@@ -1,0 +1,236 @@
+"""The coordinator's visits: it closes a round over the sites that sent, and sends a round again or voids it for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Sketch
+from distqexp.consortium.exchange import Found
+from distqexp.consortium.home import Ask
+from distqexp.consortium.journal import OpenJournal
+from distqexp.consortium.news import AGAIN, Standing, standing_of
+from distqexp.consortium.party import Party, open_party
+from distqexp.errors import FileContentError, UsageError
+from distqexp.federation.closing import Closing, Listed
+from distqexp.federation.messages import extract_message, peek, write_message
+from distqexp.federation.pooling import Pool
+from distqexp.privacy.ledger import Ledger
+from distqexp.stages.by_hand import state_identity, void_next
+
+LARGEST_SKETCH = 1 << 40
+
+
+def open_coordinator(folder: Path, ask: Ask) -> Party:
+    """Return the coordinator of a folder's study. Raises UsageError where the party here is another, see ``open_party``."""
+    party = open_party(folder, ask)
+    party.require_role((party.study.coordinator.name,), "its coordinator")
+    return party
+
+
+def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Found]]:
+    """Return where the study stands by what the coordinator itself sent, and the folder's messages; its own are copied there again.
+
+    Raises FileContentError where the folder has a message in the coordinator's name that its log does not know.
+    """
+    own = sorted((party.own / "sent").glob("*.message"))
+    known = [path for path in own if _is_sent(journal, path)]
+    party.deliver(known)
+    messages = party.messages(journal)
+    for path, header, identity in messages:
+        if header.kind in ("closing", "void", "release") and identity not in journal.sent(header.kind, header.round):
+            raise FileContentError(
+                f"{path}: a {header.kind} of {party.name} that the log here doesn't know; expected one that was sent: the home here was "
+                "put back to an older time, or somebody else has the key: restore it"
+            )
+    return standing_of(messages), messages
+
+
+def _is_sent(journal: OpenJournal, path: Path) -> bool:
+    header, identity = peek(path)
+    return header.kind in ("study", "plan") or identity in journal.sent(header.kind, header.round)
+
+
+def close(folder: Path, ask: Ask) -> list[str]:
+    """Close the current attempt of a round over the sites that sent; return lines for people.
+
+    A message that can't be taken ends the visit with its reason, which the log keeps. Where its sender signed it, the next visit
+    leaves it out: a late one, a second one, one of a ledger that was put back.
+
+    Raises:
+        UsageError: Too few sites sent, or all rounds are released.
+        FileContentError: A message is refused.
+    """
+    party = open_coordinator(folder, ask)
+    with party.journal.refusals(), party.journal.open() as journal:
+        standing, messages = standing_here(party, journal)
+        _require_going_on(party, standing)
+        at = (standing.round, standing.attempt)
+        _refuse_late(party, journal, messages, standing)
+        if standing.closed is not None:
+            return [_closed_line(party, standing.closed)]
+        incoming = _of_attempt(messages, sketch_kind(party), at)
+        with Ledger.open() as ledger:
+            anchor = ledger.head()
+        if party.study.trust.has_masks:
+            pool = Pool(party.study, at, Plan.read(party.plan_file).width)
+            for found in incoming:
+                party.take(journal, found, LARGEST_SKETCH)
+                pool.add(found.path)
+            path, _ = pool.close(party.identity, party.own / "sent", anchor)
+        else:
+            closing = _listed_sketches(party, journal, incoming, standing)
+            envelope = party.study.envelope("closing", at, ledger=anchor)
+            path, _ = write_message(party.own / "sent", party.identity, envelope, closing.to_bytes())
+        (sent,) = party.send(journal, [path])
+        return [_closed_line(party, Found(sent, *peek(sent)))]
+
+
+def _of_attempt(messages: list[Found], kind: str, at: tuple[int, int]) -> list[Found]:
+    return [one for one in messages if (one.header.kind, one.header.round, one.header.attempt) == (kind, *at)]
+
+
+def sketch_kind(party: Party) -> str:
+    """Return the kind of message that a site's sums come in."""
+    return "masked" if party.study.trust.has_masks else "sketch"
+
+
+def taken_sketch(party: Party, site: str) -> Path:
+    """Return where the coordinator keeps a site's sketch of the current round. Private."""
+    return party.own / f"taken-{site}.h5"
+
+
+def _closed_line(party: Party, closed: Found) -> str:
+    study, header = party.study, closed.header
+    names = Closing.parse(closed.path, bytes(party.read(closed, 1 << 22).content), study).sites
+    asked = (
+        f": each of {', '.join(study.helper_names)} runs distqexp helper answer {closed.path}" if study.helpers else ""
+    )
+    return (
+        f"study {study.name}: round {header.round}, attempt {header.attempt} is closed over {', '.join(names)}{asked}"
+    )
+
+
+def _listed_sketches(party: Party, journal: OpenJournal, incoming: list[Found], standing: Standing) -> Closing:
+    """Take the sites' sketches, without masks, each held against the plan, its sender's shard, and what its units can add up to."""
+    study, plan = party.study, Plan.read(party.plan_file)
+    state = state_identity(party.plan_file, party.release_files(standing.round))
+    listed: list[Listed] = []
+    for found in sorted(incoming, key=lambda one: one.header.sender):
+        header, copy = found.header, taken_sketch(party, found.header.sender)
+        expected = study.expects("sketch", round=header.round, attempt=header.attempt)
+        checked = extract_message(found.path, expected, study.roster, copy)
+        try:
+            _require_sketch(found.path, Sketch.read(copy, plan), header.sender, plan, standing.round, state)
+        except FileContentError as error:
+            copy.unlink()
+            journal.refuse(found.identity, error)
+        journal.take(found.path, checked)
+        listed.append(Listed(header.sender, found.identity, {}))
+    if len(listed) < study.k_min:
+        raise UsageError(
+            f"study {study.name}: {len(listed)} sites sent their sketches; expected at least {study.k_min}: wait for others, or void the "
+            "round: distqexp study void"
+        )
+    return Closing(plan.width, tuple(listed))
+
+
+def _require_sketch(path: Path, sketch: Sketch, sender: str, plan: Plan, round: int, state: str) -> None:
+    """Raise FileContentError for a sketch of another shard, round or state, an unfinished one, or one too long for its units."""
+    for what, found, expected in (
+        ("shard", sketch.shard, sender),
+        ("round", sketch.round, round),
+        ("state", sketch.state[:16], state[:16]),
+        ("finished", bool(sketch.done.all()), True),
+    ):
+        if found != expected:
+            raise FileContentError(f"{path}: {what} {found}; expected {expected}: ask {sender}")
+    most = float(plan.config.privacy.units) * plan.state.grid.sensitivity
+    if not np.linalg.norm(sketch.sums[: plan.coordinates].astype(np.float64)) <= most * (1 + 1e-9):
+        raise FileContentError(
+            f"{path}: its sums are longer than the study's units with the clip can make them; expected at most units times clip: "
+            f"{sender} sent no sketch of its records, ask"
+        )
+
+
+def _require_going_on(party: Party, standing: Standing) -> None:
+    study = party.study
+    if standing.void is not None:
+        raise UsageError(
+            f"study {study.name}: round {standing.round} is void; expected a study that goes on: make another one"
+        )
+    if standing.round == study.rounds:
+        raise UsageError(
+            f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do but distqexp study export"
+        )
+
+
+def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], standing: Standing) -> None:
+    """Refuse a site's message of an attempt that is closed or over and doesn't list it, and one of a round still to come."""
+    at = (standing.round, standing.attempt)
+    for found in messages:
+        header, stated = found.header, (found.header.round, found.header.attempt)
+        if header.kind not in ("masked", "sketch") or journal.took(found.identity):
+            continue
+        if stated < at or (stated == at and standing.closed is not None):
+            party.read(found, LARGEST_SKETCH)
+            journal.refuse(
+                found.identity,
+                FileContentError(
+                    f"{found.path}: {header.sender} sent it for round {header.round}, attempt {header.attempt}, which was closed without "
+                    f"it; expected round {standing.round}, attempt {standing.attempt}: it came late, or again, and is in no sum"
+                ),
+            )
+        if stated > at:
+            raise FileContentError(
+                f"{found.path}: round {header.round}, attempt {header.attempt}; expected {standing.round}, attempt {standing.attempt}: it "
+                "is from a time that hasn't come; take it out"
+            )
+
+
+def repeat(folder: Path, ask: Ask) -> list[str]:
+    """Ask the listed sites to send a closed round again, under new masks, without a charge: where seeds or answers were lost.
+
+    Raises UsageError where the attempt is not closed, or the study has no masks.
+    """
+    party = open_coordinator(folder, ask)
+    with party.journal.refusals(), party.journal.open() as journal:
+        standing, _ = standing_here(party, journal)
+        _require_going_on(party, standing)
+        if standing.closed is None or not party.study.trust.has_masks:
+            raise UsageError(
+                f"study {party.study.name}: round {standing.round}, attempt {standing.attempt} is not closed, or has no masks; expected a "
+                "closed one whose helpers can't answer"
+            )
+        sent = _send_void(party, journal, standing, AGAIN)
+    return [f"study {party.study.name}: the listed sites are asked to send round {standing.round} again: {sent.name}"]
+
+
+def void(folder: Path, ask: Ask) -> list[str]:
+    """Give up, for ever, a round that was never drawn, and with it the study; the sites get their charge of the round back.
+
+    Raises FileContentError where the round was drawn or released.
+    """
+    party = open_coordinator(folder, ask)
+    with party.journal.refusals(), party.journal.open() as journal:
+        standing, _ = standing_here(party, journal)
+        _require_going_on(party, standing)
+        file = party.own / "void.h5"
+        try:
+            void_next(party.plan_file, file, releases=party.release_files(standing.round))
+        except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
+            raise FileContentError(str(error)) from None
+        sent = _send_void(party, journal, standing, file)
+    return [
+        f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
+    ]
+
+
+def _send_void(party: Party, journal: OpenJournal, standing: Standing, content: bytes | Path) -> Path:
+    with Ledger.open() as ledger:
+        anchor = ledger.head()
+    envelope = party.study.envelope("void", (standing.round, standing.attempt), ledger=anchor)
+    path, _ = write_message(party.own / "sent", party.identity, envelope, content)
+    return party.send(journal, [path])[0]

@@ -1,0 +1,122 @@
+"""What a party did in one study, by its signed log: the messages that it took and sent, and what it refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distqexp.errors import DistqexpError, FileContentError
+from distqexp.federation.header import Header
+from distqexp.federation.log import Log, OpenLog
+from distqexp.federation.messages import Message
+from distqexp.federation.receiving import Origin, Taken
+from distqexp.privacy.ledger.head import Anchor
+
+_FIELDS = ("kind", "sender", "recipient", "round", "attempt")
+
+
+class Journal:
+    """The lines of one study in a party's log."""
+
+    def __init__(self, log: Log, study_id: str) -> None:
+        self._log = log
+        self._study_id = study_id
+
+    @contextmanager
+    def open(self) -> Iterator[OpenJournal]:
+        """Read and lock the log until the block ends."""
+        with self._log.locked() as log:
+            yield OpenJournal(log, self._study_id)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Write into the log what the block refuses by exit code 3 or 4. Its line tells of messages and budgets, never of records."""
+        try:
+            yield
+        except DistqexpError as error:
+            if error.exit_code in (3, 4) and not getattr(error, "logged", False):
+                self._log.append(
+                    {"event": "refused", "study": self._study_id, "reason": str(error), "code": error.exit_code}
+                )
+            raise
+
+
+class OpenJournal:
+    """A journal that is read and locked."""
+
+    def __init__(self, log: OpenLog, study_id: str) -> None:
+        self._log = log
+        self._study_id = study_id
+        self._taken = Taken()
+        self._taken_identities: set[str] = set()
+        self.refused: set[str] = set()
+        for event in self._events():
+            if event["event"] == "took":
+                self._taken.recall(_origin(event), event["message"], Anchor.parse(event["ledger"]))
+                self._taken_identities.add(event["message"])
+            if event["event"] == "refused" and "message" in event:
+                self.refused.add(event["message"])
+
+    @property
+    def anchor(self) -> Anchor:
+        """The newest line of the log."""
+        return self._log.anchor
+
+    def take(self, path: Path, message: Message | tuple[Header, str]) -> bool:
+        """Take a message whose signature and content were checked; False where the same one was taken before.
+
+        What is refused is noted, so that the next visit leaves that message out. Raises FileContentError, see ``Taken.take``.
+        """
+        header, identity = message[0], message[1]
+        try:
+            fresh = self._taken.take(path, header, identity)
+        except FileContentError as error:
+            self.refuse(identity, error)
+        if fresh:
+            self._note("took", header, identity, ledger=str(header.ledger))
+            self._taken_identities.add(identity)
+        return fresh
+
+    def took(self, identity: str) -> bool:
+        """Whether a message was taken before."""
+        return identity in self._taken_identities
+
+    def refuse(self, identity: str, error: FileContentError) -> NoReturn:
+        """Note that a genuine message is refused, and raise the error."""
+        self._append({"event": "refused", "message": identity, "reason": str(error), "code": error.exit_code})
+        self.refused.add(identity)
+        error.logged = True  # type: ignore[attr-defined]
+        raise error
+
+    def note_sent(self, header: Header, identity: str) -> None:
+        """Note a message that the party sends."""
+        self._note("sent", header, identity)
+
+    def sent(self, kind: str, round: int, attempt: int | None = None) -> list[str]:
+        """Return the identities of the messages of a kind that the party sent in a round, or in one attempt of it."""
+        events = [event for event in self._events() if event["event"] == "sent"]
+        return [
+            event["message"]
+            for event in events
+            if (event["kind"], event["round"]) == (kind, round) and attempt in (None, event["attempt"])
+        ]
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Note another event of the study, of public fields."""
+        self._append(event)
+
+    def _note(self, event: str, header: Header, identity: str, **more: Any) -> None:
+        fields = {name: getattr(header, name) for name in _FIELDS}
+        self._append({"event": event, **fields, "message": identity, **more})
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        self._log.append({**event, "study": self._study_id})
+
+    def _events(self) -> list[Mapping[str, Any]]:
+        return [entry.event for entry in self._log.entries if entry.event.get("study") == self._study_id]
+
+
+def _origin(event: Mapping[str, Any]) -> Origin:
+    return Origin(*(event[name] for name in _FIELDS))

@@ -1,0 +1,145 @@
+"""What the coordinator did since the last visit, as another party takes it: closings, voids and releases, in order, each checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distqexp.consortium.exchange import Found
+from distqexp.consortium.journal import OpenJournal
+from distqexp.consortium.party import Party, header_order
+from distqexp.errors import FileContentError
+from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.header import Header
+from distqexp.federation.messages import extract_message
+
+AGAIN = b"again"
+"""The content of a void after which the same round is sent again, under new masks."""
+
+LARGEST_VOID = 1 << 20
+
+
+@dataclass
+class Standing:
+    """Where a study stands.
+
+    Attributes:
+        round: The round that comes next; the number of rounds after the last release.
+        attempt: Its attempt.
+        closed: The closing of that attempt, if there is one.
+        void: The void that ends the study, if there is one.
+    """
+
+    round: int = 0
+    attempt: int = 0
+    closed: Found | None = None
+    void: Found | None = None
+
+
+def standing_of(messages: list[Found]) -> Standing:
+    """Return where a study stands by what its coordinator's messages state; nothing is checked."""
+    standing = Standing()
+    coordinators = [one for one in messages if one.header.kind in ("closing", "void", "release")]
+    for found in sorted(coordinators, key=header_order):
+        header = found.header
+        if header.kind == "release" and header.round == standing.round:
+            standing = Standing(header.round + 1)
+        elif (header.round, header.attempt) == (standing.round, standing.attempt):
+            if header.kind == "closing":
+                standing.closed = found
+            elif header.length == len(AGAIN):
+                standing = Standing(header.round, header.attempt + 1)
+            else:
+                standing.void = found
+    return standing
+
+
+def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Standing:
+    """Take all of the coordinator's messages in order, keep the releases, and return where the study stands.
+
+    Raises FileContentError where a message is forged, a second one, or tells of a ledger that was put back: the coordinator's, or
+    this party's own, if a closing lists a message that its log does not know.
+    """
+    closings: dict[tuple[int, int], tuple[Found, Closing]] = {}
+    coordinators = [one for one in messages if one.header.kind in ("closing", "void", "release")]
+    for found in sorted(coordinators, key=header_order):
+        header, at = found.header, (found.header.round, found.header.attempt)
+        if header.kind == "closing":
+            content = party.take(journal, found, LARGEST_CLOSING).content
+            closings[at] = (found, Closing.parse(found.path, bytes(content), party.study))
+            _refuse_unknown_own(party, journal, found, closings[at][1])
+        elif header.kind == "void":
+            _take_void(party, journal, found)
+        else:
+            _take_release(party, journal, found, closings.get(at))
+    standing = standing_of(messages)
+    _require_releases(party, standing.round)
+    return standing
+
+
+def _take_void(party: Party, journal: OpenJournal, found: Found) -> None:
+    """Take a void, unless its round is released."""
+    if not journal.took(found.identity) and party.release_file(found.header.round).exists():
+        party.read(found, LARGEST_VOID)
+        journal.refuse(
+            found.identity,
+            FileContentError(
+                f"{found.path}: it voids round {found.header.round}, whose release was taken here; expected no void after a draw: ask "
+                f"{party.study.coordinator.name}"
+            ),
+        )
+    party.take(journal, found, LARGEST_VOID)
+
+
+def _take_release(party: Party, journal: OpenJournal, found: Found, closing: tuple[Found, Closing] | None) -> None:
+    """Take a release that builds on the very messages of its round's closing, and keep it."""
+    header, target = found.header, party.release_file(found.header.round)
+    if journal.took(found.identity) and target.exists():
+        return
+    if closing is None:
+        raise FileContentError(
+            f"{found.path}: no closing of round {header.round}, attempt {header.attempt} is here; expected the one it builds on: copy "
+            "the folder whole"
+        )
+    expected = (closing[0].identity, *(one.masked for one in closing[1].listed))
+    received = party.own / "received.h5"
+    kept: tuple[Header, str] = extract_message(
+        found.path,
+        party.study.expects("release", round=header.round, attempt=header.attempt),
+        party.study.roster,
+        received,
+    )
+    if header.receipts != expected:
+        journal.refuse(
+            found.identity,
+            FileContentError(
+                f"{found.path}: it acknowledges {len(header.receipts)} messages; expected the closing and the {len(expected) - 1} that "
+                f"it lists: ask {party.study.coordinator.name}"
+            ),
+        )
+    journal.take(found.path, kept)
+    received.replace(target)
+
+
+def _refuse_unknown_own(party: Party, journal: OpenJournal, found: Found, closing: Closing) -> None:
+    """Refuse a list with a message in this party's name that its log does not know."""
+    listed = {one.site: one.masked for one in closing.listed}
+    mine = listed.get(party.name)
+    if mine is None or party.name not in party.study.site_names:
+        return
+    kind = "masked" if party.study.trust.has_masks else "sketch"
+    if mine not in journal.sent(kind, found.header.round, found.header.attempt):
+        journal.refuse(
+            found.identity,
+            FileContentError(
+                f"{found.path}: it lists message {mine[:16]} of {party.name}, which the log here doesn't know; expected one that was "
+                "sent: the ledger and the log here were put back to an older time, or somebody else has the key: restore them"
+            ),
+        )
+
+
+def _require_releases(party: Party, rounds: int) -> None:
+    for path in party.release_files(rounds):
+        if not path.exists():
+            raise FileContentError(
+                f"{path}: missing; expected the release as it came; take it from the folder again: restore the home"
+            )

@@ -1,0 +1,66 @@
+"""What a party accepted, for good: the study, the plan, and what only a site knows. Later messages are held against it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distqexp.consortium.home import Home
+from distqexp.errors import FileContentError
+from distqexp.storage.atomic import write_atomic
+from distqexp.storage.canonical import canonical_json
+from distqexp.storage.hdf5 import read_header
+
+PLAN_FILE = "plan.h5"
+STUDY_FILE = "study.toml"
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What a party accepted of a study. Kept in its own folder.
+
+    Attributes:
+        study: The identity of the study.
+        study_message: The identity of its signed message.
+        plan_id: The plan.
+        plan_message: The identity of the plan's signed message.
+        population: At a site, its own name of the plan's population; None where the party is no site, or its ledger knew the name.
+        elsewhere: At a site, whether its patients may be at other sites too.
+    """
+
+    study: str
+    study_message: str
+    plan_id: str
+    plan_message: str
+    population: str | None = None
+    elsewhere: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Write the pins into the party's folder of the study."""
+        write_atomic(folder / "accepted.json", canonical_json(asdict(self)) + b"\n", private=True)
+
+    @staticmethod
+    def read(folder: Path) -> Pins | None:
+        """Read the pins; None where nothing was accepted. Raises FileContentError."""
+        path = folder / "accepted.json"
+        if not path.exists():
+            return None
+        try:
+            return Pins(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise FileContentError(f"{path}: damaged; expected what distqexp study accept wrote: restore it") from None
+
+
+def refuse_pinned(plan: Path, home: Home | None = None) -> None:
+    """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
+    folders = (home or Home()).studies()
+    accepted = [pins for pins in map(Pins.read, folders) if pins is not None]
+    if not accepted:
+        return
+    plan_id = read_header(plan, kind="plan").plan_id
+    if any(pins.plan_id == plan_id for pins in accepted):
+        raise FileContentError(
+            f"{plan}: the plan of a study that was accepted here, which fixes how sums leave this site; expected it in the study "
+            "alone: distqexp study sketch FOLDER"
+        )

@@ -1,0 +1,149 @@
+"""The coordinator's release of a closed round: the sum over the listed sites, one draw, and a signed file with receipts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distqexp.arrays import IntegerArray
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Quadratic
+from distqexp.config import Config
+from distqexp.consortium.coordinator import open_coordinator, standing_here, taken_sketch
+from distqexp.consortium.exchange import Found
+from distqexp.consortium.home import Ask
+from distqexp.consortium.journal import OpenJournal
+from distqexp.consortium.party import Party
+from distqexp.engines.base import Engine
+from distqexp.engines.collectives import on_root_only, require
+from distqexp.errors import FileContentError, UsageError
+from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.header import Header
+from distqexp.federation.messages import peek, write_message
+from distqexp.federation.plain_words import in_plain_words
+from distqexp.federation.pooling import Pool
+from distqexp.privacy.ledger import Ledger
+from distqexp.stages.by_hand import ReleaseOrder, export_run, release_round, state_identity
+from distqexp.stages.pool import pool_files
+from distqexp.storage.atomic import write_atomic
+
+
+def release(
+    folder: Path, ask: Ask, engine: Engine, *, config: Config | None = None, weights: Path | None = None
+) -> list[str]:
+    """Release the closed round: unmask or add up, charge, draw once, sign. Collective; returns lines for people, public.
+
+    Another call releases nothing again: the same file is copied into the folder.
+
+    Raises:
+        UsageError: The round is not closed, or the study has ended.
+        FileContentError: A listed message is missing, an answer is refused, or too few helpers answered.
+        BudgetError: The round doesn't fit what the population has left; nothing was drawn.
+    """
+    party = on_root_only(engine, lambda: open_coordinator(folder, ask))
+
+    def begin() -> tuple[int, int, str, ReleaseOrder | None]:
+        mine = require(party)
+        with mine.journal.refusals(), mine.journal.open() as journal:
+            return _begin(mine, journal, config, weights)
+
+    round, attempt, closing, order = engine.on_root(begin)
+    if order is not None:
+        release_round(order, engine)
+    return engine.on_root(lambda: _send(require(party), round, attempt, closing))
+
+
+def _begin(
+    party: Party, journal: OpenJournal, config: Config | None, weights: Path | None
+) -> tuple[int, int, str, ReleaseOrder | None]:
+    """Return the round, its attempt, the identity of its closing, and what is to be released, if it isn't yet."""
+    standing, messages = standing_here(party, journal)
+    study, round, attempt = party.study, standing.round, standing.attempt
+    if standing.closed is None:
+        raise UsageError(
+            f"study {study.name}: round {round}, attempt {attempt} is not closed; expected a closing: distqexp study close {party.folder}"
+        )
+    out = party.release_file(round)
+    if out.exists():
+        return round, attempt, standing.closed.identity, None
+    quadratic = party.own / f"quadratic-{round:03d}.h5"
+    closing = Closing.parse(standing.closed.path, bytes(party.read(standing.closed, LARGEST_CLOSING).content), study)
+    plan = Plan.read(party.plan_file)
+    if study.trust.has_masks:
+        sums = _unmasked(party, journal, messages, closing, standing.closed)
+        state = state_identity(party.plan_file, party.release_files(round), weights)
+        pooled = Quadratic(plan.plan_id, round, state, sums)
+    else:
+        pooled = pool_files(plan, [taken_sketch(party, site) for site in closing.sites], closing.sites)
+    pooled.write(quadratic)
+    previous = party.release_files(round)
+    return (
+        round,
+        attempt,
+        standing.closed.identity,
+        ReleaseOrder(party.plan_file, quadratic, out, previous=previous, config=config, weights=weights),
+    )
+
+
+def _unmasked(
+    party: Party, journal: OpenJournal, messages: list[Found], closing: Closing, closed: Found
+) -> IntegerArray:
+    """Return the sum over the listed sites, from their very messages and the helpers' answers. Private."""
+    at = (closed.header.round, closed.header.attempt)
+    by_identity = {one.identity: one for one in messages}
+    missing = [one.site for one in closing.listed if one.masked not in by_identity]
+    if missing:
+        raise FileContentError(
+            f"{party.folder}: the listed messages of {', '.join(missing)[:200]} are gone; expected them as they were closed: copy them again"
+        )
+    pool = Pool(party.study, at, closing.entries)
+    for one in closing.listed:
+        pool.add(by_identity[one.masked].path)
+    pool.closed_before(closed.path)
+    answers = [one for one in messages if one.header.kind == "answer" and (one.header.round, one.header.attempt) == at]
+    for answer in answers:
+        party.take(journal, answer, 1 << 40)
+    return pool.unmask([one.path for one in answers])
+
+
+def _send(party: Party, round: int, attempt: int, closing_identity: str) -> list[str]:
+    """Sign the release, with the closing and the listed messages as receipts, and remove what it was made from."""
+    study = party.study
+    with Ledger.open() as ledger:
+        anchor = ledger.head()
+    with party.journal.refusals(), party.journal.open() as journal:
+        (closed,) = party.sent_files(journal, ("closing",), round, attempt)
+        found = Found(closed, *_checked(closed, closing_identity))
+        closing = Closing.parse(closed, bytes(party.read(found, LARGEST_CLOSING).content), study)
+        receipts = (closing_identity, *(one.masked for one in closing.listed))
+        paths = party.sent_files(journal, ("release",), round, attempt)
+        if not paths:
+            envelope = study.envelope("release", (round, attempt), ledger=anchor, receipts=receipts)
+            paths = [write_message(party.own / "sent", party.identity, envelope, party.release_file(round))[0]]
+        (sent,) = party.send(journal, paths)
+    for site in study.site_names:
+        taken_sketch(party, site).unlink(missing_ok=True)
+    names, left = ", ".join(closing.sites), study.rounds - round - 1
+    more = f"{left} more to come" if left else f"the last one: distqexp study export {party.folder} --out model"
+    return [f"study {study.name}: round {round} is released over {names}: {sent.name}; {more}"]
+
+
+def _checked(path: Path, identity: str) -> tuple[Header, str]:
+    header, known = peek(path)
+    if known != identity:
+        raise FileContentError(f"{path}: message {known[:16]}; expected closing {identity[:16]}: restore the home")
+    return header, known
+
+
+def export(
+    folder: Path, out: Path, ask: Ask, *, config: Config | None = None, weights: Path | None = None
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Write the model, its certificate, and beside it the study and who could learn what. Returns certificate and metrics."""
+    party = open_coordinator(folder, ask)
+    with party.journal.refusals():
+        releases = [path for path in party.release_files(party.study.rounds) if path.exists()]
+        result = export_run(party.plan_file, releases, out, config=config, weights=weights)
+        write_atomic(out / "study.toml", party.study.to_bytes())
+        words = "".join(f"{line}\n" for line in in_plain_words(party.study))
+        write_atomic(out / "who-could-learn-what.txt", words.encode())
+    return result

@@ -1,0 +1,152 @@
+"""A site's visit in a round: it takes what the coordinator sent, sketches its records once, charges its ledger, and sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Sketch
+from distqexp.consortium.exchange import Found
+from distqexp.consortium.home import Ask
+from distqexp.consortium.journal import OpenJournal
+from distqexp.consortium.news import take_news
+from distqexp.consortium.party import Party, open_party
+from distqexp.engines.base import Engine
+from distqexp.engines.collectives import on_root_only, require
+from distqexp.errors import FileContentError, UsageError
+from distqexp.federation.contribution import contribute
+from distqexp.federation.messages import extract_message, write_message
+from distqexp.privacy.ledger import Ledger
+from distqexp.stages.by_hand import SketchOrder, sketch_shard
+from distqexp.stages.void import Void, accept
+
+
+@dataclass(frozen=True)
+class Records:
+    """A site's private records, as ``api.sketch`` describes them."""
+
+    data: Path | None = None
+    labels: Path | None = None
+    tokenizer: Path | None = None
+    blank: Path | None = None
+    weights: Path | None = None
+    on_remarks: Callable[[Sequence[str]], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a visit has to do: lines to say, and what to sketch, if anything."""
+
+    lines: tuple[str, ...] = ()
+    order: SketchOrder | None = None
+    round: int = 0
+    attempt: int = 0
+    send: bool = False
+
+
+def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> list[str]:
+    """Make a site's visit; return lines for people, of public facts. Collective: every rank calls it.
+
+    A round that was sent is never sketched again: its messages are copied into the folder once more. A repeat that the coordinator
+    asked for is the same vector under new masks, without a charge.
+
+    Raises:
+        UsageError: The party is no site, or nothing is to be sketched here.
+        FileContentError: A message, the plan or the records are refused; the log says so.
+        BudgetError: The rounds don't fit what the site has left; no record was read.
+    """
+    party = on_root_only(engine, lambda: open_party(folder, ask))
+
+    def begin() -> _Work:
+        mine = require(party)
+        with mine.journal.refusals(), mine.journal.open() as journal:
+            return _begin(mine, journal, records)
+
+    work = engine.on_root(begin)
+    if not work.send:
+        return list(work.lines)
+    if work.order is not None:
+        with party.journal.refusals() if party else nullcontext():
+            sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
+    return engine.on_root(lambda: [*work.lines, *_send(require(party), work.round, work.attempt)])
+
+
+def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
+    study = party.study
+    party.require_role(study.site_names, "a site")
+    standing = take_news(party, journal, party.messages(journal))
+    if standing.void is not None:
+        return _Work(lines=tuple(_ended(party, journal, standing.void)))
+    if standing.round == study.rounds:
+        return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
+    round, attempt = standing.round, standing.attempt
+    kinds = ("masked", "seed", "sketch")
+    if journal.sent("masked", round, attempt) or journal.sent("sketch", round, attempt):
+        party.deliver(party.sent_files(journal, kinds, round, attempt))
+        return _Work(
+            lines=(
+                f"study {study.name}: round {round}, attempt {attempt} was sent; its messages are in {party.folder}",
+            )
+        )
+    if standing.closed is not None:
+        raise FileContentError(
+            f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "
+            "wait for its release"
+        )
+    if attempt and not (journal.sent("masked", round) or journal.sent("sketch", round)):
+        raise UsageError(
+            f"study {study.name}: attempt {attempt} of round {round} is for the sites of the attempt before; expected {party.name} to "
+            "wait for its release"
+        )
+    sketch = _sketch_file(party, round)
+    order = SketchOrder(
+        party.plan_file, records.data, sketch, releases=party.release_files(round), shard=party.name, labels=records.labels,
+        tokenizer=records.tokenizer, blank=records.blank, population=party.pins.population, weights=records.weights,
+    )  # fmt: skip
+    return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt, send=True)
+
+
+def _sketch_file(party: Party, round: int) -> Path:
+    return party.own / f"sketch-{round:03d}.h5"
+
+
+def _send(party: Party, round: int, attempt: int) -> list[str]:
+    """Sign what the site sends in an attempt of a round: its sketch, or its masked vector and a sealed seed to each helper."""
+    study, at, outbox = party.study, (round, attempt), party.own / "sent"
+    sketch = _sketch_file(party, round)
+    with Ledger.open() as ledger:
+        anchor = ledger.head()
+    if study.trust.has_masks:
+        sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
+        contribution = contribute(study, party.identity, sums, at, outbox, anchor)
+        paths = [contribution.masked, *contribution.seeds.values()]
+    else:
+        paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
+    with party.journal.open() as journal:
+        sent = party.send(journal, paths)
+    for earlier in range(round):
+        _sketch_file(party, earlier).unlink(missing_ok=True)
+    names = ", ".join(path.name for path in sent)
+    return [f"study {study.name}: round {round} is charged and sent: {names}"]
+
+
+def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
+    """Take the charge of a void round back, once; return lines that say so."""
+    study, round = party.study, found.header.round
+    copy = party.own / "void.h5"
+    extract_message(found.path, study.expects("void", round=round, attempt=found.header.attempt), study.roster, copy)
+    void = Void.read(copy)
+    if (void.plan_id, void.round) != (study.plan_id, round):
+        raise FileContentError(f"{found.path}: a void of round {void.round}; expected round {round}: ask for it again")
+    charged = _sketch_file(party, round)
+    back = "nothing was charged for it here"
+    if charged.exists():
+        with Ledger.open() as ledger:
+            accept(void, ledger)
+        journal.note({"event": "given-back", "round": round, "message": found.identity})
+        charged.unlink()
+        back = "its charge here is given back"
+    return [f"study {study.name}: round {round} is void: it is never released, and the study ends; {back}"]
