@@ -1,0 +1,146 @@
+"""A study from keys to a verified model, by commands and files alone: the same integers as in one run, and one charge a round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from consortium import SHARDS
+from run_harness import Commands
+from studies import OFFICE, begun_study
+
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Quadratic, Sketch
+from distqexp.federation.messages import SUFFIX
+
+
+@pytest.mark.parametrize("trust", ["trusted-curator", "helper-masks"])
+def test_a_study_ends_in_a_model_that_verifies_although_a_site_drops_out(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch, trust: str
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch, trust)
+    study.whole_round(0)
+    study.whole_round(1, SHARDS[:3])  # west is gone
+    office = study.at(OFFICE)
+    assert "all 2 rounds are released" in office.done("study", "status", "exchange").out
+    office.done("study", "export", "exchange", "--out", "model", "--config", f"{OFFICE}/task.toml")
+    releases = [study.own(OFFICE) / f"release-{round:03d}.h5" for round in range(2)]
+    office.done("verify", "model", "plan.h5", *releases)
+    assert (study.root / "model" / "study.toml").read_bytes() == (study.root / "study.toml").read_bytes()
+    assert "The coordinator" in (study.root / "model" / "who-could-learn-what.txt").read_text()
+    assert study.charges(OFFICE) == [("release", "0", "committed"), ("release", "1", "committed")]
+    for site in SHARDS:
+        rounds = ["0"] if site == "west" else ["0", "1"]
+        assert study.charges(site) == [(f"site-{site}", round, "committed") for round in rounds]
+        visits = [entry for entry in study.log(site) if entry.event["event"] == "accept"]
+        assert len(visits) == 1  # a site's visits are this one and one sketch a round
+    for party in study.parties:
+        study.at(party).done("log", "verify")
+        assert not [entry for entry in study.log(party) if entry.event["event"] == "refused"]
+
+
+def test_the_coordinator_gets_exactly_the_plain_sum_of_the_sites(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch)
+    study.sketches()
+    plan = Plan.read(study.root / "plan.h5")
+    sums = [Sketch.read(study.own(site) / "sketch-000.h5", plan, own=True).sums for site in SHARDS]
+    assert study.close().code == 0
+    study.answers()
+    kept: list[Quadratic] = []
+    write = Quadratic.write
+    monkeypatch.setattr(Quadratic, "write", lambda self, path: (kept.append(self), write(self, path))[1])
+    assert study.release().code == 0
+    np.testing.assert_array_equal(kept[0].sums, np.sum(sums, axis=0))
+    assert not list(study.own(OFFICE).glob("quadratic*"))
+    for site, own in zip(SHARDS, sums, strict=True):  # neither its bytes nor any eight in a row of them are in what it sent
+        (sent,) = study.exchange.glob(f"masked-000-00-{site}-*{SUFFIX}")
+        content = sent.read_bytes()
+        assert all(number.tobytes() not in content for number in own if number)
+
+
+def test_a_repeat_is_the_same_vector_and_no_charge(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch)
+    study.sketches(SHARDS[:3])
+    again = study.sketch("north")
+    assert "was sent" in again.out
+    for path in study.exchange.glob(f"masked-*north*{SUFFIX}"):
+        path.unlink()
+    assert study.sketch("north").code == 0  # copied once more, from its own folder
+    assert len(list(study.exchange.glob(f"masked-*north*{SUFFIX}"))) == 1
+    assert study.close().code == 0
+    for path in study.exchange.glob(f"seed-*{SUFFIX}"):
+        path.unlink()  # a disk is lost: no helper can answer
+    assert study.at("ethics").distqexp("helper", "answer", study.closing()).code == 3
+    study.at(OFFICE).done("study", "repeat", "exchange")
+    late = study.sketch("west")
+    assert late.code == 2 and "attempt before" in late.reasons()[0]
+    study.sketches(SHARDS[:3])
+    assert study.close().code == 0
+    study.answers(0, 1)
+    assert study.release().code == 0
+    for site in SHARDS[:3]:
+        assert study.charges(site) == [(f"site-{site}", "0", "committed")]
+    study.sketches()  # west joins the next round
+
+
+def test_a_void_gives_each_charge_back_once(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch)
+    study.sketches(SHARDS[:2])
+    few = study.close()
+    assert few.code == 2 and "expected at least 3" in few.reasons()[0]
+    study.at(OFFICE).done("study", "void", "exchange")
+    for site in SHARDS:
+        outcome = study.sketch(site)
+        assert outcome.code == 0 and "the study ends" in outcome.out
+        assert ("given back" in outcome.out) == (site in SHARDS[:2])
+        assert study.sketch(site).code == 0
+        expected = [(f"site-{site}", "0", "voided")] if site in SHARDS[:2] else []
+        assert study.charges(site) == expected
+    assert "has ended" in study.at("north").done("study", "status", "exchange").out
+
+
+def test_status_tells_each_party_its_next_command(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch)
+
+    def mine(party: str) -> str:
+        lines = study.at(party).done("study", "status", "exchange").out.splitlines()
+        (line,) = [line for line in lines if line.startswith("you, ")]
+        return line
+
+    assert mine("north") == "you, north: sketch: distqexp study sketch exchange --data FILE"
+    study.sketches(SHARDS[:3])
+    assert mine("north") == "you, north: wait: sent"
+    assert "close: 3 of 4 sites sent" in mine(OFFICE)
+    assert study.close().code == 0
+    assert mine("ethics").startswith("you, ethics: answer: distqexp helper answer exchange/closing-")
+    assert "2 more helpers" in mine(OFFICE)
+    study.answers()
+    assert "release: distqexp study release exchange" in mine(OFFICE)
+
+
+def test_a_site_with_a_passphrase_is_asked_for_it(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("sealed")
+    words = folder / "words"
+    words.write_text("correct horse\n")
+    words.chmod(0o600)
+    monkeypatch.setenv("DISTQEXP_HOME", str(folder / "home"))
+    refused = run.distqexp("site", "init", "north", "--passphrase")
+    assert refused.code == 2 and "--passphrase: none given" in refused.reasons()[0]
+    monkeypatch.setenv("DISTQEXP_PASSPHRASE_FILE", str(words))
+    run.done("site", "init", "north", "--passphrase")
+    assert (folder / "home" / "identity.json").stat().st_mode & 0o777 == 0o600
+    run.done("log", "mend")
+    words.write_text("another\n")
+    assert run.distqexp("log", "mend").code == 2
+    assert "north" in run.done("site", "card", "--out", str(folder / "copy.card")).out
+    twice = run.distqexp("site", "init", "north")
+    assert twice.code == 2 and "a party's keys are there" in twice.reasons()[0]
