@@ -154,7 +154,8 @@ def accept(
     given = Acceptance(folder, Card.read(coordinator), population, cap, elsewhere, weights)
     accepted = accept_study(given, ask_passphrase)
     say(
-        f"study {accepted.name} ({accepted.study_id[:16]}) is accepted; plan {accepted.plan_id[:16]} is the only one: distqexp study status {folder}"
+        f"study {accepted.name} ({accepted.study_id[:16]}) is accepted, with plan {accepted.plan_id[:16]} and no other",
+        f"what comes next: distqexp study status {folder}",
     )
 
 

@@ -31,7 +31,7 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
         found = Found(closing, header, identity)
         listed = Closing.parse(closing, bytes(party.read(found, LARGEST_CLOSING).content), party.study)
         with party.journal.open() as journal:
-            earlier = [path for path in party.sent_files(journal, ("answer",), header.round, header.attempt)]
+            earlier = list(party.sent_files(journal, ("answer",), header.round, header.attempt))
         earlier = [path for path in earlier if peek(path)[0].receipts == (identity,)]
         if earlier:
             (sent,) = party.deliver(earlier)

@@ -184,7 +184,7 @@ def _accept(study: Study, study_found: Found, identity: Identity, given: Accepta
     copy.unlink()
 
 
-def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> str | None:
+def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> str:
     """Check what only the site knows; return its own name of the population."""
     require_allowed_factory(plan.config.model.factory)
     if given.elsewhere is None:
@@ -209,9 +209,9 @@ def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> 
                     "distqexp ledger cap"
                 )
             ledger.set_cap(local, given.cap, study.delta, unit)
-        charging = charging_at_site(plan, Charging(ledger, unit=unit), given.population)
+        charging = charging_at_site(plan, Charging(ledger, unit=unit), local)
         check_budget(plan, charging, f"site-{shard}")
-    return given.population
+    return local
 
 
 def _only(folder: Path, kind: str) -> Found:

@@ -25,7 +25,7 @@ class Pins:
         study_message: The identity of its signed message.
         plan_id: The plan.
         plan_message: The identity of the plan's signed message.
-        population: At a site, its own name of the plan's population; None where the party is no site, or its ledger knew the name.
+        population: At a site, its own name of the plan's population; None where the party is no site.
         elsewhere: At a site, whether its patients may be at other sites too.
     """
 

@@ -94,7 +94,7 @@ def _unmasked(
     missing = [one.site for one in closing.listed if one.masked not in by_identity]
     if missing:
         raise FileContentError(
-            f"{party.folder}: the listed messages of {', '.join(missing)[:200]} are gone; expected them as they were closed: copy them again"
+            f"{party.folder}: the listed messages of {', '.join(missing)[:200]} are gone; expected them as they were closed: copy them"
         )
     pool = Pool(party.study, at, closing.entries)
     for one in closing.listed:

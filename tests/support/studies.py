@@ -77,7 +77,9 @@ class StudyFolders:
         for party in self.parties[1:]:
             self.at(party).done(*self.accept_command(party))
 
-    def new_command(self, out: str, *, k_min: int = 2, sites: Sequence[str] = SHARDS, name: str = "sepsis") -> list[str]:
+    def new_command(
+        self, out: str, *, k_min: int = 2, sites: Sequence[str] = SHARDS, name: str = "sepsis"
+    ) -> list[str]:
         cards = [word for site in sites for word in ("--site", str(self.card(site)))]
         cards += [word for helper in self.helpers for word in ("--helper", str(self.card(helper)))]
         terms = ["--k-min", str(k_min), "--trust", self.trust, "--out", out]
