@@ -1,8 +1,9 @@
 """Voids: a round that was sketched and never released costs nothing, once nobody can release it any more.
 
 The coordinator's ledger records that the release will never be drawn, and refuses it for ever; a site's ledger gives its
-charge back, once. After a draw nothing can be voided, since somebody may have seen the draw. A site that meets a release of a
-round whose charge it took back records the charge again. All quantities are public.
+charge back, once. After a draw nothing can be voided, since somebody may have seen the draw, and a charge for which a site drew its
+share of the noise stands. A site that meets a release of a round whose charge it took back records the charge again. All quantities
+are public.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ def to_give_back(books: Books, path: Path, release: str, population: str, roles:
             f"{target.state[:16]} (of this plan it has rounds {rounds}); expected the void of a round that this site sketched"
         )
     for row in rows:
+        if row.state == "drawn" or row.id in books.stored_releases:
+            raise FileContentError(
+                f"{path}: entry {row.id} has a draw of this site's share of the noise, which others may hold; expected a charge without: "
+                "after a draw nothing is given back"
+            )
         # A site may keep the budget under a name of its own; the row's entry then holds the plan's name.
         plan_population = books.entries[row.id - 1].body.get("plan_population", row.population)
         if plan_population != population:
