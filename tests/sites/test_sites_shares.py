@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_harness import table_source, table_tree, write_table
+from run_harness import table_source, table_tree, to_toml, write_table
 
 from distqexp import api
 from distqexp.arrays import IntegerArray
@@ -18,11 +18,16 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
 from distqexp.config import Config
 from distqexp.config.reading import config_from_tree
+from distqexp.costs.probe import Probe
 from distqexp.errors import FileContentError, UsageError
 from distqexp.mechanism.shares import NoiseShare
 from distqexp.privacy.ledger import Ledger
+from distqexp.report.html.reading import read_run
+from distqexp.report.html.words import covered
 from distqexp.stages import by_hand, shares
+from distqexp.stages.ahead import check_ahead
 from distqexp.stages.plan import describe_plan
+from distqexp.tuning.tune import tune
 
 SHARDS = ("north", "south", "east")
 
@@ -44,7 +49,9 @@ class Sites:
 
     def sketch(self, shard: str, name: str, **more: Any) -> Path:
         out = self.root / name
-        api.sketch(self.root / "plan.h5", self.root / f"{shard}.csv", out, shard=shard, ledger=self.ledger(shard), **more)
+        api.sketch(
+            self.root / "plan.h5", self.root / f"{shard}.csv", out, shard=shard, ledger=self.ledger(shard), **more
+        )
         return out
 
     def ledger(self, owner: str) -> Path:
@@ -95,10 +102,18 @@ def test_a_run_by_hand_from_sketch_to_verify(sites: Sites) -> None:
         )  # fmt: skip
         np.testing.assert_array_equal(released.noisy_sums, pooled.sums, "no noise comes on top")
         releases.append(out)
+    more = replace(pooled, sums=pooled.sums + 1)
+    more.write(root / "more.h5")
+    with pytest.raises(FileContentError, match="another sum of this round, with the same shares"):
+        api.release(
+            root / "plan.h5", root / "more.h5", root / "more-release.h5",
+            previous=releases[0], config=sites.config, ledger=sites.ledger("curator"),
+        )  # fmt: skip
     certificate, _ = api.export(root / "plan.h5", releases, root / "model", ledger=sites.ledger("curator"))
     said = certificate["noise_in_shares"]
     assert (said["sites"], said["tolerated"], said["variance_factor"]) == (3, 1, 1.5)
     assert 0 < said["total_variation"] < 1e-30
+    assert any("each of 3 sites drew a share" in line for line in covered(read_run(root / "model")))
     assert 0 < certificate["epsilon"] <= sites.config.privacy.epsilon
     for file in (root / "plan.h5", *releases):
         (root / "model" / file.name).write_bytes(file.read_bytes())
@@ -127,9 +142,10 @@ def test_a_repeat_gives_the_same_noise_and_other_records_other_noise_and_a_charg
     # A kill between the stored share and the stored sums: the share is taken up again.
     drawn: list[IntegerArray] = []
     monkeypatch.setattr(NoiseShare, "draw", _noting(NoiseShare.draw, drawn))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Ledger, "commit", _killed)
-        sites.sketch("south", "killed.h5")
+        with pytest.raises(KeyboardInterrupt):
+            sites.sketch("south", "killed.h5")
     taken_up = sites.sums(sites.sketch("south", "south.h5"))
     assert len(drawn) == 1
     np.testing.assert_array_equal(taken_up, sites.exact[-1] + drawn[0])
@@ -138,7 +154,9 @@ def test_a_repeat_gives_the_same_noise_and_other_records_other_noise_and_a_charg
     write_table(sites.root / "north.csv", 50, 20)
     other = sites.sketch("north", "other.h5")
     assert not np.array_equal(sites.exact[-1], before)
-    assert not np.array_equal(sites.sums(other) - sites.exact[-1], sites.sums(first) - before), "noise is never used twice"
+    assert not np.array_equal(sites.sums(other) - sites.exact[-1], sites.sums(first) - before), (
+        "noise is never used twice"
+    )
     assert len(Ledger.open(sites.ledger("north")).rows()) == 2
 
 
@@ -169,7 +187,14 @@ def test_seeds_and_runs_in_one_group_are_refused_before_anything_is_charged(site
             sites.root / "plan.h5", sites.root / "none.h5", sites.root / "release.h5",
             insecure_noise_seed=17, ledger=sites.ledger("curator"),
         )  # fmt: skip
-    for run in (lambda: api.fit(sites.config, sites.root / "run"), lambda: shares.refuse_one_group(sites.config)):
+    task = sites.root / "task.toml"
+    task.write_text(to_toml(tree_of()), "utf-8")
+    for run in (
+        lambda: api.fit(sites.config, sites.root / "run"),
+        lambda: tune(task, sites.root / "run"),
+        lambda: check_ahead(sites.config),
+        lambda: Probe(sites.config, sites.root),
+    ):
         with pytest.raises(UsageError, match="tolerated_sites: found 1; expected 0 in one group of processes"):
             run()
     assert not (sites.root / "run").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger.books import Books, LedgerRow
 
 CURATOR = "release"
@@ -44,6 +45,21 @@ def require_open(books: Books, path: Path, key: str) -> None:
             f"{path}: entry {void.number} voided this round: it is never released, and the sites have their charge back; "
             "expected a round that is not void: make a new plan"
         )
+
+
+def require_one_sum(path: Path, charge: Charge, earlier_rows: Collection[LedgerRow]) -> None:
+    """Refuse the curator's charge for a second sum of the same shares of noise. Raises FileContentError.
+
+    Sums over some sites and over others are not two releases with noise of their own: their difference has the shares of few sites.
+    """
+    if charge.key.partition("/")[0] != CURATOR or getattr(charge.event, "shares", 1) == 1:
+        return
+    for row in earlier_rows:
+        if row.key == charge.key:
+            raise FileContentError(
+                f"{path}: entry {row.id} is for another sum of this round, with the same shares of noise; expected that sum again: two of "
+                "them tell more than two charges pay for"
+            )
 
 
 def require_not_voided(row: LedgerRow) -> None:
