@@ -175,55 +175,55 @@ class Certificate:
             InternalError: Its figures can't be right.
         """
         require_certifiable(self.epsilon)
-        return (
-            {
-                "statement": statement_of(self.epsilon, self.delta, self.unit, self.adjacency, self.noise_seed),
-                "private": self.noise_seed is None,
-                "noise_seed": self.noise_seed,
-                "epsilon": self.epsilon,
-                "delta": self.delta,
-                "mu": self.mu,
-                "rho": self.rho,
-                "pure_epsilon": self.pure_epsilon,
-                "adjacency": {"kind": str(self.adjacency), "meaning": ADJACENCIES[self.adjacency]},
-                "unit": self.unit,
-                "unit_column": self.unit_column,
-                "units": self.units,
-                "rounds": [dict(entry) for entry in self.rounds],
-                "kept": {"share": self.kept, "meaning": kept_words(self.kept)},
-                "parts": {"count": self.parts, "meaning": ONE_PART if self.parts > 1 else NO_PARTS},
-                "sampling": {
-                    "rate": self.sampling,
-                    "failure": self.sampling_failure,
-                    "meaning": NO_SAMPLES if self.sampling == 1 else SAMPLED,
-                },
-                "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
-                if self.micro_batch is None
-                else {"rounded": "per micro-batch", "micro_batch": self.micro_batch, "meaning": EACH_BATCH},
-                "noise": {
-                    "kind": str(self.noise),
-                    "arithmetic": self.arithmetic,
-                    "rounded_to_grid": True,
-                    "sampler_slack": self.sampler_slack,
-                    "meaning": ROUNDED_POINT
-                    if self.sampler_slack
-                    else EXACT_DRAW
-                    if self.noise == Noise.DISCRETE
-                    else ROUNDED_DRAW,
-                },
-                "mechanism": self.mechanism,
-                "subspace": dict(self.subspace),
-                "precision": dict(self.precision),
-                "diagnostics": dict(self.diagnostics) if self.diagnostics else None,
-                "plan_id": self.plan_id,
-                "ledger": dict(self.ledger),
-                "model_sha256": self.model_sha256,
-                "versions": dict(self.versions),
-                "not_covered": self._not_covered(),
-            }
-            | self._gradients()
-            | self._noise_in_shares()
-        )
+        return {
+            "statement": statement_of(self.epsilon, self.delta, self.unit, self.adjacency, self.noise_seed),
+            "private": self.noise_seed is None,
+            "noise_seed": self.noise_seed,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "mu": self.mu,
+            "rho": self.rho,
+            "pure_epsilon": self.pure_epsilon,
+            "adjacency": {"kind": str(self.adjacency), "meaning": ADJACENCIES[self.adjacency]},
+            "unit": self.unit,
+            "unit_column": self.unit_column,
+            "units": self.units,
+            "rounds": [dict(entry) for entry in self.rounds],
+            "kept": {"share": self.kept, "meaning": kept_words(self.kept)},
+            "parts": {"count": self.parts, "meaning": ONE_PART if self.parts > 1 else NO_PARTS},
+            "sampling": {
+                "rate": self.sampling,
+                "failure": self.sampling_failure,
+                "meaning": NO_SAMPLES if self.sampling == 1 else SAMPLED,
+            },
+            "sums": {"rounded": "per unit", "meaning": EACH_UNIT}
+            if self.micro_batch is None
+            else {"rounded": "per micro-batch", "micro_batch": self.micro_batch, "meaning": EACH_BATCH},
+            "noise": {
+                "kind": str(self.noise),
+                "arithmetic": self.arithmetic,
+                "rounded_to_grid": True,
+                "sampler_slack": self.sampler_slack,
+                "meaning": ROUNDED_POINT
+                if self.sampler_slack
+                else EXACT_DRAW
+                if self.noise == Noise.DISCRETE
+                else ROUNDED_DRAW,
+            },
+            "mechanism": self.mechanism,
+            "subspace": dict(self.subspace),
+            "precision": dict(self.precision),
+            "diagnostics": dict(self.diagnostics) if self.diagnostics else None,
+            "plan_id": self.plan_id,
+            "ledger": dict(self.ledger),
+            "model_sha256": self.model_sha256,
+            "versions": dict(self.versions),
+            "not_covered": self._not_covered(),
+        } | self._where_it_applies()
+
+    def _where_it_applies(self) -> dict[str, Any]:
+        """What is said of some runs alone, so that certificates of others are as in earlier versions."""
+        return self._gradients() | self._noise_in_shares()
 
     def _gradients(self) -> dict[str, Any]:
         """What is said of gradients: nothing where forward passes are in the model's own type, as in earlier versions."""
