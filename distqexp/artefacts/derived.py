@@ -56,7 +56,9 @@ def derived_calibration(config: Config, k: int, guess: float | None = None) -> C
     rate = joint_rate(mechanism.sampling, privacy.presence)
     sampling = Sampling(rate, guess if mechanism.sampled else None)
     coordinates = coordinates_of(config, k)
-    return _calibration(privacy.epsilon, privacy.delta, mechanism.passes, coordinates, mechanism.noise, sampling)
+    return _calibration(
+        privacy.epsilon, privacy.delta, mechanism.passes, coordinates, mechanism.noise, sampling, config.noise_shares
+    )
 
 
 def step_shrinkage(config: Config, calibration: Calibration, k: int) -> float:
@@ -112,11 +114,13 @@ def sample_failure(config: Config) -> float:
 
 @functools.lru_cache(64)  # Checking a chain of files asks for the same calibration again and again.
 def _calibration(
-    epsilon: float, delta: float, rounds: int, coordinates: int, noise: Noise, sampling: Sampling
+    epsilon: float, delta: float, rounds: int, coordinates: int, noise: Noise, sampling: Sampling, shares: int
 ) -> Calibration:
     if delta == 0:
         return calibrate_pure(epsilon=epsilon, rounds=rounds, k=coordinates)
-    return calibrate(epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise, sampling=sampling)
+    return calibrate(
+        epsilon=epsilon, delta=delta, rounds=rounds, k=coordinates, noise=noise, sampling=sampling, shares=shares
+    )
 
 
 def derived_grid(config: Config, calibration: Calibration, clip: float, k: int) -> Grid:

@@ -22,9 +22,11 @@ from distqexp.errors import FileContentError
 from distqexp.kinds import Noise
 from distqexp.mechanism.grid import Grid
 from distqexp.mechanism.rule import ReleaseRule
+from distqexp.mechanism.shares import NoiseShare
 from distqexp.privacy.calibration import Calibration
 from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Part
+from distqexp.privacy.noise_shares import share_sigma
 from distqexp.privacy.pure import pure_epsilon
 from distqexp.privacy.sampled import joint_rate
 from distqexp.problem.schema import Schema
@@ -110,6 +112,7 @@ class Plan:
                 sigma=float(grid.sigma) if discrete else None,
                 sampling=joint_rate(self.config.mechanism.sampling, self.config.privacy.presence),
                 failure=sample_failure(self.config) * len(self.config.shards),
+                shares=self.config.noise_shares,
             )
         step = Fraction(grid.step)
         epsilon = pure_epsilon(grid.sensitivity * step, trust_radius, (grid.sigma * step) ** 2)
@@ -129,6 +132,10 @@ class Plan:
         """Return the rule by which the round of ``state`` is released."""
         mechanism = self.config.mechanism
         return ReleaseRule(self.coordinates, state.grid, mechanism.noise, mechanism.trust_radius, state.factors)
+
+    def share(self, state: RoundState) -> NoiseShare:
+        """Return the rule by which a site draws its share of the round's noise, where the plan has noise in shares."""
+        return NoiseShare(self.coordinates, share_sigma(state.grid.sigma, self.config.noise_shares))
 
     def part(self, round: int) -> Part | None:
         """Return the part whose units the round uses, or None where it uses everybody's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,7 +193,7 @@ def diagnostics_of(plan: Plan, release: Release) -> Diagnostics | None:
     return estimates(
         release.noisy_sums[plan.k :],
         grid.counter,
-        grid.sigma,
+        grid.sigma * math.sqrt(config.noise_excess),
         config.diagnostics.largest_loss,
         config.mechanism.sampling,
     )

@@ -34,6 +34,7 @@ from distqexp.problem.records import Records, concatenate
 from distqexp.problem.schema import Schema
 from distqexp.problem.weights import write_weights
 from distqexp.stages.plan import make_plan
+from distqexp.stages.shares import refuse_one_group
 from distqexp.tuning.roles import Roles, assign_roles
 from distqexp.tuning.shift import hold
 
@@ -125,6 +126,7 @@ def make_candidates(
 
 def _refuse(config: Config, canaries: int) -> None:
     """Raise UsageError where canaries can't audit the config."""
+    refuse_one_group(config)
     if config.privacy.adjacency == Adjacency.REPLACE_ONE:
         raise UsageError(
             "privacy.adjacency: replace-one; expected zero-out or add-remove: an audit by canaries leaves units out, one by one"

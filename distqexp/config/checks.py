@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distqexp.config.rules import Need, field_needs, require
 from distqexp.config.sections import Config
-from distqexp.kinds import AUTO, Adjacency, Needs, Size
+from distqexp.kinds import AUTO, Adjacency, Needs, Noise, Size
 
 
 def check(config: Config) -> None:
@@ -26,6 +26,8 @@ def _all_needs(config: Config) -> Iterator[Need]:
     yield from _views(config)
     yield from config.mechanism.needs()
     yield from _mechanism(config)
+    if config.mechanism.tolerated_sites:
+        yield from _noise_in_shares(config)
     yield from field_needs("diagnostics", config.diagnostics)
     yield from _diagnostics(config)
     if config.tune is not None:
@@ -128,6 +130,27 @@ def _mechanism(config: Config) -> Iterator[Need]:
     yield Need(
         mechanism.clip_quantile is None or _has_curvature_source(config),
         "mechanism.clip_quantile", mechanism.clip_quantile, "precision.source = probes, data.public, or mechanism.clip",
+    )  # fmt: skip
+
+
+def _noise_in_shares(config: Config) -> Iterator[Need]:
+    mechanism, sites = config.mechanism, len(config.shards)
+    yield Need(
+        mechanism.tolerated_sites < sites,
+        "mechanism.tolerated_sites", mechanism.tolerated_sites, f"fewer than the {sites} shard(s) of data.private, each a site: the "
+        "others' shares are the whole noise",
+    )  # fmt: skip
+    yield Need(
+        mechanism.trust_radius is None,
+        "mechanism.trust_radius", mechanism.trust_radius, "none with mechanism.tolerated_sites: a truncated draw is no sum of shares",
+    )  # fmt: skip
+    yield Need(
+        mechanism.noise == Noise.DISCRETE,
+        "mechanism.noise", str(mechanism.noise), "discrete with mechanism.tolerated_sites: the shares are whole numbers",
+    )  # fmt: skip
+    yield Need(
+        mechanism.parts == 1,
+        "mechanism.parts", mechanism.parts, "1 with mechanism.tolerated_sites: a round is for every unit of every site",
     )  # fmt: skip
 
 

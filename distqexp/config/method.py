@@ -234,6 +234,12 @@ class MechanismConfig:
         between(-500, 450, "-500 to 450"),
         default=None,
     )
+    tolerated_sites: int = key(
+        "with noise in shares: how many of the sites may be missing or collude, together; 0: whoever holds the sums draws the noise",
+        at_least(0),
+        default=0,
+        unsaid=True,
+    )
     rounding: Literal["auto", "unit", "batch"] = key(
         "what is rounded to the grid: the vector of each unit, or the sum of each micro-batch (layer by layer, with a little more "
         "noise); auto: batch where it is possible",

@@ -77,6 +77,17 @@ class Config:
         """The nominal number of units whose gradients one round sums: those of one part, or the mean size of a sample."""
         return self.privacy.units / self.mechanism.parts * self.mechanism.sampling
 
+    @property
+    def noise_shares(self) -> int:
+        """How many sites' shares are the whole noise together; 1 where whoever holds the sums draws it."""
+        tolerated = self.mechanism.tolerated_sites
+        return len(self.shards) - tolerated if tolerated else 1
+
+    @property
+    def noise_excess(self) -> float:
+        """How many times the planned variance the noise has where no site is missing; 1 without noise in shares."""
+        return len(self.shards) / self.noise_shares if self.mechanism.tolerated_sites else 1.0
+
     def refresh_round(self, round: int) -> int:
         """Return the round that made the precision, the subspace and the clip that ``round`` uses."""
         last, body = round - round % self.precision.refresh, self.mechanism.head_rounds

@@ -41,6 +41,7 @@ from distqexp.stages.plan import plan_and_worker
 from distqexp.stages.release import Draw, draw_release, make_release
 from distqexp.stages.reporting import PUBLIC_RECORDS, Account, store_report
 from distqexp.stages.shards import open_shards, require_same_records
+from distqexp.stages.shares import refuse_one_group
 from distqexp.stages.synthetic import SyntheticRound
 
 MOST_SAMPLES = 2048
@@ -62,6 +63,7 @@ class Probe:
     """
 
     def __init__(self, config: Config, scratch: Path) -> None:
+        refuse_one_group(config)
         pin_threads(config.engine.threads)
         cuda = config.engine.device == "cuda"
         device_of(config.engine.device, local_rank(os.environ), torch.cuda.device_count() if cuda else 0)

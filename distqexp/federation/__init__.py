@@ -1,1 +1,1 @@
-"""What parties that trust each other only in part need: identities, signed messages, masks, noise in shares, logs."""
+"""What parties that trust each other only in part need: identities, signed messages, masks, logs."""

@@ -66,7 +66,7 @@ def unit_length(clip_integer: int, counter: int) -> int:
 
 
 def estimates(
-    noisy_sums: IntegerArray, counter: int, sigma: int, largest_loss: float, sampling: float = 1.0
+    noisy_sums: IntegerArray, counter: int, sigma: float, largest_loss: float, sampling: float = 1.0
 ) -> Diagnostics:
     """Turn the three noisy sums of a release into estimates. This is post-processing and costs no privacy.
 

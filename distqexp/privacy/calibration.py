@@ -6,7 +6,7 @@ Every figure errs on the safe side: the privacy loss that is recomputed from the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
-from distqexp.privacy import discrete_slack, gdp, pure, zcdp
+from distqexp.privacy import discrete_slack, gdp, noise_shares, pure, zcdp
 from distqexp.privacy.events import GaussianRelease, cost
 from distqexp.privacy.rounding import exp_above
 from distqexp.privacy.sampled import COARSE
@@ -28,6 +28,9 @@ RESOLUTION = 1024
 
 FAILURE_SHARE = 1e-6
 """The share of delta that pays for the chance that a sampled round's work tells how many units take part."""
+
+SHARES_SHARE = 1e-6
+"""The share of delta that pays for the distance between noise in shares and one draw, far more than it takes."""
 
 MARGIN = 1e-9
 """The relative margin on delta, above the rounding errors of composition and of the curves."""
@@ -81,7 +84,14 @@ EVERYBODY = Sampling()
 
 
 def calibrate(
-    *, epsilon: float, delta: float, rounds: int, k: int, noise: Noise, sampling: Sampling = EVERYBODY
+    *,
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    k: int,
+    noise: Noise,
+    sampling: Sampling = EVERYBODY,
+    shares: int = 1,
 ) -> Calibration:
     """Calibrate the noise of equal releases that together are (epsilon, delta)-DP.
 
@@ -92,6 +102,7 @@ def calibrate(
         k: The number of coordinates of a release.
         noise: "discrete" or "gaussian".
         sampling: How units are sampled for each round.
+        shares: How many shares are the discrete noise together; 1: it is one draw.
 
     Raises:
         UsageError: A value is out of range.
@@ -103,7 +114,8 @@ def calibrate(
         raise UsageError(f"mechanism.noise: found {noise!r}; expected discrete or gaussian")
     slack = SLACK_SHARE * delta if noise == Noise.DISCRETE else 0.0
     failure = FAILURE_SHARE * delta if sampling.rate < 1 else 0.0
-    target = (delta - slack - failure) * (1 - MARGIN)
+    of_shares = SHARES_SHARE * delta if shares > 1 else 0.0
+    target = (delta - slack - failure - of_shares) * (1 - MARGIN)
     mu_total = gdp.mu(epsilon, target)
     mu_round = mu_total / math.sqrt(rounds)
     while rounds * Fraction(mu_round) ** 2 > Fraction(mu_total) ** 2:
@@ -111,12 +123,14 @@ def calibrate(
     if sampling.rate < 1:
         mu_round = _sampled_mu(mu_round, epsilon, target, rounds, sampling)
         mu_total = mu_round * math.sqrt(rounds)
-    smallest_sigma = sigma_minimum(mu_round, k)
+    least = _smallest_sigma_in_shares(epsilon, of_shares, rounds, k, shares) if shares > 1 else 1
+    smallest_sigma = max(sigma_minimum(mu_round, k), least)
     if noise == Noise.DISCRETE:
         log_variation = (math.log(slack) if slack > 0 else -math.inf) - epsilon - math.log1p(math.exp(-epsilon))
         by_slack = 0 if log_variation < -700 else discrete_slack.smallest_sigma(k, rounds, math.exp(log_variation))
         if by_slack == 0 or by_slack * mu_round > FINEST:
-            return _by_zcdp(epsilon, target, rounds, k)
+            by_zcdp = _by_zcdp(epsilon, target, rounds, k)
+            return replace(by_zcdp, sigma_minimum=max(by_zcdp.sigma_minimum, least))
         smallest_sigma = max(smallest_sigma, by_slack)
     if smallest_sigma > discrete_slack.LARGEST_SIGMA:
         raise UsageError(
@@ -136,6 +150,20 @@ def _by_zcdp(epsilon: float, delta: float, rounds: int, k: int) -> Calibration:
     mu_total = math.sqrt(2.0 * rho) * (1 - MARGIN)
     mu_round = mu_total / math.sqrt(rounds) * (1 - MARGIN)
     return Calibration(mu_total, mu_round, max(sigma_minimum(mu_round, k), int(discrete_slack.SMALLEST_SIGMA)), 0.0)
+
+
+def _smallest_sigma_in_shares(epsilon: float, share_of_delta: float, rounds: int, k: int, shares: int) -> int:
+    """Return the sigma from which on noise in shares costs at most its share of delta, whichever curve gives the guarantee.
+
+    The total variation D has to be at most e^(-2 epsilon) and (share / 2)^2: then (1 + e^epsilon) D and 2 sqrt(D) are within the share.
+    """
+    log_variation = min(2 * (math.log(share_of_delta / 2) if share_of_delta > 0 else -math.inf), -2 * epsilon) - 1e-9
+    if log_variation < noise_shares.LEAST_LOG:
+        raise UsageError(
+            f"privacy.epsilon: found {epsilon!r} with mechanism.tolerated_sites; expected at most {-noise_shares.LEAST_LOG / 2:g}, and "
+            "privacy.delta of 1e-140 or more: the distance of noise in shares is counted in floats"
+        )
+    return noise_shares.smallest_sigma(k, rounds, shares, log_variation)
 
 
 def _sampled_mu(least: float, epsilon: float, delta: float, rounds: int, sampling: Sampling) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from distqexp.errors import UsageError
-from distqexp.privacy import discrete_slack, pure, zcdp
+from distqexp.privacy import discrete_slack, noise_shares, pure, zcdp
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.pld import LARGEST_TOTAL, MOST_RESPONSES, MixedReleases
 from distqexp.privacy.rounding import square_above, sum_above
@@ -25,6 +25,7 @@ class GaussianRelease:
         sigma: The standard deviation in grid steps (at least 3) for discrete noise; None for continuous noise.
         sampling: The probability with which a unit takes part, by a secret coin of its own; 1 where every unit does.
         failure: A bound on the probability that the work of a sampled round tells how many units take part.
+        shares: How many draws are the discrete noise together, each as ``noise_shares.share_sigma`` says; 1: it is one draw.
     """
 
     mu: float
@@ -32,6 +33,7 @@ class GaussianRelease:
     sigma: float | None = None
     sampling: float = 1.0
     failure: float = 0.0
+    shares: int = 1
 
     def __post_init__(self) -> None:
         _require_positive("mu", self.mu)
@@ -46,6 +48,15 @@ class GaussianRelease:
             )
         if self.sigma is not None and not discrete_slack.SMALLEST_SIGMA <= self.sigma <= discrete_slack.LARGEST_SIGMA:
             raise UsageError(f"sigma of a discrete release: found {self.sigma!r} grid steps; expected 3 to 2^62")
+        if self.shares < 1 or (self.shares > 1 and self.sigma is None):
+            raise UsageError(
+                f"shares of a release: found {self.shares!r} with sigma {self.sigma!r}; expected 1 or more, and 1 for continuous noise"
+            )
+
+    @property
+    def shares_variation(self) -> float:
+        """Bound the total variation between the sum of the shares and one discrete Gaussian draw; 0 where it is one."""
+        return 0.0 if self.sigma is None else noise_shares.total_variation(self.coordinates, self.sigma, self.shares)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Cost:
         bounded_releases: The bounded releases, in falling order of epsilon, then of mu; their coordinates are set to 1.
         sampled_releases: The sampled Gaussian releases, in falling order of mu, then of sampling.
         failure: The sum of the failures of sampled releases.
+        shares_variation: The sum of the total variations of noise in shares.
     """
 
     square: float = 0.0
@@ -100,6 +112,7 @@ class Cost:
     bounded_releases: tuple[BoundedRelease, ...] = ()
     sampled_releases: tuple[SampledRelease, ...] = ()
     failure: float = 0.0
+    shares_variation: float = 0.0
 
     def guarantee(self) -> Guarantee:
         """Return the guarantee of releases of this cost."""
@@ -110,7 +123,9 @@ class Cost:
         bounded_squares = [square_above(event.gdp_mu) for event in bounded]
         return Guarantee(
             mu=math.sqrt(sum_above([square, *bounded_squares])),
-            total_variation=discrete_slack.total_variation([self.divergence]),
+            total_variation=min(
+                1.0, sum_above([discrete_slack.total_variation([self.divergence]), self.shares_variation])
+            ),
             rho=sum_above([zcdp.rho(gaussian_mu), *(event.rho for event in bounded)]),
             pure=math.inf if square else epsilon,
             # All bounded releases count as pure here, whatever their figures: otherwise a larger cost could look smaller.
@@ -121,6 +136,7 @@ class Cost:
             if sampled
             else None,
             failure=self.failure,
+            shares_variation=min(1.0, self.shares_variation),
         )
 
 
@@ -137,6 +153,7 @@ def cost(events: Iterable[Event]) -> Cost:
         _in_order(bounded),
         tuple(sorted(sampled, reverse=True)),
         sum_above([event.failure for event in gaussian]),
+        sum_above([event.shares_variation for event in gaussian]),
     )
 
 
@@ -149,6 +166,7 @@ def total_cost(costs: Iterable[Cost]) -> Cost:
         _in_order(event for item in costs for event in item.bounded_releases),
         tuple(sorted((event for item in costs for event in item.sampled_releases), reverse=True)),
         sum_above([item.failure for item in costs]),
+        sum_above([item.shares_variation for item in costs]),
     )
 
 
@@ -173,6 +191,7 @@ def worst_cost(costs: Iterable[Cost]) -> Cost:
         _in_order(BoundedRelease(mu, epsilon) for mu, epsilon in zip(mus, epsilons, strict=True)),
         tuple(SampledRelease(mu, sampling) for mu in sampled_mus),
         max((item.failure for item in costs), default=0.0),
+        max((item.shares_variation for item in costs), default=0.0),
     )
 
 

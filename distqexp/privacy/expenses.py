@@ -94,7 +94,11 @@ def expenses(charges: Sequence[Charge], declaration: UnitDeclaration | None = No
         part_costs = [total_cost(round_costs) for round_costs in parts.values()]
         plan_cost = worst_cost(part_costs)
         if plan in plans_with_groups:
-            plan_cost = replace(plan_cost, divergence=math.fsum(item.divergence for item in part_costs))
+            plan_cost = replace(
+                plan_cost,
+                divergence=math.fsum(item.divergence for item in part_costs),
+                shares_variation=math.fsum(item.shares_variation for item in part_costs),
+            )
         costs.append(plan_cost)
     return total_cost(costs)
 

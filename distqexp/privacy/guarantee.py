@@ -35,11 +35,12 @@ class Guarantee:
         mu: The sequence is within ``total_variation`` of a ``mu``-GDP sequence, and so
             (epsilon, delta_GDP(epsilon) + (1 + e^epsilon) total_variation)-DP.
         total_variation: The total variation of the discrete noise; 0 when all noise is continuous.
-        rho: The sequence is ``rho``-zCDP, exactly.
+        rho: The sequence is ``rho``-zCDP, exactly; with noise in shares it is within ``shares_variation`` of one that is.
         pure: The sequence is ``pure``-DP with delta 0; infinity where a release is not pure.
         mixed_releases: The sequence is within ``total_variation`` of sequences with these privacy losses.
         sampled_releases: So is this one, where some rounds use a secret sample of the units; else None.
         failure: All of this holds but for events of at most this probability, which is added to every delta.
+        shares_variation: The part of ``total_variation`` that comes from noise in shares.
     """
 
     mu: float
@@ -49,6 +50,7 @@ class Guarantee:
     mixed_releases: tuple[MixedReleases, ...] = ()
     sampled_releases: SampledReleases | None = None
     failure: float = 0.0
+    shares_variation: float = 0.0
 
     def delta(self, epsilon: float) -> float:
         """Return the delta, at most 1, at ``epsilon`` >= 0; it is 0 from ``pure`` on, and nowhere else."""
@@ -79,7 +81,9 @@ class Guarantee:
         target = gdp.log_target(delta)
         if self.pure == 0:
             return 0.0
-        smallest = min(self.pure, math.inf if self.rho == math.inf else zcdp.epsilon(delta, self.rho))
+        smallest = self.pure
+        if self.rho < math.inf and self.shares_variation == 0:
+            smallest = min(smallest, zcdp.epsilon(delta, self.rho))
         for curve in self._curves:
             if smallest > SMALLEST_EPSILON and (smallest == math.inf or curve(smallest) <= target):
                 guess = smallest / 2 if math.isfinite(smallest) else 1.0
@@ -87,7 +91,17 @@ class Guarantee:
         return max(smallest, min(SMALLEST_EPSILON, self.pure))
 
     def _log_delta_by_zcdp(self, epsilon: float) -> float:
-        return zcdp.log_delta(epsilon, min(self.rho, zcdp.HOPELESS))
+        """Return log delta by zCDP. Noise in shares costs at most 2 sqrt(shares_variation), at any epsilon.
+
+        The statement at an epsilon of at most -log(shares_variation) / 2 serves all larger ones, and up to there
+        (1 + e^epsilon) shares_variation is no more than that.
+        """
+        rho, variation = min(self.rho, zcdp.HOPELESS), self.shares_variation
+        if variation == 0:
+            return zcdp.log_delta(epsilon, rho)
+        last = below(-math.log(variation) / 2, 1.0)
+        by_zcdp = exp_above(zcdp.log_delta(min(epsilon, last) if math.isfinite(epsilon) else epsilon, rho))
+        return with_margin(math.log(min(1.0, by_zcdp + 2 * math.sqrt(variation))), _SUM)
 
     @cached_property
     def _curves(self) -> list[Callable[[float], float]]:
@@ -98,6 +112,7 @@ class Guarantee:
             laws.append(self.sampled_releases)
         return [
             _with_slack(lambda epsilon: gdp.log_delta(epsilon, mu), self._lowest, mu, self.total_variation),
+            *([self._log_delta_by_zcdp] if self.shares_variation else []),
             *(_on_coarse_values(_with_slack(law.log_delta, law.lowest, law.mu, self.total_variation)) for law in laws),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
@@ -62,6 +63,14 @@ HALF_PRECISION = (
 
 EXACT_DRAW = "drawn in whole grid steps, exactly"
 ROUNDED_DRAW = "drawn as ideal normal numbers and rounded to whole grid steps, exactly as far as elementary functions keep a stated bound"
+SHARED_DRAW = (
+    "each site draws a share before it hands on its sums, and the shares of sites - tolerated sites are the whole noise: nobody draws it "
+    "or holds the sums without it. Who sees the pooled sums, and sites that subtract their own shares, learn no more than epsilon and "
+    "delta say as long as missing and colluding sites are at most tolerated, together. Who sees one site's sums before they are pooled or "
+    "masked sees them with its own share alone: against them a round's mu is share_mu_factor times as large, and epsilon does not "
+    "hold. delta includes the total variation between the shares and one draw; rho is that of one draw. With no site missing the noise's "
+    "variance is variance_factor times that of sigma"
+)
 ROUNDED_POINT = (
     "the point is drawn in float64 and rounded to whole grid steps; epsilon, delta and mu are those of ideal arithmetic: sampler_slack, "
     "which they don't include, estimates to first order the total variation that float64 adds in all rounds"
@@ -120,6 +129,8 @@ class Certificate:
         sampler_slack: See ``ReleaseRule``; summed over the rounds, and above 0 with a trust region.
         kept: The share of the way from the plan's parameters that the last round kept; 1: all of it.
         noise_seed: Set when the noise came from a seed: then there is no privacy, and the certificate says so first.
+        shares: With noise in shares: how many sites there are, and how many may be missing or collude; else None.
+        shares_variation: The total variation between noise in shares and single draws, in all rounds that a unit takes part in.
         evaluation_private: Whether the metrics come from private records.
         classes_private: Whether the classes were taken from private labels.
     """
@@ -152,6 +163,8 @@ class Certificate:
     sampler_slack: float = 0.0
     kept: float = 1.0
     noise_seed: int | None = None
+    shares: tuple[int, int] | None = None
+    shares_variation: float = 0.0
     evaluation_private: bool = False
     classes_private: bool = False
 
@@ -206,13 +219,33 @@ class Certificate:
             "model_sha256": self.model_sha256,
             "versions": dict(self.versions),
             "not_covered": self._not_covered(),
-        } | self._gradients()
+        } | self._where_it_applies()
+
+    def _where_it_applies(self) -> dict[str, Any]:
+        """What is said of some runs alone, so that certificates of others are as in earlier versions."""
+        return self._gradients() | self._noise_in_shares()
 
     def _gradients(self) -> dict[str, Any]:
         """What is said of gradients: nothing where forward passes are in the model's own type, as in earlier versions."""
         if self.mixed_precision is None:
             return {}
         return {"gradients": {"mixed_precision": self.mixed_precision, "meaning": HALF_PRECISION}}
+
+    def _noise_in_shares(self) -> dict[str, Any]:
+        """What is said of noise in shares: nothing where one party draws the noise, as in earlier versions."""
+        if self.shares is None:
+            return {}
+        sites, tolerated = self.shares
+        return {
+            "noise_in_shares": {
+                "sites": sites,
+                "tolerated": tolerated,
+                "total_variation": self.shares_variation,
+                "share_mu_factor": math.sqrt(sites - tolerated),
+                "variance_factor": sites / (sites - tolerated),
+                "meaning": SHARED_DRAW,
+            }
+        }
 
     def _not_covered(self) -> list[str]:
         """What the guarantee does not cover, in words."""

@@ -13,6 +13,7 @@ from distqexp.stages.charging import Charging, check_budget
 from distqexp.stages.export import evaluation_of
 from distqexp.stages.inputs import check_paths
 from distqexp.stages.plan import describe_plan, plan_and_worker
+from distqexp.stages.shares import refuse_one_group
 
 
 def check_ahead(config: Config, ledger: Path | None = None) -> list[str]:
@@ -28,6 +29,7 @@ def check_ahead(config: Config, ledger: Path | None = None) -> list[str]:
     Raises:
         DistqexpError: The run would be refused, in the same words.
     """
+    refuse_one_group(config)
     check_paths(config)
     with SerialEngine() as engine:
         plan, worker = plan_and_worker(config, engine)

@@ -54,6 +54,7 @@ from distqexp.stages.remarks import Study, remarks_of
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import forget_coins, forgetting_refused, secrets_of
 from distqexp.stages.shards import basis_of, open_shards
+from distqexp.stages.shares import handed_on, refuse_seed
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_same_records, whole_sketch
 from distqexp.stages.table_warnings import count_warnings
@@ -85,6 +86,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
     """Sketch a site's shard and charge the site's ledger, as ``api.sketch`` describes. Collective: every rank calls it."""
     out = order.out
     plan = plan_from_root(engine, lambda: _received_plan(order.plan, order.weights))
+    refuse_seed(plan, order.noise_seed)
     worker = Worker.of_plan(plan)
     state = _state_after(
         plan, engine, order.releases, order.ledger, lambda release: refuse_test_noise(release, order.noise_seed), worker
@@ -125,7 +127,7 @@ def sketch_shard(order: SketchOrder, engine: Engine) -> None:
         books, total = require(charging_with_contents), require(sums)
         with forgetting_refused(plan, books, role, state.round):
             reservation = charge(plan, state, total, books, role, basis=basis_of(shards.sources))
-        books.ledger.commit(reservation, None)
+        total = handed_on(plan, state, total, books, reservation)
         whole_sketch(plan, state, shards.sources[0], total, everybody_pays(plan, reservation)).write(out)
         shutil.rmtree(parts)
         forget_coins(plan, books, role, range(state.round + 1))
@@ -165,6 +167,7 @@ def release_round(order: ReleaseOrder, engine: Engine) -> Release:
     """Release a round at the coordinator, as ``api.release`` describes. Collective: every rank calls it."""
     seed = order.noise_seed
     plan = plan_from_root(engine, lambda: _received_plan(order.plan, order.weights, order.config))
+    refuse_seed(plan, seed)
     worker = Worker.of_plan(plan)
     state = _state_after(
         plan, engine, order.previous, order.ledger, lambda previous: refuse_other_noise(previous, seed), worker

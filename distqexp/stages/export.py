@@ -267,6 +267,8 @@ def certificate_of(
         sampler_slack=_sampler_slack(plan, grids),
         kept=releases[-1].kept / WHOLE,
         noise_seed=seed,
+        shares=(len(config.shards), tolerated) if (tolerated := config.mechanism.tolerated_sites) else None,
+        shares_variation=guarantee.shares_variation,
         evaluation_private=config.data.eval_private,
         classes_private=config.data.classes_private,
     ).tree()

@@ -142,9 +142,13 @@ class Guard:
         return float(np.mean(energies))
 
     def _noise_moves(self, state: RoundState, share: float = 1.0) -> Iterator[FloatArray]:
-        """Yield moves (d,) that a round's noise alone makes, over seeded draws, each with both signs; ``share`` scales them."""
+        """Yield moves (d,) that a round's noise alone makes, over seeded draws, each with both signs; ``share`` scales them.
+
+        With noise in shares the noise is that of all sites, more than the planned one.
+        """
         plan = self._plan
         lift = whitening_of(plan, state, self._worker).lift
+        share *= math.sqrt(plan.config.noise_excess)
         for pair in range(_PAIRS):
             normal = np.random.default_rng([plan.config.subspace.seed, pair]).standard_normal(plan.k)
             move = lift(share * math.sqrt(state.grid.temperature) * normal)

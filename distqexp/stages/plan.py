@@ -47,6 +47,7 @@ from distqexp.problem.weights import load_weights
 from distqexp.stages.advice import choices, expectation, warnings_of
 from distqexp.stages.guard import Guard, refuse_unusable_start
 from distqexp.stages.own_weights import namable, with_names
+from distqexp.stages.shares import describe_shares
 from distqexp.stages.table_warnings import table_warnings
 
 CLIP_QUANTILE = 0.95
@@ -175,6 +176,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"mu {calibration.mu_total:.6g}{in_all}, {grid.mu:.6g} a round",
         f"mechanism: clip {plan.state.clip:.6g}, temperature {grid.temperature:.6g}, noise {mechanism.noise}, "
         f"grid step {grid.step:g}, sigma {grid.sigma} grid units",
+        *describe_shares(plan),
         *plan.notes,
         *_describe_diagnostics(plan),
         _describe_forecast(plan),
@@ -289,7 +291,7 @@ def _describe_diagnostics(plan: Plan) -> list[str]:
         return []
     return [
         f"diagnostics: every round tells units, share clipped and mean loss, for {100 * share:g} % of mu^2; "
-        f"the noise of the count has standard deviation {grid.sigma / grid.counter:.3g}"
+        f"the noise of the count has standard deviation {grid.sigma * math.sqrt(plan.config.noise_excess) / grid.counter:.3g}"
     ]
 
 

@@ -21,7 +21,8 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import FileContentError
 from distqexp.gradients.worker import Worker
-from distqexp.mechanism.rule import ReleaseRule, released_point
+from distqexp.mechanism.rule import released_point
+from distqexp.mechanism.shares import DrawRule, SumOfShares
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.stages.charging import Charging, charge
 from distqexp.stages.completing import state_after
@@ -34,7 +35,8 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
     """Return the noisy sums (plan.coordinates,) of a round: reserve, draw, persist, commit. Runs on the root only.
 
     The draw (the noise, or with a trust region the point itself) is stored with mode 0600 in the ledger's folder before it is
-    used, and a restart uses it again; it is erased when the noisy sums are stored in its place.
+    used, and a restart uses it again; it is erased when the noisy sums are stored in its place. With noise in shares nothing is
+    drawn: the sums hold it.
 
     Args:
         plan: The plan.
@@ -59,13 +61,14 @@ def draw_release(plan: Plan, state: RoundState, quadratic: Quadratic, charging: 
         reservation = charge(
             plan, state, quadratic.sums, charging, "release", basis=quadratic.basis, everybody=quadratic.everybody
         )
-    noisy_sums = paid_draw(charging, reservation, plan.rule(state), quadratic.sums, state.round)
+    rule = SumOfShares() if plan.config.mechanism.tolerated_sites else plan.rule(state)
+    noisy_sums = paid_draw(charging, reservation, rule, quadratic.sums, state.round)
     forget_coins(plan, charging, "release", range(state.round, state.round + 1))
     return noisy_sums
 
 
 def paid_draw(
-    charging: Charging, reservation: Reservation, rule: ReleaseRule, sums: IntegerArray, round: int
+    charging: Charging, reservation: Reservation, rule: DrawRule, sums: IntegerArray, round: int
 ) -> npt.NDArray[Any]:
     """Return what ``rule`` releases of ``sums``, which ``reservation`` paid for.
 

@@ -45,6 +45,7 @@ from distqexp.stages.release import Draw, completed_release, draw_release, make_
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import Secrets, secrets_of
 from distqexp.stages.shards import Shards, basis_of, open_shards
+from distqexp.stages.shares import refuse_one_group
 from distqexp.stages.sharing import plan_from_root, release_from_root
 from distqexp.stages.sketch import sketch_files, sketch_same_records
 from distqexp.stages.table_warnings import count_warnings
@@ -102,6 +103,7 @@ def run(
         noise_seed: The seed of a test run's noise, or None for real noise.
         ledger: The ledger's file, or None for the user's own ledger.
     """
+    refuse_one_group(config)
     engine.on_progress = progress.advance
     if not resume:
         engine.on_root(lambda: check_paths(config))

@@ -16,6 +16,7 @@ from distqexp.engines.launcher import launched_size
 from distqexp.engines.serial import SerialEngine
 from distqexp.engines.threads import pin_threads
 from distqexp.errors import StoppedError, UsageError
+from distqexp.stages.shares import refuse_one_group
 from distqexp.storage.atomic import storage_error, write_atomic
 from distqexp.tuning.rehearsal import Rehearsal
 from distqexp.tuning.search import best_of, search
@@ -85,6 +86,7 @@ def tune(
     """
     tree, base = read_tree(path, overrides)
     config = config_from_tree(tree, base)
+    refuse_one_group(config)
     targets = list(dict.fromkeys(epsilons)) or [config.privacy.epsilon]
     for epsilon in targets:
         config_from_tree(

@@ -349,3 +349,39 @@ def test_toml_dates_are_no_values() -> None:
     tree["data"]["population"] = tomllib.loads("day = 2024-05-01")["day"]
     with pytest.raises(UsageError, match="date"):
         config_from_tree(tree)
+
+
+def three_sites(**mechanism: Any) -> dict[str, Any]:
+    tree = table_tree(mechanism={"tolerated_sites": 1, **mechanism})
+    tree["data"]["private"] = [table_source(None, shard=name) for name in ("north", "south", "east")]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "privacy", "message"),
+    [
+        ({"tolerated_sites": 3}, {}, "mechanism.tolerated_sites: found 3; expected fewer than the 3"),
+        ({"tolerated_sites": -1}, {}, "mechanism.tolerated_sites: found -1; expected 0 or more"),
+        ({"noise": "gaussian"}, {}, "mechanism.noise: found 'gaussian'; expected discrete"),
+        ({"noise": "gaussian", "trust_radius": 1.0}, {}, "mechanism.trust_radius: found 1.0; expected none"),
+        ({"noise": "gaussian", "trust_radius": 1.0, "curvature": "private"}, {}, "expected none with mechanism.tol"),
+        ({"rounds": 2, "parts": 2}, {}, "mechanism.parts: found 2; expected 1"),
+        ({}, {"delta": 0.0}, "privacy.delta"),
+    ],
+)
+def test_noise_in_shares_is_refused_where_it_can_not_be(
+    mechanism: dict[str, Any], privacy: dict[str, Any], message: str
+) -> None:
+    tree = three_sites(**mechanism)
+    tree["privacy"] |= privacy
+    with pytest.raises(UsageError, match=re.escape(message)):
+        config_from_tree(tree)
+
+
+def test_a_plan_without_noise_in_shares_does_not_name_it() -> None:
+    with_shares = config_from_tree(three_sites())
+    assert (with_shares.noise_shares, with_shares.noise_excess) == (2, 1.5)
+    assert config_to_tree(with_shares)["mechanism"]["tolerated_sites"] == 1
+    without = config_from_tree(three_sites(tolerated_sites=0))
+    assert (without.noise_shares, without.noise_excess) == (1, 1.0)
+    assert "tolerated_sites" not in config_to_tree(without)["mechanism"]

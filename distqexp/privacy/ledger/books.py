@@ -231,12 +231,13 @@ def event_fields(event: Event) -> dict[str, Any]:
     """Return an event as fields of an entry.
 
     Older versions read a bounded release as the continuous Gaussian release that it also is, and a sampled one as one in which
-    every unit takes part.
+    every unit takes part. Noise in shares they read as one draw: the total variation between the two is below every digit that they
+    print.
     """
     fields: dict[str, Any] = {"mu": event.mu, "coordinates": event.coordinates}
     if isinstance(event, BoundedRelease):
         return fields | {"sigma": None, "epsilon": event.epsilon}
-    fields |= {"sigma": event.sigma}
+    fields |= {"sigma": event.sigma} | ({"shares": event.shares} if event.shares > 1 else {})
     return fields | (
         {"sampling": event.sampling, "failure": event.failure} if event.sampling < 1 or event.failure else {}
     )
@@ -251,6 +252,7 @@ def _event(body: Mapping[str, Any]) -> Event:
         sigma=body["sigma"],
         sampling=body.get("sampling", 1.0),
         failure=body.get("failure", 0.0),
+        shares=body.get("shares", 1),
     )
 
 

@@ -29,7 +29,7 @@ from distqexp.privacy.ledger.chain import Chain
 from distqexp.privacy.ledger.coins import CoinOwner, LedgerCoins
 from distqexp.privacy.ledger.files import LedgerFiles, default_path, require_place
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name, require_spelling
-from distqexp.privacy.ledger.voids import require_not_voided, require_open
+from distqexp.privacy.ledger.voids import require_not_voided, require_one_sum, require_open
 from distqexp.privacy.units import UnitDeclaration, require_countable, require_one_unit
 from distqexp.storage.atomic import storage_error
 from distqexp.storage.canonical import array_bytes, canonical_json
@@ -159,7 +159,7 @@ class Ledger(LedgerCoins):
 
         Raises:
             BudgetError: Too little is left; nothing is charged.
-            FileContentError: The release was voided; nothing is charged.
+            FileContentError: The release was voided, or made of other sums that hold the same shares of noise; nothing is charged.
         """
         key, part = charge.key, charge.part
         if sums.dtype != np.int64 or sums.ndim != 1:
@@ -179,6 +179,7 @@ class Ledger(LedgerCoins):
                 covers = row.part is None or (row.part, row_tag[TAG_BYTES:]) == (part, basis_tag)
                 if row.key == key and row_tag[:TAG_BYTES] == tag and covers:
                     return self._earlier_reservation(books, row)
+            require_one_sum(self.path, charge, earlier_rows)
             if part is not None:
                 tag += basis_tag
                 if all(self._keeps_parts(row, key, basis_tag) for row in earlier_rows):

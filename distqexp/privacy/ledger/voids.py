@@ -1,8 +1,9 @@
 """Voids: a round that was sketched and never released costs nothing, once nobody can release it any more.
 
 The coordinator's ledger records that the release will never be drawn, and refuses it for ever; a site's ledger gives its
-charge back, once. After a draw nothing can be voided, since somebody may have seen the draw. A site that meets a release of a
-round whose charge it took back records the charge again. All quantities are public.
+charge back, once. After a draw nothing can be voided, since somebody may have seen the draw, and a charge for which a site drew its
+share of the noise stands. A site that meets a release of a round whose charge it took back records the charge again. All quantities
+are public.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distqexp.errors import FileContentError, UsageError
+from distqexp.privacy.expenses import Charge
 from distqexp.privacy.ledger.books import Books, LedgerRow
 
 CURATOR = "release"
@@ -43,6 +45,21 @@ def require_open(books: Books, path: Path, key: str) -> None:
             f"{path}: entry {void.number} voided this round: it is never released, and the sites have their charge back; "
             "expected a round that is not void: make a new plan"
         )
+
+
+def require_one_sum(path: Path, charge: Charge, earlier_rows: Collection[LedgerRow]) -> None:
+    """Refuse the curator's charge for a second sum of the same shares of noise. Raises FileContentError.
+
+    Sums over some sites and over others are not two releases with noise of their own: their difference has the shares of few sites.
+    """
+    if charge.key.partition("/")[0] != CURATOR or getattr(charge.event, "shares", 1) == 1:
+        return
+    for row in earlier_rows:
+        if row.key == charge.key:
+            raise FileContentError(
+                f"{path}: entry {row.id} is for another sum of this round, with the same shares of noise; expected that sum again: two of "
+                "them tell more than two charges pay for"
+            )
 
 
 def require_not_voided(row: LedgerRow) -> None:
@@ -118,6 +135,11 @@ def to_give_back(books: Books, path: Path, release: str, population: str, roles:
             f"{target.state[:16]} (of this plan it has rounds {rounds}); expected the void of a round that this site sketched"
         )
     for row in rows:
+        if row.state == "drawn" or row.id in books.stored_releases:
+            raise FileContentError(
+                f"{path}: entry {row.id} has a draw of this site's share of the noise, which others may hold; expected a charge without: "
+                "after a draw nothing is given back"
+            )
         # A site may keep the budget under a name of its own; the row's entry then holds the plan's name.
         plan_population = books.entries[row.id - 1].body.get("plan_population", row.population)
         if plan_population != population:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from distqexp.report.html.intervals import Interval, of_area, of_change, of_mean, of_share
 from distqexp.report.html.reading import Run
@@ -197,6 +197,18 @@ def covered(run: Run) -> list[str]:
         "the model's files, its predictions, copies of it, and fine-tuning it further without these records.",
         f"Whom it protects: {certificate['unit']}. Neighbours: {certificate['adjacency']['meaning']}.",
         "Whatever else somebody knows or will come to know, and however much they compute.",
+        *_shared_noise(certificate.get("noise_in_shares")),
+    ]
+
+
+def _shared_noise(figures: Mapping[str, Any] | None) -> list[str]:
+    """Say against whom noise in shares protects; nothing where one party drew the noise."""
+    if not figures:
+        return []
+    return [
+        f"No party held the exact sum: each of {int(figures['sites'])} sites drew a share of the noise. The guarantee holds as long as "
+        f"sites that were missing and sites that collude are at most {int(figures['tolerated'])} together; it does not hold against "
+        "whoever saw one site's sums before they were pooled or masked.",
     ]
 
 
