@@ -47,7 +47,7 @@ class Terms:
 def study_of(plan: Plan, coordinator: Card, terms: Terms) -> Study:
     """Return the study of a plan: its figures are the plan's. Raises UsageError where plan and terms don't fit."""
     config = plan.config
-    tolerated: int = getattr(config.mechanism, "tolerated_sites", 0)
+    tolerated = config.mechanism.tolerated_sites
     names = sorted(card.name for card in terms.sites)
     if names != sorted(config.shards):
         raise UsageError(

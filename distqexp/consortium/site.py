@@ -19,6 +19,7 @@ from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.contribution import contribute
 from distqexp.federation.messages import extract_message, write_message
+from distqexp.federation.study import Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import SketchOrder, sketch_shard
 from distqexp.stages.void import Void, accept
@@ -143,7 +144,9 @@ def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
         raise FileContentError(f"{found.path}: a void of round {void.round}; expected round {round}: ask for it again")
     charged = _sketch_file(party, round)
     back = "nothing was charged for it here"
-    if charged.exists():
+    if charged.exists() and study.trust is Trust.SHARED_NOISE:
+        back = "its charge here stays: the share of the noise was drawn"
+    elif charged.exists():
         with Ledger.open() as ledger:
             accept(void, ledger)
         journal.note({"event": "given-back", "round": round, "message": found.identity})

@@ -12,12 +12,14 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic, Sketch
 from distqexp.federation.messages import SUFFIX
 
+SHARED = "helper-masks-distributed-noise"
 
-@pytest.mark.parametrize("trust", ["trusted-curator", "helper-masks"])
+
+@pytest.mark.parametrize("trust", ["trusted-curator", "helper-masks", SHARED])
 def test_a_study_ends_in_a_model_that_verifies_although_a_site_drops_out(
     tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch, trust: str
 ) -> None:
-    study = begun_study(tmp_path_factory, run, monkeypatch, trust)
+    study = begun_study(tmp_path_factory, run, monkeypatch, trust, {"tolerated_sites": 1} if trust == SHARED else None)
     study.whole_round(0)
     study.whole_round(1, SHARDS[:3])  # west is gone
     office = study.at(OFFICE)
@@ -59,6 +61,27 @@ def test_the_coordinator_gets_exactly_the_plain_sum_of_the_sites(
         (sent,) = study.exchange.glob(f"masked-000-00-{site}-*{SUFFIX}")
         content = sent.read_bytes()
         assert all(number.tobytes() not in content for number in own if number)
+
+
+def test_with_noise_in_shares_nobody_sees_an_exact_sum_and_a_repeat_averages_nothing_out(
+    tmp_path_factory: pytest.TempPathFactory, run: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun_study(tmp_path_factory, run, monkeypatch, SHARED, {"tolerated_sites": 1})
+    study.sketches()
+    plan = Plan.read(study.root / "plan.h5")
+    noisy = [Sketch.read(study.own(site) / "sketch-000.h5", plan, own=True).sums for site in SHARDS]
+    assert study.close().code == 0
+    study.at(OFFICE).done("study", "repeat", "exchange")
+    study.sketches()
+    for site, vector in zip(SHARDS, noisy, strict=True):
+        np.testing.assert_array_equal(Sketch.read(study.own(site) / "sketch-000.h5", plan, own=True).sums, vector)
+    assert study.close().code == 0
+    study.answers(0, 1)
+    assert study.release().code == 0
+    np.testing.assert_array_equal(study.sums(0), np.sum(noisy, axis=0))
+    other = study.at(OFFICE).distqexp(*[word.replace(SHARED, "helper-masks") for word in study.new_command("o.toml")])
+    assert other.code == 2
+    assert "with mechanism.tolerated_sites 1 in the plan; expected 0" in other.reasons()[0]
 
 
 def test_a_repeat_is_the_same_vector_and_no_charge(
