@@ -101,7 +101,7 @@ def make_parties(root: Path, plan_file: Path, *, masks: bool = False, k_min: int
     office = {"plan": str(plan_file), "out": str(parties.out), "config": str(plan_file.parent / "task.toml")}
     own: dict[str, dict[str, Any]] = {name: {"plan_id": plan_id, "shard": name} for name in SHARDS}
     for name in ("office", *SHARDS):
-        (root / name).mkdir()
+        (root / name).mkdir(parents=True)
     if masks:
         study = write_study(root, plan_id, k_min)
         office |= {"study": str(study), "identity": str(root / "office" / "keys")}
