@@ -93,7 +93,9 @@ class Parties:
         return [row.key for row in api.Ledger.open(self.root / name / "ledger.sqlite").rows()]
 
 
-def make_parties(root: Path, plan_file: Path, *, masks: bool = False, k_min: int = 3, local: Path | None = None) -> Parties:
+def make_parties(
+    root: Path, plan_file: Path, *, masks: bool = False, k_min: int = 3, local: Path | None = None
+) -> Parties:
     """Settings for everybody, for the plan in that file; with masks a study too, in which two sites are helpers."""
     parties = Parties(root, local or root / "local", masks)
     parties.local.mkdir(parents=True)

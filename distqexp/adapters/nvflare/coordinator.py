@@ -7,8 +7,9 @@ rounds are asked again, for which no site is charged twice.
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from distqexp.errors import EngineError, FileContentError, UsageError
 from distqexp.federation.keys import Identity
 from distqexp.federation.messages import peek
 from distqexp.federation.pooling import Pool
+from distqexp.federation.receiving import Taken
 from distqexp.federation.study import Study
 from distqexp.stages.folder import open_folder, quadratic_path, release_path
 from distqexp.storage.atomic import write_atomic
+from distqexp.storage.canonical import canonical_json
 from distqexp.storage.hdf5 import read_header
 
 
@@ -37,6 +40,7 @@ class Coordinator:
         self._plan = Plan.read(settings.plan)
         self._config = None if settings.config is None else api.load_config(settings.config)
         self._party = settings.party()
+        self._taken = Taken()
         self._require_clients()
         open_folder(settings.out, resume=True, private=True)
         plan = settings.out / "plan.h5"
@@ -111,32 +115,31 @@ class Coordinator:
     def _pool_masked(self, round: int, ask: Ask, payload: Payload, folder: Path) -> None:
         """Pool a round over the sites that answered, at least as many as the study wants, with the helpers that did."""
         settings, (study, identity) = self._settings, self._of_study()
-        attempt = self._next_attempt(round)
+        attempt, clients = self._begin_attempt(round)
         task = {**payload, "round": round, "attempt": attempt}
-        answers = ask(MASK, dict.fromkeys(settings.sites, task))
-        pool = Pool(study, (round, attempt), self._plan.width)
-        states: set[str] = set()
-        seeds: dict[str, list[bytes]] = {name: [] for name in study.helper_names}
-        for client in settings.sites:
-            if client not in answers or answers[client].code:
-                continue
-            given = answers[client].payload
-            pool.add(self._masked(client, folder, given))
-            states.add(field(given, "state", str))
-            for name, sealed in field(given, "seeds", dict).items():
-                seeds.get(name, []).append(sealed)
+        answers = ask(MASK, dict.fromkeys(clients, task))
+        given = {
+            client: answers[client].payload for client in clients if client in answers and not answers[client].code
+        }
+        states = {field(one, "state", str) for one in given.values()}
         if len(states) > 1:
-            raise FileContentError(f"round {round}: the sites sketched at {len(states)} states; expected one: void the round")
+            raise FileContentError(f"round {round}: the sites sketched at {len(states)} states; expected one")
+        pool = Pool(study, (round, attempt), self._plan.width, self._taken)
+        for client, one in given.items():
+            pool.add(self._masked(client, folder, one))
+        with api.Ledger.open(settings.ledger) as ledger:
+            anchor = ledger.head()
         try:
-            closing, _ = pool.close(identity, folder)
+            closing, _ = pool.close(identity, folder, anchor)
         except UsageError as error:
-            raise EngineError(f"{error} ({_failures(settings.sites, answers)})") from None
+            raise EngineError(f"{error} ({_failures(clients, answers)})") from None
+        write_atomic(self._attempt_file(round, attempt), canonical_json(sorted(given)))
         asked = {
-            client: {"closing": closing.read_bytes(), "seeds": seeds[name]} for client, name in settings.helpers.items()
+            client: {"closing": closing.read_bytes(), "seeds": [_seed(one, name) for one in given.values()]}
+            for client, name in settings.helpers.items()
         }
         sums = pool.unmask(self._answers(asked, ask, folder))
-        quadratic = Quadratic(self._plan.plan_id, round, states.pop(), sums)
-        quadratic.write(quadratic_path(settings.out, round))
+        Quadratic(self._plan.plan_id, round, states.pop(), sums).write(quadratic_path(settings.out, round))
 
     def _answers(self, asked: Mapping[str, Payload], ask: Ask, folder: Path) -> list[Path]:
         """Return the helpers' answers; unmasking says where they are too few."""
@@ -161,14 +164,24 @@ class Coordinator:
             raise FileContentError(f"client {client}: a masked vector of {sender}; expected its own, {name}")
         return path
 
-    def _next_attempt(self, round: int) -> int:
-        """Return the number of a new attempt of a round; it is taken for good, for masks are never used twice."""
+    def _begin_attempt(self, round: int) -> tuple[int, list[str]]:
+        """Return the number of a new attempt of a round, which is taken for good, and the clients to ask.
+
+        Helpers answer a round for one list of sites. So once a list was closed, later attempts ask its sites alone.
+        """
+        clients = sorted(self._settings.sites)
         for attempt in itertools.count():
-            path = self._settings.out / f"attempt-{round:03d}-{attempt:02d}"
+            path = self._attempt_file(round, attempt)
             if not path.exists():
                 write_atomic(path, b"", new=True)
-                return attempt
+                return attempt, clients
+            if listed := path.read_bytes():
+                clients = [client for client in clients if client in json.loads(listed)]
         raise AssertionError
+
+    def _attempt_file(self, round: int, attempt: int) -> Path:
+        """Return the file of an attempt: empty, or with the clients that its closing lists. Public."""
+        return self._settings.out / f"attempt-{round:03d}-{attempt:02d}.json"
 
     def _releases(self, round: int) -> list[Path]:
         """Return the releases that a round builds on: the one before, or all where the plan names its weights."""
@@ -202,7 +215,13 @@ def _require(client: str, answers: Mapping[str, Answer]) -> Payload:
     return answers[client].payload
 
 
-def _failures(clients: Any, answers: Mapping[str, Answer]) -> str:
+def _seed(payload: Payload, helper: str) -> bytes:
+    """Return the seed that a site sealed to a helper. Raises FileContentError where there is none."""
+    sealed: bytes = field(field(payload, "seeds", dict), helper, bytes)
+    return sealed
+
+
+def _failures(clients: Iterable[str], answers: Mapping[str, Answer]) -> str:
     """Return which clients failed, and how, in words that hold nothing private."""
     failed = [
         f"client {client}: {meaning(answers[client].code) if client in answers else 'no answer in time'}"

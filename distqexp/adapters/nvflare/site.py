@@ -44,7 +44,11 @@ def attempt(settings_file: Path, task: str, payload: Payload) -> Answer:
 
 
 def perform(settings: SiteSettings, task: str, payload: Payload) -> Payload:
-    """Return what a task asks of this site. Raises DistqexpError; nothing is charged then."""
+    """Return what a task asks of this site.
+
+    Raises DistqexpError. What can refuse does so before the charge; a disk that is full after it costs nothing more, for the task
+    that comes again is the same.
+    """
     work = {SKETCH: _sketch, MASK: _mask, ANSWER: _answer}.get(task)
     if work is None:
         raise UsageError(f"task {ascii(task)[:40]}; expected one of {SKETCH}, {MASK}, {ANSWER}")

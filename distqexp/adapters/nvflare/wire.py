@@ -50,7 +50,9 @@ def field(payload: Payload, name: str, kind: type) -> Any:
     """Return a field of a payload. Raises FileContentError where it is missing or of another type."""
     value = payload.get(name)
     if type(value) is not kind:
-        raise FileContentError(f"task: {name} is {type(value).__name__}; expected {kind.__name__}: use one version everywhere")
+        raise FileContentError(
+            f"task: {name} is {type(value).__name__}; expected {kind.__name__}: use one version everywhere"
+        )
     return value
 
 
