@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from distqexp.adapters.nvflare.coordinator import Coordinator
 from distqexp.adapters.nvflare.settings import COORDINATOR_FILE, CoordinatorSettings, read_settings, site_file
 from distqexp.adapters.nvflare.site import attempt
 from distqexp.adapters.nvflare.wire import Answer, Payload
+from distqexp.errors import StoppedError
 from distqexp.federation.keys import Identity
 from distqexp.federation.study import Study, Trust, sign_study
 from distqexp.kinds import Adjacency
@@ -69,10 +71,10 @@ class Parties:
 
     root: Path
     local: Path
-    masks: bool = False
     asked: list[tuple[str, Mapping[str, Payload]]] = field(default_factory=list)
     answered: list[Mapping[str, Answer]] = field(default_factory=list)
-    absent: set[str] = field(default_factory=set)
+    absent: set[tuple[str, str]] = field(default_factory=set)
+    last_round: int = ROUNDS
 
     @property
     def out(self) -> Path:
@@ -80,14 +82,25 @@ class Parties:
 
     def ask(self, name: str, payloads: Mapping[str, Payload]) -> Mapping[str, Answer]:
         """Give the task to each client in this process, and keep what went to and fro."""
+        if any(len(payload.get("releases", ())) > self.last_round for payload in payloads.values()):
+            raise StoppedError("enough rounds")
         self.asked.append((name, payloads))
-        present = [client for client in payloads if client not in self.absent]
+        present = [client for client in payloads if (name, client) not in self.absent]
         answers = {client: attempt(self.local / site_file(client), name, payloads[client]) for client in present}
         self.answered.append(answers)
         return answers
 
     def coordinator(self) -> Coordinator:
         return Coordinator(read_settings(CoordinatorSettings, self.local / COORDINATOR_FILE))
+
+    def change(self, client: str, **settings: Any) -> None:
+        """Set keys of a client's settings."""
+        path = self.local / site_file(client)
+        path.write_text(toml(tomllib.loads(path.read_text()) | settings))
+
+    def log(self, client: str) -> str:
+        """What the client's own log says."""
+        return (self.local / site_file(client)).with_suffix(".log").read_text()
 
     def charges(self, name: str) -> Sequence[str]:
         return [row.key for row in api.Ledger.open(self.root / name / "ledger.sqlite").rows()]
@@ -97,13 +110,13 @@ def make_parties(
     root: Path, plan_file: Path, *, masks: bool = False, k_min: int = 3, local: Path | None = None
 ) -> Parties:
     """Settings for everybody, for the plan in that file; with masks a study too, in which two sites are helpers."""
-    parties = Parties(root, local or root / "local", masks)
+    parties = Parties(root, local or root / "local")
     parties.local.mkdir(parents=True)
     plan_id = api.Plan.read(plan_file).plan_id
     office = {"plan": str(plan_file), "out": str(parties.out), "config": str(plan_file.parent / "task.toml")}
     own: dict[str, dict[str, Any]] = {name: {"plan_id": plan_id, "shard": name} for name in SHARDS}
     for name in ("office", *SHARDS):
-        (root / name).mkdir(parents=True)
+        (root / name / "scratch").mkdir(parents=True)
     if masks:
         study = write_study(root, plan_id, k_min)
         office |= {"study": str(study), "identity": str(root / "office" / "keys")}
@@ -111,6 +124,8 @@ def make_parties(
         own = {
             name: {"study": str(study), "coordinator": card, "identity": str(root / name / "keys")} for name in SHARDS
         }
+    for name, settings in own.items():
+        settings["scratch"] = str(root / name / "scratch")
     for name, settings in (("office", office), *own.items()):
         settings |= {"ledger": str(root / name / "ledger.sqlite"), "insecure_noise_seed": SEED}
     for name in HELPERS.values() if masks else ():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distqexp.errors import UsageError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.header import DIGEST
 from distqexp.federation.keys import Card, Identity, passphrase_from
 from distqexp.federation.study import Study, Trust, read_study
@@ -77,14 +77,16 @@ class SiteSettings:
         return _with_masks(study), Identity.read(self.identity, passphrase_from)
 
     def agreed_plan(self) -> str:
-        """Return the identity of the plan that this site agreed to. Raises UsageError where its study has masks."""
+        """Return the identity of the plan that this site agreed to. Raises FileContentError where its study has masks."""
         if self.plan_id is not None:
             return self.plan_id
         if self.study is None or self.coordinator is None:
             raise UsageError("settings: study without coordinator; expected the card of the study's coordinator")
         study = read_study(self.study, Card.read(self.coordinator))
         if study.trust is not Trust.CURATOR:
-            raise UsageError(f"study {study.name}: a task without masks; expected one with trust {str(study.trust)!r}")
+            raise FileContentError(
+                f"task: without masks; expected one with trust {str(study.trust)!r}, as study {study.name} fixes it"
+            )
         return study.plan_id
 
 
@@ -162,7 +164,7 @@ def _converted(path: Path, name: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         hint = typing.get_args(hint)[0]
     table = typing.get_origin(hint) is dict
-    wanted = dict if table else str if hint is Path else hint
+    wanted: Any = dict if table else str if hint is Path else hint
     if type(value) is not wanted or (table and not all(isinstance(one, str) for one in value.values())):
         raise UsageError(f"{path}: {name} is a {type(value).__name__}; expected a {wanted.__name__}")
     return path.parent / Path(value).expanduser() if hint is Path else value
