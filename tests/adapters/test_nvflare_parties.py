@@ -43,6 +43,7 @@ def test_a_trusted_curator_pools_the_integers_of_the_files_way(files: Path, tmp_
     parties.absent = set()
     parties.coordinator().run(parties.ask)  # north and south sketch round 0 again, and are charged once
     require_the_files_way(parties, files)
+    assert parties.coordinator().run(parties.ask)["noise_seed"] == 5  # all is there: nothing is asked
     names = [name for name, _ in parties.asked]
     assert names == [SKETCH] * 3
     assert [len(payloads[NORTH]["releases"]) for _, payloads in parties.asked] == [0, 0, 1]

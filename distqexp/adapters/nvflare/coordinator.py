@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,15 +61,24 @@ class Coordinator:
         for round in range(rounds):
             if not release_path(settings.out, round).exists():
                 self._run_round(round, ask)
-        releases = [release_path(settings.out, round) for round in range(rounds)]
-        certificate, _ = api.export(
-            settings.plan,
-            releases,
-            settings.out / "model",
-            config=self._config,
-            ledger=settings.ledger,
-            weights=settings.weights,
-        )
+        return self._export([release_path(settings.out, round) for round in range(rounds)])
+
+    def _export(self, releases: list[Path]) -> dict[str, Any]:
+        """Write the model's folder, all of it or nothing; return the certificate."""
+        settings = self._settings
+        out, unfinished = settings.out / "model", settings.out / ".model-unfinished"
+        if not out.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            api.export(
+                settings.plan,
+                releases,
+                unfinished,
+                config=self._config,
+                ledger=settings.ledger,
+                weights=settings.weights,
+            )
+            unfinished.rename(out)
+        certificate: dict[str, Any] = json.loads((out / "certificate.json").read_bytes())
         return certificate
 
     def _run_round(self, round: int, ask: Ask) -> None:
