@@ -1,0 +1,1 @@
+"""Other systems that carry distqexp's stages between machines."""
