@@ -41,6 +41,8 @@ def _lines(folder: Path, study: Study, messages: list[Found], me: str) -> Iterat
     if standing.round == study.rounds:
         yield f"study {study.name}: all {study.rounds} rounds are released"
         yield _step(study.coordinator.name, me, f"export the model: distqexp study export {folder} --out model")
+        for name in dict.fromkeys((*study.site_names, *study.helper_names)):
+            yield _step(name, me, "wait: the coordinator exports the model")
         return
     at = (standing.round, standing.attempt)
     yield f"study {study.name}: round {at[0]} of {study.rounds}, attempt {at[1]}, {'closed' if standing.closed else 'open'}"

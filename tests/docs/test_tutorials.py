@@ -64,6 +64,20 @@ def test_a_consortium_of_three_folders(tmp_path: Path) -> None:
     assert left == {"release-0.h5", "release-1.h5"}  # no sketch and no pooled sum stays
 
 
+def test_a_study_of_six_parties(tmp_path: Path) -> None:
+    said = run_tutorial("study", tmp_path)
+    assert "round 1 is released over north, south" in said
+    tree = certificate(tmp_path / "model")
+    assert float(str(tree["epsilon"])) <= 2.0
+    for party, charges in (("north", 2), ("south", 2), ("east", 1), ("office", 2)):
+        with Ledger.open(tmp_path / party / "ledger.sqlite") as ledger:
+            assert [row.state for row in ledger.rows()] == ["committed"] * charges
+    for party in ("north", "south", "east"):  # one visit to accept, and one a round
+        log = (tmp_path / party / "home" / "log.jsonl").read_text("utf-8")
+        assert log.count('"event":"accept"') == 1
+        assert log.count('"event":"refused"') == 0
+
+
 @pytest.mark.alone
 def test_a_cluster(tmp_path: Path) -> None:
     find_mpirun()
