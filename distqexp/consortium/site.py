@@ -82,6 +82,8 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     if standing.void is not None:
         return _Work(lines=tuple(_ended(party, journal, standing.void)))
     if standing.round == study.rounds:
+        for earlier in range(study.rounds):
+            _sketch_file(party, earlier).unlink(missing_ok=True)
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
     kinds = ("masked", "seed", "sketch")
@@ -123,7 +125,7 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
     if study.trust.has_masks:
         sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
         contribution = contribute(study, party.identity, sums, at, outbox, anchor)
-        paths = [contribution.masked, *contribution.seeds.values()]
+        paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
     else:
         paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
     with party.journal.open() as journal:
