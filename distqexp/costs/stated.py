@@ -226,9 +226,8 @@ def _clipped_sum(
     taps.run(inputs, lambda outputs: loss.value(outputs, targets), receive)
     weights, good = clip_weights(stores, torch.ones(count, dtype=torch.bool, device=network.device), 1.0, 1.0)
     while stores:
-        store = stores.pop(0)
-        total = torch.zeros(store.size, dtype=torch.float64, device=network.device)
-        store.add_weighted_sum(total, weights, good)
+        for _ in stores.pop(0).weighted_sums(weights, good):
+            pass
 
 
 def _rows(network: Network, loss: Loss, inputs: torch.Tensor) -> None:

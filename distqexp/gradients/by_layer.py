@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,22 @@ from distqexp.problem.hiding import only, unless_raised
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The clipped sum over the records of a micro-batch, made while it is read, so that it never lies in memory as a whole. Private.
+
+    Attributes:
+        parts: Which coordinates these are, and their sums, float64, to be used before the next ones are asked for; to be read once.
+            Coordinates in no part have a sum of zero.
+        weights: The c_j, (records,).
+        good: Which records count, (records,).
+    """
+
+    parts: Iterator[tuple[slice, FloatArray]]
+    weights: FloatArray
+    good: BoolArray
 
 
 class BlockGradients(RawGradients):
@@ -91,9 +108,7 @@ class BlockGradients(RawGradients):
             np.copyto(sums, 0.0, where=~finite[:, None])
             return sums, finite
 
-    def clipped_sum_and_weights(
-        self, records: Records, clip: float, cancellation: float, largest_terms: int
-    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+    def clipped_sum(self, records: Records, clip: float, cancellation: float, largest_terms: int) -> ClippedSum:
         """Sum c_j g~_j over the records j of one micro-batch, each a unit of its own. Private.
 
         c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
@@ -106,9 +121,6 @@ class BlockGradients(RawGradients):
             cancellation: How many times the clip the spread of a record may be.
             largest_terms: How many terms a coordinate of the sum may have, a matter of shapes alone.
 
-        Returns:
-            The sum, (k,) float64; the c_j, (records,); which records count, (records,).
-
         Raises:
             UsageError: A bound is not finite and above zero, or a coordinate has more than ``largest_terms`` terms.
         """
@@ -118,28 +130,15 @@ class BlockGradients(RawGradients):
         count = len(records)
         total, weights, good = None, np.zeros(count), np.zeros(count, dtype=np.bool_)
         for stores, present, rows in self._passes(records):
-            # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good.
-            part, shares, counting = self._clipped_sum(stores, present, clip, cancellation, largest_terms)
-            total = part if total is None else np.add(total, part, out=total)
-            weights[rows], good[rows] = shares[rows], counting[rows]
-        return np.zeros(self.k) if total is None else total, weights, good
-
-    def _clipped_sum(
-        self, stores: list[BlockStore], present: Tensor, clip: float, cancellation: float, largest_terms: int
-    ) -> tuple[FloatArray, FloatArray, BoolArray]:
-        terms = max(store.terms for store in stores)
-        if terms > largest_terms:
-            raise UsageError(
-                f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
-                "lower it"
-            )
-        weights, good = clip_weights(stores, present, clip, cancellation)
-        total, at = torch.zeros(self.k, dtype=torch.float64, device=self.network.device), 0
-        while stores:
-            store = stores.pop(0)
-            store.add_weighted_sum(total[at : at + store.size], weights, good)
-            at += store.size
-        return total.cpu().numpy(), weights.cpu().numpy(), good.cpu().numpy()
+            found = _clipped_sum(stores, present, (clip, cancellation), largest_terms)
+            weights[rows], good[rows] = found.weights[rows], found.good[rows]
+            if rows == slice(0, count):
+                return ClippedSum(found.parts, weights, good)
+            # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good. It is rounded once.
+            total = np.zeros(self.k) if total is None else total
+            for part, values in found.parts:
+                total[part] += values
+        return ClippedSum(iter([] if total is None else [(slice(0, self.k), total)]), weights, good)
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records)
@@ -191,6 +190,32 @@ class BlockGradients(RawGradients):
         return stores, present.to(self.network.device)
 
 
+def _clipped_sum(
+    stores: list[BlockStore], present: Tensor, bounds: tuple[float, float], largest_terms: int
+) -> ClippedSum:
+    """Return the clipped sum of what is stored; ``bounds`` are the clip and the cancellation. ``stores`` is emptied while it is read."""
+    terms = max(store.terms for store in stores)
+    if terms > largest_terms:
+        raise UsageError(
+            f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
+            "lower it"
+        )
+    weights, good = clip_weights(stores, present, *bounds)
+    return ClippedSum(_parts(stores, weights, good), weights.cpu().numpy(), good.cpu().numpy())
+
+
+def _parts(stores: list[BlockStore], weights: Tensor, good: Tensor) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield the weighted sums of all blocks, the smallest block first: its factors are gone when the largest sum is made."""
+    ends = np.cumsum([store.size for store in stores])
+    waiting = sorted(zip(ends, stores, strict=True), key=lambda pair: -pair[1].size)
+    stores.clear()
+    while waiting:
+        end, store = waiting.pop()
+        start = int(end) - store.size
+        for part, values in store.weighted_sums(weights, good):
+            yield slice(start + part.start, start + part.stop), values.cpu().numpy()
+
+
 def clip_weights(
     stores: Sequence[BlockStore], present: Tensor, clip: float, cancellation: float
 ) -> tuple[Tensor, Tensor]:
@@ -209,4 +234,4 @@ def clip_weights(
     return torch.where(good, weights, 0.0), good
 
 
-__all__ = ["BlockGradients", "clip_weights"]
+__all__ = ["BlockGradients", "ClippedSum", "clip_weights"]

@@ -122,15 +122,15 @@ class BatchSketcher:
                 raise UsageError(
                     'unit: one of several records; expected single records: set mechanism.rounding = "unit"'
                 )
-            clipped_sum, weights, good = self.gradients.clipped_sum_and_weights(
-                records, self.clip, self.cancellation, self.largest_terms
-            )
-            integers = round_sum(clipped_sum, self.step)
-            total = integers if total is None else np.add(total, integers, out=total)
+            found = self.gradients.clipped_sum(records, self.clip, self.cancellation, self.largest_terms)
+            first = total is None
+            total = np.zeros(self.gradients.k, dtype=np.int64) if total is None else total
+            for part, values in found.parts:
+                round_sum(values, self.step, total[part], first=first)
             if self.counters is not None:
                 watch = self.counters.watch()
                 watch.see((records, unit))
-                counts += watch.counts(good, weights < 1).sum(axis=0)
+                counts += watch.counts(found.good, found.weights < 1).sum(axis=0)
         total = require_records(total)
         return np.concatenate([total, counts]) if self.counters else total
 
