@@ -226,8 +226,8 @@ def _clipped_sum(
     taps.run(inputs, lambda outputs: loss.value(outputs, targets), receive)
     weights, good = clip_weights(stores, torch.ones(count, dtype=torch.bool, device=network.device), 1.0, 1.0)
     while stores:
-        for _ in stores.pop(0).weighted_sums(weights, good):
-            pass
+        store = stores.pop(0)
+        store.weighted_sum(torch.empty(store.size, dtype=torch.float64, device=network.device), weights, good)
 
 
 def _rows(network: Network, loss: Loss, inputs: torch.Tensor) -> None:

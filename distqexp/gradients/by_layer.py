@@ -25,11 +25,10 @@ from distqexp.problem.records import Records
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """The clipped sum over the records of a micro-batch, made while it is read, so that it never lies in memory as a whole. Private.
+    """The clipped sum over the records of a micro-batch, made while it is read. Private.
 
     Attributes:
-        parts: Which coordinates these are, and their sums, float64, to be used before the next ones are asked for; to be read once.
-            Coordinates in no part have a sum of zero.
+        parts: Which coordinates these are, and their sums, float64; all coordinates are in one part. To be read once.
         weights: The c_j, (records,).
         good: Which records count, (records,).
     """
@@ -108,7 +107,9 @@ class BlockGradients(RawGradients):
             np.copyto(sums, 0.0, where=~finite[:, None])
             return sums, finite
 
-    def clipped_sum(self, records: Records, clip: float, cancellation: float, largest_terms: int) -> ClippedSum:
+    def clipped_sum(
+        self, records: Records, clip: float, cancellation: float, largest_terms: int, into: FloatArray | None = None
+    ) -> ClippedSum:
         """Sum c_j g~_j over the records j of one micro-batch, each a unit of its own. Private.
 
         c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
@@ -120,6 +121,7 @@ class BlockGradients(RawGradients):
             clip: C, in whitened units.
             cancellation: How many times the clip the spread of a record may be.
             largest_terms: How many terms a coordinate of the sum may have, a matter of shapes alone.
+            into: Memory for the sum, (k,) float64, which is overwritten; None where it is not wanted as a whole.
 
         Raises:
             UsageError: A bound is not finite and above zero, or a coordinate has more than ``largest_terms`` terms.
@@ -128,17 +130,24 @@ class BlockGradients(RawGradients):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
         count = len(records)
-        total, weights, good = None, np.zeros(count), np.zeros(count, dtype=np.bool_)
+        weights, good = np.zeros(count), np.zeros(count, dtype=np.bool_)
+        several: FloatArray | None = None
         for stores, present, rows in self._passes(records):
-            found = _clipped_sum(stores, present, (clip, cancellation), largest_terms)
-            weights[rows], good[rows] = found.weights[rows], found.good[rows]
+            _require_few_terms(stores, largest_terms)
+            shares, counting = clip_weights(stores, present, clip, cancellation)
+            weights[rows], good[rows] = shares.cpu().numpy()[rows], counting.cpu().numpy()[rows]
             if rows == slice(0, count):
-                return ClippedSum(found.parts, weights, good)
+                return ClippedSum(_parts(stores, shares, counting, into), weights, good)
             # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good. It is rounded once.
-            total = np.zeros(self.k) if total is None else total
-            for part, values in found.parts:
-                total[part] += values
-        return ClippedSum(iter([] if total is None else [(slice(0, self.k), total)]), weights, good)
+            several = self._blank(into) if several is None else several
+            for part, values in _parts(stores, shares, counting, None):
+                several[part] += values
+        return ClippedSum(iter([(slice(0, self.k), self._blank(into) if several is None else several)]), weights, good)
+
+    def _blank(self, into: FloatArray | None) -> FloatArray:
+        blank = np.empty(self.k) if into is None else into
+        blank.fill(0.0)
+        return blank
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records)
@@ -190,30 +199,30 @@ class BlockGradients(RawGradients):
         return stores, present.to(self.network.device)
 
 
-def _clipped_sum(
-    stores: list[BlockStore], present: Tensor, bounds: tuple[float, float], largest_terms: int
-) -> ClippedSum:
-    """Return the clipped sum of what is stored; ``bounds`` are the clip and the cancellation. ``stores`` is emptied while it is read."""
+def _require_few_terms(stores: Sequence[BlockStore], largest: int) -> None:
     terms = max(store.terms for store in stores)
-    if terms > largest_terms:
+    if terms > largest:
         raise UsageError(
-            f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
-            "lower it"
+            f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest}; lower it"
         )
-    weights, good = clip_weights(stores, present, *bounds)
-    return ClippedSum(_parts(stores, weights, good), weights.cpu().numpy(), good.cpu().numpy())
 
 
-def _parts(stores: list[BlockStore], weights: Tensor, good: Tensor) -> Iterator[tuple[slice, FloatArray]]:
-    """Yield the weighted sums of all blocks, the smallest block first: its factors are gone when the largest sum is made."""
+def _parts(
+    stores: list[BlockStore], weights: Tensor, good: Tensor, into: FloatArray | None
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield the weighted sums of all blocks, the smallest first: its factors are gone when the largest sum is made."""
     ends = np.cumsum([store.size for store in stores])
     waiting = sorted(zip(ends, stores, strict=True), key=lambda pair: -pair[1].size)
     stores.clear()
     while waiting:
         end, store = waiting.pop()
-        start = int(end) - store.size
-        for part, values in store.weighted_sums(weights, good):
-            yield slice(start + part.start, start + part.stop), values.cpu().numpy()
+        part = slice(int(end) - store.size, int(end))
+        values = np.empty(store.size) if into is None else into[part]
+        total = torch.from_numpy(values).to(weights.device)  # the same memory, on a CPU
+        store.weighted_sum(total, weights, good)
+        if total.device.type != "cpu":
+            np.copyto(values, total.cpu().numpy())
+        yield part, values
 
 
 def clip_weights(

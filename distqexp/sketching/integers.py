@@ -84,23 +84,20 @@ def norms_upwards(integers: IntegerArray) -> IntegerArray:
     return norms
 
 
-def round_sum(sums: FloatArray, step: float, total: IntegerArray, *, first: bool) -> None:
-    """Round sums (n,) to the nearest multiples of ``step``, a power of two; add their numbers to ``total``, (n,) int64. Private.
+def round_sum(vector: FloatArray, step: float) -> IntegerArray:
+    """Round a sum (k,) to the nearest multiples of ``step``, a power of two; return their number, (k,) int64. Private.
 
-    The ``first`` ones are written, not added: memory that is fresh from the system is then touched once.
-
-    The plan has made sure that magnitudes are below 2^53 steps, whatever the records, as clipped units are finite. Raises
-    ArithmeticError where one is not; ``total`` is then of no use. It wraps modulo 2^64.
+    The result takes the memory of ``vector``, which is of no use afterwards. The plan has made sure that magnitudes are below 2^53
+    steps, whatever the records, as clipped units are finite. Raises ArithmeticError where one is not.
     """
-    for start in range(0, len(sums), ROUNDED_AT_ONCE):
-        part = slice(start, start + ROUNDED_AT_ONCE)
-        quotients = np.rint(sums[part] / step)
+    integers = vector.view(np.int64)
+    for first in range(0, len(vector), ROUNDED_AT_ONCE):
+        part = slice(first, first + ROUNDED_AT_ONCE)
+        quotients = np.rint(vector[part] / step)
         if not (quotients.min() > -(2.0**53) and quotients.max() < 2.0**53):  # neither holds for NaN
             raise ArithmeticError("a clipped sum left the range that its clip allows")
-        if first:
-            total[part] = quotients
-        else:
-            total[part] += quotients.astype(np.int64)
+        integers[part] = quotients
+    return integers
 
 
 def _norm_within(whole: FloatArray, clip_integer: int) -> BoolArray:

@@ -122,11 +122,14 @@ class BatchSketcher:
                 raise UsageError(
                     'unit: one of several records; expected single records: set mechanism.rounding = "unit"'
                 )
-            found = self.gradients.clipped_sum(records, self.clip, self.cancellation, self.largest_terms)
-            first = total is None
-            total = np.zeros(self.gradients.k, dtype=np.int64) if total is None else total
+            into = np.empty(self.gradients.k) if total is None else None
+            found = self.gradients.clipped_sum(records, self.clip, self.cancellation, self.largest_terms, into)
             for part, values in found.parts:
-                round_sum(values, self.step, total[part], first=first)
+                integers = round_sum(values, self.step)
+                if total is not None:
+                    np.add(total[part], integers, out=total[part])
+            if into is not None:
+                total = into.view(np.int64)  # where its parts were rounded
             if self.counters is not None:
                 watch = self.counters.watch()
                 watch.see((records, unit))

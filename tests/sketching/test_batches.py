@@ -218,14 +218,10 @@ def test_an_underflowing_factor_cannot_hide_a_gradient() -> None:
 
 
 def test_sums_out_of_range_are_never_cast() -> None:
-    total = np.array([2**63 - 1, 10])
-    round_sum(np.array([0.75, -3.2]), 0.5, total, first=False)
-    assert total.tolist() == [-(2**63) + 1, 4]  # the sum wraps
-    round_sum(np.array([0.75, -3.2]), 0.5, total, first=True)
-    assert total.tolist() == [2, -6]
+    assert round_sum(np.array([0.75, -3.2]), 0.5).tolist() == [2, -6]
     for value in (np.nan, np.inf, 2.0**60):
         with pytest.raises(ArithmeticError):
-            round_sum(np.array([value]), 1.0, np.zeros(1, dtype=np.int64), first=True)
+            round_sum(np.array([value]), 1.0)
 
 
 def test_units_of_several_records_and_coming_and_going_ones_are_rounded_one_by_one(tmp_path: Path) -> None:

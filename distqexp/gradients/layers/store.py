@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,6 @@ CHUNK = 1 << 21
 
 CACHE_CHUNK = 1 << 17
 """The same on a CPU, where each entry is read once or twice only: a copy that is still in the cache costs little."""
-
-SLAB = 1 << 16
-"""How many coordinates of a sum of factors a CPU makes at a time, so that they are rounded while still in its cache."""
 
 UNIT = 2.0**-53
 """The unit roundoff of float64."""
@@ -82,49 +78,33 @@ class BlockStore:
         """The number of coordinates of the block."""
         return self.shape[0] * self.shape[1] * self.shape[2]
 
-    def weighted_sums(self, weights: Tensor, good: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield sum_j weights_j G_j over the good records j, a run of coordinates at a time; other records add exactly zero.
+    def weighted_sum(self, total: Tensor, weights: Tensor, good: Tensor) -> None:
+        """Write sum_j weights_j G_j over the good records j to ``total``, (size,) float64; other records add exactly zero.
 
         Args:
+            total: What is overwritten, so that memory fresh from the system is touched once.
             weights: The weight of each record, (B,) float64.
             good: Which records count, bool (B,).
-
-        Yields:
-            Which coordinates of the block these are, and their sums, float64, in memory that is used again for the next. The runs
-            don't overlap; coordinates in none have a sum of zero.
         """
         if isinstance(self.form, Dense):
-            yield from self._sums_by_row(self.form, weights, good)
+            self._sum_factors(total.view(self.shape), self.form, weights, good)
+            return
+        total.zero_()
+        if isinstance(self.form, Whole):
+            _add_weighted_rows(total, self.form.matrix.reshape(self.count, -1), weights, good)
         elif self.form is not None:
-            total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
-            if isinstance(self.form, Whole):
-                _add_weighted_rows(total, self.form.matrix.reshape(self.count, -1), weights, good)
-            else:
-                self._add_by_token(total.view(self.shape)[0], self.form, weights, good)
-            yield slice(0, self.size), total
+            self._add_by_token(total.view(self.shape)[0], self.form, weights, good)
 
-    def _sums_by_row(self, form: Dense, weights: Tensor, good: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the sums of factors, of so many rows of a matrix at a time that they stay in a processor's cache."""
+    def _sum_factors(self, total: Tensor, form: Dense, weights: Tensor, good: Tensor) -> None:
         row, column = form.row, form.column
-        copies, rows, columns = self.shape
-        ranges = _ranges(self.count, row.shape[2] * (rows + columns))
-        # With more factors than are copied at a time, every record's would be copied anew for each run of rows.
-        slab = max(1, SLAB // columns) if len(ranges) == 1 and self.device.type == "cpu" else rows
-        total = torch.empty((min(slab, rows), columns), dtype=torch.float64, device=self.device)
-        for number in range(copies):
-            for some in ranges:
+        for number in range(self.shape[0]):
+            for some in _ranges(self.count, row.shape[2] * (row.shape[3] + column.shape[3])):
                 keep = good[some, None, None]
                 # The factors of a record that doesn't count are replaced before the product: 0 x NaN would be NaN.
-                right = _copy(column[some, number]).masked_fill_(~keep, 0.0).reshape(-1, columns)
-                for first in range(0, rows, slab):
-                    left = _copy(row[some, number, :, first : first + slab])
-                    left = left.mul_(weights[some, None, None]).masked_fill_(~keep, 0.0)
-                    left = left.reshape(-1, left.shape[2]).T
-                    sums = total[: len(left)]
-                    sums.addmm_(left, right, beta=0 if some is ranges[0] else 1)
-                    if some is ranges[-1]:
-                        at = (number * rows + first) * columns
-                        yield slice(at, at + sums.numel()), sums.view(-1)
+                left = _copy(row[some, number]).mul_(weights[some, None, None]).masked_fill_(~keep, 0.0)
+                right = _copy(column[some, number]).masked_fill_(~keep, 0.0)
+                sides = left.reshape(-1, left.shape[2]).T, right.reshape(-1, right.shape[2])
+                total[number].addmm_(*sides, beta=1 if some.start else 0)
 
     def _add_by_token(self, total: Tensor, form: Indexed, weights: Tensor, good: Tensor) -> None:
         for some in _ranges(self.count, form.column[0].numel()):
