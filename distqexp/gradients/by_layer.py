@@ -28,7 +28,8 @@ class ClippedSum:
     """The clipped sum over the records of a micro-batch, made while it is read. Private.
 
     Attributes:
-        parts: Which coordinates these are, and their sums, float64; all coordinates are in one part. To be read once.
+        parts: Which coordinates these are, and their sums, float64, which are overwritten when the next are asked for unless they are
+            in memory that was given. Each coordinate is in one part. To be read once.
         weights: The c_j, (records,).
         good: Which records count, (records,).
     """
@@ -213,11 +214,12 @@ def _parts(
     """Yield the weighted sums of all blocks, the smallest first: its factors are gone when the largest sum is made."""
     ends = np.cumsum([store.size for store in stores])
     waiting = sorted(zip(ends, stores, strict=True), key=lambda pair: -pair[1].size)
+    scratch = np.empty(max(store.size for store in stores) if into is None else 0)
     stores.clear()
     while waiting:
         end, store = waiting.pop()
         part = slice(int(end) - store.size, int(end))
-        values = np.empty(store.size) if into is None else into[part]
+        values = scratch[: store.size] if into is None else into[part]
         total = torch.from_numpy(values).to(weights.device)  # the same memory, on a CPU
         store.weighted_sum(total, weights, good)
         if total.device.type != "cpu":
