@@ -2,6 +2,7 @@
 
     python scripts/large_sketches.py --out runs/large                                    # 2 ranks, k = 100,000
     python scripts/large_sketches.py --out runs/large --ranks 4 --k 10000000 --micro-batch 1 --identity --serial
+    python scripts/large_sketches.py --out runs/large --ranks 64 --k 1000000 --micro-batch 2 --kronecker --serial
 
 The task is that of ``scaling.py``, generated, with as many parameters as coordinates. A rank's baseline is what it holds
 after the imports of a run, and ``above`` the peak of a run of ``python -m distqexp.fit`` less that. With ``--serial`` the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,9 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling import Bench, Case, default_launcher, write_task
+from scaling import INPUTS, OUTPUTS, Bench, Case, default_launcher, write_task
 
 MEBI = 2**20
+KRONECKER = "precision.kind=kronecker"
 KINDS = ("plan", "sketch", "quadratic", "release", "model")
 
 
@@ -54,7 +57,8 @@ def as_rank(folder: Path, arguments: Sequence[str]) -> int:
 
     if launched_size(os.environ) is not None:
         from mpi4py import MPI  # noqa: F401
-    vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of this at its first use
+    if KRONECKER not in arguments:  # layer by layer gradients never need it
+        vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of this at its first use
     baseline = resident("VmRSS")
     code = fit.main([*arguments])
     memory = {"baseline": baseline, "peak": resident("VmHWM")}
@@ -82,11 +86,17 @@ def run(bench: Bench, ranks: int, settings: Sequence[str]) -> Run:
     return Run(memories, seconds, files, digest.hexdigest())
 
 
-def settings_of(case: Case, micro_batch: int | None, identity: bool) -> list[str]:
-    """What the case and the options change in the task."""
+def settings_of(case: Case, micro_batch: int | None, geometry: str) -> list[str]:
+    """What the case and the options change in the task; ``geometry`` is sjlt, identity or kronecker."""
     changes = [*case.overrides, "output.keep_sketches=true"]
-    if identity:
+    if geometry != "sjlt":
         changes = [change for change in changes if not change.startswith("subspace.")] + ["subspace.kind=identity"]
+    if geometry == "kronecker":
+        # Two hidden layers of one width, as a single one of this size would have moments of many gigabytes.
+        width = next(n for n in itertools.count(1) if n * (INPUTS + 1) + n * (n + 1) + OUTPUTS * (n + 1) >= case.k)
+        changes = [change for change in changes if not change.startswith("model.args.hidden")]
+        changes += [f"model.args.hidden=[{width},{width}]", KRONECKER, "precision.source=probes"]
+        changes += [f"data.record_shape=[{INPUTS}]", "precision.samples=64"]
     return changes + ([] if micro_batch is None else [f"engine.micro_batch={micro_batch}"])
 
 
@@ -115,14 +125,19 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--micro-batch", type=int, help="default: that of scaling.py, 4 from k = 500,000 on")
     parser.add_argument(
-        "--identity", action="store_true", help="all parameters, in place of a random subspace of as many"
-    )
+        "--identity", dest="geometry", action="store_const", const="identity", default="sjlt",
+        help="all parameters, in place of a random subspace of as many",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kronecker", dest="geometry", action="store_const", const="kronecker",
+        help="all parameters of two hidden layers, whitened layer by layer by the curvature of probes",
+    )  # fmt: skip
     parser.add_argument("--serial", action="store_true", help="compare the releases with those of one process")
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     case = Case("large", options.ranks, options.records, options.k)
-    settings = settings_of(case, options.micro_batch, options.identity)
+    settings = settings_of(case, options.micro_batch, options.geometry)
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         bench = Bench(Path(folder).resolve(), options.launcher)
         write_task(bench.folder, options.records)

@@ -227,8 +227,7 @@ def _clipped_sum(
     weights, good = clip_weights(stores, torch.ones(count, dtype=torch.bool, device=network.device), 1.0, 1.0)
     while stores:
         store = stores.pop(0)
-        total = torch.zeros(store.size, dtype=torch.float64, device=network.device)
-        store.add_weighted_sum(total, weights, good)
+        store.weighted_sum(torch.empty(store.size, dtype=torch.float64, device=network.device), weights, good)
 
 
 def _rows(network: Network, loss: Loss, inputs: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,22 @@ from distqexp.problem.hiding import only, unless_raised
 from distqexp.problem.losses import Loss
 from distqexp.problem.network import Network
 from distqexp.problem.records import Records
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The clipped sum over the records of a micro-batch, made while it is read. Private.
+
+    Attributes:
+        parts: Which coordinates these are, and their sums, float64, which are overwritten when the next are asked for unless they are
+            in memory that was given. Each coordinate is in one part. To be read once.
+        weights: The c_j, (records,).
+        good: Which records count, (records,).
+    """
+
+    parts: Iterator[tuple[slice, FloatArray]]
+    weights: FloatArray
+    good: BoolArray
 
 
 class BlockGradients(RawGradients):
@@ -91,9 +108,9 @@ class BlockGradients(RawGradients):
             np.copyto(sums, 0.0, where=~finite[:, None])
             return sums, finite
 
-    def clipped_sum_and_weights(
-        self, records: Records, clip: float, cancellation: float, largest_terms: int
-    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+    def clipped_sum(
+        self, records: Records, clip: float, cancellation: float, largest_terms: int, into: FloatArray | None = None
+    ) -> ClippedSum:
         """Sum c_j g~_j over the records j of one micro-batch, each a unit of its own. Private.
 
         c_j = min(1, clip / ||g~_j||, cancellation * clip / spread_j), where the norm is bounded from above, rounding included,
@@ -105,9 +122,7 @@ class BlockGradients(RawGradients):
             clip: C, in whitened units.
             cancellation: How many times the clip the spread of a record may be.
             largest_terms: How many terms a coordinate of the sum may have, a matter of shapes alone.
-
-        Returns:
-            The sum, (k,) float64; the c_j, (records,); which records count, (records,).
+            into: Memory for the sum, (k,) float64, which is overwritten; None where it is not wanted as a whole.
 
         Raises:
             UsageError: A bound is not finite and above zero, or a coordinate has more than ``largest_terms`` terms.
@@ -116,30 +131,24 @@ class BlockGradients(RawGradients):
             if not (np.isfinite(bound) and bound > 0):
                 raise UsageError(f"{name}: found {bound!r}; expected a finite number above 0")
         count = len(records)
-        total, weights, good = None, np.zeros(count), np.zeros(count, dtype=np.bool_)
+        weights, good = np.zeros(count), np.zeros(count, dtype=np.bool_)
+        several: FloatArray | None = None
         for stores, present, rows in self._passes(records):
-            # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good.
-            part, shares, counting = self._clipped_sum(stores, present, clip, cancellation, largest_terms)
-            total = part if total is None else np.add(total, part, out=total)
-            weights[rows], good[rows] = shares[rows], counting[rows]
-        return np.zeros(self.k) if total is None else total, weights, good
+            _require_few_terms(stores, largest_terms)
+            shares, counting = clip_weights(stores, present, clip, cancellation)
+            weights[rows], good[rows] = shares.cpu().numpy()[rows], counting.cpu().numpy()[rows]
+            if rows == slice(0, count):
+                return ClippedSum(_parts(stores, shares, counting, into), weights, good)
+            # The order of a sum's terms is free (docs/proofs/batches.md), so that of several passes is as good. It is rounded once.
+            several = self._blank(into) if several is None else several
+            for part, values in _parts(stores, shares, counting, None):
+                several[part] += values
+        return ClippedSum(iter([(slice(0, self.k), self._blank(into) if several is None else several)]), weights, good)
 
-    def _clipped_sum(
-        self, stores: list[BlockStore], present: Tensor, clip: float, cancellation: float, largest_terms: int
-    ) -> tuple[FloatArray, FloatArray, BoolArray]:
-        terms = max(store.terms for store in stores)
-        if terms > largest_terms:
-            raise UsageError(
-                f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest_terms}; "
-                "lower it"
-            )
-        weights, good = clip_weights(stores, present, clip, cancellation)
-        total, at = torch.zeros(self.k, dtype=torch.float64, device=self.network.device), 0
-        while stores:
-            store = stores.pop(0)
-            store.add_weighted_sum(total[at : at + store.size], weights, good)
-            at += store.size
-        return total.cpu().numpy(), weights.cpu().numpy(), good.cpu().numpy()
+    def _blank(self, into: FloatArray | None) -> FloatArray:
+        blank = np.empty(self.k) if into is None else into
+        blank.fill(0.0)
+        return blank
 
     def _vectors(self, records: Records) -> tuple[FloatArray, BoolArray]:
         count = len(records)
@@ -191,6 +200,33 @@ class BlockGradients(RawGradients):
         return stores, present.to(self.network.device)
 
 
+def _require_few_terms(stores: Sequence[BlockStore], largest: int) -> None:
+    terms = max(store.terms for store in stores)
+    if terms > largest:
+        raise UsageError(
+            f"engine.micro_batch: {terms} terms a coordinate (records times positions); expected at most {largest}; lower it"
+        )
+
+
+def _parts(
+    stores: list[BlockStore], weights: Tensor, good: Tensor, into: FloatArray | None
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield the weighted sums of all blocks, the smallest first: its factors are gone when the largest sum is made."""
+    ends = np.cumsum([store.size for store in stores])
+    waiting = sorted(zip(ends, stores, strict=True), key=lambda pair: -pair[1].size)
+    scratch = np.empty(max(store.size for store in stores) if into is None else 0)
+    stores.clear()
+    while waiting:
+        end, store = waiting.pop()
+        part = slice(int(end) - store.size, int(end))
+        values = scratch[: store.size] if into is None else into[part]
+        total = torch.from_numpy(values).to(weights.device)  # the same memory, on a CPU
+        store.weighted_sum(total, weights, good)
+        if total.device.type != "cpu":
+            np.copyto(values, total.cpu().numpy())
+        yield part, values
+
+
 def clip_weights(
     stores: Sequence[BlockStore], present: Tensor, clip: float, cancellation: float
 ) -> tuple[Tensor, Tensor]:
@@ -209,4 +245,4 @@ def clip_weights(
     return torch.where(good, weights, 0.0), good
 
 
-__all__ = ["BlockGradients", "clip_weights"]
+__all__ = ["BlockGradients", "ClippedSum", "clip_weights"]

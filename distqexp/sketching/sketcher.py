@@ -122,17 +122,27 @@ class BatchSketcher:
                 raise UsageError(
                     'unit: one of several records; expected single records: set mechanism.rounding = "unit"'
                 )
-            clipped_sum, weights, good = self.gradients.clipped_sum_and_weights(
-                records, self.clip, self.cancellation, self.largest_terms
-            )
-            integers = round_sum(clipped_sum, self.step)
-            total = integers if total is None else np.add(total, integers, out=total)
-            if self.counters is not None:
-                watch = self.counters.watch()
-                watch.see((records, unit))
-                counts += watch.counts(good, weights < 1).sum(axis=0)
+            total, counted = self._added(total, (records, unit))
+            counts += counted
         total = require_records(total)
         return np.concatenate([total, counts]) if self.counters else total
+
+    def _added(self, total: IntegerArray | None, batch: Batch) -> tuple[IntegerArray, IntegerArray]:
+        """Return the sum with that of one more micro-batch, and the counts of that, (3,), zeros without counters."""
+        into = np.empty(self.gradients.k) if total is None else None
+        found = self.gradients.clipped_sum(batch[0], self.clip, self.cancellation, self.largest_terms, into)
+        for part, values in found.parts:
+            integers = round_sum(values, self.step)
+            if total is not None:
+                np.add(total[part], integers, out=total[part])
+        if into is not None:
+            total = into.view(np.int64)  # where its parts were rounded
+        assert total is not None
+        if self.counters is None:
+            return total, np.zeros(COUNTS, dtype=np.int64)
+        watch = self.counters.watch()
+        watch.see(batch)
+        return total, watch.counts(found.good, found.weights < 1).sum(axis=0)
 
 
 def require_records(total: IntegerArray | None) -> IntegerArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from layers_harness import CrossEntropy, fast, random_records, whitening_for
 from numpy.typing import NDArray
 from sketching_oracle import make_problem
 from small_runs import make_config, plan_of, random_table
+from torch import nn
 
 from distqexp.arrays import NewArrays
 from distqexp.engines.serial import SerialEngine
@@ -23,8 +26,10 @@ from distqexp.geometry.whitening import Whitening
 from distqexp.gradients import autodiff
 from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch
+from distqexp.gradients.layers import block_layout
 from distqexp.privacy.ledger.files import LedgerFiles
-from distqexp.sketching.sketcher import Sketcher
+from distqexp.problem.network import Network
+from distqexp.sketching.sketcher import BatchSketcher, Sketcher
 from distqexp.stages.shards import Shards, open_shards
 from distqexp.stages.sketch import sketch_round
 from distqexp.storage.canonical import array_digest
@@ -62,6 +67,19 @@ def test_a_piece_is_summed_unit_by_unit() -> None:
     assert (
         peak(lambda: found.append(sketcher.sketch([]))) < 0.6 * UNITS
     )  # the integers of all units together take UNITS
+    assert np.array_equal(found[0], expected)
+
+
+def test_later_micro_batches_are_added_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no backward pass makes torch import sympy, which takes 35 MiB a rank."""
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
+    network = Network(nn.Sequential(*(nn.Linear(200, 200) for _ in range(4))))
+    gradients = fast(network, CrossEntropy(), whitening_for(block_layout(network), None), 4)
+    sketcher = BatchSketcher(gradients, clip=1.0, step=2.0**-20, cancellation=1024.0, largest_terms=2**22)
+    batches = [(random_records((200,), 200, 4), np.arange(4) + first) for first in (0, 4, 8)]
+    expected = sum(sketcher.sketch([batch]) for batch in batches)
+    found = []
+    assert peak(lambda: found.append(sketcher.sketch(batches))) < 1.7 * gradients.k / LENGTH  # the sum, and a block
     assert np.array_equal(found[0], expected)
 
 

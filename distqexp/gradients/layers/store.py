@@ -78,31 +78,33 @@ class BlockStore:
         """The number of coordinates of the block."""
         return self.shape[0] * self.shape[1] * self.shape[2]
 
-    def add_weighted_sum(self, total: Tensor, weights: Tensor, good: Tensor) -> None:
-        """Add sum_j weights_j G_j over the good records j to ``total``, (size,) float64; other records add exactly zero.
+    def weighted_sum(self, total: Tensor, weights: Tensor, good: Tensor) -> None:
+        """Write sum_j weights_j G_j over the good records j to ``total``, (size,) float64; other records add exactly zero.
 
         Args:
-            total: The sum so far, changed in place.
+            total: What is overwritten, so that memory fresh from the system is touched once.
             weights: The weight of each record, (B,) float64.
             good: Which records count, bool (B,).
         """
-        if self.form is None:
+        if isinstance(self.form, Dense):
+            self._sum_factors(total.view(self.shape), self.form, weights, good)
             return
+        total.zero_()
         if isinstance(self.form, Whole):
             _add_weighted_rows(total, self.form.matrix.reshape(self.count, -1), weights, good)
-            return
-        matrices = total.view(self.shape)
-        if isinstance(self.form, Indexed):
-            self._add_by_token(matrices[0], self.form, weights, good)
-            return
-        row, column = self.form.row, self.form.column
+        elif self.form is not None:
+            self._add_by_token(total.view(self.shape)[0], self.form, weights, good)
+
+    def _sum_factors(self, total: Tensor, form: Dense, weights: Tensor, good: Tensor) -> None:
+        row, column = form.row, form.column
         for number in range(self.shape[0]):
             for some in _ranges(self.count, row.shape[2] * (row.shape[3] + column.shape[3])):
                 keep = good[some, None, None]
                 # The factors of a record that doesn't count are replaced before the product: 0 x NaN would be NaN.
                 left = _copy(row[some, number]).mul_(weights[some, None, None]).masked_fill_(~keep, 0.0)
                 right = _copy(column[some, number]).masked_fill_(~keep, 0.0)
-                matrices[number].addmm_(left.reshape(-1, left.shape[2]).T, right.reshape(-1, right.shape[2]))
+                sides = left.reshape(-1, left.shape[2]).T, right.reshape(-1, right.shape[2])
+                total[number].addmm_(*sides, beta=1 if some.start else 0)
 
     def _add_by_token(self, total: Tensor, form: Indexed, weights: Tensor, good: Tensor) -> None:
         for some in _ranges(self.count, form.column[0].numel()):
@@ -128,14 +130,9 @@ def _gram_norms(form: Dense | Indexed) -> tuple[Tensor, Tensor]:
     spread: list[Tensor] = []
     underflow: list[Tensor] = []
     for some in _ranges(count, copies * steps * (width + steps)):
-        c = column[some].double()
-        c_sizes, c_small = _sizes(c, wide)
-        if isinstance(form, Indexed):
-            scale, token = form.scale[some].double(), form.token[some]
-            r_sizes, r_small = _sizes(scale.unsqueeze(2).unsqueeze(1), wide)
-        else:
-            r = form.row[some].double()
-            r_sizes, r_small = _sizes(r, wide)
+        c_sizes, c_small = _sizes(column[some], wide)
+        row = form.scale[some].unsqueeze(2).unsqueeze(1) if isinstance(form, Indexed) else form.row[some]
+        r_sizes, r_small = _sizes(row, wide)
         terms = r_sizes * c_sizes
         spread.append(terms.flatten(1).sum(dim=1))
         if r_small is not None and c_small is not None:
@@ -143,10 +140,12 @@ def _gram_norms(form: Dense | Indexed) -> tuple[Tensor, Tensor]:
         if steps == 1:
             squares.append(terms.square().flatten(1).sum(dim=1))
         elif isinstance(form, Indexed):
+            token, c = form.token[some], column[some].double()
             same = token.unsqueeze(2) == token.unsqueeze(1)
-            rows = c[:, 0] * scale.unsqueeze(2)
+            rows = c[:, 0] * form.scale[some].double().unsqueeze(2)
             squares.append(torch.where(same, rows @ rows.transpose(1, 2), 0.0).flatten(1).sum(dim=1))
         else:
+            r, c = row.double(), column[some].double()
             squares.append(((r @ r.transpose(2, 3)) * (c @ c.transpose(2, 3))).flatten(1).sum(dim=1))
     roundings = 2 * UNIT * (width + copies * steps * steps + 4)
     spreads = torch.cat(spread) * (1 + roundings)
@@ -158,7 +157,7 @@ def _gram_norms(form: Dense | Indexed) -> tuple[Tensor, Tensor]:
 
 def _sizes(vectors: Tensor, wide: bool) -> tuple[Tensor, Tensor | None]:
     """Bound the norms over the last dimension and, where ``wide``, tell which vectors are so small that squares may underflow."""
-    norms = vectors.square().sum(dim=-1).sqrt()
+    norms = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
     if not wide:
         return norms, None
     small = (norms < SMALLEST) & (vectors != 0).any(dim=-1)
