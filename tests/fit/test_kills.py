@@ -27,7 +27,7 @@ from distqexp.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.process
 
-AT_WORK, AT_START = 9, 3
+AT_WORK, AT_START = 6, 2
 """So many kills while a run works, evenly spread, and while it starts."""
 
 VICTIMS = ("one rank", "all ranks", "launcher")
