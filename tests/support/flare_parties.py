@@ -146,6 +146,7 @@ def write_study(root: Path, plan_id: str, k_min: int) -> Path:
     study = Study(
         name="digits",
         plan_id=plan_id,
+        model="8" * 64,
         coordinator=identities["office"].card,
         sites=tuple(identities[name].card for name in SHARDS),
         helpers=tuple(identities[name].card for name in HELPERS.values()),
