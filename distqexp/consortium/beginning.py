@@ -161,6 +161,11 @@ def _accept(study: Study, study_found: Found, identity: Identity, given: Accepta
         raise FileContentError(
             f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
         )
+    if earlier is not None and given.population not in (None, earlier.population):
+        raise FileContentError(
+            f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
+            "accepted stays"
+        )
     copy = own / "received.h5"
     extract_message(plan_found.path, study.expects("plan"), study.roster, copy)
     plan = Plan.read(copy)

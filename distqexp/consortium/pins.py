@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distqexp.consortium.home import Home
-from distqexp.errors import FileContentError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import canonical_json
 from distqexp.storage.hdf5 import read_header
@@ -54,13 +55,23 @@ class Pins:
 
 def refuse_pinned(plan: Path, home: Home | None = None) -> None:
     """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
-    folders = (home or Home()).studies()
-    accepted = [pins for pins in map(Pins.read, folders) if pins is not None]
+    home = home or Home()
+    accepted = [pins for pins in map(Pins.read, home.studies()) if pins is not None]
     if not accepted:
         return
     plan_id = read_header(plan, kind="plan").plan_id
-    if any(pins.plan_id == plan_id for pins in accepted):
-        raise FileContentError(
-            f"{plan}: the plan of a study that was accepted here, which fixes how sums leave this site; expected it in the study "
-            "alone: distqexp study sketch FOLDER"
-        )
+    for pins in accepted:
+        if pins.plan_id == plan_id:
+            error = FileContentError(
+                f"{plan}: the plan of a study that was accepted here, which fixes how sums leave this site; expected it in the study "
+                "alone: distqexp study sketch FOLDER"
+            )
+            _note(home, pins, error)
+            raise error
+
+
+def _note(home: Home, pins: Pins, error: FileContentError) -> None:
+    """Write the refusal into the party's log, where its keys need no passphrase: nobody is asked for one by a refusal."""
+    with suppress(UsageError):
+        log = home.log(home.identity(lambda: None))
+        log.append({"event": "refused", "study": pins.study, "reason": str(error), "code": error.exit_code})
