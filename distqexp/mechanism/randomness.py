@@ -38,7 +38,9 @@ class SystemRandomness:
     def __init__(self) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-        self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
+        # The first four bytes are the counter of blocks, which may not overflow: from zero it lasts for 256 GiB.
+        nonce = bytes(4) + os.urandom(12)
+        self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), nonce), mode=None).encryptor()
 
     def normal(self, count: int) -> FloatArray:
         """Return the next ``count`` independent standard normal numbers."""

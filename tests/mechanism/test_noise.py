@@ -161,3 +161,11 @@ def test_arguments_out_of_range_are_refused() -> None:
             noise.draw_discrete(1, sigma)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"mechanism.noise: found 'laplace'"):
         noise.draw_insecure(1, 1.0, noise_seed=0, round=0, noise="laplace")
+
+
+def test_a_stream_never_runs_out_whatever_the_entropy_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nonce begins with a counter of blocks: drawn at random, it could overflow in the middle of a draw."""
+    monkeypatch.setattr("os.urandom", lambda count: b"\xff" * count)
+    stream = SystemRandomness()
+    assert len(stream.bytes(1 << 16)) == 1 << 16
+    assert stream.bytes(64) != stream.bytes(64)
