@@ -49,7 +49,10 @@ def _leaving(study: Study) -> list[str]:
         "No record leaves a site. In each round one vector of whole numbers does: the sum over the site's records."
     ]
     if study.trust is Trust.CURATOR:
-        return [*lines, "It goes to the coordinator as it is: it is as sensitive as the records."]
+        return [
+            *lines,
+            "It goes to the coordinator as it is, signed and not encrypted: it is as sensitive as the records.",
+        ]
     if study.trust is Trust.SHARED_NOISE:
         lines.append(
             f"Before it leaves, the site adds a share of the noise: large enough that any {len(study.sites) - study.tolerated} "
@@ -60,6 +63,7 @@ def _leaving(study: Study) -> list[str]:
         "It is masked: random numbers are added that only the helpers can take off again, and only from the sum of at least "
         f"{study.k_min} sites.",
         "Each helper gets a fresh key of 32 bytes for the masks of the round, sealed, and never the vector.",
+        f"Masked vectors and answers are signed and not encrypted: whoever can read both has {_whole(study)}.",
     ]
 
 
@@ -67,17 +71,17 @@ def _learnt(study: Study) -> list[str]:
     lines = ["A site learns the releases and its own records, and nothing else of the other sites' records."]
     if study.trust is Trust.CURATOR:
         return [*lines, "The coordinator learns the exact sums of every site: it has to be trusted with the records."]
-    whole = (
-        "the exact sum over all listed sites"
-        if study.trust is Trust.MASKS
-        else "the noisy sum, which is released anyway"
-    )
-    lines.append(f"The coordinator alone learns {whole}, and nothing else of any site.")
+    lines.append(f"The coordinator alone learns {_whole(study)}, and nothing else of any site.")
     lines += [
         f"{name} alone, as a helper, learns which sites took part in which round, and nothing of any sum."
         for name in study.helper_names
     ]
     return lines
+
+
+def _whole(study: Study) -> str:
+    masks = study.trust is Trust.MASKS
+    return "the exact sum over all listed sites" if masks else "the noisy sum, which is released anyway"
 
 
 def _coalitions(study: Study) -> list[str]:
