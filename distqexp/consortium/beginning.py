@@ -161,6 +161,12 @@ def _accept(study: Study, study_found: Found, identity: Identity, given: Accepta
         raise FileContentError(
             f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
         )
+    others = [pins for pins in map(Pins.read, home.studies()) if pins is not None and pins.study != study.study_id]
+    if any(pins.plan_id == study.plan_id for pins in others):
+        raise FileContentError(
+            f"study {study.name}: its plan {study.plan_id[:16]} is that of another study accepted here; expected a plan of its own: sums "
+            "of two lists of sites would give single sites away"
+        )
     if earlier is not None and given.population not in (None, earlier.population):
         raise FileContentError(
             f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "

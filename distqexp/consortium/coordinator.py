@@ -11,7 +11,7 @@ from distqexp.artefacts.sums import Sketch
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
-from distqexp.consortium.news import AGAIN, Standing, standing_of
+from distqexp.consortium.news import AGAIN, Standing, listed_before, standing_of
 from distqexp.consortium.party import Party, open_party
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
@@ -39,8 +39,10 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     known = [path for path in own if _is_sent(journal, path)]
     party.deliver(known)
     messages = party.messages(journal)
-    for path, header, identity in messages:
+    for found in messages:
+        path, header, identity = found
         if header.kind in ("closing", "void", "release") and identity not in journal.sent(header.kind, header.round):
+            party.read(found, LARGEST_SKETCH)  # a stranger's says nothing about this home
             raise FileContentError(
                 f"{path}: a {header.kind} of {party.name} that the log here doesn't know; expected one that was sent: the home here was "
                 "put back to an older time, or somebody else has the key: restore it"
@@ -72,13 +74,18 @@ def close(folder: Path, ask: Ask) -> list[str]:
         if standing.closed is not None:
             return [_closed_line(party, standing.closed)]
         incoming = _of_attempt(messages, sketch_kind(party), at)
+        _refuse_newcomers(party, journal, messages, incoming, at)
         with Ledger.open() as ledger:
             anchor = ledger.head()
         if party.study.trust.has_masks:
             pool = Pool(party.study, at, Plan.read(party.plan_file).width)
             for found in incoming:
-                party.take(journal, found, LARGEST_SKETCH)
-                pool.add(found.path)
+                message = party.read(found, LARGEST_SKETCH)
+                try:
+                    pool.add(found.path)
+                except FileContentError as error:
+                    journal.refuse(found.identity, error)
+                journal.take(found.path, message)
             path, _ = pool.close(party.identity, party.own / "sent", anchor)
         else:
             closing = _listed_sketches(party, journal, incoming, standing)
@@ -190,6 +197,37 @@ def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], stan
             )
 
 
+def _refuse_newcomers(
+    party: Party, journal: OpenJournal, messages: list[Found], incoming: list[Found], at: tuple[int, int]
+) -> None:
+    """Refuse sites in a later attempt that the one before didn't list: the helpers answer for the same sites alone."""
+    if at[1] == 0:
+        return
+    listed = listed_before(party, messages, *at)
+    for found in incoming:
+        if found.header.sender not in listed and not journal.took(found.identity):
+            party.read(found, LARGEST_SKETCH)
+            journal.refuse(
+                found.identity,
+                FileContentError(
+                    f"{found.path}: {found.header.sender} in attempt {at[1]} of round {at[0]}; expected {', '.join(listed)}, as the one "
+                    "before lists them: it is in no sum"
+                ),
+            )
+
+
+def _refuse_charged(party: Party, round: int) -> None:
+    """Refuse to ask for a round again once its release is charged: other vectors would meet the same draw, or a second one."""
+    key = f"release/{party.study.plan_id}/{round}/"
+    with Ledger.open() as ledger:
+        charged = any(row.key.startswith(key) and row.state != "voided" for row in ledger.rows())
+    if charged or party.release_file(round).exists():
+        raise FileContentError(
+            f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it, distqexp study "
+            f"release {party.folder}"
+        )
+
+
 def repeat(folder: Path, ask: Ask) -> list[str]:
     """Ask the listed sites to send a closed round again, under new masks, without a charge: where seeds or answers were lost.
 
@@ -204,6 +242,7 @@ def repeat(folder: Path, ask: Ask) -> list[str]:
                 f"study {party.study.name}: round {standing.round}, attempt {standing.attempt} is not closed, or has no masks; expected a "
                 "closed one whose helpers can't answer"
             )
+        _refuse_charged(party, standing.round)
         sent = _send_void(party, journal, standing, AGAIN)
     return [f"study {party.study.name}: the listed sites are asked to send round {standing.round} again: {sent.name}"]
 
@@ -223,6 +262,8 @@ def void(folder: Path, ask: Ask) -> list[str]:
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
         sent = _send_void(party, journal, standing, file)
+    for site in party.study.site_names:
+        taken_sketch(party, site).unlink(missing_ok=True)
     return [
         f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.release import Release
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.party import Party, header_order
@@ -11,6 +13,7 @@ from distqexp.errors import FileContentError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
 from distqexp.federation.header import Header
 from distqexp.federation.messages import extract_message
+from distqexp.stages.void import refuse_false_void
 
 AGAIN = b"again"
 """The content of a void after which the same round is sent again, under new masks."""
@@ -51,6 +54,14 @@ def standing_of(messages: list[Found]) -> Standing:
             else:
                 standing.void = found
     return standing
+
+
+def listed_before(party: Party, messages: list[Found], round: int, attempt: int) -> tuple[str, ...]:
+    """Return the sites that the closing of the attempt before lists: a later attempt is for them alone."""
+    for found in messages:
+        if (found.header.kind, found.header.round, found.header.attempt) == ("closing", round, attempt - 1):
+            return Closing.parse(found.path, bytes(party.read(found, LARGEST_CLOSING).content), party.study).sites
+    return ()
 
 
 def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Standing:
@@ -118,6 +129,9 @@ def _take_release(party: Party, journal: OpenJournal, found: Found, closing: tup
         )
     journal.take(found.path, kept)
     received.replace(target)
+    if party.name in party.study.site_names:
+        plan = Plan.read(party.plan_file)
+        refuse_false_void(plan, Release.read(target, plan), None)
 
 
 def _refuse_unknown_own(party: Party, journal: OpenJournal, found: Found, closing: Closing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from distqexp.artefacts.sums import Sketch
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
-from distqexp.consortium.news import take_news
+from distqexp.consortium.news import listed_before, take_news
 from distqexp.consortium.party import Party, open_party
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
@@ -81,9 +82,9 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     standing = take_news(party, journal, party.messages(journal))
     if standing.void is not None:
         return _Work(lines=tuple(_ended(party, journal, standing.void)))
+    for earlier in range(standing.round):
+        _remove_sketch(party, earlier)
     if standing.round == study.rounds:
-        for earlier in range(study.rounds):
-            _sketch_file(party, earlier).unlink(missing_ok=True)
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
     kinds = ("masked", "seed", "sketch")
@@ -99,12 +100,17 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
             f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "
             "wait for its release"
         )
-    if attempt and not (journal.sent("masked", round) or journal.sent("sketch", round)):
+    if attempt and party.name not in listed_before(party, party.messages(journal), round, attempt):
         raise UsageError(
             f"study {study.name}: attempt {attempt} of round {round} is for the sites of the attempt before; expected {party.name} to "
             "wait for its release"
         )
     sketch = _sketch_file(party, round)
+    if attempt and not sketch.exists():
+        raise FileContentError(
+            f"{sketch}: missing, yet round {round} was sent before; expected the same sums again, since others would give away how they "
+            "differ: restore it, or wait for the release"
+        )
     order = SketchOrder(
         party.plan_file, records.data, sketch, releases=party.release_files(round), shard=party.name, labels=records.labels,
         tokenizer=records.tokenizer, blank=records.blank, population=party.pins.population, weights=records.weights,
@@ -114,6 +120,13 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
 
 def _sketch_file(party: Party, round: int) -> Path:
     return party.own / f"sketch-{round:03d}.h5"
+
+
+def _remove_sketch(party: Party, round: int) -> None:
+    """Remove a round's exact sums, and what an interrupted sketch left of them."""
+    sketch = _sketch_file(party, round)
+    sketch.unlink(missing_ok=True)
+    shutil.rmtree(sketch.with_name(sketch.name + ".parts"), ignore_errors=True)
 
 
 def _send(party: Party, round: int, attempt: int) -> list[str]:
@@ -130,8 +143,6 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
         paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
     with party.journal.open() as journal:
         sent = party.send(journal, paths)
-    for earlier in range(round):
-        _sketch_file(party, earlier).unlink(missing_ok=True)
     names = ", ".join(path.name for path in sent)
     return [f"study {study.name}: round {round} is charged and sent: {names}"]
 
@@ -144,14 +155,13 @@ def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
     void = Void.read(copy)
     if (void.plan_id, void.round) != (study.plan_id, round):
         raise FileContentError(f"{found.path}: a void of round {void.round}; expected round {round}: ask for it again")
-    charged = _sketch_file(party, round)
-    back = "nothing was charged for it here"
-    if charged.exists() and study.trust is Trust.SHARED_NOISE:
-        back = "its charge here stays: the share of the noise was drawn"
-    elif charged.exists():
-        with Ledger.open() as ledger:
-            accept(void, ledger)
-        journal.note({"event": "given-back", "round": round, "message": found.identity})
-        charged.unlink()
-        back = "its charge here is given back"
+    key, back = f"site-{party.name}/{study.plan_id}/{round}/", "nothing was charged for it here"
+    with Ledger.open() as ledger:
+        if any(row.key.startswith(key) and row.state != "voided" for row in ledger.rows()):
+            back = "its charge here stays: the share of the noise was drawn"
+            if study.trust is not Trust.SHARED_NOISE:
+                accept(void, ledger)
+                journal.note({"event": "given-back", "round": round, "message": found.identity})
+                back = "its charge here is given back"
+    _remove_sketch(party, round)
     return [f"study {study.name}: round {round} is void: it is never released, and the study ends; {back}"]

@@ -114,7 +114,9 @@ class Helper:
         return [
             event
             for event in events
-            if (event["study"], event["round"]) == (header.study, header.round)
+            # Two studies on one plan ask for the same vectors, so a plan's round has one list, whatever the study.
+            if header.plan_id == event["plan"]
+            and header.round == event["round"]
             and (not attempt or event["attempt"] == header.attempt)
         ]
 
@@ -123,6 +125,7 @@ class Helper:
         return {
             "event": ANSWER,
             "study": header.study,
+            "plan": header.plan_id,
             "round": header.round,
             "attempt": header.attempt,
             "closing": message.identity,
