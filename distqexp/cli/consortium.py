@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import ConfigOption, Overrides, Weights, own_config, say
+from distqexp.cli.options import Blank, ConfigOption, Labels, Overrides, OwnRecords, Weights, Yes, own_config, say
 from distqexp.cli.remarks import teller
 
 site = typer.Typer(help="A party's keys and card.", rich_markup_mode=None)
@@ -162,15 +162,12 @@ def accept(
 @study.command("sketch", epilog="example: distqexp study sketch exchange --data north.csv")
 def sketch(
     folder: Folder,
-    data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
-    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx, npy, images")] = None,
+    data: OwnRecords = None,
+    labels: Labels = None,
     tokenizer: Annotated[Path | None, typer.Option(help="folder of the tokenizer, for text")] = None,
-    blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+    blank: Blank = None,
     weights: Weights = None,
-    yes: Annotated[
-        bool,
-        typer.Option("--yes", help="go on although something looks wrong in the records beside the plan's public ones"),
-    ] = False,
+    yes: Yes = False,
 ) -> None:
     """At a site: take what the coordinator sent, sketch the round once, charge the ledger, sign and send."""
     from distqexp.config import EngineConfig

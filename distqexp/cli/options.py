@@ -31,6 +31,13 @@ Weights = Annotated[
         help="this machine's copy of the pretrained weights, where the plan names them by digest; DISTQEXP_WEIGHTS when absent",
     ),
 ]
+Labels = Annotated[Path | None, typer.Option(help="file of the labels, for idx, npy, images")]
+Blank = Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")]
+OwnRecords = Annotated[Path | None, typer.Option(help="the private records of this site")]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="go on although something looks wrong in the records beside the plan's public ones"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 
 

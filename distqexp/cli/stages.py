@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from distqexp.cli.options import AsJson, ConfigOption, ConfigPath, Overrides, PlanPath, Seed, Weights, own_config, say
+from distqexp.cli.options import (
+    AsJson,
+    Blank,
+    ConfigOption,
+    ConfigPath,
+    Labels,
+    Overrides,
+    OwnRecords,
+    PlanPath,
+    Seed,
+    Weights,
+    Yes,
+    own_config,
+    say,
+)
 from distqexp.cli.remarks import teller
 
 commands = typer.Typer()
@@ -109,17 +123,17 @@ def count(
 def sketch(
     plan: PlanPath,
     out: Annotated[Path, typer.Option(help="the sketch file to write; as sensitive as the records")],
-    data: Annotated[Path | None, typer.Option(help="the private records of this site")] = None,
+    data: OwnRecords = None,
     release: Annotated[
         list[Path] | None,
         typer.Option(help="the release that this round builds on; each one so far, where the plan names its weights"),
     ] = None,
     shard: Annotated[str | None, typer.Option(help="the shard's name in the plan")] = None,
-    labels: Annotated[Path | None, typer.Option(help="file of the labels, for idx, npy, images")] = None,
+    labels: Labels = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="folder of the tokenizer, for text; the plan knows which")
     ] = None,
-    blank: Annotated[Path | None, typer.Option(help=".npy file of booleans: true blanks that row's slot")] = None,
+    blank: Blank = None,
     population: Annotated[
         str | None,
         typer.Option(
@@ -135,10 +149,7 @@ def sketch(
         ),
     ] = None,
     weights: Weights = None,
-    yes: Annotated[
-        bool,
-        typer.Option("--yes", help="go on although something looks wrong in the records beside the plan's public ones"),
-    ] = False,
+    yes: Yes = False,
 ) -> None:
     """At a site: sketch its own private records and charge its own ledger.
 

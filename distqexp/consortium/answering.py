@@ -8,7 +8,7 @@ from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.party import Party, open_party
 from distqexp.errors import FileContentError
-from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
 from distqexp.federation.messages import peek
 from distqexp.federation.sealing import SEALED_BYTES
@@ -29,7 +29,7 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
         if header.kind != "closing":
             raise FileContentError(f"{closing}: a {header.kind}; expected a closing of the coordinator")
         found = Found(closing, header, identity)
-        listed = Closing.parse(closing, bytes(party.read(found, LARGEST_CLOSING).content), party.study)
+        listed = party.closing(found)
         with party.journal.open() as journal:
             earlier = list(party.sent_files(journal, ("answer",), header.round, header.attempt))
         earlier = [path for path in earlier if peek(path)[0].receipts == (identity,)]

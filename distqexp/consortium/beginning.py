@@ -12,7 +12,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.consortium.exchange import Found, deliver, found_in
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal
-from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
+from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins, accepted
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.keys import Card, Identity
 from distqexp.federation.messages import extract_message, peek, write_message
@@ -161,8 +161,7 @@ def _accept(study: Study, study_found: Found, identity: Identity, given: Accepta
         raise FileContentError(
             f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
         )
-    others = [pins for pins in map(Pins.read, home.studies()) if pins is not None and pins.study != study.study_id]
-    if any(pins.plan_id == study.plan_id for pins in others):
+    if any(pins.plan_id == study.plan_id and pins.study != study.study_id for pins in accepted(home)):
         raise FileContentError(
             f"study {study.name}: its plan {study.plan_id[:16]} is that of another study accepted here; expected a plan of its own: sums "
             "of two lists of sites would give single sites away"

@@ -8,10 +8,11 @@ import numpy as np
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
+from distqexp.consortium.books import is_charged, newest_entry
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
-from distqexp.consortium.news import AGAIN, Standing, listed_before, standing_of
+from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, listed_before, standing_of
 from distqexp.consortium.party import Party, open_party
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
@@ -41,7 +42,7 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     messages = party.messages(journal)
     for found in messages:
         path, header, identity = found
-        if header.kind in ("closing", "void", "release") and identity not in journal.sent(header.kind, header.round):
+        if header.kind in COORDINATOR_KINDS and identity not in journal.sent(header.kind, header.round):
             party.read(found, LARGEST_SKETCH)  # a stranger's says nothing about this home
             raise FileContentError(
                 f"{path}: a {header.kind} of {party.name} that the log here doesn't know; expected one that was sent: the home here was "
@@ -73,16 +74,19 @@ def close(folder: Path, ask: Ask) -> list[str]:
         _refuse_late(party, journal, messages, standing)
         if standing.closed is not None:
             return [_closed_line(party, standing.closed)]
-        incoming = _of_attempt(messages, sketch_kind(party), at)
+        incoming = [
+            one
+            for one in messages
+            if (one.header.kind, one.header.round, one.header.attempt) == (party.sketch_kind, *at)
+        ]
         _refuse_newcomers(party, journal, messages, incoming, at)
-        with Ledger.open() as ledger:
-            anchor = ledger.head()
+        anchor = newest_entry()
         if party.study.trust.has_masks:
             pool = Pool(party.study, at, Plan.read(party.plan_file).width)
             for found in incoming:
                 message = party.read(found, LARGEST_SKETCH)
                 try:
-                    pool.add(found.path)
+                    pool.add_message(found.path, message)
                 except FileContentError as error:
                     journal.refuse(found.identity, error)
                 journal.take(found.path, message)
@@ -95,15 +99,6 @@ def close(folder: Path, ask: Ask) -> list[str]:
         return [_closed_line(party, Found(sent, *peek(sent)))]
 
 
-def _of_attempt(messages: list[Found], kind: str, at: tuple[int, int]) -> list[Found]:
-    return [one for one in messages if (one.header.kind, one.header.round, one.header.attempt) == (kind, *at)]
-
-
-def sketch_kind(party: Party) -> str:
-    """Return the kind of message that a site's sums come in."""
-    return "masked" if party.study.trust.has_masks else "sketch"
-
-
 def taken_sketch(party: Party, site: str) -> Path:
     """Return where the coordinator keeps a site's sketch of the current round. Private."""
     return party.own / f"taken-{site}.h5"
@@ -111,7 +106,7 @@ def taken_sketch(party: Party, site: str) -> Path:
 
 def _closed_line(party: Party, closed: Found) -> str:
     study, header = party.study, closed.header
-    names = Closing.parse(closed.path, bytes(party.read(closed, 1 << 22).content), study).sites
+    names = party.closing(closed).sites
     asked = (
         f": each of {', '.join(study.helper_names)} runs distqexp helper answer {closed.path}" if study.helpers else ""
     )
@@ -218,9 +213,8 @@ def _refuse_newcomers(
 
 def _refuse_charged(party: Party, round: int) -> None:
     """Refuse to ask for a round again once its release is charged: other vectors would meet the same draw, or a second one."""
-    key = f"release/{party.study.plan_id}/{round}/"
     with Ledger.open() as ledger:
-        charged = any(row.key.startswith(key) and row.state != "voided" for row in ledger.rows())
+        charged = is_charged(ledger, "release", party.study.plan_id, round)
     if charged or party.release_file(round).exists():
         raise FileContentError(
             f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it, distqexp study "
@@ -270,8 +264,6 @@ def void(folder: Path, ask: Ask) -> list[str]:
 
 
 def _send_void(party: Party, journal: OpenJournal, standing: Standing, content: bytes | Path) -> Path:
-    with Ledger.open() as ledger:
-        anchor = ledger.head()
-    envelope = party.study.envelope("void", (standing.round, standing.attempt), ledger=anchor)
+    envelope = party.study.envelope("void", (standing.round, standing.attempt), ledger=newest_entry())
     path, _ = write_message(party.own / "sent", party.identity, envelope, content)
     return party.send(journal, [path])[0]

@@ -59,11 +59,6 @@ class OpenJournal:
             if event["event"] == "refused" and "message" in event:
                 self.refused.add(event["message"])
 
-    @property
-    def anchor(self) -> Anchor:
-        """The newest line of the log."""
-        return self._log.anchor
-
     def take(self, path: Path, message: Message | tuple[Header, str]) -> bool:
         """Take a message whose signature and content were checked; False where the same one was taken before.
 

@@ -8,7 +8,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.journal import OpenJournal
-from distqexp.consortium.party import Party, header_order
+from distqexp.consortium.party import Party
 from distqexp.errors import FileContentError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
 from distqexp.federation.header import Header
@@ -19,6 +19,10 @@ AGAIN = b"again"
 """The content of a void after which the same round is sent again, under new masks."""
 
 LARGEST_VOID = 1 << 20
+
+
+COORDINATOR_KINDS = ("closing", "void", "release")
+"""The kinds in which a coordinator tells of a round's attempt, in the order in which it sends them."""
 
 
 @dataclass
@@ -38,11 +42,18 @@ class Standing:
     void: Found | None = None
 
 
+def of_coordinator(messages: list[Found]) -> list[Found]:
+    """Return what tells of rounds, as the coordinator sent it: by round, attempt, and kind."""
+    return sorted(
+        (one for one in messages if one.header.kind in COORDINATOR_KINDS),
+        key=lambda one: (one.header.round, one.header.attempt, COORDINATOR_KINDS.index(one.header.kind)),
+    )
+
+
 def standing_of(messages: list[Found]) -> Standing:
     """Return where a study stands by what its coordinator's messages state; nothing is checked."""
     standing = Standing()
-    coordinators = [one for one in messages if one.header.kind in ("closing", "void", "release")]
-    for found in sorted(coordinators, key=header_order):
+    for found in of_coordinator(messages):
         header = found.header
         if header.kind == "release" and header.round == standing.round:
             standing = Standing(header.round + 1)
@@ -60,7 +71,7 @@ def listed_before(party: Party, messages: list[Found], round: int, attempt: int)
     """Return the sites that the closing of the attempt before lists: a later attempt is for them alone."""
     for found in messages:
         if (found.header.kind, found.header.round, found.header.attempt) == ("closing", round, attempt - 1):
-            return Closing.parse(found.path, bytes(party.read(found, LARGEST_CLOSING).content), party.study).sites
+            return party.closing(found).sites
     return ()
 
 
@@ -71,8 +82,7 @@ def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Stan
     this party's own, if a closing lists a message that its log does not know.
     """
     closings: dict[tuple[int, int], tuple[Found, Closing]] = {}
-    coordinators = [one for one in messages if one.header.kind in ("closing", "void", "release")]
-    for found in sorted(coordinators, key=header_order):
+    for found in of_coordinator(messages):
         header, at = found.header, (found.header.round, found.header.attempt)
         if header.kind == "closing":
             content = party.take(journal, found, LARGEST_CLOSING).content
@@ -140,8 +150,7 @@ def _refuse_unknown_own(party: Party, journal: OpenJournal, found: Found, closin
     mine = listed.get(party.name)
     if mine is None or party.name not in party.study.site_names:
         return
-    kind = "masked" if party.study.trust.has_masks else "sketch"
-    if mine not in journal.sent(kind, found.header.round, found.header.attempt):
+    if mine not in journal.sent(party.sketch_kind, found.header.round, found.header.attempt):
         journal.refuse(
             found.identity,
             FileContentError(

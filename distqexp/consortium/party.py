@@ -12,7 +12,8 @@ from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal, OpenJournal
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
 from distqexp.errors import FileContentError, UsageError
-from distqexp.federation.header import KINDS, Header
+from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.header import KINDS
 from distqexp.federation.keys import Identity
 from distqexp.federation.messages import SUFFIX, Message, peek, read_message
 from distqexp.federation.study import Study
@@ -48,6 +49,11 @@ class Party:
         """The party's own copy of the plan."""
         return self.own / PLAN_FILE
 
+    @property
+    def sketch_kind(self) -> str:
+        """The kind of message that a site's sums come in, which the study fixes."""
+        return "masked" if self.study.trust.has_masks else "sketch"
+
     def release_file(self, round: int) -> Path:
         """The party's own copy of a round's release."""
         return self.own / f"release-{round:03d}.h5"
@@ -81,6 +87,10 @@ class Party:
         if message.identity != found.identity:
             raise FileContentError(f"{found.path}: it changed while it was read; expected a file that nobody writes")
         return message
+
+    def closing(self, found: Found) -> Closing:
+        """Read a closing and check it, see ``read``; return its list."""
+        return Closing.parse(found.path, bytes(self.read(found, LARGEST_CLOSING).content), self.study)
 
     def take(self, journal: OpenJournal, found: Found, largest: int) -> Message:
         """Read, check and take a message, see ``read`` and ``OpenJournal.take``."""
@@ -147,10 +157,3 @@ def _stated(folder: Path) -> set[str]:
         with suppress(FileContentError):
             stated.add(peek(path)[0].study)
     return stated
-
-
-def header_order(found: Found) -> tuple[int, int, int]:
-    """Order a coordinator's messages as it sent them: by round, attempt, and kind."""
-    header: Header = found.header
-    kinds = ("study", "plan", "closing", "void", "release")
-    return header.round, header.attempt, kinds.index(header.kind)

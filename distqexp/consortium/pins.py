@@ -53,14 +53,19 @@ class Pins:
             raise FileContentError(f"{path}: damaged; expected what distqexp study accept wrote: restore it") from None
 
 
+def accepted(home: Home) -> list[Pins]:
+    """Return what the party of a home accepted, of all its studies. Raises FileContentError."""
+    return [pins for pins in map(Pins.read, home.studies()) if pins is not None]
+
+
 def refuse_pinned(plan: Path, home: Home | None = None) -> None:
     """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
     home = home or Home()
-    accepted = [pins for pins in map(Pins.read, home.studies()) if pins is not None]
-    if not accepted:
+    everything = accepted(home)
+    if not everything:
         return
     plan_id = read_header(plan, kind="plan").plan_id
-    for pins in accepted:
+    for pins in everything:
         if pins.plan_id == plan_id:
             error = FileContentError(
                 f"{plan}: the plan of a study that was accepted here, which fixes how sums leave this site; expected it in the study "

@@ -9,6 +9,7 @@ from distqexp.arrays import IntegerArray
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
+from distqexp.consortium.books import newest_entry
 from distqexp.consortium.coordinator import open_coordinator, standing_here, taken_sketch
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
@@ -17,12 +18,11 @@ from distqexp.consortium.party import Party
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
-from distqexp.federation.closing import LARGEST_CLOSING, Closing
+from distqexp.federation.closing import Closing
 from distqexp.federation.header import Header
 from distqexp.federation.messages import peek, write_message
 from distqexp.federation.plain_words import in_plain_words
 from distqexp.federation.pooling import Pool
-from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import ReleaseOrder, export_run, release_round, state_identity
 from distqexp.stages.pool import pool_files
 from distqexp.storage.atomic import write_atomic
@@ -67,7 +67,7 @@ def _begin(
     if out.exists():
         return round, attempt, standing.closed.identity, None
     quadratic = party.own / f"quadratic-{round:03d}.h5"
-    closing = Closing.parse(standing.closed.path, bytes(party.read(standing.closed, LARGEST_CLOSING).content), study)
+    closing = party.closing(standing.closed)
     plan = Plan.read(party.plan_file)
     if study.trust.has_masks:
         sums = _unmasked(party, journal, messages, closing, standing.closed)
@@ -109,12 +109,11 @@ def _unmasked(
 def _send(party: Party, round: int, attempt: int, closing_identity: str) -> list[str]:
     """Sign the release, with the closing and the listed messages as receipts, and remove what it was made from."""
     study = party.study
-    with Ledger.open() as ledger:
-        anchor = ledger.head()
+    anchor = newest_entry()
     with party.journal.refusals(), party.journal.open() as journal:
         (closed,) = party.sent_files(journal, ("closing",), round, attempt)
         found = Found(closed, *_checked(closed, closing_identity))
-        closing = Closing.parse(closed, bytes(party.read(found, LARGEST_CLOSING).content), study)
+        closing = party.closing(found)
         receipts = (closing_identity, *(one.masked for one in closing.listed))
         paths = party.sent_files(journal, ("release",), round, attempt)
         if not paths:

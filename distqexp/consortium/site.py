@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
+from distqexp.consortium.books import is_charged, newest_entry
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -40,13 +41,12 @@ class Records:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a visit has to do: lines to say, and what to sketch, if anything."""
+    """What a visit has to do: lines to say where nothing is to be sent, else what to sketch first, if anything."""
 
     lines: tuple[str, ...] = ()
     order: SketchOrder | None = None
     round: int = 0
     attempt: int = 0
-    send: bool = False
 
 
 def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> list[str]:
@@ -68,18 +68,19 @@ def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> li
             return _begin(mine, journal, records)
 
     work = engine.on_root(begin)
-    if not work.send:
+    if work.lines:
         return list(work.lines)
     if work.order is not None:
         with party.journal.refusals() if party else nullcontext():
             sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
-    return engine.on_root(lambda: [*work.lines, *_send(require(party), work.round, work.attempt)])
+    return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
 
 
 def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     study = party.study
     party.require_role(study.site_names, "a site")
-    standing = take_news(party, journal, party.messages(journal))
+    messages = party.messages(journal)
+    standing = take_news(party, journal, messages)
     if standing.void is not None:
         return _Work(lines=tuple(_ended(party, journal, standing.void)))
     for earlier in range(standing.round):
@@ -87,9 +88,8 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     if standing.round == study.rounds:
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
-    kinds = ("masked", "seed", "sketch")
-    if journal.sent("masked", round, attempt) or journal.sent("sketch", round, attempt):
-        party.deliver(party.sent_files(journal, kinds, round, attempt))
+    if journal.sent(party.sketch_kind, round, attempt):
+        party.deliver(party.sent_files(journal, (party.sketch_kind, "seed"), round, attempt))
         return _Work(
             lines=(
                 f"study {study.name}: round {round}, attempt {attempt} was sent; its messages are in {party.folder}",
@@ -100,7 +100,7 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
             f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "
             "wait for its release"
         )
-    if attempt and party.name not in listed_before(party, party.messages(journal), round, attempt):
+    if attempt and party.name not in listed_before(party, messages, round, attempt):
         raise UsageError(
             f"study {study.name}: attempt {attempt} of round {round} is for the sites of the attempt before; expected {party.name} to "
             "wait for its release"
@@ -115,7 +115,7 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
         party.plan_file, records.data, sketch, releases=party.release_files(round), shard=party.name, labels=records.labels,
         tokenizer=records.tokenizer, blank=records.blank, population=party.pins.population, weights=records.weights,
     )  # fmt: skip
-    return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt, send=True)
+    return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt)
 
 
 def _sketch_file(party: Party, round: int) -> Path:
@@ -133,8 +133,7 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
     """Sign what the site sends in an attempt of a round: its sketch, or its masked vector and a sealed seed to each helper."""
     study, at, outbox = party.study, (round, attempt), party.own / "sent"
     sketch = _sketch_file(party, round)
-    with Ledger.open() as ledger:
-        anchor = ledger.head()
+    anchor = newest_entry()
     if study.trust.has_masks:
         sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
         contribution = contribute(study, party.identity, sums, at, outbox, anchor)
@@ -155,9 +154,9 @@ def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
     void = Void.read(copy)
     if (void.plan_id, void.round) != (study.plan_id, round):
         raise FileContentError(f"{found.path}: a void of round {void.round}; expected round {round}: ask for it again")
-    key, back = f"site-{party.name}/{study.plan_id}/{round}/", "nothing was charged for it here"
+    back = "nothing was charged for it here"
     with Ledger.open() as ledger:
-        if any(row.key.startswith(key) and row.state != "voided" for row in ledger.rows()):
+        if is_charged(ledger, f"site-{party.name}", study.plan_id, round):
             back = "its charge here stays: the share of the noise was drawn"
             if study.trust is not Trust.SHARED_NOISE:
                 accept(void, ledger)

@@ -8,7 +8,7 @@ from pathlib import Path
 from distqexp.consortium.exchange import Found, found_in, found_of
 from distqexp.consortium.home import Home
 from distqexp.consortium.news import Standing, standing_of
-from distqexp.consortium.pins import STUDY_FILE, Pins
+from distqexp.consortium.pins import STUDY_FILE, accepted
 from distqexp.errors import UsageError
 from distqexp.federation.quorum import quorum
 from distqexp.federation.study import Study
@@ -20,8 +20,8 @@ def status(folder: Path, home: Home | None = None) -> list[str]:
     Raises UsageError where the party of this home did not accept the study, FileContentError for a message of another one.
     """
     home = home or Home()
-    own = [path for path in home.studies() if Pins.read(path) is not None]
-    studies = [Study.parse(path / STUDY_FILE, (path / STUDY_FILE).read_bytes()) for path in own]
+    own = [home.study_folder(pins.study) / STUDY_FILE for pins in accepted(home)]
+    studies = [Study.parse(path, path.read_bytes()) for path in own]
     stated = {found.header.study for found in found_in(folder)}
     for study in studies:
         if study.study_id in stated:

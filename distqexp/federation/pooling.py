@@ -13,7 +13,7 @@ from distqexp.federation.closing import LARGEST_CLOSING, Closing, Listed
 from distqexp.federation.header import NO_ENTRIES
 from distqexp.federation.keys import Identity
 from distqexp.federation.masks import MaskContext, WordArray, unmasked
-from distqexp.federation.messages import read_message, write_message
+from distqexp.federation.messages import Message, read_message, write_message
 from distqexp.federation.receiving import Taken
 from distqexp.federation.study import Study
 from distqexp.privacy.ledger.head import Anchor
@@ -40,8 +40,11 @@ class Pool:
         """
         study, (round, attempt) = self._study, self._attempt
         expected = study.expects("masked", round=round, attempt=attempt)
-        message = read_message(path, expected, study.roster, self._total.nbytes)
-        header = message.header
+        return self.add_message(path, read_message(path, expected, study.roster, self._total.nbytes))
+
+    def add_message(self, path: Path, message: Message) -> bool:
+        """Take a masked vector of this attempt that was read and checked already; otherwise as ``add``."""
+        study, (round, attempt), header = self._study, self._attempt, message.header
         if header.length != self._total.nbytes:
             raise FileContentError(
                 f"{path}: {header.length} bytes; expected {self._total.nbytes} of {self._entries} entries"
