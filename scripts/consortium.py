@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         present = sites[: options.sites - options.missing]
         sent += [contribute(study, site, vector, (0, 0), folder) for site in present[1:]]
         with measured("coordinator and helpers"):
-            pool = Pool(study, (0, 0), options.k)
+            pool = Pool(study, office, (0, 0), options.k)
             for one in sent:
                 pool.add(one.masked)
-            closing, _ = pool.close(office, folder)
+            closing, _ = pool.close(folder)
             answers = []
             for helper in helpers[: quorum(len(helpers))]:
                 role = Helper(study, helper, Log(folder / f"{helper.name}.log", helper))

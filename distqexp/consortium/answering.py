@@ -10,8 +10,8 @@ from distqexp.consortium.party import Party, open_party
 from distqexp.errors import FileContentError
 from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
+from distqexp.federation.masks import SEED_BYTES
 from distqexp.federation.messages import peek
-from distqexp.federation.sealing import SEALED_BYTES
 
 
 def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
@@ -51,6 +51,6 @@ def _take_seeds(party: Party, listed: Closing) -> list[Path]:
     with party.journal.open() as journal:
         for found in party.messages(journal):
             if found.identity in wanted and found.header.kind == "seed" and found.header.recipient == party.name:
-                party.take(journal, found, SEALED_BYTES)
+                party.take(journal, found, SEED_BYTES)
                 paths.append(found.path)
     return paths

@@ -105,7 +105,7 @@ def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home |
     _pin(own, study, plan_file, Pins(study.study_id, study_message, study.plan_id, plan_message))
     _note(home, identity, study, "sign", plan_message)
     for path in (study_path, plan_path):
-        deliver(path, folder, private=False)
+        deliver(path, folder)
     return [folder / path.name for path in (study_path, plan_path)]
 
 

@@ -16,12 +16,13 @@ from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, listed_
 from distqexp.consortium.party import Party, open_party
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
-from distqexp.federation.messages import extract_message, peek, write_message
+from distqexp.federation.messages import peek, write_message
 from distqexp.federation.pooling import Pool
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import state_identity, void_next
 
-LARGEST_SKETCH = 1 << 40
+_LARGEST_OVERHEAD = 1 << 26
+"""The bytes of a sketch file beside its sums."""
 
 
 def open_coordinator(folder: Path, ask: Ask) -> Party:
@@ -43,7 +44,7 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     for found in messages:
         path, header, identity = found
         if header.kind in COORDINATOR_KINDS and identity not in journal.sent(header.kind, header.round):
-            party.read(found, LARGEST_SKETCH)  # a stranger's says nothing about this home
+            party.check(found)  # a stranger's says nothing about this home
             raise FileContentError(
                 f"{path}: a {header.kind} of {party.name} that the log here doesn't know; expected one that was sent: the home here was "
                 "put back to an older time, or somebody else has the key: restore it"
@@ -82,15 +83,10 @@ def close(folder: Path, ask: Ask) -> list[str]:
         _refuse_newcomers(party, journal, messages, incoming, at)
         anchor = newest_entry()
         if party.study.trust.has_masks:
-            pool = Pool(party.study, at, Plan.read(party.plan_file).width)
+            pool = Pool(party.study, party.identity, at, Plan.read(party.plan_file).width)
             for found in incoming:
-                message = party.read(found, LARGEST_SKETCH)
-                try:
-                    pool.add_message(found.path, message)
-                except FileContentError as error:
-                    journal.refuse(found.identity, error)
-                journal.take(found.path, message)
-            path, _ = pool.close(party.identity, party.own / "sent", anchor)
+                party.take(journal, found, pool.masked_bytes, pool.add_message)
+            path, _ = pool.close(party.own / "sent", anchor)
         else:
             closing = _listed_sketches(party, journal, incoming, standing)
             envelope = party.study.envelope("closing", at, ledger=anchor)
@@ -122,13 +118,14 @@ def _listed_sketches(party: Party, journal: OpenJournal, incoming: list[Found], 
     listed: list[Listed] = []
     for found in sorted(incoming, key=lambda one: one.header.sender):
         header, copy = found.header, taken_sketch(party, found.header.sender)
-        expected = study.expects("sketch", round=header.round, attempt=header.attempt)
-        checked = extract_message(found.path, expected, study.roster, copy)
         try:
-            _require_sketch(found.path, Sketch.read(copy, plan), header.sender, plan, standing.round, state)
-        except FileContentError as error:
-            copy.unlink()
-            journal.refuse(found.identity, error)
+            with journal.faults_of(found.identity):
+                checked = party.extract(found, copy, _LARGEST_OVERHEAD + 16 * plan.width)
+            with journal.faults_of(found.identity, FileContentError):
+                _require_sketch(found.path, Sketch.read(copy, plan), header.sender, plan, standing.round, state)
+        except FileContentError:
+            copy.unlink(missing_ok=True)
+            raise
         journal.take(found.path, checked)
         listed.append(Listed(header.sender, found.identity, {}))
     if len(listed) < study.k_min:
@@ -177,7 +174,7 @@ def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], stan
         if header.kind not in ("masked", "sketch") or journal.took(found.identity):
             continue
         if stated < at or (stated == at and standing.closed is not None):
-            party.read(found, LARGEST_SKETCH)
+            party.check(found)
             journal.refuse(
                 found.identity,
                 FileContentError(
@@ -201,7 +198,7 @@ def _refuse_newcomers(
     listed = listed_before(party, messages, *at)
     for found in incoming:
         if found.header.sender not in listed and not journal.took(found.identity):
-            party.read(found, LARGEST_SKETCH)
+            party.check(found)
             journal.refuse(
                 found.identity,
                 FileContentError(

@@ -58,7 +58,7 @@ def found_of(folder: Path, study: Study) -> list[Found]:
     return messages
 
 
-def deliver(path: Path, folder: Path, *, private: bool) -> None:
+def deliver(path: Path, folder: Path) -> None:
     """Copy a message into the folder, atomically; a copy that is there already stays."""
     target = folder / path.name
     if target.exists() and target.stat().st_size == path.stat().st_size:
@@ -68,4 +68,4 @@ def deliver(path: Path, folder: Path, *, private: bool) -> None:
         with path.open("rb") as source:
             shutil.copyfileobj(source, copy)
 
-    write_atomic(target, fill, private=private)
+    write_atomic(target, fill)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from distqexp.errors import DistqexpError, FileContentError
 from distqexp.federation.header import Header
 from distqexp.federation.log import Log, OpenLog
-from distqexp.federation.messages import Message
+from distqexp.federation.messages import Message, SignedFaultError
 from distqexp.federation.receiving import Origin, Taken
 from distqexp.privacy.ledger.head import Anchor
 
@@ -84,6 +84,14 @@ class OpenJournal:
         self.refused.add(identity)
         error.logged = True  # type: ignore[attr-defined]
         raise error
+
+    @contextmanager
+    def faults_of(self, identity: str, kind: type[FileContentError] = SignedFaultError) -> Iterator[None]:
+        """Refuse a message for good where the block finds its sender at fault, see ``refuse``."""
+        try:
+            yield
+        except kind as error:
+            self.refuse(identity, error)
 
     def note_sent(self, header: Header, identity: str) -> None:
         """Note a message that the party sends."""

@@ -11,8 +11,6 @@ from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.party import Party
 from distqexp.errors import FileContentError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
-from distqexp.federation.header import Header
-from distqexp.federation.messages import extract_message
 from distqexp.stages.void import refuse_false_void
 
 AGAIN = b"again"
@@ -100,7 +98,7 @@ def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Stan
 def _take_void(party: Party, journal: OpenJournal, found: Found) -> None:
     """Take a void, unless its round is released."""
     if not journal.took(found.identity) and party.release_file(found.header.round).exists():
-        party.read(found, LARGEST_VOID)
+        party.check(found)
         journal.refuse(
             found.identity,
             FileContentError(
@@ -123,12 +121,7 @@ def _take_release(party: Party, journal: OpenJournal, found: Found, closing: tup
         )
     expected = (closing[0].identity, *(one.masked for one in closing[1].listed))
     received = party.own / "received.h5"
-    kept: tuple[Header, str] = extract_message(
-        found.path,
-        party.study.expects("release", round=header.round, attempt=header.attempt),
-        party.study.roster,
-        received,
-    )
+    kept = party.extract(found, received)
     if header.receipts != expected:
         journal.refuse(
             found.identity,

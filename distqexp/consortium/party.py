@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,18 @@ from distqexp.consortium.journal import Journal, OpenJournal
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
-from distqexp.federation.header import KINDS
+from distqexp.federation.header import KINDS, Header
 from distqexp.federation.keys import Identity
-from distqexp.federation.messages import SUFFIX, Message, peek, read_message
+from distqexp.federation.messages import (
+    LARGEST_FILE,
+    SUFFIX,
+    Expected,
+    Message,
+    check_message,
+    extract_message,
+    peek,
+    read_message,
+)
 from distqexp.federation.study import Study
 
 
@@ -78,23 +87,45 @@ class Party:
                 )
         return messages
 
+    def check(self, found: Found) -> None:
+        """Check a message's signature, sender and place in the study, without its content. Raises FileContentError."""
+        self._require_same(found, check_message(found.path, self._expected(found), self.study.roster)[1])
+
     def read(self, found: Found, largest: int) -> Message:
-        """Read a message and check its signature, sender, content and place in the study. Raises FileContentError."""
+        """Read a message to this party and check its signature, sender, content and place in the study. Raises FileContentError."""
+        message = read_message(found.path, self._expected(found), self.study.roster, largest, self.identity)
+        self._require_same(found, message.identity)
+        return message
+
+    def extract(self, found: Found, out: Path, largest: int = LARGEST_FILE) -> tuple[Header, str]:
+        """Write a message's content to a file, checked as by ``read``, in pieces."""
+        checked = extract_message(found.path, self._expected(found), self.study.roster, out, self.identity, largest)
+        self._require_same(found, checked[1])
+        return checked
+
+    def _expected(self, found: Found) -> Expected:
         header = found.header
         recipient = header.recipient if KINDS[header.kind].recipient == "helper" else None
-        expected = self.study.expects(header.kind, recipient=recipient, round=header.round, attempt=header.attempt)
-        message = read_message(found.path, expected, self.study.roster, largest)
-        if message.identity != found.identity:
+        return self.study.expects(header.kind, recipient=recipient, round=header.round, attempt=header.attempt)
+
+    @staticmethod
+    def _require_same(found: Found, identity: str) -> None:
+        if identity != found.identity:
             raise FileContentError(f"{found.path}: it changed while it was read; expected a file that nobody writes")
-        return message
 
     def closing(self, found: Found) -> Closing:
         """Read a closing and check it, see ``read``; return its list."""
         return Closing.parse(found.path, bytes(self.read(found, LARGEST_CLOSING).content), self.study)
 
-    def take(self, journal: OpenJournal, found: Found, largest: int) -> Message:
-        """Read, check and take a message, see ``read`` and ``OpenJournal.take``."""
-        message = self.read(found, largest)
+    def take(
+        self, journal: OpenJournal, found: Found, largest: int, check: Callable[[Path, Message], object] | None = None
+    ) -> Message:
+        """Read, check and take a message, see ``read`` and ``OpenJournal.take``; what ``check`` refuses is not taken."""
+        with journal.faults_of(found.identity):
+            message = self.read(found, largest)
+        if check is not None:
+            with journal.faults_of(found.identity, FileContentError):
+                check(found.path, message)
         journal.take(found.path, message)
         return message
 
@@ -115,7 +146,7 @@ class Party:
     def deliver(self, paths: Sequence[Path]) -> list[Path]:
         """Copy messages that the log knows into the folder; return where they are."""
         for path in paths:
-            deliver(path, self.folder, private=KINDS[peek(path)[0].kind].private)
+            deliver(path, self.folder)
         return [self.folder / path.name for path in paths]
 
 

@@ -96,14 +96,14 @@ def _unmasked(
         raise FileContentError(
             f"{party.folder}: the listed messages of {', '.join(missing)[:200]} are gone; expected them as they were closed: copy them"
         )
-    pool = Pool(party.study, at, closing.entries)
+    pool = Pool(party.study, party.identity, at, closing.entries)
     for one in closing.listed:
         pool.add(by_identity[one.masked].path)
     pool.closed_before(closed.path)
-    answers = [one for one in messages if one.header.kind == "answer" and (one.header.round, one.header.attempt) == at]
-    for answer in answers:
-        party.take(journal, answer, 1 << 40)
-    return pool.unmask([one.path for one in answers])
+    for found in messages:
+        if found.header.kind == "answer" and (found.header.round, found.header.attempt) == at:
+            party.take(journal, found, pool.answer_bytes, pool.add_answer)
+    return pool.unmask()
 
 
 def _send(party: Party, round: int, attempt: int, closing_identity: str) -> list[str]:

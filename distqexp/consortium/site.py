@@ -20,7 +20,7 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.contribution import contribute
-from distqexp.federation.messages import extract_message, write_message
+from distqexp.federation.messages import write_message
 from distqexp.federation.study import Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import SketchOrder, sketch_shard
@@ -130,7 +130,7 @@ def _remove_sketch(party: Party, round: int) -> None:
 
 
 def _send(party: Party, round: int, attempt: int) -> list[str]:
-    """Sign what the site sends in an attempt of a round: its sketch, or its masked vector and a sealed seed to each helper."""
+    """Sign what the site sends in an attempt of a round: its sketch, or its masked vector and a seed to each helper."""
     study, at, outbox = party.study, (round, attempt), party.own / "sent"
     sketch = _sketch_file(party, round)
     anchor = newest_entry()
@@ -139,7 +139,8 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
         contribution = contribute(study, party.identity, sums, at, outbox, anchor)
         paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
     else:
-        paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
+        envelope = study.envelope("sketch", at, ledger=anchor)
+        paths = [write_message(outbox, party.identity, envelope, sketch, study.coordinator)[0]]
     with party.journal.open() as journal:
         sent = party.send(journal, paths)
     names = ", ".join(path.name for path in sent)
@@ -150,7 +151,7 @@ def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
     """Take the charge of a void round back, once; return lines that say so."""
     study, round = party.study, found.header.round
     copy = party.own / "void.h5"
-    extract_message(found.path, study.expects("void", round=round, attempt=found.header.attempt), study.roster, copy)
+    party.extract(found, copy)
     void = Void.read(copy)
     if (void.plan_id, void.round) != (study.plan_id, round):
         raise FileContentError(f"{found.path}: a void of round {void.round}; expected round {round}: ask for it again")

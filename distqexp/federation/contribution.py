@@ -1,4 +1,4 @@
-"""What a site sends in an attempt of a round: a sealed seed to each helper, and its masked vector to the coordinator."""
+"""What a site sends in an attempt of a round: a seed to each helper, and its masked vector to the coordinator, sealed to them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from distqexp.federation.header import NO_ENTRIES
 from distqexp.federation.keys import Identity
 from distqexp.federation.masks import MaskContext, fresh_seeds, masked
 from distqexp.federation.messages import write_message
-from distqexp.federation.sealing import seal
 from distqexp.federation.study import Study
 from distqexp.privacy.ledger.head import Anchor
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """The files of one contribution: the masked vector's, and the sealed seed's for each helper."""
+    """The files of one contribution: the masked vector's, and the seed's for each helper."""
 
     masked: Path
     seeds: Mapping[str, Path]
@@ -57,10 +56,9 @@ def contribute(
     paths: dict[str, Path] = {}
     receipts: list[str] = []
     for card in study.helpers:
-        sealed = seal(seeds[card.name], card, context, identity.name)
         envelope = study.envelope("seed", attempt, recipient=card.name, ledger=ledger)
-        paths[card.name], known = write_message(folder, identity, envelope, sealed)
+        paths[card.name], known = write_message(folder, identity, envelope, seeds[card.name], card)
         receipts.append(known)
     envelope = study.envelope("masked", attempt, ledger=ledger, receipts=tuple(receipts))
-    path, _ = write_message(folder, identity, envelope, rows.astype("<u8", copy=False).data)
+    path, _ = write_message(folder, identity, envelope, rows.astype("<u8", copy=False).data, study.coordinator)
     return Contribution(path, paths)

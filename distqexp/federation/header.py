@@ -31,30 +31,33 @@ class Kind(NamedTuple):
 
     Attributes:
         sender: The role of the sender.
-        recipient: The role of the recipient; None for everybody.
-        private: Whether the file has the mode 0600.
+        recipient: The role of the recipient, to whom alone the content is readable; None for everybody.
         masks: Whether it belongs to studies with masks, or to those without; None for both.
     """
 
     sender: str
     recipient: str | None
-    private: bool
     masks: bool | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the content is sealed to its recipient; outside the file it is private then."""
+        return self.recipient is not None
 
 
 KINDS: Mapping[str, Kind] = {
-    "study": Kind(COORDINATOR, None, False),
-    "plan": Kind(COORDINATOR, None, False),
-    "sketch": Kind(SITE, COORDINATOR, True, masks=False),
-    "masked": Kind(SITE, COORDINATOR, True, masks=True),
-    "seed": Kind(SITE, HELPER, True, masks=True),
-    "closing": Kind(COORDINATOR, None, False),
-    "answer": Kind(HELPER, COORDINATOR, True, masks=True),
-    "sums": Kind(COORDINATOR, COORDINATOR, True),
-    "release": Kind(COORDINATOR, None, False),
-    "void": Kind(COORDINATOR, None, False),
+    "study": Kind(COORDINATOR, None),
+    "plan": Kind(COORDINATOR, None),
+    "sketch": Kind(SITE, COORDINATOR, masks=False),
+    "masked": Kind(SITE, COORDINATOR, masks=True),
+    "seed": Kind(SITE, HELPER, masks=True),
+    "closing": Kind(COORDINATOR, None),
+    "answer": Kind(HELPER, COORDINATOR, masks=True),
+    "sums": Kind(COORDINATOR, COORDINATOR),
+    "release": Kind(COORDINATOR, None),
+    "void": Kind(COORDINATOR, None),
 }
-"""A masked vector and a sealed seed look like noise to others, but together with an answer or a key they are a sketch."""
+"""Masked vectors are sealed too: less the helpers' answers they are the exact sum."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ class Header(Envelope):
 
     Attributes:
         sender: The name of the party that signs.
-        length: The bytes of the content.
-        sha256: The SHA-256 of the content, which is as private as the content.
-        nonce: 32 random bytes, which hide the content's digest from whoever knows the message's identity.
+        length: The bytes of the content, as it is in the file.
+        sha256: The SHA-256 of the content, as it is in the file.
+        nonce: 32 random bytes, so that no two messages have one identity.
     """
 
     sender: str = field(kw_only=True)

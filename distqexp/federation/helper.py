@@ -16,9 +16,8 @@ from distqexp.federation.closing import LARGEST_CLOSING, Closing
 from distqexp.federation.header import Header
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, OpenLog
-from distqexp.federation.masks import MaskContext, stream_sums
+from distqexp.federation.masks import SEED_BYTES, MaskContext, stream_sums
 from distqexp.federation.messages import Message, peek, read_message, write_message
-from distqexp.federation.sealing import SEALED_BYTES, unseal
 from distqexp.federation.study import Study
 
 ANSWER = "answer"
@@ -43,7 +42,7 @@ class Helper:
 
         Args:
             closing: The coordinator's signed list.
-            seeds: The messages with the sites' sealed seeds, in any order; those of other rounds or sites are left out.
+            seeds: The messages with the sites' seeds, in any order; those of other rounds or sites are left out.
             folder: Where the answer is written.
 
         Returns:
@@ -69,7 +68,8 @@ class Helper:
         rows = stream_sums(opened, context, self._identity.name, listing.entries)
         at = (header.round, header.attempt)
         envelope = study.envelope("answer", at, ledger=anchor, receipts=(message.identity,))
-        return write_message(folder, self._identity, envelope, rows.astype("<u8", copy=False).data)
+        content = rows.astype("<u8", copy=False).data
+        return write_message(folder, self._identity, envelope, content, study.coordinator)
 
     def _open_seeds(
         self, closing: Path, listing: Closing, paths: Iterable[Path], context: MaskContext
@@ -85,11 +85,15 @@ class Helper:
             except FileContentError:
                 continue  # whatever lies there, it is no seed of the list
             if known in wanted:
-                message = read_message(path, expected, self._study.roster, SEALED_BYTES)
+                message = read_message(path, expected, self._study.roster, SEED_BYTES, self._identity)
                 site = wanted[known]
                 if message.header.sender != site:
                     raise FileContentError(f"{path}: sender {message.header.sender}; expected {site}, as the list says")
-                opened[site] = unseal(path, bytes(message.content), self._identity, context, site)
+                if len(message.content) != SEED_BYTES:
+                    raise FileContentError(
+                        f"{path}: {len(message.content)} bytes; expected a seed of {SEED_BYTES}: ask {site}"
+                    )
+                opened[site] = bytes(message.content)
         missing = [site for site in listing.sites if site not in opened]
         if missing:
             raise FileContentError(

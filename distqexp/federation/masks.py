@@ -16,14 +16,13 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from distqexp.arrays import IntegerArray
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.quorum import quorum
+from distqexp.federation.sealing import derived
 from distqexp.federation.study import Study
 from distqexp.storage.canonical import canonical_json
 
@@ -158,11 +157,6 @@ def unmasked(total: WordArray, answers: Mapping[str, WordArray], context: MaskCo
             f"answers of {', '.join(sorted(answers)) or 'no helper'}; expected those of {quorum(len(context.helpers))} helpers"
         )
     return found
-
-
-def derived(secret: bytes, label: bytes) -> bytes:
-    """Return the 32-byte key that HKDF-SHA-256 gives for a secret and a label."""
-    return HKDF(hashes.SHA256(), 32, salt=None, info=label).derive(secret)
 
 
 def _add_stream(

@@ -3,9 +3,8 @@
     magic line | length of the header, 4 bytes | header | signature, 64 bytes | content
 
 The header is canonical JSON. It holds the SHA-256 and the length of the content, so the signature of the header covers both.
-A message is known by its identity, the SHA-256 of its header. A header has 32 random bytes in it, which only its readers see:
-so the identity tells nobody else what a private content is, not even whoever tries guesses, and it may stand in file names,
-receipts and logs, where a digest of the content may not.
+A content for one party is sealed to it first, so header and signature say nothing of what is in it, and everybody can check them.
+A message is known by its identity, the SHA-256 of its header, which stands in file names, receipts and logs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,12 +22,16 @@ from typing import BinaryIO, NamedTuple
 from distqexp.errors import FileContentError, StorageError, UsageError
 from distqexp.federation.header import KINDS, Envelope, Header
 from distqexp.federation.keys import Card, Identity
+from distqexp.federation.sealing import Seal, opened, sealed_length
 from distqexp.storage.atomic import write_atomic
 
 MAGIC = b"distqexp message 1\n"
 SUFFIX = ".message"
 LARGEST_HEADER = 1 << 20
 """The bytes that a header has at most; receipts of 200 sites take 14 thousand."""
+
+LARGEST_FILE = 1 << 40
+"""The bytes that the content of a file has at most."""
 
 SIGNATURE_BYTES = 64
 _DOMAIN = b"distqexp signed message 1\n"
@@ -61,8 +64,12 @@ class Expected:
     attempt: int | None = None
 
 
+class SignedFaultError(FileContentError):
+    """What a sender signed is itself wrong, so another copy of the message helps nobody."""
+
+
 class Message(NamedTuple):
-    """A message that passed every check; as private as its kind."""
+    """A message that passed every check. Its content is private where it was sealed."""
 
     header: Header
     identity: str
@@ -79,23 +86,29 @@ def file_name(header: Header, identity: str) -> str:
     return f"{header.kind}-{header.round:03d}-{header.attempt:02d}-{header.sender}-{identity[:32]}{SUFFIX}"
 
 
-def write_message(folder: Path, identity: Identity, envelope: Envelope, content: Content) -> tuple[Path, str]:
-    """Sign a message and write it into a folder, atomically; kinds that are private have the mode 0600.
+def write_message(
+    folder: Path, identity: Identity, envelope: Envelope, content: Content, to: Card | None = None
+) -> tuple[Path, str]:
+    """Sign a message, sealed to its recipient where it has one, and write it into a folder, atomically.
 
     Args:
         folder: The folder.
         identity: The sender's keys.
         envelope: The fields of the header that the sender chooses.
         content: Bytes, or a file, which is read twice in pieces.
+        to: The recipient's card; None for everybody.
 
     Returns:
         The path of the file, whose name follows from the message, and the message's identity.
 
     Raises:
-        UsageError: The folder or the content's file does not exist, or the header would be too long.
+        UsageError: The folder or the content's file does not exist, the header would be too long, or the card is not the recipient's.
         StorageError: The disk is full, the folder can't be written, or the content changed while it was read.
     """
-    length, digest = _measured(content)
+    if (to and to.name) != envelope.recipient:
+        raise UsageError(f"message: a card of {to and to.name}; expected that of its recipient, {envelope.recipient}")
+    seal = None if to is None else Seal(to, envelope, identity.name)
+    length, digest = _measured(_written(content, seal))
     header = Header.of(envelope, identity.name, length, digest)
     text = header.to_bytes()
     if len(text) > LARGEST_HEADER:
@@ -106,61 +119,113 @@ def write_message(folder: Path, identity: Identity, envelope: Envelope, content:
     def fill(file: BinaryIO) -> None:
         file.write(MAGIC + struct.pack(">I", len(text)) + text + identity.sign(_DOMAIN + text))
         copied = hashlib.sha256()
-        for chunk in _chunks(content):
+        for chunk in _written(content, seal):
             copied.update(chunk)
             file.write(chunk)
         if copied.hexdigest() != digest:
             name = content if isinstance(content, Path) else Path("content")
             raise StorageError(f"{name}: it changed while it was read; expected a file that nobody writes: try again")
 
-    write_atomic(path, fill, private=KINDS[header.kind].private)
+    write_atomic(path, fill)
     return path, known
 
 
-def read_message(path: Path, expected: Expected, roster: Mapping[str, Card], largest: int) -> Message:
+def read_message(
+    path: Path, expected: Expected, roster: Mapping[str, Card], largest: int, reader: Identity | None = None
+) -> Message:
     """Read a message into memory, once, and check everything before its content is returned.
 
     Args:
         path: The file.
         expected: What it has to be.
         roster: The cards of the study's parties by name.
-        largest: The bytes that the content may have at most.
+        largest: The bytes that the content may have at most, before it is sealed.
+        reader: The keys of the recipient, which a sealed content needs.
 
     Raises:
         FileContentError: Something is not as expected; the message names the value found and the one expected.
-        UsageError: There is no such file.
+        SignedFaultError: It is its sender's, but too long, or not sealed to the reader for this place.
+        UsageError: There is no such file, or it is sealed and there are no keys.
         StorageError: It can't be read.
     """
     with _opened(path) as file:
         header, known = _checked_header(path, file, expected, roster)
-        if header.length > largest:
-            raise FileContentError(
-                f"{path}: a content of {header.length} bytes; expected at most {largest} of a {header.kind}: ask {header.sender}"
-            )
-        content = bytearray(header.length)
-        file.readinto(content)  # type: ignore[attr-defined]
-        _require_digest(path, header, hashlib.sha256(content).hexdigest())
+        _refuse_long(path, header, largest)
+        content = bytearray()
+        for piece in _read(path, file, header, reader):
+            content += piece
     return Message(header, known, memoryview(content).toreadonly())
 
 
-def extract_message(path: Path, expected: Expected, roster: Mapping[str, Card], out: Path) -> tuple[Header, str]:
+def extract_message(
+    path: Path,
+    expected: Expected,
+    roster: Mapping[str, Card],
+    out: Path,
+    reader: Identity | None = None,
+    largest: int = LARGEST_FILE,
+) -> tuple[Header, str]:
     """Check a message and write its content to a file, in pieces; the file appears when everything is checked.
 
-    The arguments and errors are those of ``read_message``; returns the header and the message's identity.
+    The arguments and errors are those of ``read_message``; returns the header and the message's identity. What was sealed gets the
+    mode 0600.
     """
     with _opened(path) as file:
         header, known = _checked_header(path, file, expected, roster)
+        _refuse_long(path, header, largest)
 
         def fill(copy: BinaryIO) -> None:
-            digest, left = hashlib.sha256(), header.length
-            while left and (chunk := file.read(min(_CHUNK, left))):
-                digest.update(chunk)
-                copy.write(chunk)
-                left -= len(chunk)
-            _require_digest(path, header, digest.hexdigest())
+            for piece in _read(path, file, header, reader):
+                copy.write(piece)
 
-        write_atomic(out, fill, private=KINDS[header.kind].private)
+        write_atomic(out, fill, private=KINDS[header.kind].sealed)
     return header, known
+
+
+def check_message(path: Path, expected: Expected, roster: Mapping[str, Card]) -> tuple[Header, str]:
+    """Check a message, but for what its recipient alone can read; return its header and identity. Errors as of ``read_message``."""
+    with _opened(path) as file:
+        header, known = _checked_header(path, file, expected, roster)
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        _require_digest(path, header, digest.hexdigest())
+    return header, known
+
+
+def _refuse_long(path: Path, header: Header, largest: int) -> None:
+    most = sealed_length(largest) if KINDS[header.kind].sealed else largest
+    if header.length > most:
+        raise SignedFaultError(
+            f"{path}: a content of {header.length} bytes; expected at most {most} of a {header.kind}: ask {header.sender}"
+        )
+
+
+def _read(path: Path, file: BinaryIO, header: Header, reader: Identity | None) -> Iterator[bytes]:
+    """Yield the content from where the file stands. At the end its digest is checked; only then what was yielded may be used."""
+    digest = hashlib.sha256()
+
+    def stored() -> Iterator[bytes]:
+        left = header.length
+        while left and (chunk := file.read(min(_CHUNK, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+            yield chunk
+
+    parts = stored()
+    if not KINDS[header.kind].sealed:
+        yield from parts
+    elif reader is None:
+        raise UsageError(f"{path}: sealed to {header.recipient}; expected that party's keys")
+    else:
+        try:
+            yield from opened(path, parts, reader, header, header.sender)
+        except FileContentError as error:
+            for _ in parts:  # a damaged file is told from one that its sender made wrong
+                pass
+            _require_digest(path, header, digest.hexdigest())
+            raise SignedFaultError(str(error)) from None
+    _require_digest(path, header, digest.hexdigest())
 
 
 def peek(path: Path) -> tuple[Header, str]:
@@ -239,9 +304,14 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise StorageError(f"{path}: can't be read ({error.strerror}); check its owner and mode") from error
 
 
-def _measured(content: Content) -> tuple[int, str]:
+def _written(content: Content, seal: Seal | None) -> Iterator[bytes | memoryview]:
+    """Yield a content as it is in the file."""
+    return _chunks(content) if seal is None else seal.pieces(_chunks(content))
+
+
+def _measured(stored: Iterable[bytes | memoryview]) -> tuple[int, str]:
     digest, length = hashlib.sha256(), 0
-    for chunk in _chunks(content):
+    for chunk in stored:
         digest.update(chunk)
         length += len(chunk)
     return length, digest.hexdigest()

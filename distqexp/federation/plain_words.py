@@ -51,7 +51,7 @@ def _leaving(study: Study) -> list[str]:
     if study.trust is Trust.CURATOR:
         return [
             *lines,
-            "It goes to the coordinator as it is, signed and not encrypted: it is as sensitive as the records.",
+            "It goes to the coordinator as it is, sealed so that the coordinator alone can open it: it is as sensitive as the records.",
         ]
     if study.trust is Trust.SHARED_NOISE:
         lines.append(
@@ -63,12 +63,14 @@ def _leaving(study: Study) -> list[str]:
         "It is masked: random numbers are added that only the helpers can take off again, and only from the sum of at least "
         f"{study.k_min} sites.",
         "Each helper gets a fresh key of 32 bytes for the masks of the round, sealed, and never the vector.",
-        f"Masked vectors and answers are signed and not encrypted: whoever can read both has {_whole(study)}.",
+        "What goes to the coordinator is sealed, so whoever reads the exchanged files without its keys learns nothing of any sum.",
     ]
 
 
 def _learnt(study: Study) -> list[str]:
-    lines = ["A site learns the releases and its own records, and nothing else of the other sites' records."]
+    lines = [
+        "A site, and whoever reads the exchanged files, learns the releases, and nothing else of the other sites' records.",
+    ]
     if study.trust is Trust.CURATOR:
         return [*lines, "The coordinator learns the exact sums of every site: it has to be trusted with the records."]
     lines.append(f"The coordinator alone learns {_whole(study)}, and nothing else of any site.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from consortium import SHARDS
 from studies import OFFICE, StudyFolders
-from study_forgery import content_of, message, replaced
+from study_forgery import content_of, message, replaced, stolen
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
@@ -43,7 +43,7 @@ def test_a_message_of_a_round_to_come_is_refused(begin: Begin) -> None:
     study = begin()
     study.sketches(SHARDS[:3])
     path = message(study, "masked-000-00-north")
-    replaced(study, path, study.identity("north"), content_of(path), round=1)
+    replaced(study, path, study.identity("north"), content_of(study, path), round=1)
     study.check_refused(OFFICE, study.close(), "it is from a time that hasn't come")
 
 
@@ -52,7 +52,7 @@ def test_a_message_of_another_study_or_plan_is_refused(begin: Begin, field: str,
     study = begin()
     study.sketches(SHARDS[:3])
     path = message(study, "masked-000-00-north")
-    replaced(study, path, study.identity("north"), content_of(path), **{field: "1" * 64})
+    replaced(study, path, study.identity("north"), content_of(study, path), **{field: "1" * 64})
     study.check_refused(OFFICE, study.close(), words)
 
 
@@ -61,7 +61,7 @@ def test_two_sketches_of_a_site_are_refused_and_the_first_counts(begin: Begin) -
     study.sketches()
     path = message(study, "masked-000-00-north")
     first = path.read_bytes()
-    replaced(study, path, study.identity("north"), content_of(path))
+    replaced(study, path, study.identity("north"), content_of(study, path))
     path.write_bytes(first)
     study.check_refused(OFFICE, study.close(), "is a second masked of north for round 0")
     assert study.close().code == 0  # the next visit leaves the refused one out
@@ -101,7 +101,7 @@ def test_a_wrong_signer_is_refused(begin: Begin) -> None:
     study.sketches()
     path = message(study, "masked-000-00-north")
     stranger = Identity.draw("north")
-    replaced(study, path, stranger, content_of(path))
+    replaced(study, path, stranger, content_of(study, path))
     study.check_refused(OFFICE, study.close(), "its signature is not that of north")
 
 
@@ -109,7 +109,7 @@ def test_a_sender_who_is_no_party_is_refused(begin: Begin) -> None:
     study = begin()
     study.sketches(SHARDS[:3])
     path = message(study, "masked-000-00-north")
-    replaced(study, path, Identity.draw("fifth"), content_of(path))
+    replaced(study, path, Identity.draw("fifth"), content_of(study, path))
     study.check_refused(OFFICE, study.close(), "sender fifth; expected a party of study sepsis")
 
 
@@ -144,26 +144,33 @@ def test_another_sites_sums_are_refused(begin: Begin) -> None:
     study = begin("trusted-curator")
     study.sketches()
     path = message(study, "sketch-000-00-north")
-    replaced(study, path, study.identity("north"), content_of(message(study, "sketch-000-00-south")))
+    replaced(study, path, study.identity("north"), content_of(study, message(study, "sketch-000-00-south")))
     study.check_refused(OFFICE, study.close(), "shard south; expected north")
 
 
-def test_another_sites_masked_sums_and_seeds_are_refused_by_the_helpers(begin: Begin) -> None:
+def test_another_sites_masked_sums_and_seeds_under_ones_own_name_are_refused(begin: Begin) -> None:
+    """A thief can copy what is sealed, and sign it; but it opens in the name of its own sender alone."""
     study = begin()
     study.sketches()
     north, south = message(study, "masked-000-00-north"), message(study, "masked-000-00-south")
-    for path in study.exchange.glob(f"seed-000-00-north-*{SUFFIX}"):
-        path.unlink()
-    receipts = []
-    for known in peek(south)[0].receipts:  # south's seeds, under north's name
-        (seed,) = (p for p in study.exchange.glob(f"seed-000-00-south-*{SUFFIX}") if peek(p)[1] == known)
-        kept = seed.read_bytes()
-        receipts.append(peek(replaced(study, seed, study.identity("north"), content_of(seed)))[1])
-        seed.write_bytes(kept)
-    replaced(study, north, study.identity("north"), content_of(south), receipts=tuple(receipts))
+    genuine = north.read_bytes()
+    north.unlink()
+    receipts = tuple(peek(stolen(study, seed, study.identity("north")))[1] for seed in _seeds_of(study, south))
+    theft = stolen(study, south, study.identity("north"), receipts=receipts)
+    study.check_refused(OFFICE, study.close(), "its content can't be opened by curator; expected one that north sealed")
+    north.write_bytes(genuine)
+    theft.unlink()
+    masked = content_of(study, north)
+    replaced(study, north, study.identity("north"), masked, receipts=receipts)
     assert study.close().code == 0
     outcome = study.at("ethics").distqexp("helper", "answer", study.closing())
-    study.check_refused("ethics", outcome, "the seed of north can't be opened")
+    study.check_refused("ethics", outcome, "its content can't be opened by ethics; expected one that north sealed")
+
+
+def _seeds_of(study: StudyFolders, masked: Path) -> list[Path]:
+    """The seeds that a masked vector names, in the order of the helpers."""
+    found = {peek(path)[1]: path for path in study.exchange.glob(f"seed-*{SUFFIX}")}
+    return [found[known] for known in peek(masked)[0].receipts]
 
 
 def test_a_downgraded_mode_is_refused(begin: Begin) -> None:
@@ -174,7 +181,7 @@ def test_a_downgraded_mode_is_refused(begin: Begin) -> None:
     assert study.charges("west") == []
     header = peek(message(study, "masked-000-00-north"))[0]
     plain = Envelope("sketch", header.study, header.plan_id, 0, 0, OFFICE)
-    write_message(study.exchange, study.identity("west"), plain, b"sums")
+    write_message(study.exchange, study.identity("west"), plain, b"sums", study.identity(OFFICE).card)
     study.check_refused(OFFICE, study.close(), "a sketch with trust 'helper-masks'; expected none")
 
 
@@ -217,14 +224,14 @@ def test_a_population_can_not_be_renamed(begin: Begin) -> None:
 def test_a_release_made_by_hand_is_refused(begin: Begin) -> None:
     study = begin(rounds_done=1)
     path = message(study, "release-000-00")
-    replaced(study, path, Identity.draw(OFFICE), content_of(path))
+    replaced(study, path, Identity.draw(OFFICE), content_of(study, path))
     study.check_refused("north", study.sketch("north"), f"its signature is not that of {OFFICE}")
 
 
 def test_a_release_that_its_coordinator_altered_is_refused(begin: Begin) -> None:
     study = begin(rounds_done=1)
     path = message(study, "release-000-00")
-    data = bytearray(content_of(path))
+    data = bytearray(content_of(study, path))
     data[len(data) // 2] ^= 1
     replaced(study, path, study.identity(OFFICE), bytes(data))
     study.check_refused("north", study.sketch("north"), "release")
@@ -233,7 +240,7 @@ def test_a_release_that_its_coordinator_altered_is_refused(begin: Begin) -> None
 def test_a_release_without_its_receipts_is_refused(begin: Begin) -> None:
     study = begin(rounds_done=1)
     path = message(study, "release-000-00")
-    replaced(study, path, study.identity(OFFICE), content_of(path), receipts=peek(path)[0].receipts[:-1])
+    replaced(study, path, study.identity(OFFICE), content_of(study, path), receipts=peek(path)[0].receipts[:-1])
     study.check_refused("north", study.sketch("north"), "it acknowledges 4 messages; expected the closing and the 4")
 
 

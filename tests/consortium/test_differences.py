@@ -129,7 +129,7 @@ def test_a_strangers_closing_accuses_nobody(begin: Begin) -> None:
     study.sketches()
     assert study.close().code == 0
     closing = study.closing()
-    replaced(study, closing, Identity.draw(OFFICE), content_of(closing))
+    replaced(study, closing, Identity.draw(OFFICE), content_of(study, closing))
     study.check_refused(OFFICE, study.release(), f"its signature is not that of {OFFICE}")
 
 

@@ -89,7 +89,7 @@ def test_a_ledger_that_is_put_back_behind_a_log_that_was_kept_is_seen_by_the_coo
 def relisted(study: StudyFolders, sites: tuple[str, ...]) -> Path:
     """The coordinator's closing of the round, with other sites, signed by it."""
     path = study.closing()
-    listing = Closing.parse(path, content_of(path), the_study(study))
+    listing = Closing.parse(path, content_of(study, path), the_study(study))
     content = Closing(listing.entries, tuple(one for one in listing.listed if one.site in sites)).to_bytes()
     return replaced(study, path, study.identity(OFFICE), content)
 

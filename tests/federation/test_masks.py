@@ -12,14 +12,13 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from federations import identity, make_study, uniform, vectors
+from federations import make_study, uniform, vectors
 from numpy.typing import NDArray
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation import masks
 from distqexp.federation.masks import MaskContext, fresh_seeds, masked, stream_sums, unmasked
 from distqexp.federation.quorum import withstood
-from distqexp.federation.sealing import SEALED_BYTES, seal, unseal
 
 SIZE = 20_000
 TWO, THREE, FOUR = (MaskContext.of(make_study(4, helpers), 1, 0) for helpers in (2, 3, 4))
@@ -228,28 +227,6 @@ def test_one_seed_for_each_pair_of_helpers_would_give_parts_of_a_list_away() -> 
     assert len(found) == 2
     assert found <= {HALF, REST, WHOLE}
     assert view(THREE, [HALF, REST, WHOLE]) == set()
-
-
-def test_only_the_right_helper_opens_a_seed_and_only_in_its_context() -> None:
-    seed, helper = seeds_of(TWO, "site0")["helper0"], identity("helper0")
-    sealed = seal(seed, helper.card, TWO, "site0")
-    assert len(sealed) == SEALED_BYTES
-    assert unseal(PATH, sealed, helper, TWO, "site0") == seed
-    assert seal(seed, helper.card, TWO, "site0") != sealed
-    later = dataclasses.replace(TWO, round=2)
-    other_roster = dataclasses.replace(TWO, roster="7" * 64)
-    for args in (
-        (sealed, identity("helper1"), TWO, "site0"),
-        (sealed, helper, later, "site0"),
-        (sealed, helper, other_roster, "site0"),
-        (sealed, helper, TWO, "site1"),
-        (sealed[:-1] + bytes([sealed[-1] ^ 1]), helper, TWO, "site0"),
-        (bytes(32) + sealed[32:], helper, TWO, "site0"),
-        (sealed[:40], helper, TWO, "site0"),
-        (b"", helper, TWO, "site0"),
-    ):
-        with pytest.raises(FileContentError, match=r"can't be opened; expected one sealed to helper\d for round \d"):
-            unseal(PATH, *args)
 
 
 def test_contexts_and_vectors_that_make_no_sense_are_refused() -> None:

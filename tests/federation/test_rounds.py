@@ -22,7 +22,6 @@ from distqexp.federation.log import Log, verify_log
 from distqexp.federation.masks import MaskContext, stream_sums
 from distqexp.federation.messages import peek, read_message, write_message
 from distqexp.federation.pooling import Pool
-from distqexp.federation.sealing import unseal
 
 VALUES = vectors(4, 50)
 SITES = make_study().site_names
@@ -65,12 +64,12 @@ def test_a_round_gives_the_plain_sum_of_the_listed_sites(tmp_path: Path, helpers
         pool.add(consortium.sent["site3", 0, 0].masked)
     with pytest.raises(FileContentError, match=r"expected those of \d helpers"):
         pool.unmask(answers[:1])
-    again = Pool(consortium.study, (0, 0), 50)
+    again = Pool(consortium.study, identity("office"), (0, 0), 50)
     for name in reversed(SITES[:3]):
         again.add(consortium.sent[name, 0, 0].masked)
     again.closed_before(closing)
     assert np.array_equal(again.unmask(answers), plain_sum(0, 1, 2)), "an interrupted coordinator goes on"
-    fewer = Pool(consortium.study, (0, 0), 50)
+    fewer = Pool(consortium.study, identity("office"), (0, 0), 50)
     with pytest.raises(FileContentError, match="it lists other vectors than the 0 here"):
         fewer.closed_before(closing)
     headers = [peek(answer)[0] for answer in answers]
@@ -79,7 +78,7 @@ def test_a_round_gives_the_plain_sum_of_the_listed_sites(tmp_path: Path, helpers
 
 
 def test_the_pool_refuses_doubles_wrong_lengths_and_too_few(two: Consortium) -> None:
-    pool = Pool(two.study, (0, 0), 50)
+    pool = Pool(two.study, identity("office"), (0, 0), 50)
     first = two.sent["site0", 0, 0].masked
     assert pool.add(first)
     assert not pool.add(first)
@@ -93,13 +92,13 @@ def test_the_pool_refuses_doubles_wrong_lengths_and_too_few(two: Consortium) -> 
     with pytest.raises(FileContentError, match="attempt 1; expected 0"):
         pool.add(late)
     with pytest.raises(UsageError, match="1 sites sent their vectors; expected at least 2"):
-        pool.close(identity("office"), two.folder)
+        pool.close(two.folder)
     pool.add(two.sent["site1", 0, 0].masked)
-    with pytest.raises(UsageError, match="closed by site0; expected its coordinator office"):
-        pool.close(identity("site0"), two.folder)
+    with pytest.raises(UsageError, match="pooled by site0; expected its coordinator office"):
+        Pool(two.study, identity("site0"), (0, 0), 50)
     _, other = two.pool(SITES)
     answer = two.answer("helper0", other)
-    pool.close(identity("office"), two.folder)
+    pool.close(two.folder)
     with pytest.raises(FileContentError, match="answers closing"):
         pool.unmask([answer])
 
@@ -110,7 +109,7 @@ def test_a_helper_answers_the_same_list_again_and_no_other(two: Consortium) -> N
 
     def sums(path: Path) -> bytes:
         expected = two.study.expects("answer", round=0, attempt=0)
-        return bytes(read_message(path, expected, two.study.roster, 10**4).content)
+        return bytes(read_message(path, expected, two.study.roster, 10**4, identity("office")).content)
 
     assert sums(two.answer("helper0", closing)) == sums(first)
     _, resigned = two.pool(SITES)
@@ -234,14 +233,14 @@ def test_whoever_sees_all_files_of_a_round_and_has_one_helpers_keys_learns_no_ve
     study, context = consortium.study, MaskContext.of(consortium.study, 0, 0)
     sent = consortium.sent["site0", 0, 0]
     expected = study.expects("masked", round=0, attempt=0)
-    words = np.frombuffer(read_message(sent.masked, expected, study.roster, 10**6).content, "<u8").astype(np.uint64)
+    content = read_message(sent.masked, expected, study.roster, 10**6, identity("office")).content
+    words = np.frombuffer(content, "<u8").astype(np.uint64)
     assert uniform(words)
     assert not uniform(values[0].view(np.uint64))
 
     def seed(addressee: str, reader: str) -> bytes:
         wanted = study.expects("seed", recipient=addressee, round=0, attempt=0)
-        sealed = bytes(read_message(sent.seeds[addressee], wanted, study.roster, 80).content)
-        return unseal(sent.seeds[addressee], sealed, identity(reader), context, "site0")
+        return bytes(read_message(sent.seeds[addressee], wanted, study.roster, 32, identity(reader)).content)
 
     left = words - stream_sums({"site0": seed("helper0", "helper0")}, context, "helper0", 2000)[0]
     assert uniform(left)

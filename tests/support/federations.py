@@ -88,10 +88,10 @@ class Consortium:
 
     def pool(self, sites: Iterable[str], round: int = 0, attempt: int = 0) -> tuple[Pool, Path]:
         """The vectors of these sites, closed."""
-        pool = Pool(self.study, (round, attempt), self.size)
+        pool = Pool(self.study, identity("office"), (round, attempt), self.size)
         for name in sites:
             assert pool.add(self.sent[name, round, attempt].masked)
-        return pool, pool.close(identity("office"), self.folder)[0]
+        return pool, pool.close(self.folder)[0]
 
     def helper(self, name: str) -> Helper:
         """A helper with its log, which stays from call to call."""

@@ -134,13 +134,13 @@ class Coordinator:
         states = {field(one, "state", str) for one in given.values()}
         if len(states) > 1:
             raise FileContentError(f"round {round}: the sites sketched at {len(states)} states; expected one")
-        pool = Pool(study, (round, attempt), self._plan.width, self._taken)
+        pool = Pool(study, identity, (round, attempt), self._plan.width, self._taken)
         for client, one in given.items():
             pool.add(self._masked(client, folder, one))
         with api.Ledger.open(settings.ledger) as ledger:
             anchor = ledger.head()
         try:
-            closing, _ = pool.close(identity, folder, anchor)
+            closing, _ = pool.close(folder, anchor)
         except UsageError as error:
             raise EngineError(f"{error} ({_failures(clients, answers)})") from None
         write_atomic(self._attempt_file(round, attempt), canonical_json(sorted(given)))
