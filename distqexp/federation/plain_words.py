@@ -63,13 +63,14 @@ def _leaving(study: Study) -> list[str]:
         "It is masked: random numbers are added that only the helpers can take off again, and only from the sum of at least "
         f"{study.k_min} sites.",
         "Each helper gets a fresh key of 32 bytes for the masks of the round, sealed, and never the vector.",
-        "What goes to the coordinator is sealed, so whoever reads the exchanged files without its keys learns nothing of any sum.",
+        "What goes to the coordinator or a helper is sealed, so that nobody else can open it.",
     ]
 
 
 def _learnt(study: Study) -> list[str]:
     lines = [
-        "A site, and whoever reads the exchanged files, learns the releases, and nothing else of the other sites' records.",
+        "A site learns the releases and its own records, and nothing else of the other sites' records.",
+        "Whoever reads the exchanged files learns the releases and who took part.",
     ]
     if study.trust is Trust.CURATOR:
         return [*lines, "The coordinator learns the exact sums of every site: it has to be trusted with the records."]
