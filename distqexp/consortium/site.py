@@ -20,7 +20,7 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.contribution import contribute
-from distqexp.federation.messages import extract_message, write_message
+from distqexp.federation.messages import extract_message, peek, write_message
 from distqexp.federation.study import Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import SketchOrder, sketch_shard
@@ -88,13 +88,8 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     if standing.round == study.rounds:
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
-    if journal.sent(party.sketch_kind, round, attempt):
-        party.deliver(party.sent_files(journal, (party.sketch_kind, "seed"), round, attempt))
-        return _Work(
-            lines=(
-                f"study {study.name}: round {round}, attempt {attempt} was sent; its messages are in {party.folder}",
-            )
-        )
+    if sent := _sent_before(party, journal, messages, (round, attempt)):
+        return _Work(lines=(sent,))
     if standing.closed is not None:
         raise FileContentError(
             f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "
@@ -116,6 +111,31 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
         tokenizer=records.tokenizer, blank=records.blank, population=party.pins.population, weights=records.weights,
     )  # fmt: skip
     return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt)
+
+
+def _sent_before(party: Party, journal: OpenJournal, messages: list[Found], at: tuple[int, int]) -> str:
+    """Copy what was sent in an attempt of a round into the folder again; return a line that says so, an empty one if nothing was.
+
+    Raises FileContentError where something that was sent is gone both here and there.
+    """
+    study, kinds = party.study, (party.sketch_kind, "seed")
+    if not journal.sent(party.sketch_kind, *at):
+        return ""
+    copies = party.sent_files(journal, kinds, *at)
+    party.deliver(copies)
+    missing = {identity for kind in kinds for identity in journal.sent(kind, *at)} - {peek(path)[1] for path in copies}
+    for found in messages:
+        if found.identity in missing:
+            party.read(found, found.header.length)  # it is there, and whole
+            missing.remove(found.identity)
+    what = f"study {study.name}: round {at[0]}, attempt {at[1]} was sent"
+    if missing:
+        again = f", or let {study.coordinator.name} repeat the round under new masks: distqexp study repeat"
+        raise FileContentError(
+            f"{what}, but {len(missing)} of its messages are neither in the home here nor in {party.folder}; expected all that the log "
+            f"names: restore the home{again if study.trust.has_masks else ''}"
+        )
+    return f"{what}; its messages are in {party.folder}"
 
 
 def _sketch_file(party: Party, round: int) -> Path:
