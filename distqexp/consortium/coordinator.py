@@ -14,6 +14,7 @@ from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, listed_before, standing_of
 from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.messages import extract_message, peek, write_message
@@ -66,8 +67,7 @@ def close(folder: Path, ask: Ask) -> list[str]:
         UsageError: Too few sites sent, or all rounds are released.
         FileContentError: A message is refused.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, messages = standing_here(party, journal)
         _require_going_on(party, standing)
         at = (standing.round, standing.attempt)
@@ -227,8 +227,7 @@ def repeat(folder: Path, ask: Ask) -> list[str]:
 
     Raises UsageError where the attempt is not closed, or the study has no masks.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
         if standing.closed is None or not party.study.trust.has_masks:
@@ -246,8 +245,7 @@ def void(folder: Path, ask: Ask) -> list[str]:
 
     Raises FileContentError where the round was drawn or released.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
         file = party.own / "void.h5"

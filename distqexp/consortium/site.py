@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import listed_before, take_news
 from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.visits import one_visit
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
@@ -60,20 +61,21 @@ def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> li
         FileContentError: A message, the plan or the records are refused; the log says so.
         BudgetError: The rounds don't fit what the site has left; no record was read.
     """
-    party = on_root_only(engine, lambda: open_party(folder, ask))
+    with ExitStack() as held:
+        party = on_root_only(engine, lambda: held.enter_context(one_visit(open_party(folder, ask))))
 
-    def begin() -> _Work:
-        mine = require(party)
-        with mine.journal.refusals(), mine.journal.open() as journal:
-            return _begin(mine, journal, records)
+        def begin() -> _Work:
+            mine = require(party)
+            with mine.journal.refusals(), mine.journal.open() as journal:
+                return _begin(mine, journal, records)
 
-    work = engine.on_root(begin)
-    if work.lines:
-        return list(work.lines)
-    if work.order is not None:
-        with party.journal.refusals() if party else nullcontext():
-            sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
-    return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
+        work = engine.on_root(begin)
+        if work.lines:
+            return list(work.lines)
+        if work.order is not None:
+            with party.journal.refusals() if party else nullcontext():
+                sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
+        return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
 
 
 def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
@@ -154,13 +156,15 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
     study, at, outbox = party.study, (round, attempt), party.own / "sent"
     sketch = _sketch_file(party, round)
     anchor = newest_entry()
-    if study.trust.has_masks:
-        sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
-        contribution = contribute(study, party.identity, sums, at, outbox, anchor)
-        paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
-    else:
-        paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
-    with party.journal.open() as journal:
+    with party.journal.refusals(), party.journal.open() as journal:
+        if sent_meanwhile := _sent_before(party, journal, [], at):
+            return [sent_meanwhile]
+        if study.trust.has_masks:
+            sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
+            contribution = contribute(study, party.identity, sums, at, outbox, anchor)
+            paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
+        else:
+            paths = [write_message(outbox, party.identity, study.envelope("sketch", at, ledger=anchor), sketch)[0]]
         sent = party.send(journal, paths)
     names = ", ".join(path.name for path in sent)
     return [f"study {study.name}: round {round} is charged and sent: {names}"]
