@@ -217,8 +217,8 @@ def _refuse_charged(party: Party, round: int) -> None:
         charged = is_charged(ledger, "release", party.study.plan_id, round)
     if charged or party.release_file(round).exists():
         raise FileContentError(
-            f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it, distqexp study "
-            f"release {party.folder}"
+            f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it with "
+            "distqexp study release"
         )
 
 

@@ -73,7 +73,7 @@ def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> li
         if work.lines:
             return list(work.lines)
         if work.order is not None:
-            with party.journal.refusals() if party else nullcontext():
+            with party.journal.refusals(of_records=True) if party else nullcontext():
                 sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
         return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
 
@@ -134,8 +134,8 @@ def _sent_before(party: Party, journal: OpenJournal, messages: list[Found], at: 
     if missing:
         again = f", or let {study.coordinator.name} repeat the round under new masks: distqexp study repeat"
         raise FileContentError(
-            f"{what}, but {len(missing)} of its messages are neither in the home here nor in {party.folder}; expected all that the log "
-            f"names: restore the home{again if study.trust.has_masks else ''}"
+            f"{what}, but {len(missing)} of its messages are neither in the home here nor in the exchanged folder; expected all that "
+            f"the log names: restore the home{again if study.trust.has_masks else ''}"
         )
     return f"{what}; its messages are in {party.folder}"
 

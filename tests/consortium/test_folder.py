@@ -112,7 +112,7 @@ def test_what_was_sent_and_is_damaged_or_gone_is_mended_or_said(begin: Begin) ->
     assert "was sent" in study.sketch("north").out  # it is in the folder
     seed.unlink()
     study.check_refused(
-        "north", study.sketch("north"), "1 of its messages are neither in the home here nor in exchange"
+        "north", study.sketch("north"), "1 of its messages are neither in the home here nor in the exchanged folder"
     )
     shutil.rmtree(own)
     own.mkdir(mode=0o700)

@@ -10,13 +10,16 @@ import pytest
 from mpi_harness import MpiRun, mpi_command
 from run_harness import Outcome
 from studies import OFFICE, StudyFolders
+from study_forgery import content_of, message, replaced
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
 from distqexp.consortium import site
 from distqexp.consortium.home import Home
+from distqexp.consortium.journal import refusal
 from distqexp.consortium.party import open_party
 from distqexp.consortium.visits import one_visit
+from distqexp.errors import BudgetError, FileContentError
 
 Begin = Callable[..., StudyFolders]
 
@@ -55,6 +58,41 @@ def test_every_other_visit_has_the_same_lock(begin: Begin) -> None:
             for command in commands:
                 at.distqexp(*command).refused(2, "another visit of", "expected one at a time")
         assert "another visit" not in at.distqexp(*commands[0]).err
+
+
+def test_the_log_tells_of_a_refusal_no_more_than_everybody_may_know(begin: Begin) -> None:
+    study = begin()
+    table = study.root / "north" / "north.csv"
+    whole = table.read_text()
+    table.write_text(whole.replace("dose", "secret_column"))
+    refused = study.at("north").distqexp("study", "sketch", study.exchange, "--data", table)
+    line = refused.refused(3, "north.csv", "secret_column")
+    assert str(table) in line
+    event = dict(study.log("north")[-1].event)
+    del event["study"]
+    assert event == {"event": "refused", "reason": "the records here were refused", "code": 3}
+    table.write_text(whole)
+    plan = message(study, "plan-")
+    other = replaced(study, plan, study.identity(OFFICE), content_of(plan))
+    refused = study.at("north").distqexp("study", "sketch", study.exchange, "--data", table)
+    assert str(other) in refused.refused(3, "another plan than the one accepted")
+    assert (
+        study.log("north")[-1].event["reason"].startswith(f"{other.name}: another plan than the one accepted, message ")
+    )
+    assert str(study.root) not in (study.home("north") / "log.jsonl").read_text()
+
+
+def test_reasons_in_a_log_have_neither_folders_nor_budgets() -> None:
+    reasons = {
+        "/a b/exchange/x.message: cut short": "x.message: cut short",
+        "exchange/x.message: cut short": "x.message: cut short",
+        "study x: see /home/me/ledger.sqlite, or 1/2 of it": "study x: see ledger.sqlite, or 1/2 of it",
+        "nothing to strip": "nothing to strip",
+    }
+    for text, reason in reasons.items():
+        assert refusal(FileContentError(text)) == {"event": "refused", "reason": reason, "code": 3}
+    spent = refusal(BudgetError("population 'icu': budget spent: 3 releases on record"))
+    assert spent == {"event": "refused", "reason": "the budget here does not allow it", "code": 4}
 
 
 @pytest.mark.process
