@@ -100,11 +100,12 @@ def deliver(path: Path, folder: Path, *, private: bool, check: Callable[[], obje
     target = folder / path.name
     if target.is_dir() and not target.is_symlink():
         raise FileContentError(f"{target}: a folder; expected the message that was sent, or nothing: take it out")
-    if os.path.lexists(target):
-        if _has_digest(target, file_digest(path)):
-            return
-        note(f"{target}: damaged, not the message that was sent; the own copy takes its place")
+    there = os.path.lexists(target)
+    if there and _has_digest(target, file_digest(path)):
+        return
     check()
+    if there:
+        note(f"{target}: damaged, not the message that was sent; the own copy takes its place")
 
     def fill(copy: BinaryIO) -> None:
         with path.open("rb") as source:

@@ -16,7 +16,7 @@ from distqexp.federation.receiving import Origin, Taken
 from distqexp.privacy.ledger.head import Anchor
 
 _FIELDS = ("kind", "sender", "recipient", "round", "attempt")
-_FOLDERS = re.compile(r"(?<!\S)/(?:\S*/)?")
+_FOLDERS = re.compile(r"(?<![\w.~-])/(?=\S)(?:\S*/)?")
 """The folders of an absolute path."""
 
 

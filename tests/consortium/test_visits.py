@@ -87,6 +87,7 @@ def test_reasons_in_a_log_have_neither_folders_nor_budgets() -> None:
         "/a b/exchange/x.message: cut short": "x.message: cut short",
         "exchange/x.message: cut short": "x.message: cut short",
         "study x: see /home/me/ledger.sqlite, or 1/2 of it": "study x: see ledger.sqlite, or 1/2 of it",
+        "study x: '/home/me/x.message' (/tmp/y), 1 / 2": "study x: 'x.message' (y), 1 / 2",
         "nothing to strip": "nothing to strip",
     }
     for text, reason in reasons.items():
