@@ -7,6 +7,7 @@ from pathlib import Path
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError
 from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
@@ -24,7 +25,7 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
     home = home or Home()
     party = open_party(closing.parent, ask, home)
     party.require_role(party.study.helper_names, "a helper")
-    with party.journal.refusals():
+    with one_visit(party), party.journal.refusals():
         header, identity = peek(closing)
         if header.kind != "closing":
             raise FileContentError(f"{closing}: a {header.kind}; expected a closing of the coordinator")

@@ -140,7 +140,8 @@ def accept(given: Acceptance, ask: Ask, home: Home | None = None) -> Study:
     """
     home = home or Home()
     identity = home.identity(ask)
-    study_found = _only(given.folder, "study")
+    messages = found_in(given.folder)
+    study_found = _only(messages, given.folder, "study")
     study = read_study(study_found.path, given.coordinator)
     if study.roster.get(identity.name) != identity.card:
         raise UsageError(
@@ -148,14 +149,14 @@ def accept(given: Acceptance, ask: Ask, home: Home | None = None) -> Study:
             f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
         )
     with Journal(home.log(identity), study.study_id).refusals():
-        _accept(study, study_found, identity, given, home)
+        _accept(study, messages, identity, given, home)
     return study
 
 
-def _accept(study: Study, study_found: Found, identity: Identity, given: Acceptance, home: Home) -> None:
+def _accept(study: Study, messages: list[Found], identity: Identity, given: Acceptance, home: Home) -> None:
     """Check the plan and what only the party knows, and pin both."""
     own = home.make_study_folder(study.study_id)
-    plan_found = _only(given.folder, "plan")
+    study_found, plan_found = (_only(messages, given.folder, kind) for kind in ("study", "plan"))
     earlier = Pins.read(own)
     if earlier is not None and earlier.plan_message != plan_found.identity:
         raise FileContentError(
@@ -224,9 +225,9 @@ def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> 
     return local
 
 
-def _only(folder: Path, kind: str) -> Found:
+def _only(messages: list[Found], folder: Path, kind: str) -> Found:
     """Return the one message of a kind in a folder. Raises FileContentError where there are several, UsageError where none is."""
-    found = [one for one in found_in(folder) if one.header.kind == kind]
+    found = [one for one in messages if one.header.kind == kind]
     if not found:
         raise UsageError(f"{folder}: no {kind} in it; expected one signed {kind}: get it from the coordinator")
     if len({one.identity for one in found}) > 1:
@@ -241,7 +242,7 @@ def shown(source: Path, coordinator: Card | None) -> tuple[Study, bool]:
 
     Raises FileContentError, UsageError.
     """
-    path = _only(source, "study").path if source.is_dir() else source
+    path = _only(found_in(source), source, "study").path if source.is_dir() else source
     if path.suffix == ".toml":
         return Study.parse(path, _content(path)), False
     if coordinator is not None:

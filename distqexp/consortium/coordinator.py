@@ -14,6 +14,7 @@ from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, listed_before, standing_of
 from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.messages import peek, write_message
@@ -67,8 +68,7 @@ def close(folder: Path, ask: Ask) -> list[str]:
         UsageError: Too few sites sent, or all rounds are released.
         FileContentError: A message is refused.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, messages = standing_here(party, journal)
         _require_going_on(party, standing)
         at = (standing.round, standing.attempt)
@@ -214,8 +214,8 @@ def _refuse_charged(party: Party, round: int) -> None:
         charged = is_charged(ledger, "release", party.study.plan_id, round)
     if charged or party.release_file(round).exists():
         raise FileContentError(
-            f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it, distqexp study "
-            f"release {party.folder}"
+            f"study {party.study.name}: round {round} is charged for its release; expected a round before that: finish it with "
+            "distqexp study release"
         )
 
 
@@ -224,8 +224,7 @@ def repeat(folder: Path, ask: Ask) -> list[str]:
 
     Raises UsageError where the attempt is not closed, or the study has no masks.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
         if standing.closed is None or not party.study.trust.has_masks:
@@ -243,8 +242,7 @@ def void(folder: Path, ask: Ask) -> list[str]:
 
     Raises FileContentError where the round was drawn or released.
     """
-    party = open_coordinator(folder, ask)
-    with party.journal.refusals(), party.journal.open() as journal:
+    with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
         file = party.own / "void.h5"

@@ -5,15 +5,21 @@ A file's name says what it is and ends with its identity, so copies of one messa
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.header import KINDS, Header
-from distqexp.federation.messages import SUFFIX, file_name, peek
+from distqexp.federation.messages import SUFFIX, file_digest, file_name, peek
 from distqexp.federation.study import Study
 from distqexp.storage.atomic import write_atomic
+
+_MOST_TOLD = 5
+"""How many files that are no messages a visit names."""
 
 
 class Found(NamedTuple):
@@ -24,16 +30,42 @@ class Found(NamedTuple):
     identity: str
 
 
-def found_in(folder: Path) -> list[Found]:
-    """Return all messages of a folder, by name. Raises UsageError where there is no such folder, FileContentError for other files."""
+def look(folder: Path) -> tuple[list[Found], list[str]]:
+    """Return all messages of a folder, by name, and why each other file of that suffix is none.
+
+    What has no header was signed by nobody, so it accuses nobody, and may not stop anybody's visit.
+
+    Raises UsageError where there is no such folder, StorageError where a file can't be read.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; expected the one that the study's parties exchange")
-    return [Found(path, *peek(path)) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    messages: list[Found] = []
+    others: list[str] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            messages.append(Found(path, *peek(path)))
+        except (FileContentError, UsageError) as error:  # the latter where somebody takes it out at this moment
+            others.append(str(error))
+    return messages, others
 
 
-def found_of(folder: Path, study: Study) -> list[Found]:
-    """Return all messages of a study's folder. Raises FileContentError where one states another study, plan or sender."""
-    messages = found_in(folder)
+def found_in(folder: Path) -> list[Found]:
+    """Return all messages of a folder, see ``look``, and tell on standard error what is left out."""
+    messages, others = look(folder)
+    for reason in others[:_MOST_TOLD]:
+        note(f"left out of this visit, nobody signed it: {reason}")
+    if len(others) > _MOST_TOLD:
+        note(f"left out of this visit, nobody signed them: {len(others) - _MOST_TOLD} more files of {folder}")
+    return messages
+
+
+def note(text: str) -> None:
+    """Tell people one line on standard error. Names of files in it are others' and may hold anything."""
+    sys.stderr.write(f"distqexp: {''.join(one if one.isprintable() else '?' for one in text)}\n")
+
+
+def of_study(messages: list[Found], study: Study) -> list[Found]:
+    """Return the messages of a study's folder. Raises FileContentError where one states another study, plan or sender."""
     for path, header, known in messages:
         for what, stated, expected in (
             ("study", header.study, study.study_id),
@@ -58,14 +90,32 @@ def found_of(folder: Path, study: Study) -> list[Found]:
     return messages
 
 
-def deliver(path: Path, folder: Path) -> None:
-    """Copy a message into the folder, atomically; a copy that is there already stays."""
+def deliver(path: Path, folder: Path, *, check: Callable[[], object] = lambda: None) -> None:
+    """Copy a message into the folder, atomically; the same file that is there already stays, and another one is replaced, with a note.
+
+    ``check`` is called before anything is written, and raises where the own copy is damaged itself.
+
+    Raises FileContentError where a folder stands in its place.
+    """
     target = folder / path.name
-    if target.exists() and target.stat().st_size == path.stat().st_size:
+    if target.is_dir() and not target.is_symlink():
+        raise FileContentError(f"{target}: a folder; expected the message that was sent, or nothing: take it out")
+    there = os.path.lexists(target)
+    if there and _has_digest(target, file_digest(path)):
         return
+    check()
+    if there:
+        note(f"{target}: damaged, not the message that was sent; the own copy takes its place")
 
     def fill(copy: BinaryIO) -> None:
         with path.open("rb") as source:
             shutil.copyfileobj(source, copy)
 
     write_atomic(target, fill)
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        return file_digest(path) == digest
+    except (FileContentError, UsageError):  # no file, or taken out at this moment
+        return False

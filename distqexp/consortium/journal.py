@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distqexp.errors import DistqexpError, FileContentError
+from distqexp.errors import BudgetError, DistqexpError, FileContentError
 from distqexp.federation.header import Header
 from distqexp.federation.log import Log, OpenLog
 from distqexp.federation.messages import Message, SignedFaultError
@@ -15,6 +16,8 @@ from distqexp.federation.receiving import Origin, Taken
 from distqexp.privacy.ledger.head import Anchor
 
 _FIELDS = ("kind", "sender", "recipient", "round", "attempt")
+_FOLDERS = re.compile(r"(?<![\w.~-])/(?=\S)(?:\S*/)?")
+"""The folders of an absolute path."""
 
 
 class Journal:
@@ -31,16 +34,33 @@ class Journal:
             yield OpenJournal(log, self._study_id)
 
     @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Write into the log what the block refuses by exit code 3 or 4. Its line tells of messages and budgets, never of records."""
+    def refusals(self, *, of_records: bool = False) -> Iterator[None]:
+        """Write into the log what the block refuses by exit code 3 or 4, in words that anybody may read, see ``refusal``."""
         try:
             yield
         except DistqexpError as error:
             if error.exit_code in (3, 4) and not getattr(error, "logged", False):
-                self._log.append(
-                    {"event": "refused", "study": self._study_id, "reason": str(error), "code": error.exit_code}
-                )
+                self._log.append({**refusal(error, of_records=of_records), "study": self._study_id})
             raise
+
+
+def refusal(error: DistqexpError, *, of_records: bool = False) -> dict[str, Any]:
+    """Return the event of a refusal, of public facts alone: a log may be shown to others, a terminal is its party's own.
+
+    Errors of messages are public but for this machine's folders. Errors of a site's records may name its files and columns, those of
+    its budget what other studies spent: nothing of them is in the event but the code.
+    """
+    if error.exit_code == BudgetError.exit_code:
+        reason = "the budget here does not allow it"
+    else:
+        reason = "the records here were refused" if of_records else _without_folders(str(error))
+    return {"event": "refused", "reason": reason, "code": error.exit_code}
+
+
+def _without_folders(text: str) -> str:
+    """Return an error's text with file names in place of paths: of the one that it begins with, and of absolute ones."""
+    first, separator, rest = text.partition(": ")
+    return first.rpartition("/")[2] + separator + _FOLDERS.sub("", rest)
 
 
 class OpenJournal:
@@ -80,7 +100,7 @@ class OpenJournal:
 
     def refuse(self, identity: str, error: FileContentError) -> NoReturn:
         """Note that a genuine message is refused, and raise the error."""
-        self._append({"event": "refused", "message": identity, "reason": str(error), "code": error.exit_code})
+        self._append({**refusal(error), "message": identity})
         self.refused.add(identity)
         error.logged = True  # type: ignore[attr-defined]
         raise error

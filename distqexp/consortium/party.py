@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from distqexp.consortium.exchange import Found, deliver, found_in, found_of
+from distqexp.consortium.exchange import Found, deliver, found_in, look, of_study
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal, OpenJournal
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
@@ -17,7 +17,6 @@ from distqexp.federation.header import KINDS, Header
 from distqexp.federation.keys import Identity
 from distqexp.federation.messages import (
     LARGEST_FILE,
-    SUFFIX,
     Expected,
     Message,
     check_message,
@@ -78,7 +77,7 @@ class Party:
 
     def messages(self, journal: OpenJournal) -> list[Found]:
         """Return the folder's messages without those that were refused. Raises FileContentError for one that can't be the study's."""
-        messages = [one for one in found_of(self.folder, self.study) if one.identity not in journal.refused]
+        messages = [one for one in of_study(found_in(self.folder), self.study) if one.identity not in journal.refused]
         for path, header, identity in messages:
             if header.kind in ("study", "plan") and identity not in (self.pins.study_message, self.pins.plan_message):
                 raise FileContentError(
@@ -144,9 +143,10 @@ class Party:
         return self.deliver(paths)
 
     def deliver(self, paths: Sequence[Path]) -> list[Path]:
-        """Copy messages that the log knows into the folder; return where they are."""
+        """Copy messages that the log knows into the folder; return where they are. Raises FileContentError for a damaged copy."""
         for path in paths:
-            deliver(path, self.folder)
+            found = Found(path, *peek(path))
+            deliver(path, self.folder, check=partial(self.check, found))
         return [self.folder / path.name for path in paths]
 
 
@@ -159,7 +159,7 @@ def open_party(folder: Path, ask: Ask, home: Home | None = None) -> Party:
     """
     home = home or Home()
     identity = home.identity(ask)
-    stated = sorted(_stated(folder))
+    stated = sorted({found.header.study for found in look(folder)[0]})
     known = [study_id for study_id in stated if Pins.read(home.study_folder(study_id)) is not None]
     if not stated:
         raise UsageError(f"{folder}: no message in it; expected the folder of a study")
@@ -177,14 +177,3 @@ def open_party(folder: Path, ask: Ask, home: Home | None = None) -> Party:
             f"{own}: {identity.name} is not in the study with the key that is here; restore the keys"
         )
     return Party(identity, study, pins, own, folder, Journal(home.log(identity), study.study_id))
-
-
-def _stated(folder: Path) -> set[str]:
-    """Return the studies that the folder's messages state. A file that can't be read is refused later, where the log can say so."""
-    if not folder.is_dir():
-        found_in(folder)
-    stated: set[str] = set()
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(FileContentError):
-            stated.add(peek(path)[0].study)
-    return stated

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distqexp.consortium.home import Home
+from distqexp.consortium.journal import refusal
 from distqexp.errors import FileContentError, UsageError
 from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import canonical_json
@@ -79,4 +80,4 @@ def _note(home: Home, pins: Pins, error: FileContentError) -> None:
     """Write the refusal into the party's log, where its keys need no passphrase: nobody is asked for one by a refusal."""
     with suppress(UsageError):
         log = home.log(home.identity(lambda: None))
-        log.append({"event": "refused", "study": pins.study, "reason": str(error), "code": error.exit_code})
+        log.append({**refusal(error), "study": pins.study})

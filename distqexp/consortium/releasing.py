@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.party import Party
+from distqexp.consortium.visits import one_visit
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
@@ -40,17 +42,18 @@ def release(
         FileContentError: A listed message is missing, an answer is refused, or too few helpers answered.
         BudgetError: The round doesn't fit what the population has left; nothing was drawn.
     """
-    party = on_root_only(engine, lambda: open_coordinator(folder, ask))
+    with ExitStack() as held:
+        party = on_root_only(engine, lambda: held.enter_context(one_visit(open_coordinator(folder, ask))))
 
-    def begin() -> tuple[int, int, str, ReleaseOrder | None]:
-        mine = require(party)
-        with mine.journal.refusals(), mine.journal.open() as journal:
-            return _begin(mine, journal, config, weights)
+        def begin() -> tuple[int, int, str, ReleaseOrder | None]:
+            mine = require(party)
+            with mine.journal.refusals(), mine.journal.open() as journal:
+                return _begin(mine, journal, config, weights)
 
-    round, attempt, closing, order = engine.on_root(begin)
-    if order is not None:
-        release_round(order, engine)
-    return engine.on_root(lambda: _send(require(party), round, attempt, closing))
+        round, attempt, closing, order = engine.on_root(begin)
+        if order is not None:
+            release_round(order, engine)
+        return engine.on_root(lambda: _send(require(party), round, attempt, closing))
 
 
 def _begin(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import listed_before, take_news
 from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.visits import one_visit
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.contribution import contribute
-from distqexp.federation.messages import write_message
+from distqexp.federation.messages import peek, write_message
 from distqexp.federation.study import Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import SketchOrder, sketch_shard
@@ -60,20 +61,21 @@ def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> li
         FileContentError: A message, the plan or the records are refused; the log says so.
         BudgetError: The rounds don't fit what the site has left; no record was read.
     """
-    party = on_root_only(engine, lambda: open_party(folder, ask))
+    with ExitStack() as held:
+        party = on_root_only(engine, lambda: held.enter_context(one_visit(open_party(folder, ask))))
 
-    def begin() -> _Work:
-        mine = require(party)
-        with mine.journal.refusals(), mine.journal.open() as journal:
-            return _begin(mine, journal, records)
+        def begin() -> _Work:
+            mine = require(party)
+            with mine.journal.refusals(), mine.journal.open() as journal:
+                return _begin(mine, journal, records)
 
-    work = engine.on_root(begin)
-    if work.lines:
-        return list(work.lines)
-    if work.order is not None:
-        with party.journal.refusals() if party else nullcontext():
-            sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
-    return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
+        work = engine.on_root(begin)
+        if work.lines:
+            return list(work.lines)
+        if work.order is not None:
+            with party.journal.refusals(of_records=True) if party else nullcontext():
+                sketch_shard(replace(work.order, on_remarks=records.on_remarks), engine)
+        return engine.on_root(lambda: _send(require(party), work.round, work.attempt))
 
 
 def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
@@ -88,13 +90,8 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     if standing.round == study.rounds:
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
-    if journal.sent(party.sketch_kind, round, attempt):
-        party.deliver(party.sent_files(journal, (party.sketch_kind, "seed"), round, attempt))
-        return _Work(
-            lines=(
-                f"study {study.name}: round {round}, attempt {attempt} was sent; its messages are in {party.folder}",
-            )
-        )
+    if sent := _sent_before(party, journal, messages, (round, attempt)):
+        return _Work(lines=(sent,))
     if standing.closed is not None:
         raise FileContentError(
             f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "
@@ -118,6 +115,31 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt)
 
 
+def _sent_before(party: Party, journal: OpenJournal, messages: list[Found], at: tuple[int, int]) -> str:
+    """Copy what was sent in an attempt of a round into the folder again; return a line that says so, an empty one if nothing was.
+
+    Raises FileContentError where something that was sent is gone both here and there.
+    """
+    study, kinds = party.study, (party.sketch_kind, "seed")
+    if not journal.sent(party.sketch_kind, *at):
+        return ""
+    copies = party.sent_files(journal, kinds, *at)
+    party.deliver(copies)
+    missing = {identity for kind in kinds for identity in journal.sent(kind, *at)} - {peek(path)[1] for path in copies}
+    for found in messages:
+        if found.identity in missing:
+            party.check(found)  # it is there, and whole
+            missing.remove(found.identity)
+    what = f"study {study.name}: round {at[0]}, attempt {at[1]} was sent"
+    if missing:
+        again = f", or let {study.coordinator.name} repeat the round under new masks: distqexp study repeat"
+        raise FileContentError(
+            f"{what}, but {len(missing)} of its messages are neither in the home here nor in the exchanged folder; expected all that "
+            f"the log names: restore the home{again if study.trust.has_masks else ''}"
+        )
+    return f"{what}; its messages are in {party.folder}"
+
+
 def _sketch_file(party: Party, round: int) -> Path:
     return party.own / f"sketch-{round:03d}.h5"
 
@@ -134,14 +156,16 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
     study, at, outbox = party.study, (round, attempt), party.own / "sent"
     sketch = _sketch_file(party, round)
     anchor = newest_entry()
-    if study.trust.has_masks:
-        sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
-        contribution = contribute(study, party.identity, sums, at, outbox, anchor)
-        paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
-    else:
-        envelope = study.envelope("sketch", at, ledger=anchor)
-        paths = [write_message(outbox, party.identity, envelope, sketch, study.coordinator)[0]]
-    with party.journal.open() as journal:
+    with party.journal.refusals(), party.journal.open() as journal:
+        if sent_meanwhile := _sent_before(party, journal, [], at):
+            return [sent_meanwhile]
+        if study.trust.has_masks:
+            sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
+            contribution = contribute(study, party.identity, sums, at, outbox, anchor)
+            paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
+        else:
+            envelope = study.envelope("sketch", at, ledger=anchor)
+            paths = [write_message(outbox, party.identity, envelope, sketch, study.coordinator)[0]]
         sent = party.send(journal, paths)
     names = ", ".join(path.name for path in sent)
     return [f"study {study.name}: round {round} is charged and sent: {names}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from distqexp.consortium.exchange import Found, found_in, found_of
+from distqexp.consortium.exchange import Found, found_in, of_study
 from distqexp.consortium.home import Home
 from distqexp.consortium.news import Standing, standing_of
 from distqexp.consortium.pins import STUDY_FILE, accepted
@@ -22,10 +22,11 @@ def status(folder: Path, home: Home | None = None) -> list[str]:
     home = home or Home()
     own = [home.study_folder(pins.study) / STUDY_FILE for pins in accepted(home)]
     studies = [Study.parse(path, path.read_bytes()) for path in own]
-    stated = {found.header.study for found in found_in(folder)}
+    messages = found_in(folder)
+    stated = {found.header.study for found in messages}
     for study in studies:
         if study.study_id in stated:
-            return list(_lines(folder, study, found_of(folder, study), home.card().name))
+            return list(_lines(folder, study, of_study(messages, study), home.card().name))
     raise UsageError(
         f"{folder}: no study in it that was accepted here; expected one: distqexp study show {folder}, distqexp study accept {folder}"
     )

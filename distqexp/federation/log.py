@@ -128,7 +128,7 @@ class OpenLog:
         try:
             if os.write(self._descriptor, line) != len(line):
                 raise StorageError(
-                    f"{self._path}: a line was cut short, the disk may be full; free some space and mend the log"
+                    f"{self._path}: a line was cut short, the disk may be full; free some space, then: distqexp log mend"
                 )
             os.fsync(self._descriptor)
         except OSError as error:
@@ -188,7 +188,8 @@ def _checked(path: Path, content: bytes, card: Card) -> list[LogEntry]:
         raise FileContentError(f"{path}: line {number} {fault}: the log was altered: restore it from a backup")
     if rest:
         raise FileContentError(
-            f"{path}: line {len(lines) + 1} is cut short, as a crash leaves it; its event was not confirmed: mend the log"
+            f"{path}: line {len(lines) + 1} is cut short, as a crash leaves it; its event was not confirmed: {card.name} takes it out "
+            "with distqexp log mend"
         )
     return entries
 

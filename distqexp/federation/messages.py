@@ -9,9 +9,11 @@ A message is known by its identity, the SHA-256 of its header, which stands in f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +38,8 @@ LARGEST_FILE = 1 << 40
 SIGNATURE_BYTES = 64
 _DOMAIN = b"distqexp signed message 1\n"
 _CHUNK = 1 << 22
+_NO_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR)
+"""What opening a link, a socket, a device or a folder fails with."""
 
 Content = bytes | bytearray | memoryview | Path
 """The content of a message: bytes in memory, or a file that is streamed."""
@@ -291,16 +295,30 @@ def _mismatch(path: Path, field: str, found: object, expected: object) -> FileCo
     )
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a whole file, which is as private as its content. Raises FileContentError where it is no regular file."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, links: int = os.O_NOFOLLOW) -> Iterator[BinaryIO]:
+    """Open a regular file. A pipe would block whoever reads a folder, and a link leads where others choose."""
+    flags = os.O_NONBLOCK | links
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, reading: os.open(name, reading | flags)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.ENXIO, "", str(path))
             yield file
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise
         raise UsageError(f"{path}: no such file; check its path") from None
     except OSError as error:
+        if error.filename == str(path) and error.errno in _NO_FILE:
+            raise FileContentError(
+                f"{path}: a link, a folder, a pipe or a device; expected a file: take it out"
+            ) from None
         raise StorageError(f"{path}: can't be read ({error.strerror}); check its owner and mode") from error
 
 
@@ -319,7 +337,7 @@ def _measured(stored: Iterable[bytes | memoryview]) -> tuple[int, str]:
 
 def _chunks(content: Content) -> Iterator[bytes | memoryview]:
     if isinstance(content, Path):
-        with _opened(content) as file:
+        with _opened(content, links=0) as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,13 +123,13 @@ class StudyFolders:
         return verify_log(self.home(party) / "log.jsonl", self.identity(party).card)
 
     def check_refused(self, party: str, outcome: Outcome, words: str, code: int = 3) -> None:
-        """One line with these words, exit code 3 or 4, and the same line in the party's log."""
+        """One line with these words, exit code 3 or 4, and the same line in the party's log, but for folders."""
         assert outcome.code == code, outcome
         (line,) = outcome.reasons()
         assert words in line, line
         event = self.log(party)[-1].event
         assert (event["event"], event["code"]) == ("refused", code), event
-        assert event["reason"] in line
+        assert re.search(r" (?:/\S*/)?".join(map(re.escape, event["reason"].split(" "))), line)
 
     def charges(self, party: str) -> list[tuple[str, str, str]]:
         """Role, round and state of every charge in a party's ledger."""
