@@ -73,7 +73,7 @@ def test_the_log_tells_of_a_refusal_no_more_than_everybody_may_know(begin: Begin
     assert event == {"event": "refused", "reason": "the records here were refused", "code": 3}
     table.write_text(whole)
     plan = message(study, "plan-")
-    other = replaced(study, plan, study.identity(OFFICE), content_of(plan))
+    other = replaced(study, plan, study.identity(OFFICE), content_of(study, plan))
     refused = study.at("north").distqexp("study", "sketch", study.exchange, "--data", table)
     assert str(other) in refused.refused(3, "another plan than the one accepted")
     assert (
