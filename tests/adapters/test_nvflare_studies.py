@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flare_parties import CLIENTS, HELPERS, ROUNDS, SHARDS, Parties, at, begin_study, make_parties
+from flare_parties import CLIENTS, CONFIG, HELPERS, ROUNDS, SHARDS, Parties, at, begin_study, make_parties
 from numpy.typing import NDArray
 
 from distqexp import api
@@ -17,7 +17,7 @@ from distqexp.adapters.nvflare.wire import ANSWER, SKETCH, VISIT
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic
 from distqexp.consortium import releasing
-from distqexp.consortium.coordinator import repeat
+from distqexp.consortium.coordinator import repeat, void
 from distqexp.errors import EngineError, FileContentError, UsageError
 from distqexp.federation.keys import passphrase_from
 from distqexp.federation.messages import peek
@@ -208,7 +208,7 @@ def test_a_site_takes_signed_news_of_its_coordinator_alone(study: StudyParties) 
     for message, words in (
         (bytes(altered), "its content is not the one that office signed"),
         (b"release", "it is no message"),
-        (masked.read_bytes(), "a masked of north for round 0, attempt 0; expected closing or void or release"),
+        (masked.read_bytes(), "a masked of north with kind masked; expected another"),
     ):
         code, line = study.visit(NORTH, [closing.read_bytes(), message])
         assert (code, words in line) == (3, True), line
@@ -225,9 +225,36 @@ def test_a_message_in_another_partys_name_is_refused(study: StudyParties) -> Non
         return dict.fromkeys(payloads, south)
 
     with pytest.raises(
-        FileContentError, match=f"client {NORTH}: task: a seed of south .* expected seed or masked of north"
+        FileContentError, match=f"client {NORTH}: task: a seed of south with sender south; expected another"
     ):
         parties.coordinator().run(ask)
+    assert not list((parties.root / "office" / "exchange").glob("seed-*"))
+    seeds = {peek(path)[0].recipient: path for path in (parties.root / "south" / "exchange").glob("seed-*")}
+    for recipient, words in (("south", "a seed of south with recipient south"), ("north", "it is no message")):
+        question = {"closing": b"", "seeds": [seeds[recipient].read_bytes()]}
+        assert attempt(parties.local / site_file(NORTH), ANSWER, question) == (3, {})
+        assert words in parties.log(NORTH).splitlines()[-1]
+
+
+def test_a_void_gives_charges_back_and_ends_the_job(study: StudyParties) -> None:
+    parties = study.parties
+    assert study.visit(NORTH, [])[0] == 0
+    with at(parties.root, "office"):
+        void(parties.root / "office" / "exchange", passphrase_from)
+    with pytest.raises(UsageError, match="round 0 is void; expected a study that goes on"):
+        study.run()
+    with api.Ledger.open(parties.root / "north" / "ledger.sqlite") as ledger:
+        assert [row.state for row in ledger.rows()] == ["voided"]
+    assert not list(study.own("north").glob("sketch-*"))
+
+
+def test_noise_in_shares_is_carried_too(tmp_path: Path) -> None:
+    (tmp_path / "task.toml").write_text(CONFIG.replace("rounds = 2", "rounds = 1\ntolerated_sites = 1"))
+    api.plan(api.load_config(tmp_path / "task.toml"), tmp_path / "plan.h5")
+    parties = make_parties(tmp_path / "parties", tmp_path / "plan.h5", trust=Trust.SHARED_NOISE, k_min=2)
+    parties.absent = {(VISIT, WEST)}
+    parties.coordinator().run(parties.ask)
+    assert [len(parties.charges(shard)) for shard in SHARDS] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

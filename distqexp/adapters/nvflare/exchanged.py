@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from distqexp.consortium.exchange import Found, found_in
 from distqexp.consortium.news import of_coordinator
 from distqexp.consortium.party import Party
 from distqexp.errors import FileContentError, UsageError
-from distqexp.federation.header import KINDS
+from distqexp.federation.header import Header
 from distqexp.federation.messages import file_name, peek
 from distqexp.storage.atomic import write_atomic
 
@@ -61,21 +61,35 @@ def receive(
         for content in contents:
             write_atomic(incoming, content, private=True)
             found = Found(incoming, *peek(incoming))
-            header = found.header
-            stated = (header.round, header.attempt)
-            if header.kind not in kinds or sender not in (None, header.sender) or at not in (None, stated):
-                raise FileContentError(
-                    f"task: a {header.kind} of {header.sender} for round {header.round}, attempt {header.attempt}; expected "
-                    f"{' or '.join(kinds)}{'' if sender is None else f' of {sender}'}"
-                    f"{'' if at is None else f' for round {at[0]}, attempt {at[1]}'}"
-                )
-            if KINDS[header.kind].recipient is None or header.recipient == party.name:
+            _require_expected(party, found.header, kinds, sender, at)
+            if found.header.recipient in (None, party.name):
                 party.read(found, LARGEST_MESSAGE)
-            paths.append(party.folder / file_name(header, found.identity))
+            paths.append(party.folder / file_name(found.header, found.identity))
             os.replace(incoming, paths[-1])
     finally:
         incoming.unlink(missing_ok=True)
     return paths
+
+
+def _require_expected(
+    party: Party, header: Header, kinds: Sequence[str], sender: str | None, at: tuple[int, int] | None
+) -> None:
+    """Raise FileContentError unless a header states a message of the study that is expected here, and that is for this party to have."""
+    study = party.study
+    office = party.name == study.coordinator.name  # it carries what is for others
+    expected: Sequence[tuple[str, object, Container[object]]] = (
+        ("study", header.study, (study.study_id,)),
+        ("plan", header.plan_id, (study.plan_id,)),
+        ("kind", header.kind, kinds),
+        ("sender", header.sender, study.roster if sender is None else (sender,)),
+        ("recipient", header.recipient, (None, party.name, *(study.helper_names if office else ()))),
+        ("round and attempt", (header.round, header.attempt), ((header.round, header.attempt) if at is None else at,)),
+    )
+    for what, found, allowed in expected:
+        if found not in allowed:
+            raise FileContentError(
+                f"task: a {header.kind} of {header.sender} with {what} {found}; expected another: it is for another place or time"
+            )
 
 
 def sent_by(party: Party, name: str, kinds: Sequence[str], at: tuple[int, int]) -> list[Found]:
