@@ -117,7 +117,7 @@ def test_a_round_goes_on_without_a_site_and_a_repeat_has_the_very_same_vectors(
     with at(parties.root, "office"):
         repeat(parties.root / "office" / "exchange", passphrase_from)
     blank = parties.root / "blank.npy"
-    np.save(blank, np.arange(203) % 2 == 0)
+    np.save(blank, np.arange(1797) % 2 == 0)
     parties.change(NORTH, blank=str(blank))  # its records changed: half of them are gone
     kept = study.own("south") / "sketch-000.h5"
     kept.rename(kept.with_name("away"))
@@ -147,7 +147,7 @@ def stop_after(study: StudyParties, order: ReleaseOrder) -> None:
 def test_a_site_whose_reply_was_lost_sends_the_same_messages_again(study: StudyParties) -> None:
     parties = study.parties
     lost = attempt(parties.local / site_file(NORTH), VISIT, {"messages": []})
-    np.save(parties.root / "blank.npy", np.ones(203, dtype=bool))
+    np.save(parties.root / "blank.npy", np.ones(1797, dtype=bool))
     parties.change(NORTH, blank=str(parties.root / "blank.npy"))
     assert attempt(parties.local / site_file(NORTH), VISIT, {"messages": []}) == lost
     assert len(parties.charges("north")) == 1
