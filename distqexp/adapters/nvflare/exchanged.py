@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def _require_expected(
     """Raise FileContentError unless a header states a message of the study that is expected here, and that is for this party to have."""
     study = party.study
     office = party.name == study.coordinator.name  # it carries what is for others
-    expected: Sequence[tuple[str, object, Container[object]]] = (
+    expected: Sequence[tuple[str, object, Collection[object]]] = (
         ("study", header.study, (study.study_id,)),
         ("plan", header.plan_id, (study.plan_id,)),
         ("kind", header.kind, kinds),
@@ -88,7 +88,8 @@ def _require_expected(
     for what, found, allowed in expected:
         if found not in allowed:
             raise FileContentError(
-                f"task: a {header.kind} of {header.sender} with {what} {found}; expected another: it is for another place or time"
+                f"task: a {header.kind} of {header.sender} with {what} {found}; expected {' or '.join(map(str, [*allowed][:5]))}: it "
+                "is for another place or time"
             )
 
 
