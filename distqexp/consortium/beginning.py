@@ -167,6 +167,8 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
             f"study {study.name}: its plan {study.plan_id[:16]} is that of another study accepted here; expected a plan of its own: sums "
             "of two lists of sites would give single sites away"
         )
+    if earlier is None and identity.name in study.site_names:
+        _refuse_sketched(study, identity.name)
     if earlier is not None and given.population not in (None, earlier.population):
         raise FileContentError(
             f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
@@ -193,6 +195,16 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
             "accepted stays"
         )
     copy.unlink()
+
+
+def _refuse_sketched(study: Study, shard: str) -> None:
+    """Refuse a plan whose sums left this site without a study: they would be neither signed nor masked, and differ from a study's."""
+    with Ledger.open() as ledger:
+        if any(row.key.startswith(f"site-{shard}/{study.plan_id}/") for row in ledger.rows()):
+            raise FileContentError(
+                f"study {study.name}: its plan was sketched here without a study, as the ledger says; expected a plan of its own: ask "
+                f"{study.coordinator.name}"
+            )
 
 
 def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> str:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distqexp import api
 from distqexp.adapters.nvflare.coordinator import Coordinator
-from distqexp.adapters.nvflare.settings import COORDINATOR_FILE, CoordinatorSettings, read_settings, site_file
+from distqexp.adapters.nvflare.settings import (
+    COORDINATOR_FILE,
+    CoordinatorSettings,
+    SiteSettings,
+    party_of,
+    read_settings,
+    site_file,
+)
 from distqexp.adapters.nvflare.site import attempt
+from distqexp.adapters.nvflare.study import StudyCoordinator
 from distqexp.adapters.nvflare.wire import Answer, Payload
-from distqexp.errors import StoppedError
-from distqexp.federation.keys import Identity
-from distqexp.federation.study import Study, Trust, sign_study
-from distqexp.kinds import Adjacency
+from distqexp.consortium.beginning import Acceptance, Terms, accept, sign, study_of, write_study
+from distqexp.consortium.home import Home
+from distqexp.federation.keys import passphrase_from
+from distqexp.federation.study import Trust
 
 SHARDS = ("north", "south", "west")
 CLIENTS = {f"clinic-{shard}": shard for shard in SHARDS}
@@ -74,7 +84,6 @@ class Parties:
     asked: list[tuple[str, Mapping[str, Payload]]] = field(default_factory=list)
     answered: list[Mapping[str, Answer]] = field(default_factory=list)
     absent: set[tuple[str, str]] = field(default_factory=set)
-    last_round: int = ROUNDS
 
     @property
     def out(self) -> Path:
@@ -82,16 +91,15 @@ class Parties:
 
     def ask(self, name: str, payloads: Mapping[str, Payload]) -> Mapping[str, Answer]:
         """Give the task to each client in this process, and keep what went to and fro."""
-        if any(len(payload.get("releases", ())) > self.last_round for payload in payloads.values()):
-            raise StoppedError("enough rounds")
         self.asked.append((name, payloads))
         present = [client for client in payloads if (name, client) not in self.absent]
         answers = {client: attempt(self.local / site_file(client), name, payloads[client]) for client in present}
         self.answered.append(answers)
         return answers
 
-    def coordinator(self) -> Coordinator:
-        return Coordinator(read_settings(CoordinatorSettings, self.local / COORDINATOR_FILE))
+    def coordinator(self) -> Coordinator | StudyCoordinator:
+        settings = read_settings(CoordinatorSettings, self.local / COORDINATOR_FILE)
+        return Coordinator(settings) if settings.exchange is None else StudyCoordinator(settings)
 
     def change(self, client: str, **settings: Any) -> None:
         """Set keys of a client's settings."""
@@ -107,59 +115,60 @@ class Parties:
 
 
 def make_parties(
-    root: Path, plan_file: Path, *, masks: bool = False, k_min: int = 3, local: Path | None = None
+    root: Path, plan_file: Path, *, trust: Trust | None = None, k_min: int = 3, local: Path | None = None
 ) -> Parties:
-    """Settings for everybody, for the plan in that file; with masks a study too, in which two sites are helpers."""
+    """Settings for everybody, for the plan in that file; with a mode of trust a study too, in which two sites may be helpers."""
     parties = Parties(root, local or root / "local")
     parties.local.mkdir(parents=True)
-    plan_id = api.Plan.read(plan_file).plan_id
-    office = {"plan": str(plan_file), "out": str(parties.out), "config": str(plan_file.parent / "task.toml")}
-    own: dict[str, dict[str, Any]] = {name: {"plan_id": plan_id, "shard": name} for name in SHARDS}
+    office: dict[str, Any] = {"out": str(parties.out), "config": str(plan_file.parent / "task.toml")}
+    own: dict[str, dict[str, Any]] = {name: {} for name in SHARDS}
     for name in ("office", *SHARDS):
         (root / name / "scratch").mkdir(parents=True)
-    if masks:
-        study = write_study(root, plan_id, k_min)
-        office |= {"study": str(study), "identity": str(root / "office" / "keys")}
-        card = str(root / "office" / "card")
-        own = {
-            name: {"study": str(study), "coordinator": card, "identity": str(root / name / "keys")} for name in SHARDS
-        }
-    for name, settings in own.items():
-        settings["scratch"] = str(root / name / "scratch")
+    if trust is None:
+        plan_id = api.Plan.read(plan_file).plan_id
+        office |= {"plan": str(plan_file), "keep_quadratics": True}
+        own = {name: {"plan_id": plan_id, "shard": name} for name in SHARDS}
+    else:
+        begin_study(root, plan_file, trust, k_min)
     for name, settings in (("office", office), *own.items()):
-        settings |= {"ledger": str(root / name / "ledger.sqlite"), "insecure_noise_seed": SEED}
-    for name in HELPERS.values() if masks else ():
-        own[name] |= {"helper_log": str(root / name / "helper.log")}
-    tables = f"[sites]\n{toml(CLIENTS)}" + (f"[helpers]\n{toml(HELPERS)}" if masks else "")
-    (parties.local / COORDINATOR_FILE).write_text(f"keep_quadratics = true\n{toml(office)}{tables}")
+        settings |= {"ledger": str(root / name / "ledger.sqlite")}
+        settings |= {"insecure_noise_seed": SEED} if trust is None else {"exchange": str(root / name / "exchange")}
+    for name in SHARDS:
+        own[name]["scratch"] = str(root / name / "scratch")
+    helpers = HELPERS if trust is not None and trust.has_masks else {}
+    tables = f"[sites]\n{toml(CLIENTS)}" + (f"[helpers]\n{toml(helpers)}" if helpers else "")
+    (parties.local / COORDINATOR_FILE).write_text(f"{toml(office)}{tables}")
     for client, name in CLIENTS.items():
         (parties.local / site_file(client)).write_text(toml(own[name]))
     return parties
 
 
-def write_study(root: Path, plan_id: str, k_min: int) -> Path:
-    """Keys and cards for everybody, and the study that the office signed."""
-    identities = {name: Identity.draw(name) for name in ("office", *SHARDS)}
-    for name, identity in identities.items():
-        identity.write(root / name / "keys")
-    identities["office"].card.write(root / "office" / "card")
-    study = Study(
-        name="digits",
-        plan_id=plan_id,
-        model="8" * 64,
-        coordinator=identities["office"].card,
-        sites=tuple(identities[name].card for name in SHARDS),
-        helpers=tuple(identities[name].card for name in HELPERS.values()),
-        k_min=k_min,
-        epsilon=2.0,
-        delta=1e-4,
-        unit="record",
-        adjacency=Adjacency.ZERO_OUT,
-        presence=1,
-        rounds=ROUNDS,
-        trust=Trust.MASKS,
-    )
-    return sign_study(study, identities["office"], root / "office")[0]
+@contextmanager
+def at(root: Path, name: str) -> Iterator[None]:
+    """What the block does is done by that party, with its keys and its ledger, as its commands would do it."""
+    with party_of(SiteSettings(exchange=root / name / "exchange", ledger=root / name / "ledger.sqlite")):
+        yield
+
+
+def begin_study(root: Path, plan_file: Path, trust: Trust, k_min: int, study: str = "digits") -> None:
+    """Keys and cards for everybody, and the study that the office signed and all others accepted."""
+    cards = {}
+    for name in ("office", *SHARDS):
+        with at(root, name):
+            home = Home()
+            cards[name] = home.card() if home.folder.exists() else home.create(name, None).card
+    helpers = tuple(cards[name] for name in HELPERS.values()) if trust.has_masks else ()
+    terms = Terms(study, tuple(cards[name] for name in SHARDS), helpers, trust, k_min)
+    write_study(study_of(api.Plan.read(plan_file), cards["office"], terms), root / f"{study}.toml")
+    folder = root / "office" / "exchange"
+    shutil.rmtree(folder, ignore_errors=True)
+    with at(root, "office"):
+        sign(root / f"{study}.toml", plan_file, folder, passphrase_from)
+    for name in SHARDS:
+        shutil.rmtree(root / name / "exchange", ignore_errors=True)
+        shutil.copytree(folder, root / name / "exchange")
+        with at(root, name):
+            accept(Acceptance(root / name / "exchange", cards["office"], elsewhere=False), passphrase_from)
 
 
 def toml(tree: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from nvflare.apis.signal import Signal
 from distqexp.adapters.nvflare.coordinator import Coordinator
 from distqexp.adapters.nvflare.executor import EXIT_CODE
 from distqexp.adapters.nvflare.settings import COORDINATOR_FILE, CoordinatorSettings, read_settings
+from distqexp.adapters.nvflare.study import StudyCoordinator
 from distqexp.adapters.nvflare.wire import Answer, Payload
 from distqexp.engines.base import reason
 from distqexp.errors import EngineError, StoppedError
@@ -49,7 +50,7 @@ class CoordinatorController(Controller):
             def ask(name: str, payloads: Mapping[str, Payload]) -> Mapping[str, Answer]:
                 return self._ask(name, payloads, settings.timeout, abort_signal, fl_ctx)
 
-            certificate = Coordinator(settings).run(ask)
+            certificate = (Coordinator if settings.exchange is None else StudyCoordinator)(settings).run(ask)
             self.log_info(fl_ctx, f"distqexp: {certificate['statement']}")
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the job ends with one line that holds nothing private
             self.system_panic(f"distqexp: {reason(error)}", fl_ctx)

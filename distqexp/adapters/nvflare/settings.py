@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 import types
 import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distqexp.errors import FileContentError, UsageError
+from distqexp.consortium.home import HOME_VARIABLE
+from distqexp.errors import UsageError
 from distqexp.federation.header import DIGEST
-from distqexp.federation.keys import Card, Identity, passphrase_from
-from distqexp.federation.study import Study, Trust, read_study
 
 COORDINATOR_FILE = "distqexp-coordinator.toml"
+
+LEDGER_VARIABLE = "DISTQEXP_LEDGER"
+"""The environment variable with a user's own ledger."""
 
 Settings = TypeVar("Settings", "SiteSettings", "CoordinatorSettings")
 
@@ -29,8 +34,10 @@ class SiteSettings:
     """What a site or a helper works with. Paths in the file are relative to it.
 
     Attributes:
-        plan_id: The plan that this site agreed to; no other is sketched. Where there is a study, the study's.
-        shard: The shard's name in the plan; in a study the party's own name when None.
+        plan_id: The plan that this site agreed to, without a study; no other is sketched.
+        exchange: This party's copy of the folder of a study, from which it accepted it; then plan, trust and names are the study's.
+        home: The party's own folder, with keys, log and what it keeps of studies; see ``party_of``.
+        shard: The shard's name in the plan.
         data: The private records.
         labels: The file of the labels.
         tokenizer: The folder of the tokenizer.
@@ -40,13 +47,11 @@ class SiteSettings:
         ledger: The site's ledger; the user's own when None.
         scratch: Where private temporary folders are made; the system's place when None.
         insecure_noise_seed: The test run to take part in, which is NOT PRIVATE.
-        study: The signed study, which fixes the plan and the mode of trust.
-        coordinator: The card of its coordinator.
-        identity: This party's keys.
-        helper_log: The log of a helper.
     """
 
     plan_id: str | None = None
+    exchange: Path | None = None
+    home: Path | None = None
     shard: str | None = None
     data: Path | None = None
     labels: Path | None = None
@@ -57,37 +62,16 @@ class SiteSettings:
     ledger: Path | None = None
     scratch: Path | None = None
     insecure_noise_seed: int | None = None
-    study: Path | None = None
-    coordinator: Path | None = None
-    identity: Path | None = None
-    helper_log: Path | None = None
 
     def __post_init__(self) -> None:
         """Check how the fields fit together. Raises UsageError."""
-        if (self.plan_id is None) == (self.study is None):
-            raise UsageError("settings: expected either plan_id, the plan that this site agreed to, or study")
+        if (self.plan_id is None) == (self.exchange is None):
+            raise UsageError(
+                "settings: expected either plan_id, the plan that this site agreed to, or exchange, the folder of a study"
+            )
         if self.plan_id is not None and not DIGEST.fullmatch(self.plan_id):
             raise UsageError(f"settings: plan_id {ascii(self.plan_id)[:80]}; expected 64 hexadecimal digits")
-
-    def party(self) -> tuple[Study, Identity]:
-        """Return the study and this party's keys. Raises UsageError, FileContentError."""
-        if self.study is None or self.coordinator is None or self.identity is None:
-            raise UsageError("settings: expected study, coordinator and identity for a task with masks")
-        study = read_study(self.study, Card.read(self.coordinator))
-        return _with_masks(study), Identity.read(self.identity, passphrase_from)
-
-    def agreed_plan(self) -> str:
-        """Return the identity of the plan that this site agreed to. Raises FileContentError where its study has masks."""
-        if self.plan_id is not None:
-            return self.plan_id
-        if self.study is None or self.coordinator is None:
-            raise UsageError("settings: study without coordinator; expected the card of the study's coordinator")
-        study = read_study(self.study, Card.read(self.coordinator))
-        if study.trust is not Trust.CURATOR:
-            raise FileContentError(
-                f"task: without masks; expected one with trust {str(study.trust)!r}, as study {study.name} fixes it"
-            )
-        return study.plan_id
+        _require_none(self, ("shard", "population", "insecure_noise_seed"))
 
 
 @dataclass(frozen=True)
@@ -95,48 +79,71 @@ class CoordinatorSettings:
     """What the coordinator works with. Paths in the file are relative to it.
 
     Attributes:
-        plan: The plan's file.
-        out: The folder of the run: plan, releases and model. Private while a round is pooled.
+        out: The folder of the run: the model, and without a study plan and releases. Private while a round is pooled.
         sites: The shard, or the party of the study, of each client that is a site.
+        plan: The plan's file, without a study.
+        exchange: The coordinator's copy of the folder of a study, in which it signed it.
+        home: The coordinator's own folder, with keys and log; see ``party_of``.
         config: The config, which says where public and evaluation data are.
         ledger: The coordinator's ledger; the user's own when None.
         weights: This machine's copy of the pretrained weights.
         insecure_noise_seed: Seed of the noise, for tests: the releases are NOT PRIVATE.
         keep_quadratics: Whether to keep the pooled sums, which are private.
         timeout: Seconds that clients have for a task; 0 waits for ever.
-        study: The signed study; None for a trusted curator without one.
-        identity: The coordinator's keys, for a study.
         helpers: The helper of the study that each client is, of those that are one.
     """
 
-    plan: Path
     out: Path
     sites: dict[str, str]
+    plan: Path | None = None
+    exchange: Path | None = None
+    home: Path | None = None
     config: Path | None = None
     ledger: Path | None = None
     weights: Path | None = None
     insecure_noise_seed: int | None = None
     keep_quadratics: bool = False
     timeout: int = 0
-    study: Path | None = None
-    identity: Path | None = None
     helpers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the names. Raises UsageError."""
+        """Check the names and how the fields fit together. Raises UsageError."""
         for table, names in (("sites", self.sites), ("helpers", self.helpers)):
             if len(set(names.values())) < len(names):
                 raise UsageError(f"settings: the same name twice in {table}; expected one client for each")
+        if (self.plan is None) == (self.exchange is None):
+            raise UsageError("settings: expected either plan, the file of a plan, or exchange, the folder of a study")
+        _require_none(self, ("insecure_noise_seed", "keep_quadratics"))
 
-    def party(self) -> tuple[Study, Identity] | None:
-        """Return the study and the coordinator's keys; None for a trusted curator. Raises UsageError, FileContentError."""
-        if self.study is None:
-            return None
-        if self.identity is None:
-            raise UsageError("settings: study without identity; expected the coordinator's keys")
-        identity = Identity.read(self.identity, passphrase_from)
-        study = read_study(self.study, identity.card)
-        return (_with_masks(study), identity) if study.trust.has_masks else None
+    def require_clients(self, table: str, names: Sequence[str]) -> None:
+        """Raise UsageError unless a table has a client for each of these names and for no other."""
+        found: dict[str, str] = getattr(self, table)
+        if set(found.values()) != set(names):
+            raise UsageError(
+                f"settings: {table} {', '.join(sorted(found.values()))[:200] or 'none'}; expected a client for each of "
+                f"{', '.join(names)[:200] or 'none'}"
+            )
+
+
+@contextmanager
+def party_of(settings: SiteSettings | CoordinatorSettings) -> Iterator[None]:
+    """Let everything in the block work with the settings' own folder of the party and their ledger.
+
+    Studies find both as commands do, by the environment; one process of FLARE's is one party's. A ledger alone brings the folder
+    ``party`` beside it. With neither, the environment stays as it is.
+    """
+    home = settings.home or (settings.ledger.parent / "party" if settings.ledger else None)
+    named = {HOME_VARIABLE: home, LEDGER_VARIABLE: settings.ledger}
+    before = {name: os.environ.get(name) for name, path in named.items() if path is not None}
+    os.environ.update({name: str(named[name]) for name in before})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
@@ -155,7 +162,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     try:
         return kind(**values)
     except TypeError:
-        raise UsageError(f"{path}: a key is missing; expected plan, out and sites") from None
+        raise UsageError(f"{path}: a key is missing; expected out and sites") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -170,9 +177,8 @@ def _converted(path: Path, name: str, value: Any, hint: Any) -> Any:
     return path.parent / Path(value).expanduser() if hint is Path else value
 
 
-def _with_masks(study: Study) -> Study:
-    if study.trust is not Trust.MASKS:
-        raise UsageError(
-            f"study {study.name}: trust {str(study.trust)!r}; expected {str(Trust.MASKS)!r}, the one with masks that FLARE's tasks know"
-        )
-    return study
+def _require_none(settings: SiteSettings | CoordinatorSettings, names: Sequence[str]) -> None:
+    """Refuse keys that a study fixes, or does not have."""
+    for name in names:
+        if settings.exchange is not None and getattr(settings, name):
+            raise UsageError(f"settings: {name} with exchange; expected none: a study fixes it, and draws real noise")

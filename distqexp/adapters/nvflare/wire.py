@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from distqexp.errors import FileContentError
 
 SKETCH = "distqexp-sketch"
 """A site sketches its records; its sketch file comes back. Private."""
-MASK = "distqexp-mask"
-"""A site sketches its records; its masked vector, and a sealed seed for each helper, come back."""
+VISIT = "distqexp-visit"
+"""A site of a study takes what the coordinator sent, and sends what its round asks for: signed messages, to and fro."""
 ANSWER = "distqexp-answer"
-"""A helper answers a closing."""
+"""A helper of a study answers a closing."""
 
-TASKS = (SKETCH, MASK, ANSWER)
+TASKS = (SKETCH, VISIT, ANSWER)
 
 Payload = Mapping[str, Any]
 """The content of a task or of what comes back: bytes, texts, whole numbers, and lists and tables of bytes."""
@@ -44,6 +44,16 @@ _MEANINGS = {
 def meaning(code: int) -> str:
     """Return what a site's exit code means, for the coordinator: a class of errors, with nothing of the site in it."""
     return f"exit code {code}: {_MEANINGS.get(code, _MEANINGS[5])}"
+
+
+def failures(clients: Iterable[str], answers: Mapping[str, Answer]) -> str:
+    """Return which clients failed, and how, in words that hold nothing private."""
+    failed = [
+        f"client {client}: {meaning(answers[client].code) if client in answers else 'no answer in time'}"
+        for client in clients
+        if client not in answers or answers[client].code
+    ]
+    return "; ".join(failed) or "all clients answered"
 
 
 def field(payload: Payload, name: str, kind: type) -> Any:
