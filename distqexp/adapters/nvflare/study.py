@@ -16,7 +16,7 @@ from distqexp.adapters.nvflare.exchanged import news_of, receive, sent_by
 from distqexp.adapters.nvflare.settings import CoordinatorSettings, party_of
 from distqexp.adapters.nvflare.wire import ANSWER, VISIT, Ask, Payload, failures, several
 from distqexp.consortium.coordinator import close, open_coordinator, standing_here
-from distqexp.consortium.exchange import Found
+from distqexp.consortium.exchange import Found, note
 from distqexp.consortium.news import Standing, listed_before
 from distqexp.consortium.releasing import export, release
 from distqexp.engines.serial import SerialEngine
@@ -149,8 +149,8 @@ class StudyCoordinator:
         try:
             if payloads:
                 ask(VISIT, payloads)
-        except DistqexpError:
-            return
+        except DistqexpError as error:
+            note(f"not every site was told how round and study ended, and keeps its sums until it is: {error}")
 
     def _news_for(self, client: str) -> Payload:
         """Return what the coordinator told of rounds and this run did not bring to a client yet."""
