@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import tempfile
 from collections.abc import Generator, Iterator
@@ -72,12 +73,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
 
 
+@pytest.fixture(scope="session")
+def ledger_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders without end. pytest's own look through all earlier ones for the next number, which takes ever longer."""
+    folder = tmp_path_factory.mktemp("ledgers")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_ledger(ledger_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test touches the user's ledger."""
-    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
-    monkeypatch.setenv("DISTQEXP_LEDGER", str(path))
-    return path
+    folder = next(ledger_folders)
+    folder.mkdir()
+    monkeypatch.setenv("DISTQEXP_LEDGER", str(folder / "ledger.sqlite"))
+    return folder / "ledger.sqlite"
 
 
 @pytest.fixture(scope="session")
