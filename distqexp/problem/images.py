@@ -22,12 +22,12 @@ def rotate_images(images: NDArray[Any], degrees: float | FloatArray) -> FloatArr
     """
     from scipy.ndimage import rotate
 
-    angles = np.broadcast_to(degrees, len(images))
+    planes = np.asarray(images, dtype=np.float64)
+    if np.ndim(degrees) == 0:
+        return rotate(planes, float(degrees), axes=(3, 2), reshape=False, order=1)
     results = np.empty(images.shape, dtype=np.float64)
-    for record, image in enumerate(images):
-        for channel, plane in enumerate(image):
-            angle = float(angles[record])
-            results[record, channel] = rotate(np.asarray(plane, dtype=np.float64), angle, reshape=False, order=1)
+    for record, angle in enumerate(np.asarray(degrees)):
+        rotate(planes[record], float(angle), axes=(2, 1), reshape=False, output=results[record], order=1)
     return results
 
 

@@ -6,8 +6,10 @@ What a process itself brings, from its import to its signals, is tested with the
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -77,10 +79,9 @@ def serve(address: str) -> None:
     import torch
 
     from distqexp import cli, fit
-    from distqexp.audit import command  # noqa: F401
-    from distqexp.stages import rounds, verify  # noqa: F401
-    from distqexp.tuning import tune  # noqa: F401
 
+    for name in preloaded():
+        importlib.import_module(name)
     torch.set_num_threads(1)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -98,6 +99,15 @@ def serve(address: str) -> None:
                         )
                     )
                     os._exit(0)
+
+
+def preloaded() -> list[str]:
+    """What commands import when they get there: every module of distqexp but those of other people's frameworks, and what they need."""
+    import distqexp
+
+    found = [module.name for module in pkgutil.walk_packages(distqexp.__path__, "distqexp.")]
+    own = [name for name in found if not name.startswith(("distqexp.adapters", "distqexp.sklearn"))]
+    return [*own, "torch._dynamo", "jinja2", "typer", "threadpoolctl", "cryptography.hazmat.primitives.asymmetric.ed25519"]
 
 
 def run_script() -> None:

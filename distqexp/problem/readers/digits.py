@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ class DigitsReader(Reader):
         return ()
 
 
+@cache
 def _table() -> FloatArray:
-    """Read (1797, 65) from the packaged file where it is there, since importing scikit-learn costs each rank seconds."""
+    """Read (1797, 65), once, from the packaged file where it is there, since importing scikit-learn costs each rank seconds."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise UsageError("data.format: 'digits' needs scikit-learn, which is not installed; pip install scikit-learn")

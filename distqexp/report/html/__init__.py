@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distqexp.errors import FileContentError, UsageError
 from distqexp.privacy.ledger.left import amount_left
 from distqexp.report.html import figures, words
 from distqexp.report.html.reading import FIGURES, Run, read_run
 from distqexp.storage.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["FIGURES", "REPORT", "is_report", "report_page", "write_report"]
 
@@ -57,16 +61,13 @@ def report_page(runs: Sequence[Run]) -> str:
         FileContentError: A file of a run lacks a figure, or has one that can't be.
     """
     # Imported here: a rank that trains has no use for templates.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+    from jinja2 import UndefinedError
 
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style = (_HERE / "style.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     shown = [_run_of(run, f"run-{place}", alone=len(runs) == 1) for place, run in enumerate(runs, start=1)]
     single = len(shown) == 1
-    page = environment.get_template("run.html.j2" if single else "runs.html.j2")
+    page = _templates().get_template("run.html.j2" if single else "runs.html.j2")
     comparison = None if single else _comparison(runs)
     try:
         return page.render(
@@ -83,6 +84,16 @@ def report_page(runs: Sequence[Run]) -> str:
         raise FileContentError(
             f"{where}: certificate.json or {FIGURES} is not as a run writes it ({str(error)[:80]}); take the files of the run itself"
         ) from None
+
+
+@cache
+def _templates() -> Environment:
+    """Return the templates, which a process compiles once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _run_of(run: Run, name: str, *, alone: bool) -> dict[str, Any]:
