@@ -107,7 +107,14 @@ def preloaded() -> list[str]:
 
     found = [module.name for module in pkgutil.walk_packages(distqexp.__path__, "distqexp.")]
     own = [name for name in found if not name.startswith(("distqexp.adapters", "distqexp.sklearn"))]
-    return [*own, "torch._dynamo", "jinja2", "typer", "threadpoolctl", "cryptography.hazmat.primitives.asymmetric.ed25519"]
+    return [
+        *own,
+        "torch._dynamo",
+        "jinja2",
+        "typer",
+        "threadpoolctl",
+        "cryptography.hazmat.primitives.asymmetric.ed25519",
+    ]
 
 
 def run_script() -> None:
