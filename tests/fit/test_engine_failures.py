@@ -16,7 +16,7 @@ from fit_harness import QUICK, fit_arguments, seeded_serial_run, settings
 from mpi_harness import MpiRun, run_environ, start_ranks
 from small_clusters import scheduler_with_workers
 
-pytestmark = [pytest.mark.process, pytest.mark.alone]  # ranks wait for each other in busy loops
+pytestmark = pytest.mark.process
 
 
 ONE_ROUND = (*QUICK, "mechanism.rounds=1")
@@ -29,6 +29,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_dask_worker_killed_while_sketching_changes_nothing(tmp_path: Path, serial: Path) -> None:
     pytest.importorskip("distributed")
     out = tmp_path / "run"
@@ -45,6 +46,7 @@ def test_a_dask_worker_killed_while_sketching_changes_nothing(tmp_path: Path, se
     assert _sums(out / "quadratic-000.h5") == _sums(serial / "quadratic-000.h5")
 
 
+@pytest.mark.alone  # ranks wait for each other in busy loops
 @pytest.mark.parametrize(
     ("error", "code", "words"), [("RuntimeError", 5, "unexpected RuntimeError"), ("FileContentError", 3, "of rank 1")]
 )

@@ -16,7 +16,7 @@ from mpi_harness import alive, run_environ
 
 from distqexp import fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 pytest.importorskip("dask_jobqueue")
 
 SBATCH = """#!/usr/bin/env bash

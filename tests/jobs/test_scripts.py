@@ -26,7 +26,7 @@ from job_sites import (
 from distqexp import fit
 from distqexp.privacy.ledger import Ledger
 
-pytestmark = [pytest.mark.process, pytest.mark.alone]  # ranks wait for each other in busy loops
+pytestmark = pytest.mark.process
 
 SCHEDULERS = ("slurm", "pbs", "lsf")
 
@@ -46,11 +46,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("scheduler", "launcher", "stop", "element"),
     [
-        ("slurm", RUN_SERIALLY, signal.SIGTERM, {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}),
-        ("pbs", RUN_SERIALLY, signal.SIGUSR1, {"PBS_ARRAY_INDEX": "2", "PBS_JOBID": "42[2].server"}),
-        ("lsf", RUN_TWO_RANKS, signal.SIGTERM, {"LSB_JOBINDEX": "2"}),
+        pytest.param(
+            *("slurm", RUN_SERIALLY, signal.SIGTERM, {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}),
+            id="slurm",
+        ),
+        pytest.param(
+            *("pbs", RUN_SERIALLY, signal.SIGUSR1, {"PBS_ARRAY_INDEX": "2", "PBS_JOBID": "42[2].server"}), id="pbs"
+        ),
+        pytest.param(*("lsf", RUN_TWO_RANKS, signal.SIGTERM, {"LSB_JOBINDEX": "2"}), id="lsf", marks=pytest.mark.alone),
     ],
-    ids=SCHEDULERS,
 )
 def test_an_element_that_is_stopped_is_queued_again_and_ends_like_an_undisturbed_run(
     scheduler: str,

@@ -17,7 +17,7 @@ from slurm_cluster import Slurm, one_node
 from distqexp import fit
 from distqexp.privacy.ledger import Ledger
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.process, pytest.mark.alone]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.process]
 
 
 @pytest.fixture(scope="module")
