@@ -104,17 +104,19 @@ class Fuzzed:
         )
 
 
-def fuzz(folder: Path, kind: str, count: int, seed: int = 20) -> Fuzzed:
-    """Have a child meet ``count`` mutants, many of them shared by two children; each is started anew after a mutant that it dies of."""
-    if count < SHARED_FROM:
-        return _fuzz_part(folder, kind, seed, 0, count)
+def fuzz(folder: Path, kind: str, indices: range, seed: int = 20) -> Fuzzed:
+    """Have a child meet the mutants of these numbers, many of them shared by two children; each is started anew after one it dies of."""
+    first, after = indices.start, indices.stop
+    if len(indices) < SHARED_FROM:
+        return _fuzz_part(folder, kind, seed, first, after)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         other = shutil.copytree(
             folder, Path(name) / "originals"
         )  # mutants have a name: each child has a folder of its own
-        first = pool.submit(_fuzz_part, folder, kind, seed, 0, count // 2)
-        second = pool.submit(_fuzz_part, other, kind, seed, count // 2, count)
-        return first.result().joined(second.result())
+        middle = (first + after) // 2
+        one = pool.submit(_fuzz_part, folder, kind, seed, first, middle)
+        two = pool.submit(_fuzz_part, other, kind, seed, middle, after)
+        return one.result().joined(two.result())
 
 
 def _fuzz_part(folder: Path, kind: str, seed: int, first: int, count: int) -> Fuzzed:

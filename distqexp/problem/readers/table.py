@@ -262,9 +262,11 @@ class CsvReader(TableReader):
             if record is None:
                 values[place] = unreadable
                 continue
-            entries = [self.dialect.number_text(record[position]) for position in positions]
+            entries = [record[position] for position in positions]
+            if self.dialect.decimal != ".":
+                entries = [self.dialect.number_text(entry) for entry in entries]
             try:
-                values[place] = [float(entry) for entry in entries]
+                values[place] = [float(entry or "nan") for entry in entries]  # most missing values are empty
                 plain = b"_" not in line  # float() takes 1_000 for a number
             except ValueError:  # a missing value, or no number
                 plain = False
