@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fitted_tasks import CONFIGS, fitted
+from fitted_tasks import CONFIGS, fitted_for_seeds
 
 from distqexp.api import load_config
 from distqexp.config import Config
@@ -36,7 +36,7 @@ def mnist(
 
 
 def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
-    results = [fitted(config, folder / f"{seed}", seed) for seed in range(seeds)]
+    results = fitted_for_seeds(config, folder, range(seeds))
     assert all(result.certificate["epsilon"] <= config.privacy.epsilon for result in results)
     rounded = "per unit" if config.mechanism.sampled else "per micro-batch"
     assert all(result.certificate["sums"]["rounded"] == rounded for result in results)
