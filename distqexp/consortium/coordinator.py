@@ -84,6 +84,7 @@ def close(folder: Path, ask: Ask) -> list[str]:
         anchor = newest_entry()
         if party.study.trust.has_masks:
             pool = Pool(party.study, party.identity, at, Plan.read(party.plan_file).width)
+            _require_seeds(party, messages, incoming)
             for found in incoming:
                 party.take(journal, found, pool.masked_bytes, pool.add_message)
             path, _ = pool.close(party.own / "sent", anchor)
@@ -93,6 +94,18 @@ def close(folder: Path, ask: Ask) -> list[str]:
             path, _ = write_message(party.own / "sent", party.identity, envelope, closing.to_bytes())
         (sent,) = party.send(journal, [path])
         return [_closed_line(party, Found(sent, *peek(sent)))]
+
+
+def _require_seeds(party: Party, messages: list[Found], incoming: list[Found]) -> None:
+    """Raise FileContentError where a seed that a site's vector names is not here: no helper could answer, and no round be released."""
+    here = {one.identity for one in messages if one.header.kind == "seed"}
+    for path, header, _ in incoming:
+        missing = sum(known not in here for known in header.receipts)
+        if missing:
+            raise FileContentError(
+                f"{path}: {missing} of the {len(header.receipts)} seeds that it names are not here; expected all: copy them, or take it "
+                f"out to close without {header.sender}"
+            )
 
 
 def taken_sketch(party: Party, site: str) -> Path:
@@ -174,7 +187,7 @@ def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], stan
         if header.kind not in ("masked", "sketch") or journal.took(found.identity):
             continue
         if stated < at or (stated == at and standing.closed is not None):
-            party.check(found)
+            party.check(found, content=False)
             journal.refuse(
                 found.identity,
                 FileContentError(
@@ -198,7 +211,7 @@ def _refuse_newcomers(
     listed = listed_before(party, messages, *at)
     for found in incoming:
         if found.header.sender not in listed and not journal.took(found.identity):
-            party.check(found)
+            party.check(found, content=False)
             journal.refuse(
                 found.identity,
                 FileContentError(
@@ -259,6 +272,8 @@ def void(folder: Path, ask: Ask) -> list[str]:
 
 
 def _send_void(party: Party, journal: OpenJournal, standing: Standing, content: bytes | Path) -> Path:
-    envelope = party.study.envelope("void", (standing.round, standing.attempt), ledger=newest_entry())
+    receipts = () if standing.closed is None else (standing.closed.identity,)
+    at = (standing.round, standing.attempt)
+    envelope = party.study.envelope("void", at, ledger=newest_entry(), receipts=receipts)
     path, _ = write_message(party.own / "sent", party.identity, envelope, content)
     return party.send(journal, [path])[0]

@@ -112,6 +112,7 @@ def deliver(path: Path, folder: Path, *, check: Callable[[], object] = lambda: N
             shutil.copyfileobj(source, copy)
 
     write_atomic(target, fill)
+    target.chmod(0o644)  # parties with accounts of their own read it, and what is private in it is sealed
 
 
 def _has_digest(path: Path, digest: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
@@ -23,7 +24,7 @@ COORDINATOR_KINDS = ("closing", "void", "release")
 """The kinds in which a coordinator tells of a round's attempt, in the order in which it sends them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Standing:
     """Where a study stands.
 
@@ -52,17 +53,22 @@ def standing_of(messages: list[Found]) -> Standing:
     """Return where a study stands by what its coordinator's messages state; nothing is checked."""
     standing = Standing()
     for found in of_coordinator(messages):
-        header = found.header
-        if header.kind == "release" and header.round == standing.round:
-            standing = Standing(header.round + 1)
-        elif (header.round, header.attempt) == (standing.round, standing.attempt):
-            if header.kind == "closing":
-                standing.closed = found
-            elif header.length == len(AGAIN):
-                standing = Standing(header.round, header.attempt + 1)
-            else:
-                standing.void = found
+        standing = _after(standing, found)
     return standing
+
+
+def _after(standing: Standing, found: Found) -> Standing:
+    """Return where a study stands after the next message of its coordinator."""
+    header = found.header
+    if header.kind == "release" and header.round == standing.round:
+        return Standing(header.round + 1)
+    if (header.round, header.attempt) != (standing.round, standing.attempt):
+        return standing
+    if header.kind == "closing":
+        return replace(standing, closed=found)
+    if header.length == len(AGAIN):
+        return Standing(header.round, header.attempt + 1)
+    return replace(standing, void=found)
 
 
 def listed_before(party: Party, messages: list[Found], round: int, attempt: int) -> tuple[str, ...]:
@@ -76,12 +82,16 @@ def listed_before(party: Party, messages: list[Found], round: int, attempt: int)
 def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Standing:
     """Take all of the coordinator's messages in order, keep the releases, and return where the study stands.
 
+    A message is taken after all that were sent before it: one that is copied late would seem to come from a ledger that was put back.
+
     Raises FileContentError where a message is forged, a second one, or tells of a ledger that was put back: the coordinator's, or
-    this party's own, if a closing lists a message that its log does not know.
+    this party's own, if a closing lists a message that its log does not know. Also where earlier messages are not here yet.
     """
     closings: dict[tuple[int, int], tuple[Found, Closing]] = {}
+    standing = Standing()
     for found in of_coordinator(messages):
         header, at = found.header, (found.header.round, found.header.attempt)
+        _require_earlier(party, journal, found, standing, closings)
         if header.kind == "closing":
             content = party.take(journal, found, LARGEST_CLOSING).content
             closings[at] = (found, Closing.parse(found.path, bytes(content), party.study))
@@ -90,9 +100,31 @@ def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Stan
             _take_void(party, journal, found)
         else:
             _take_release(party, journal, found, closings.get(at))
-    standing = standing_of(messages)
+        standing = _after(standing, found)
     _require_releases(party, standing.round)
     return standing
+
+
+def _require_earlier(
+    party: Party,
+    journal: OpenJournal,
+    found: Found,
+    standing: Standing,
+    closings: Mapping[tuple[int, int], tuple[Found, Closing]],
+) -> None:
+    """Raise FileContentError unless what was sent before a message is here: earlier rounds, and the closing that it builds on."""
+    header, at = found.header, (found.header.round, found.header.attempt)
+    ahead = at > (standing.round, standing.attempt)
+    builds_on_closing = header.kind == "release" or (header.kind == "void" and header.receipts)
+    if not ahead and not (builds_on_closing and at not in closings and not journal.took(found.identity)):
+        return
+    party.check(found)
+    missing = (
+        f"what came of round {standing.round}, attempt {standing.attempt}"
+        if ahead
+        else f"the closing of round {at[0]}, attempt {at[1]}, that it builds on"
+    )
+    raise FileContentError(f"{found.path}: it is here without {missing}; expected that first: copy the folder whole")
 
 
 def _take_void(party: Party, journal: OpenJournal, found: Found) -> None:
@@ -112,13 +144,8 @@ def _take_void(party: Party, journal: OpenJournal, found: Found) -> None:
 def _take_release(party: Party, journal: OpenJournal, found: Found, closing: tuple[Found, Closing] | None) -> None:
     """Take a release that builds on the very messages of its round's closing, and keep it."""
     header, target = found.header, party.release_file(found.header.round)
-    if journal.took(found.identity) and target.exists():
+    if closing is None or (journal.took(found.identity) and target.exists()):
         return
-    if closing is None:
-        raise FileContentError(
-            f"{found.path}: no closing of round {header.round}, attempt {header.attempt} is here; expected the one it builds on: copy "
-            "the folder whole"
-        )
     expected = (closing[0].identity, *(one.masked for one in closing[1].listed))
     received = party.own / "received.h5"
     kept = party.extract(found, received)

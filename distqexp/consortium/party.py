@@ -86,9 +86,10 @@ class Party:
                 )
         return messages
 
-    def check(self, found: Found) -> None:
-        """Check a message's signature, sender and place in the study, without its content. Raises FileContentError."""
-        self._require_same(found, check_message(found.path, self._expected(found), self.study.roster)[1])
+    def check(self, found: Found, *, content: bool = True) -> None:
+        """Check a message without opening it, see ``check_message``. Raises FileContentError."""
+        checked = check_message(found.path, self._expected(found), self.study.roster, content=content)
+        self._require_same(found, checked[1])
 
     def read(self, found: Found, largest: int) -> Message:
         """Read a message to this party and check its signature, sender, content and place in the study. Raises FileContentError."""

@@ -77,7 +77,7 @@ def _begin(
         state = state_identity(party.plan_file, party.release_files(round), weights)
         pooled = Quadratic(plan.plan_id, round, state, sums)
     else:
-        pooled = pool_files(plan, [taken_sketch(party, site) for site in closing.sites], closing.sites)
+        pooled = pool_files(plan, _taken_again(party, messages, closing), closing.sites)
     pooled.write(quadratic)
     previous = party.release_files(round)
     return (
@@ -86,6 +86,16 @@ def _begin(
         standing.closed.identity,
         ReleaseOrder(party.plan_file, quadratic, out, previous=previous, config=config, weights=weights),
     )
+
+
+def _taken_again(party: Party, messages: list[Found], closing: Closing) -> list[Path]:
+    """Return the listed sites' sketches, from their very messages where the coordinator's own copies are gone. Private."""
+    by_identity = {one.identity: one for one in messages}
+    for one in closing.listed:
+        copy = taken_sketch(party, one.site)
+        if not copy.exists() and one.masked in by_identity:
+            party.extract(by_identity[one.masked], copy)
+    return [taken_sketch(party, site) for site in closing.sites]
 
 
 def _unmasked(

@@ -91,7 +91,9 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
         return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
     round, attempt = standing.round, standing.attempt
     if sent := _sent_before(party, journal, messages, (round, attempt)):
-        return _Work(lines=(sent,))
+        left_out = standing.closed is not None and party.name not in party.closing(standing.closed).sites
+        more = "; but it was closed before that came, which is in no sum: its charge stays" if left_out else ""
+        return _Work(lines=(sent + more,))
     if standing.closed is not None:
         raise FileContentError(
             f"study {study.name}: round {round}, attempt {attempt} was closed without {party.name}; expected nothing to be sent for it: "

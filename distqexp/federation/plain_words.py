@@ -74,7 +74,7 @@ def _learnt(study: Study) -> list[str]:
     ]
     if study.trust is Trust.CURATOR:
         return [*lines, "The coordinator learns the exact sums of every site: it has to be trusted with the records."]
-    lines.append(f"The coordinator alone learns {_whole(study)}, and nothing else of any site.")
+    lines.append(f"From one round the coordinator alone learns {_whole(study)}, and nothing else of any site.")
     lines += [
         f"{name} alone, as a helper, learns which sites took part in which round, and nothing of any sum."
         for name in study.helper_names
@@ -123,7 +123,15 @@ def _coalitions(study: Study) -> list[str]:
             f"The guarantee holds as long as missing and colluding sites are at most {study.tolerated} together: colluding sites "
             "can subtract their own shares of the noise."
         )
-    lines.append("Masks hide and do not check: a site that sends wrong numbers is not found out.")
+    if study.trust is Trust.MASKS:
+        lines.append(
+            "Two sums with and without a site tell the coordinator about that site: the sums of two rounds with different lists "
+            "roughly, as rounds are alike, and exactly where nothing moved between them, or where a second study over the same records "
+            "differs in nothing that matters. No mask prevents that; noise in shares does."
+        )
+    lines.append(
+        "Masks hide and do not check: a site that sends wrong numbers is not found out, nor one of two helpers that answers wrong ones."
+    )
     return lines
 
 

@@ -26,14 +26,14 @@ def test_only_the_recipient_reads_what_a_party_sends(begin: Begin, trust: str) -
 
     A masked vector less the answers would be the exact sum, and a sketch is one.
     """
-    previous = os.umask(0o022)
     study = begin(trust)
-    os.umask(previous)
+    usual = os.umask(0o077)
     study.sketches()
     assert study.close().code == 0
     kinds = {"sketch"} if trust == "trusted-curator" else {"masked", "seed", "answer"}
     if trust == "helper-masks":
         study.answers(0)
+    os.umask(usual)
     found: set[str] = set()
     for path in study.exchange.glob(f"*{SUFFIX}"):
         header, _ = peek(path)
@@ -53,6 +53,11 @@ def test_only_the_recipient_reads_what_a_party_sends(begin: Begin, trust: str) -
             with pytest.raises(FileContentError, match=f"can't be opened by {party}"):
                 b"".join(pieces)
     assert found == kinds
+    for kind in kinds:
+        headers = [peek(path)[0] for path in study.exchange.glob(f"{kind}-*{SUFFIX}")]
+        named = kind == "sketch"  # it holds the name of its shard
+        lengths = {header.length - named * len(header.sender) for header in headers}
+        assert len(lengths) == 1, "files of sites of other sizes are as long"
 
 
 def test_a_vector_that_its_recipient_cannot_open_does_not_stop_the_others(begin: Begin) -> None:
