@@ -12,7 +12,7 @@ from distqexp.consortium.books import is_charged, newest_entry
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
-from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, listed_before, standing_of
+from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, answered_before, listed_before, standing_of
 from distqexp.consortium.party import Party, open_party
 from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError, UsageError
@@ -205,10 +205,19 @@ def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], stan
 def _refuse_newcomers(
     party: Party, journal: OpenJournal, messages: list[Found], incoming: list[Found], at: tuple[int, int]
 ) -> None:
-    """Refuse sites in a later attempt that the one before didn't list: the helpers answer for the same sites alone."""
+    """Refuse sites in a later attempt that the one before didn't list: the helpers answer for the same sites alone.
+
+    Raises UsageError where a listed one is missing and a helper answered already.
+    """
     if at[1] == 0:
         return
     listed = listed_before(party, messages, *at)
+    missing = sorted(set(listed) - {one.header.sender for one in incoming})
+    if missing and answered_before(messages, at):
+        raise UsageError(
+            f"study {party.study.name}: {', '.join(missing)} did not send attempt {at[1]} of round {at[0]}; expected every site of the "
+            "attempt before, as a helper answered for these: wait, or void the round: distqexp study void"
+        )
     for found in incoming:
         if found.header.sender not in listed and not journal.took(found.identity):
             party.check(found, content=False)

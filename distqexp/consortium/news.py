@@ -79,6 +79,13 @@ def listed_before(party: Party, messages: list[Found], round: int, attempt: int)
     return ()
 
 
+def answered_before(messages: list[Found], at: tuple[int, int]) -> bool:
+    """Whether a helper's answer to an earlier attempt of a round is here: that helper answers for the same sites alone."""
+    return any(
+        one.header.kind == "answer" and one.header.round == at[0] and one.header.attempt < at[1] for one in messages
+    )
+
+
 def take_news(party: Party, journal: OpenJournal, messages: list[Found]) -> Standing:
     """Take all of the coordinator's messages in order, keep the releases, and return where the study stands.
 

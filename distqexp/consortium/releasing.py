@@ -25,6 +25,8 @@ from distqexp.federation.header import Header
 from distqexp.federation.messages import peek, write_message
 from distqexp.federation.plain_words import in_plain_words
 from distqexp.federation.pooling import Pool
+from distqexp.federation.quorum import quorum
+from distqexp.federation.study import Study
 from distqexp.stages.by_hand import ReleaseOrder, export_run, release_round, state_identity
 from distqexp.stages.pool import pool_files
 from distqexp.storage.atomic import write_atomic
@@ -113,10 +115,21 @@ def _unmasked(
     for one in closing.listed:
         pool.add(by_identity[one.masked].path)
     pool.closed_before(closed.path)
-    for found in messages:
-        if found.header.kind == "answer" and (found.header.round, found.header.attempt) == at:
-            party.take(journal, found, pool.answer_bytes, pool.add_answer)
+    answers = [one for one in messages if one.header.kind == "answer" and (one.header.round, one.header.attempt) == at]
+    for found in answers:
+        party.take(journal, found, pool.answer_bytes, pool.add_answer)
+    _require_quorum(party.study, at, {one.header.sender for one in answers})
     return pool.unmask()
+
+
+def _require_quorum(study: Study, at: tuple[int, int], answered: set[str]) -> None:
+    """Raise UsageError where too few helpers have answered yet."""
+    missing = [name for name in study.helper_names if name not in answered]
+    if len(answered) < quorum(len(study.helpers)):
+        raise UsageError(
+            f"study {study.name}: round {at[0]}, attempt {at[1]}: {', '.join(missing)} did not answer; expected the answers of "
+            f"{quorum(len(study.helpers))} helpers: wait, or where one can't answer: distqexp study repeat"
+        )
 
 
 def _send(party: Party, round: int, attempt: int, closing_identity: str) -> list[str]:

@@ -83,12 +83,17 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     party.require_role(study.site_names, "a site")
     messages = party.messages(journal)
     standing = take_news(party, journal, messages)
-    if standing.void is not None:
-        return _Work(lines=tuple(_ended(party, journal, standing.void)))
     for earlier in range(standing.round):
         _remove_sketch(party, earlier)
+    if standing.void is not None:
+        return _Work(lines=tuple(_ended(party, journal, standing.void)))
     if standing.round == study.rounds:
-        return _Work(lines=(f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",))
+        return _Work(
+            lines=(
+                f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",
+                _how_to_verify(party),
+            )
+        )
     round, attempt = standing.round, standing.attempt
     if sent := _sent_before(party, journal, messages, (round, attempt)):
         left_out = standing.closed is not None and party.name not in party.closing(standing.closed).sites
@@ -115,6 +120,11 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
         tokenizer=records.tokenizer, blank=records.blank, population=party.pins.population, weights=records.weights,
     )  # fmt: skip
     return _Work(order=None if sketch.exists() else order, round=round, attempt=attempt)
+
+
+def _how_to_verify(party: Party) -> str:
+    own = party.own
+    return f"the model, once the coordinator hands it out: distqexp verify MODEL {own}/plan.h5 {own}/release-*.h5"
 
 
 def _sent_before(party: Party, journal: OpenJournal, messages: list[Found], at: tuple[int, int]) -> str:
@@ -170,7 +180,8 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
             paths = [write_message(outbox, party.identity, envelope, sketch, study.coordinator)[0]]
         sent = party.send(journal, paths)
     names = ", ".join(path.name for path in sent)
-    return [f"study {study.name}: round {round} is charged and sent: {names}"]
+    how = "sent again under new masks, without a charge" if attempt else "charged and sent"
+    return [f"study {study.name}: round {round} is {how}: {names}"]
 
 
 def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from distqexp.consortium.exchange import Found, found_in, of_study
 from distqexp.consortium.home import Home
-from distqexp.consortium.news import Standing, standing_of
+from distqexp.consortium.news import Standing, answered_before, standing_of
 from distqexp.consortium.pins import STUDY_FILE, accepted
 from distqexp.errors import UsageError
+from distqexp.federation.closing import Closing
 from distqexp.federation.quorum import quorum
 from distqexp.federation.study import Study
 
@@ -26,56 +28,98 @@ def status(folder: Path, home: Home | None = None) -> list[str]:
     stated = {found.header.study for found in messages}
     for study in studies:
         if study.study_id in stated:
-            return list(_lines(folder, study, of_study(messages, study), home.card().name))
+            here = _Here(folder, study, of_study(messages, study), home.card().name, home.study_folder(study.study_id))
+            return list(here.lines())
     raise UsageError(
-        f"{folder}: no study in it that was accepted here; expected one: distqexp study show {folder}, distqexp study accept {folder}"
+        f"{folder}: no study in it that was accepted here; expected one: distqexp study show {folder}, distqexp study accept {folder} "
+        "--coordinator CARD"
     )
 
 
-def _lines(folder: Path, study: Study, messages: list[Found], me: str) -> Iterator[str]:
-    standing = standing_of(messages)
-    if standing.void is not None:
-        yield f"study {study.name}: round {standing.round} is void; the study has ended"
+class _Here(NamedTuple):
+    """A study's folder, and the home of the party that looks."""
+
+    folder: Path
+    study: Study
+    messages: list[Found]
+    me: str
+    own: Path
+
+    def lines(self) -> Iterator[str]:
+        study, standing = self.study, standing_of(self.messages)
+        if standing.void is not None:
+            yield f"study {study.name}: round {standing.round} is void; the study has ended"
+            yield from self._last_visits(self.own / "void.h5", "take note of it, once")
+        elif standing.round == study.rounds:
+            yield f"study {study.name}: {'the one round is' if study.rounds == 1 else f'all {study.rounds} rounds are'} released"
+            yield self._step(
+                study.coordinator.name, f"export the model: distqexp study export {self.folder} --out model"
+            )
+            yield from self._last_visits(self.own / f"release-{study.rounds - 1:03d}.h5", "take the last release")
+        else:
+            yield from self._going_on(standing)
+
+    def _last_visits(self, taken: Path, what: str) -> Iterator[str]:
+        """Yield what sites do last, after which they keep no exact sums; ``taken`` is there once this party did it."""
+        for site in self.study.site_names:
+            if site == self.me and taken.exists():
+                yield self._step(site, "nothing is left to do")
+            else:
+                yield self._step(site, f"{what}: distqexp study sketch {self.folder}")
+        for name in self.study.helper_names:
+            if name not in self.study.site_names:
+                yield self._step(name, "nothing is left to do")
+
+    def _going_on(self, standing: Standing) -> Iterator[str]:
+        study, at = self.study, (standing.round, standing.attempt)
+        yield f"study {study.name}: round {at[0]} of {study.rounds}, attempt {at[1]}, {'closed' if standing.closed else 'open'}"
+        here = [one.header for one in self.messages if (one.header.round, one.header.attempt) == at]
+        sent = {header.sender for header in here if header.kind in ("masked", "sketch")}
+        if standing.closed is None:
+            yield from self._open_steps(sent, at)
+        else:
+            answered = {header.sender for header in here if header.kind == "answer"}
+            yield from self._closed_steps(standing.closed, answered)
+
+    def _open_steps(self, sent: set[str], at: tuple[int, int]) -> Iterator[str]:
+        study = self.study
+        listed = self._listed(at[0], at[1] - 1) if at[1] else study.site_names
+        accepted_yet = any(one.header.sender != study.coordinator.name for one in self.messages)
+        first = "" if accepted_yet else "accept, then "
         for site in study.site_names:
-            yield _step(site, me, f"take a charge back: distqexp study sketch {folder}")
-        return
-    if standing.round == study.rounds:
-        yield f"study {study.name}: all {study.rounds} rounds are released"
-        yield _step(study.coordinator.name, me, f"export the model: distqexp study export {folder} --out model")
-        for name in dict.fromkeys((*study.site_names, *study.helper_names)):
-            yield _step(name, me, "wait: the coordinator exports the model")
-        return
-    at = (standing.round, standing.attempt)
-    yield f"study {study.name}: round {at[0]} of {study.rounds}, attempt {at[1]}, {'closed' if standing.closed else 'open'}"
-    here = [one.header for one in messages if (one.header.round, one.header.attempt) == at]
-    sent = {header.sender for header in here if header.kind in ("masked", "sketch")}
-    if standing.closed is None:
-        yield from _open_steps(folder, study, sent, me)
-    else:
-        answered = {header.sender for header in here if header.kind == "answer"}
-        yield from _closed_steps(folder, study, standing, answered, me)
+            if site in sent:
+                yield self._step(site, "wait: sent")
+            elif site not in listed:
+                yield self._step(site, "wait for the release: the attempt before was closed without it")
+            else:
+                begin = "" if site == self.me else first
+                yield self._step(site, f"{begin}sketch: distqexp study sketch {self.folder} --data FILE")
+        needed = len(listed) if at[1] and answered_before(self.messages, at) else study.k_min
+        wait = f"{len(sent)} of {len(listed)} sites sent, {needed} are needed"
+        enough = len(sent) >= needed
+        command = f"close: {wait}: distqexp study close {self.folder}"
+        yield self._step(study.coordinator.name, command if enough else f"wait: {wait}")
 
+    def _listed(self, round: int, attempt: int) -> tuple[str, ...]:
+        """Return the sites that the closing of an attempt lists; it is not checked here."""
+        for path, header, _ in self.messages:
+            if (header.kind, header.round, header.attempt) == ("closing", round, attempt):
+                return Closing.parse(path, path.read_bytes()[-header.length :], self.study).sites
+        return self.study.site_names
 
-def _open_steps(folder: Path, study: Study, sent: set[str], me: str) -> Iterator[str]:
-    for site in study.site_names:
-        yield _step(site, me, "wait: sent" if site in sent else f"sketch: distqexp study sketch {folder} --data FILE")
-    enough = len(sent) >= study.k_min
-    wait = f"{len(sent)} of {len(study.sites)} sites sent, {study.k_min} are needed"
-    yield _step(study.coordinator.name, me, f"{'close' if enough else 'wait'}: {wait}: distqexp study close {folder}")
+    def _closed_steps(self, closed: Found, answered: set[str]) -> Iterator[str]:
+        study = self.study
+        for helper in study.helper_names:
+            text = "wait: answered" if helper in answered else f"answer: distqexp helper answer {closed.path}"
+            yield self._step(helper, text)
+        missing = max(quorum(len(study.helpers)) - len(answered), 0) if study.helpers else 0
+        if missing:
+            have = "helper has" if missing == 1 else "helpers have"
+            yield self._step(study.coordinator.name, f"wait: {missing} more {have} to answer")
+        else:
+            yield self._step(study.coordinator.name, f"release: distqexp study release {self.folder} --config CONFIG")
+        for site in study.site_names:
+            yield self._step(site, "wait for the release")
 
-
-def _closed_steps(folder: Path, study: Study, standing: Standing, answered: set[str], me: str) -> Iterator[str]:
-    closed = standing.closed.path if standing.closed else folder
-    for helper in study.helper_names:
-        yield _step(helper, me, "wait: answered" if helper in answered else f"answer: distqexp helper answer {closed}")
-    missing = max(quorum(len(study.helpers)) - len(answered), 0) if study.helpers else 0
-    if missing:
-        yield _step(study.coordinator.name, me, f"wait: {missing} more helpers have to answer")
-    else:
-        yield _step(study.coordinator.name, me, f"release: distqexp study release {folder} --config CONFIG")
-    for site in study.site_names:
-        yield _step(site, me, "wait for the release")
-
-
-def _step(name: str, me: str, text: str) -> str:
-    return f"{'you, ' if name == me else ''}{name}: {text}"
+    def _step(self, name: str, text: str) -> str:
+        return f"{'you, ' if name == self.me else ''}{name}: {text}"

@@ -148,9 +148,30 @@ def test_status_tells_each_party_its_next_command(
     assert "close: 3 of 4 sites sent" in mine(OFFICE)
     assert study.close().code == 0
     assert mine("ethics").startswith("you, ethics: answer: distqexp helper answer exchange/closing-")
-    assert "2 more helpers" in mine(OFFICE)
-    study.answers()
+    assert "2 more helpers have" in mine(OFFICE)
+    early = study.release()
+    assert early.code == 2
+    assert "ethics, archive did not answer; expected the answers of 2 helpers" in early.reasons()[0]
+    study.at("ethics").done("helper", "answer", study.closing())
+    assert "1 more helper has" in mine(OFFICE)
+    study.at(OFFICE).done("study", "repeat", "exchange")
+    assert mine("west").startswith("you, west: wait for the release")
+    assert mine("north").startswith("you, north: sketch")
+    study.sketches(SHARDS[:2])
+    assert mine(OFFICE) == f"you, {OFFICE}: wait: 2 of 3 sites sent, 3 are needed"
+    few = study.close()
+    assert few.code == 2
+    assert (
+        f"{SHARDS[2]} did not send attempt 1 of round 0; expected every site of the attempt before" in few.reasons()[0]
+    )
+    assert "sent again under new masks, without a charge" in study.sketch(SHARDS[2]).out
+    assert study.close().code == 0
+    study.answers(0, 1)
     assert "release: distqexp study release exchange" in mine(OFFICE)
+    study.at(OFFICE).done("study", "void", "exchange")
+    assert mine("north") == "you, north: take note of it, once: distqexp study sketch exchange"
+    assert study.sketch("north").code == 0
+    assert mine("north") == "you, north: nothing is left to do"
 
 
 def test_a_site_with_a_passphrase_is_asked_for_it(
