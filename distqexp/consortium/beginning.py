@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distqexp.artefacts.named import described
@@ -15,7 +16,7 @@ from distqexp.consortium.journal import Journal
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins, accepted
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.keys import Card, Identity
-from distqexp.federation.messages import extract_message, peek, write_message
+from distqexp.federation.messages import check_message, extract_message, peek, write_message
 from distqexp.federation.study import LARGEST_STUDY, Study, Trust, read_study, sign_study
 from distqexp.privacy.ledger import Ledger
 from distqexp.privacy.ledger.populations import PlanPopulation
@@ -86,6 +87,8 @@ def require_of_plan(study: Study, plan: Plan) -> None:
 def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home | None = None) -> list[Path]:
     """Sign a study and its plan, and begin the folder that the parties exchange; return the messages.
 
+    A study is signed once: another call delivers the same messages, into the same folder or another one.
+
     Raises UsageError where the party is not the study's coordinator, and FileContentError where study and plan don't fit.
     """
     home = home or Home()
@@ -96,17 +99,39 @@ def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home |
         raise UsageError(
             f"study {study.name}: signed by {identity.name}; expected its coordinator {study.coordinator.name}"
         )
+    pins = Pins.read(home.study_folder(study.study_id))
     folder.mkdir(parents=True, exist_ok=True)
-    if others := found_in(folder):
+    others = [found for found in found_in(folder) if pins is None or found.header.study != study.study_id]
+    if others:
         raise UsageError(f"{folder}: {len(others)} messages in it; expected a new folder for a new study")
+    if pins is None:
+        pins = _sign_new(home, identity, study, plan_file)
+    paths = _signed(home.study_folder(study.study_id), study, pins)
+    for path, kind in zip(paths, ("study", "plan"), strict=True):
+        deliver(path, folder, check=partial(check_message, path, study.expects(kind), study.roster))
+    return [folder / path.name for path in paths]
+
+
+def _sign_new(home: Home, identity: Identity, study: Study, plan_file: Path) -> Pins:
+    """Sign a study and its plan for the first time, and pin the messages: every later call delivers these."""
     own = home.make_study_folder(study.study_id)
-    study_path, study_message = sign_study(study, identity, own / "sent")
-    plan_path, plan_message = write_message(own / "sent", identity, study.envelope("plan"), plan_file)
-    _pin(own, study, plan_file, Pins(study.study_id, study_message, study.plan_id, plan_message))
+    _, study_message = sign_study(study, identity, own / "sent")
+    _, plan_message = write_message(own / "sent", identity, study.envelope("plan"), plan_file)
+    pins = Pins(study.study_id, study_message, study.plan_id, plan_message)
     _note(home, identity, study, "sign", plan_message)
-    for path in (study_path, plan_path):
-        deliver(path, folder)
-    return [folder / path.name for path in (study_path, plan_path)]
+    _pin(own, study, plan_file, pins)
+    return pins
+
+
+def _signed(own: Path, study: Study, pins: Pins) -> list[Path]:
+    """Return the coordinator's copies of the study's and the plan's message. Raises FileContentError where one is gone."""
+    copies = {peek(path)[1]: path for path in sorted((own / "sent").glob("*.message"))}
+    wanted = (pins.study_message, pins.plan_message)
+    if missing := [identity for identity in wanted if identity not in copies]:
+        raise FileContentError(
+            f"{own}: study {study.name} was signed before, and message {missing[0][:16]} is not in it; expected what was sent: restore the home"
+        )
+    return [copies[identity] for identity in wanted]
 
 
 @dataclass(frozen=True)
