@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from distqexp.artefacts.named import described
 from distqexp.artefacts.plan import Plan
 from distqexp.consortium.exchange import Found, deliver, found_in
 from distqexp.consortium.home import Ask, Home
-from distqexp.consortium.journal import Journal
+from distqexp.consortium.journal import Journal, OwnWordsError
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins, accepted
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.keys import Card, Identity
@@ -166,39 +166,34 @@ def accept(given: Acceptance, ask: Ask, home: Home | None = None) -> Study:
     home = home or Home()
     identity = home.identity(ask)
     messages = found_in(given.folder)
-    study_found = _only(messages, given.folder, "study")
-    study = read_study(study_found.path, given.coordinator)
-    if study.roster.get(identity.name) != identity.card:
-        raise UsageError(
-            f"study {study.name}: {identity.name} with key {identity.card.signing[:16]} is not in it; expected "
-            f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
-        )
-    with Journal(home.log(identity), study.study_id).refusals():
+    stated = next((one.header.study for one in messages if one.header.kind == "study"), "")
+    with Journal(home.log(identity), stated).refusals():
+        study = read_study(_only(messages, given.folder, "study").path, given.coordinator)
+        if study.roster.get(identity.name) != identity.card:
+            raise UsageError(
+                f"study {study.name}: {identity.name} with key {identity.card.signing[:16]} is not in it; expected "
+                f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
+            )
         _accept(study, messages, identity, given, home)
     return study
 
 
 def _accept(study: Study, messages: list[Found], identity: Identity, given: Acceptance, home: Home) -> None:
     """Check the plan and what only the party knows, and pin both."""
-    own = home.make_study_folder(study.study_id)
+    own, at_site = home.make_study_folder(study.study_id), identity.name in study.site_names
     study_found, plan_found = (_only(messages, given.folder, kind) for kind in ("study", "plan"))
     earlier = Pins.read(own)
-    if earlier is not None and earlier.plan_message != plan_found.identity:
-        raise FileContentError(
-            f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
-        )
     if any(pins.plan_id == study.plan_id and pins.study != study.study_id for pins in accepted(home)):
         raise FileContentError(
             f"study {study.name}: its plan {study.plan_id[:16]} is that of another study accepted here; expected a plan of its own: sums "
             "of two lists of sites would give single sites away"
         )
-    if earlier is None and identity.name in study.site_names:
+    if earlier is not None:
+        _require_same(study, earlier, (study_found, plan_found), given)
+        given = replace(given, population=given.population or earlier.population)
+    new = earlier is None or (at_site and earlier.population is None)  # a coordinator's, who signed it, and is a site too
+    if new and at_site:
         _refuse_sketched(study, identity.name)
-    if earlier is not None and given.population not in (None, earlier.population):
-        raise FileContentError(
-            f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
-            "accepted stays"
-        )
     copy = own / "received.h5"
     extract_message(plan_found.path, study.expects("plan"), study.roster, copy)
     plan = Plan.read(copy)
@@ -207,19 +202,35 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
             f"{plan_found.path}: plan {plan.plan_id[:16]}; expected {study.plan_id[:16]}, as the study has it: ask {study.coordinator.name}"
         )
     require_of_plan(study, plan)
-    population = _accept_at_site(study, plan, identity.name, given) if identity.name in study.site_names else None
+    population = _accept_at_site(study, plan, identity.name, given) if at_site else None
     pins = Pins(
         study.study_id, study_found.identity, study.plan_id, plan_found.identity, population, bool(given.elsewhere)
     )
-    if earlier is None:
+    if new:
         _pin(own, study, copy, pins)
         _note(home, identity, study, "accept", plan_found.identity)
-    elif earlier != pins:
-        raise FileContentError(
-            f"study {study.name}: accepted before with other answers (population {earlier.population}); expected the same: what is "
-            "accepted stays"
+    elif earlier is not None and earlier != pins:
+        raise OwnWordsError(
+            f"study {study.name}: accepted before with other answers (elsewhere {earlier.elsewhere}, population {earlier.population}); "
+            "expected the same: what is accepted stays",
+            f"study {study.name}: accepted before with other answers; expected the same",
         )
     copy.unlink()
+
+
+def _require_same(study: Study, earlier: Pins, messages: tuple[Found, Found], given: Acceptance) -> None:
+    """Refuse other messages than those accepted before, and another population."""
+    for found, pinned in zip(messages, (earlier.study_message, earlier.plan_message), strict=True):
+        if found.identity != pinned:
+            raise FileContentError(
+                f"{found.path}: another {found.header.kind} message than the one accepted, {pinned[:16]}; ask {study.coordinator.name}"
+            )
+    if earlier.population is not None and given.population not in (None, earlier.population):
+        raise OwnWordsError(
+            f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
+            "accepted stays",
+            f"study {study.name}: another population than the one under which it was accepted",
+        )
 
 
 def _refuse_sketched(study: Study, shard: str) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 from kills import Killed
+from run_harness import Commands
 from studies import OFFICE, StudyFolders
+from study_forgery import content_of, message, replaced
 
+from distqexp.federation.keys import Identity
 from distqexp.federation.messages import SUFFIX
 
 Begin = Callable[..., StudyFolders]
@@ -19,16 +22,21 @@ def _killed(*_: object, **__: object) -> None:
     raise Killed
 
 
+def second_study(study: StudyFolders, coordinator: str) -> tuple[Commands, tuple[str, ...]]:
+    """A study of another plan, not signed yet; returns its coordinator's commands and the words that sign it."""
+    at = study.at(coordinator)
+    at.done("plan", f"{OFFICE}/task.toml", "--out", "plan2.h5", "--set", "privacy.epsilon=0.9")
+    words = study.new_command("two.toml", k_min=3, name="two")
+    at.done(*(word if word != "plan.h5" else "plan2.h5" for word in words))
+    return at, ("study", "sign", "two.toml", "--plan", "plan2.h5", "--folder", "second")
+
+
 @pytest.mark.parametrize("place", ["_pin", "deliver"])
 def test_a_study_whose_signing_was_killed_is_signed_by_the_next_call(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     study = begin()
-    office = study.at(OFFICE)
-    office.done("plan", f"{OFFICE}/task.toml", "--out", "plan2.h5", "--set", "privacy.epsilon=0.9")
-    words = study.new_command("two.toml", k_min=3, name="two")
-    office.done(*(word if word != "plan.h5" else "plan2.h5" for word in words))
-    sign = ("study", "sign", "two.toml", "--plan", "plan2.h5", "--folder", "second")
+    office, sign = second_study(study, OFFICE)
     with monkeypatch.context() as patch:
         patch.setattr(f"distqexp.consortium.beginning.{place}", _killed)
         with pytest.raises(Killed):
@@ -54,3 +62,37 @@ def test_a_study_that_runs_is_not_signed_again(begin: Begin) -> None:
     assert "was signed before" in gone.reasons()[0]
     study.sketches()
     assert study.close().code == 0
+
+
+def test_a_coordinator_that_is_a_site_is_asked_what_a_site_is_asked(begin: Begin) -> None:
+    study = begin()
+    north, sign = second_study(study, "north")
+    north.done(*sign)
+    sketch = ("study", "sketch", "second", "--data", "north/north.csv")
+    early = north.distqexp(*sketch)
+    assert early.code == 2
+    assert "expected its acceptance first: distqexp study accept second" in early.reasons()[0]
+    accept = ("study", "accept", "second", "--coordinator", str(study.card("north")))
+    unsaid = north.distqexp(*accept)
+    assert unsaid.code == 2
+    assert "expected --elsewhere or --not-elsewhere" in unsaid.reasons()[0]
+    north.done(*accept, "--not-elsewhere", "--population", "wards")
+    north.done(*accept, "--not-elsewhere")
+    other = north.distqexp(*accept, "--not-elsewhere", "--population", "others")
+    study.check_refused(
+        "north", other, "expected 'wards'", logged="study two: another population than the one under which it was accepted"
+    )
+    north.done(*sketch)
+
+
+def test_a_forged_study_is_refused_in_the_log(begin: Begin) -> None:
+    study = begin()
+    accept = list(study.accept_command("north"))
+    accept[accept.index("--coordinator") + 1] = str(study.card("ethics"))
+    other = study.at("north").distqexp(*accept)
+    study.check_refused("north", other, "expected")
+    path = message(study, "study-")
+    replaced(study, path, Identity.draw(OFFICE), content_of(study, path))
+    forged = study.at("north").distqexp(*study.accept_command("north"))
+    study.check_refused("north", forged, f"its signature is not that of {OFFICE}")
+    assert len([one for one in study.log("north") if one.event["event"] == "refused"]) == 2
