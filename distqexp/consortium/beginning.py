@@ -129,7 +129,8 @@ def _signed(own: Path, study: Study, pins: Pins) -> list[Path]:
     wanted = (pins.study_message, pins.plan_message)
     if missing := [identity for identity in wanted if identity not in copies]:
         raise FileContentError(
-            f"{own}: study {study.name} was signed before, and message {missing[0][:16]} is not in it; expected what was sent: restore the home"
+            f"{own}: study {study.name} was signed before, and message {missing[0][:16]} is not in it; expected what was sent: restore "
+            "the home"
         )
     return [copies[identity] for identity in wanted]
 
@@ -191,7 +192,8 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
     if earlier is not None:
         _require_same(study, earlier, (study_found, plan_found), given)
         given = replace(given, population=given.population or earlier.population)
-    new = earlier is None or (at_site and earlier.population is None)  # a coordinator's, who signed it, and is a site too
+    # A coordinator that is a site too has pins of its own signing, without a site's answers.
+    new = earlier is None or (at_site and earlier.population is None)
     if new and at_site:
         _refuse_sketched(study, identity.name)
     copy = own / "received.h5"

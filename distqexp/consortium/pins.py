@@ -63,7 +63,7 @@ def refuse_pinned(plan: Path, home: Home | None = None) -> None:
     """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
     home = home or Home()
     everything = accepted(home)
-    if not everything:
+    if not everything or not plan.exists():  # whoever reads the plan says that there is none
         return
     plan_id = read_header(plan, kind="plan").plan_id
     for pins in everything:

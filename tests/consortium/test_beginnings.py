@@ -10,6 +10,8 @@ from run_harness import Commands
 from studies import OFFICE, StudyFolders
 from study_forgery import content_of, message, replaced
 
+from distqexp import api
+from distqexp.errors import FileContentError
 from distqexp.federation.keys import Identity
 from distqexp.federation.messages import SUFFIX
 
@@ -80,9 +82,39 @@ def test_a_coordinator_that_is_a_site_is_asked_what_a_site_is_asked(begin: Begin
     north.done(*accept, "--not-elsewhere")
     other = north.distqexp(*accept, "--not-elsewhere", "--population", "others")
     study.check_refused(
-        "north", other, "expected 'wards'", logged="study two: another population than the one under which it was accepted"
+        "north",
+        other,
+        "expected 'wards'",
+        logged="study two: another population than the one under which it was accepted",
     )
     north.done(*sketch)
+
+
+def test_a_plan_of_a_study_is_refused_outside_by_functions_too(begin: Begin) -> None:
+    study = begin()
+    study.at("north")
+    with pytest.raises(FileContentError, match="the plan of a study that was accepted here"):
+        api.sketch("plan.h5", "north/north.csv", "plain.h5", shard="north")
+    assert study.log("north")[-1].event["event"] == "refused"
+    (study.root / "run").mkdir()
+    (study.root / "plan.h5").rename(study.root / "run" / "plan.h5")
+    config = api.load_config(study.root / OFFICE / "task.toml")
+    with pytest.raises(FileContentError, match="the plan of a study that was accepted here"):
+        api.fit(config, "run", resume=True)
+    by_command = study.at("north").distqexp("fit", f"{OFFICE}/task.toml", "--out", "run", "--resume")
+    study.check_refused("north", by_command, "the plan of a study that was accepted here")
+    assert study.charges("north") == []
+
+
+def test_a_release_over_budget_is_refused_in_the_log(begin: Begin) -> None:
+    study = begin("trusted-curator")
+    study.sketches()
+    assert study.close().code == 0
+    study.at(OFFICE).done("ledger", "cap", "patients", "--epsilon", "0.01", "--delta", "1e-6")
+    outcome = study.release()
+    assert outcome.code == 4, outcome
+    event = study.log(OFFICE)[-1].event
+    assert (event["event"], event["reason"]) == ("refused", "the budget here does not allow it")
 
 
 def test_a_forged_study_is_refused_in_the_log(begin: Begin) -> None:

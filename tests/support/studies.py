@@ -122,9 +122,7 @@ class StudyFolders:
     def log(self, party: str) -> list[LogEntry]:
         return verify_log(self.home(party) / "log.jsonl", self.identity(party).card)
 
-    def check_refused(
-        self, party: str, outcome: Outcome, words: str, code: int = 3, logged: str | None = None
-    ) -> None:
+    def check_refused(self, party: str, outcome: Outcome, words: str, code: int = 3, logged: str | None = None) -> None:
         """One line with these words, exit code 3 or 4, and the same line in the party's log, but for folders, or ``logged``."""
         assert outcome.code == code, outcome
         (line,) = outcome.reasons()
