@@ -18,7 +18,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.keys import Card, Identity
 from distqexp.federation.messages import check_message, extract_message, peek, write_message
 from distqexp.federation.study import LARGEST_STUDY, Study, Trust, read_study, sign_study
-from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger import Cap, Ledger
 from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.problem.models import require_allowed_factory
 from distqexp.stages.charging import Charging, check_budget
@@ -209,6 +209,8 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
         study.study_id, study_found.identity, study.plan_id, plan_found.identity, population, bool(given.elsewhere)
     )
     if new:
+        if at_site:
+            _set_cap(study, plan, identity.name, given, pins)
         _pin(own, study, copy, pins)
         _note(home, identity, study, "accept", plan_found.identity)
     elif earlier is not None and earlier != pins:
@@ -259,20 +261,30 @@ def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> 
             f"privacy.presence of 2 or more: ask {study.coordinator.name}"
         )
     completed_plan(plan, given.weights)
-    unit = plan.config.data.private[plan.config.shards.index(shard)].unit_name
+    unit = _unit(plan, shard)
+    asked = None if given.cap is None else Cap(given.cap, study.delta)
     with Ledger.open() as ledger:
         name = PlanPopulation(plan.config.data.population, given.population)
         local = ledger.local_population(name)
-        if given.cap is not None:
-            if (cap := ledger.cap(local)) is not None and cap.epsilon != given.cap:
-                raise UsageError(
-                    f"--cap {given.cap}: {local} has a cap of epsilon {cap.epsilon} in this ledger; leave it out, or change it with "
-                    "distqexp ledger cap"
-                )
-            ledger.set_cap(local, given.cap, study.delta, unit)
+        if asked is not None and (cap := ledger.cap(local)) is not None and cap.epsilon != asked.epsilon:
+            raise UsageError(
+                f"--cap {given.cap}: {local} has a cap of epsilon {cap.epsilon} in this ledger; leave it out, or change it with "
+                "distqexp ledger cap"
+            )
         charging = charging_at_site(plan, Charging(ledger, unit=unit), local)
-        check_budget(plan, charging, f"site-{shard}")
+        check_budget(plan, charging, f"site-{shard}", cap=asked)
     return local
+
+
+def _set_cap(study: Study, plan: Plan, shard: str, given: Acceptance, pins: Pins) -> None:
+    """Set the cap that was given, where the ledger has none: once nothing else refuses the study, for a cap can't be taken back."""
+    with Ledger.open() as ledger:
+        if given.cap is not None and pins.population is not None and ledger.cap(pins.population) is None:
+            ledger.set_cap(pins.population, given.cap, study.delta, _unit(plan, shard))
+
+
+def _unit(plan: Plan, shard: str) -> str:
+    return plan.config.data.private[plan.config.shards.index(shard)].unit_name
 
 
 def _only(messages: list[Found], folder: Path, kind: str) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -115,6 +116,21 @@ def test_a_release_over_budget_is_refused_in_the_log(begin: Begin) -> None:
     assert outcome.code == 4, outcome
     event = study.log(OFFICE)[-1].event
     assert (event["event"], event["reason"]) == ("refused", "the budget here does not allow it")
+
+
+def test_a_refused_acceptance_leaves_no_cap(begin: Begin) -> None:
+    study = begin()
+    shutil.rmtree(study.home("north") / "studies")
+    shutil.rmtree(study.root / "north" / "books")
+    north, accept = study.at("north"), study.accept_command("north")
+    refused = north.distqexp(*accept, "--cap", "0.2")
+    assert refused.code == 4
+    assert "the cap is" in refused.reasons()[0]
+    north.done(*accept, "--cap", "3")
+    assert "epsilon 3" in north.done("ledger", "show").out
+    other = north.distqexp(*accept, "--cap", "4")
+    assert other.code == 2
+    assert "has a cap of epsilon 3.0" in other.reasons()[0]
 
 
 def test_a_forged_study_is_refused_in_the_log(begin: Begin) -> None:
