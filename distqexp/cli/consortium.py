@@ -99,7 +99,10 @@ def sign(
     plan: Annotated[Path, typer.Option(help="its plan")],
     folder: Annotated[Path, typer.Option(help="the new folder that the parties will exchange")],
 ) -> None:
-    """At the coordinator: sign a study and its plan, and begin the folder that the parties exchange."""
+    """At the coordinator: sign a study and its plan, once, and begin the folder that the parties exchange.
+
+    Another call delivers the same messages again. A coordinator that is a site of its study accepts it, too.
+    """
     from distqexp.consortium.beginning import sign as sign_study
 
     say(*(str(path) for path in sign_study(file, plan, folder, ask_passphrase)))
