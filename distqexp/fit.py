@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from distqexp.config import load_config
+from distqexp.consortium.pins import refuse_pinned
 from distqexp.engines import make_engine
 from distqexp.engines.base import exit_code, places, reason
 from distqexp.engines.launcher import may_print
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m di
         with engine, Progress(out, rounds=rounds, counts_public=public, silent=not engine.is_root) as progress:
             if options.resume:
                 engine.on_root(lambda: require_run(out))
+                engine.on_root(lambda: refuse_pinned(out / "plan.h5"))
             else:
                 engine.on_root(lambda: make_room(out, overwrite=options.overwrite))
             if options.config is None:

@@ -13,6 +13,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config, EngineConfig
+from distqexp.consortium.pins import refuse_pinned
 from distqexp.engines import make_engine
 from distqexp.engines.base import Engine
 from distqexp.live.writing import predict_file
@@ -76,6 +77,7 @@ def fit(
         ) as progress:
             if resume:
                 running.on_root(lambda: require_run(folder))
+                running.on_root(lambda: refuse_pinned(folder / "plan.h5"))
             else:
                 running.on_root(lambda: make_room(folder, overwrite=overwrite))
             return run(config, folder, running, progress, resume=resume, noise_seed=insecure_noise_seed)
@@ -224,11 +226,13 @@ def sketch(
 
     Raises:
         BudgetError: The plan's rounds don't fit what this site has left; no record was read.
-        FileContentError: The plan or a release was changed, or a file of records can't be used.
+        FileContentError: The plan or a release was changed, a file of records can't be used, or the plan is that of a study that
+            was accepted here: see ``distqexp study sketch``.
         RecordsChangedError: The records are no longer those that were opened; nothing is charged.
     """
     path = new_file(Path(out))
     with engine or make_engine(EngineConfig(), os.environ) as running:
+        running.on_root(lambda: refuse_pinned(Path(plan_file)))
         sketch_shard(
             SketchOrder(
                 Path(plan_file), optional_path(data), path, releases=several_paths(release), shard=shard,

@@ -45,7 +45,7 @@ def init(
     card = home.create(name, words).card
     say(
         f"{card.name}: keys in {home.folder}",
-        f"card for the others: {home.card_path(card)}",
+        f"card for the others: {home.card_path(card.name)}",
         f"fingerprint: {card.fingerprint}",
     )
 
@@ -55,7 +55,7 @@ def card(out: Annotated[Path | None, typer.Option(help="copy the card to a new f
     """Show the party's card and its fingerprint, which people compare by telephone."""
     from distqexp.consortium.home import Home
 
-    own = Home().card()
+    own = Home().card(ask_passphrase)
     if out is not None:
         own.write(out)
     say(own.to_bytes().decode(), f"fingerprint: {own.fingerprint}")
@@ -88,7 +88,7 @@ def new(
     if trust not in list(Trust):
         raise UsageError(f"--trust {trust}; expected one of {', '.join(Trust)}")
     terms = Terms(name, cards(sites), cards(helpers or []), Trust(trust), k_min)
-    made = study_of(Plan.read(plan), Home().card(), terms)
+    made = study_of(Plan.read(plan), Home().card(ask_passphrase), terms)
     write_study(made, out)
     say(*in_plain_words(made), f"{out}: read it, then distqexp study sign {out} --plan {plan} --folder FOLDER")
 
@@ -99,7 +99,10 @@ def sign(
     plan: Annotated[Path, typer.Option(help="its plan")],
     folder: Annotated[Path, typer.Option(help="the new folder that the parties will exchange")],
 ) -> None:
-    """At the coordinator: sign a study and its plan, and begin the folder that the parties exchange."""
+    """At the coordinator: sign a study and its plan, once, and begin the folder that the parties exchange.
+
+    Another call delivers the same messages again. A coordinator that is a site of its study accepts it, too.
+    """
     from distqexp.consortium.beginning import sign as sign_study
 
     say(*(str(path) for path in sign_study(file, plan, folder, ask_passphrase)))
@@ -261,7 +264,7 @@ def show_log() -> None:
     from distqexp.federation.log import verify_log
 
     home = Home()
-    for entry in verify_log(home.log_path, home.card()):
+    for entry in verify_log(home.log_path, home.card(ask_passphrase)):
         say(f"{entry.number}: {entry.time} {json.dumps(dict(entry.event), sort_keys=True)}")
 
 
@@ -281,7 +284,7 @@ def verify(
     if (file is None) != (card is None):
         raise UsageError("log verify: a file without its party's card, or a card alone; expected both or neither")
     home = Home()
-    path, whose = file or home.log_path, Card.read(card) if card else home.card()
+    path, whose = file or home.log_path, Card.read(card) if card else home.card(ask_passphrase)
     entries = verify_log(path, whose, Anchor.parse(noted) if noted else None)
     last = f"{entries[-1].number}:{entries[-1].hash}" if entries else "no line"
     say(f"{path}: {len(entries)} lines of {whose.name}, whole and signed; the last is {last}")

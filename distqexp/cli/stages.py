@@ -158,9 +158,7 @@ def sketch(
     command ends with exit code 2 unless --yes is given. Whether it does tells something about the records: to whoever sees it.
     """
     from distqexp import api
-    from distqexp.consortium.pins import refuse_pinned
 
-    refuse_pinned(plan)
     api.sketch(
         plan,
         data,

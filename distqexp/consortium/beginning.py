@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from distqexp.artefacts.named import described
 from distqexp.artefacts.plan import Plan
 from distqexp.consortium.exchange import Found, deliver, found_in
 from distqexp.consortium.home import Ask, Home
-from distqexp.consortium.journal import Journal
+from distqexp.consortium.journal import Journal, OwnWordsError
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins, accepted
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.keys import Card, Identity
-from distqexp.federation.messages import extract_message, peek, write_message
+from distqexp.federation.messages import check_message, extract_message, peek, write_message
 from distqexp.federation.study import LARGEST_STUDY, Study, Trust, read_study, sign_study
-from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger import Cap, Ledger
 from distqexp.privacy.ledger.populations import PlanPopulation
 from distqexp.problem.models import require_allowed_factory
 from distqexp.stages.charging import Charging, check_budget
@@ -86,6 +87,8 @@ def require_of_plan(study: Study, plan: Plan) -> None:
 def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home | None = None) -> list[Path]:
     """Sign a study and its plan, and begin the folder that the parties exchange; return the messages.
 
+    A study is signed once: another call delivers the same messages, into the same folder or another one.
+
     Raises UsageError where the party is not the study's coordinator, and FileContentError where study and plan don't fit.
     """
     home = home or Home()
@@ -96,17 +99,40 @@ def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home |
         raise UsageError(
             f"study {study.name}: signed by {identity.name}; expected its coordinator {study.coordinator.name}"
         )
+    pins = Pins.read(home.study_folder(study.study_id))
     folder.mkdir(parents=True, exist_ok=True)
-    if others := found_in(folder):
+    others = [found for found in found_in(folder) if pins is None or found.header.study != study.study_id]
+    if others:
         raise UsageError(f"{folder}: {len(others)} messages in it; expected a new folder for a new study")
+    if pins is None:
+        pins = _sign_new(home, identity, study, plan_file)
+    paths = _signed(home.study_folder(study.study_id), study, pins)
+    for path, kind in zip(paths, ("study", "plan"), strict=True):
+        deliver(path, folder, check=partial(check_message, path, study.expects(kind), study.roster))
+    return [folder / path.name for path in paths]
+
+
+def _sign_new(home: Home, identity: Identity, study: Study, plan_file: Path) -> Pins:
+    """Sign a study and its plan for the first time, and pin the messages: every later call delivers these."""
     own = home.make_study_folder(study.study_id)
-    study_path, study_message = sign_study(study, identity, own / "sent")
-    plan_path, plan_message = write_message(own / "sent", identity, study.envelope("plan"), plan_file)
-    _pin(own, study, plan_file, Pins(study.study_id, study_message, study.plan_id, plan_message))
+    _, study_message = sign_study(study, identity, own / "sent")
+    _, plan_message = write_message(own / "sent", identity, study.envelope("plan"), plan_file)
+    pins = Pins(study.study_id, study_message, study.plan_id, plan_message)
     _note(home, identity, study, "sign", plan_message)
-    for path in (study_path, plan_path):
-        deliver(path, folder)
-    return [folder / path.name for path in (study_path, plan_path)]
+    _pin(own, study, plan_file, pins)
+    return pins
+
+
+def _signed(own: Path, study: Study, pins: Pins) -> list[Path]:
+    """Return the coordinator's copies of the study's and the plan's message. Raises FileContentError where one is gone."""
+    copies = {peek(path)[1]: path for path in sorted((own / "sent").glob("*.message"))}
+    wanted = (pins.study_message, pins.plan_message)
+    if missing := [identity for identity in wanted if identity not in copies]:
+        raise FileContentError(
+            f"{own}: study {study.name} was signed before, and message {missing[0][:16]} is not in it; expected what was sent: restore "
+            "the home"
+        )
+    return [copies[identity] for identity in wanted]
 
 
 @dataclass(frozen=True)
@@ -141,39 +167,35 @@ def accept(given: Acceptance, ask: Ask, home: Home | None = None) -> Study:
     home = home or Home()
     identity = home.identity(ask)
     messages = found_in(given.folder)
-    study_found = _only(messages, given.folder, "study")
-    study = read_study(study_found.path, given.coordinator)
-    if study.roster.get(identity.name) != identity.card:
-        raise UsageError(
-            f"study {study.name}: {identity.name} with key {identity.card.signing[:16]} is not in it; expected "
-            f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
-        )
-    with Journal(home.log(identity), study.study_id).refusals():
+    stated = next((one.header.study for one in messages if one.header.kind == "study"), "")
+    with Journal(home.log(identity), stated).refusals():
+        study = read_study(_only(messages, given.folder, "study").path, given.coordinator)
+        if study.roster.get(identity.name) != identity.card:
+            raise UsageError(
+                f"study {study.name}: {identity.name} with key {identity.card.signing[:16]} is not in it; expected "
+                f"{', '.join(study.roster)}: send {study.coordinator.name} the card"
+            )
         _accept(study, messages, identity, given, home)
     return study
 
 
 def _accept(study: Study, messages: list[Found], identity: Identity, given: Acceptance, home: Home) -> None:
     """Check the plan and what only the party knows, and pin both."""
-    own = home.make_study_folder(study.study_id)
+    own, at_site = home.make_study_folder(study.study_id), identity.name in study.site_names
     study_found, plan_found = (_only(messages, given.folder, kind) for kind in ("study", "plan"))
     earlier = Pins.read(own)
-    if earlier is not None and earlier.plan_message != plan_found.identity:
-        raise FileContentError(
-            f"{plan_found.path}: another plan message than the one accepted, {earlier.plan_message[:16]}; ask {study.coordinator.name}"
-        )
     if any(pins.plan_id == study.plan_id and pins.study != study.study_id for pins in accepted(home)):
         raise FileContentError(
             f"study {study.name}: its plan {study.plan_id[:16]} is that of another study accepted here; expected a plan of its own: sums "
             "of two lists of sites would give single sites away"
         )
-    if earlier is None and identity.name in study.site_names:
+    if earlier is not None:
+        _require_same(study, earlier, (study_found, plan_found), given)
+        given = replace(given, population=given.population or earlier.population)
+    # A coordinator that is a site too has pins of its own signing, without a site's answers.
+    new = earlier is None or (at_site and earlier.population is None)
+    if new and at_site:
         _refuse_sketched(study, identity.name)
-    if earlier is not None and given.population not in (None, earlier.population):
-        raise FileContentError(
-            f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
-            "accepted stays"
-        )
     copy = own / "received.h5"
     extract_message(plan_found.path, study.expects("plan"), study.roster, copy)
     plan = Plan.read(copy)
@@ -182,19 +204,37 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
             f"{plan_found.path}: plan {plan.plan_id[:16]}; expected {study.plan_id[:16]}, as the study has it: ask {study.coordinator.name}"
         )
     require_of_plan(study, plan)
-    population = _accept_at_site(study, plan, identity.name, given) if identity.name in study.site_names else None
+    population = _accept_at_site(study, plan, identity.name, given) if at_site else None
     pins = Pins(
         study.study_id, study_found.identity, study.plan_id, plan_found.identity, population, bool(given.elsewhere)
     )
-    if earlier is None:
+    if new:
+        if at_site:
+            _set_cap(study, plan, identity.name, given, pins)
         _pin(own, study, copy, pins)
         _note(home, identity, study, "accept", plan_found.identity)
-    elif earlier != pins:
-        raise FileContentError(
-            f"study {study.name}: accepted before with other answers (population {earlier.population}); expected the same: what is "
-            "accepted stays"
+    elif earlier is not None and earlier != pins:
+        raise OwnWordsError(
+            f"study {study.name}: accepted before with other answers (elsewhere {earlier.elsewhere}, population {earlier.population}); "
+            "expected the same: what is accepted stays",
+            f"study {study.name}: accepted before with other answers; expected the same",
         )
     copy.unlink()
+
+
+def _require_same(study: Study, earlier: Pins, messages: tuple[Found, Found], given: Acceptance) -> None:
+    """Refuse other messages than those accepted before, and another population."""
+    for found, pinned in zip(messages, (earlier.study_message, earlier.plan_message), strict=True):
+        if found.identity != pinned:
+            raise FileContentError(
+                f"{found.path}: another {found.header.kind} message than the one accepted, {pinned[:16]}; ask {study.coordinator.name}"
+            )
+    if earlier.population is not None and given.population not in (None, earlier.population):
+        raise OwnWordsError(
+            f"study {study.name}: population {given.population!r}; expected {earlier.population!r}, under which it was accepted: what is "
+            "accepted stays",
+            f"study {study.name}: another population than the one under which it was accepted",
+        )
 
 
 def _refuse_sketched(study: Study, shard: str) -> None:
@@ -221,20 +261,30 @@ def _accept_at_site(study: Study, plan: Plan, shard: str, given: Acceptance) -> 
             f"privacy.presence of 2 or more: ask {study.coordinator.name}"
         )
     completed_plan(plan, given.weights)
-    unit = plan.config.data.private[plan.config.shards.index(shard)].unit_name
+    unit = _unit(plan, shard)
+    asked = None if given.cap is None else Cap(given.cap, study.delta)
     with Ledger.open() as ledger:
         name = PlanPopulation(plan.config.data.population, given.population)
         local = ledger.local_population(name)
-        if given.cap is not None:
-            if (cap := ledger.cap(local)) is not None and cap.epsilon != given.cap:
-                raise UsageError(
-                    f"--cap {given.cap}: {local} has a cap of epsilon {cap.epsilon} in this ledger; leave it out, or change it with "
-                    "distqexp ledger cap"
-                )
-            ledger.set_cap(local, given.cap, study.delta, unit)
+        if asked is not None and (cap := ledger.cap(local)) is not None and cap.epsilon != asked.epsilon:
+            raise UsageError(
+                f"--cap {given.cap}: {local} has a cap of epsilon {cap.epsilon} in this ledger; leave it out, or change it with "
+                "distqexp ledger cap"
+            )
         charging = charging_at_site(plan, Charging(ledger, unit=unit), local)
-        check_budget(plan, charging, f"site-{shard}")
+        check_budget(plan, charging, f"site-{shard}", cap=asked)
     return local
+
+
+def _set_cap(study: Study, plan: Plan, shard: str, given: Acceptance, pins: Pins) -> None:
+    """Set the cap that was given, where the ledger has none: once nothing else refuses the study, for a cap can't be taken back."""
+    with Ledger.open() as ledger:
+        if given.cap is not None and pins.population is not None and ledger.cap(pins.population) is None:
+            ledger.set_cap(pins.population, given.cap, study.delta, _unit(plan, shard))
+
+
+def _unit(plan: Plan, shard: str) -> str:
+    return plan.config.data.private[plan.config.shards.index(shard)].unit_name
 
 
 def _only(messages: list[Found], folder: Path, kind: str) -> Found:

@@ -39,7 +39,7 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     Raises FileContentError where the folder has a message in the coordinator's name that its log does not know.
     """
     own = sorted((party.own / "sent").glob("*.message"))
-    known = [path for path in own if _is_sent(journal, path)]
+    known = [path for path in own if _is_sent(party, journal, path)]
     party.deliver(known)
     messages = party.messages(journal)
     for found in messages:
@@ -53,9 +53,11 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     return standing_of(messages), messages
 
 
-def _is_sent(journal: OpenJournal, path: Path) -> bool:
+def _is_sent(party: Party, journal: OpenJournal, path: Path) -> bool:
     header, identity = peek(path)
-    return header.kind in ("study", "plan") or identity in journal.sent(header.kind, header.round)
+    if header.kind in ("study", "plan"):
+        return identity in (party.pins.study_message, party.pins.plan_message)  # a killed sign may have left others
+    return identity in journal.sent(header.kind, header.round)
 
 
 def close(folder: Path, ask: Ask) -> list[str]:

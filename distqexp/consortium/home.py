@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distqexp.errors import StorageError, UsageError
-from distqexp.federation.keys import Card, Identity, require_name
+from distqexp.federation.keys import Card, Identity, read_name, require_name
 from distqexp.federation.log import Log
 from distqexp.privacy.ledger.files import default_path
-from distqexp.storage.atomic import storage_error
+from distqexp.storage.atomic import storage_error, write_atomic
 
 HOME_VARIABLE = "DISTQEXP_HOME"
 """The environment variable with a party's own folder."""
@@ -41,30 +41,51 @@ class Home:
         """Draw a party's keys and begin its log. Raises UsageError where there is a party already."""
         require_name(name)
         if self._keys.exists():
-            raise UsageError(f"{self.folder}: a party's keys are there; expected none: DISTQEXP_HOME=ANOTHER_FOLDER")
+            raise UsageError(
+                f"{self.folder}: a party's keys are there; expected none: distqexp site card shows whose, DISTQEXP_HOME=ANOTHER_FOLDER is "
+                "for another party"
+            )
         self._make(self.folder)
         identity = Identity.draw(name)
         identity.write(self._keys, passphrase)
-        self.log(identity).append({"event": "init", "name": name, "fingerprint": identity.card.fingerprint})
-        self.card_path(identity.card).write_bytes(identity.card.to_bytes() + b"\n")
+        self._complete(identity)
         return identity
 
     def identity(self, ask: Ask) -> Identity:
-        """Read the party's keys. Raises UsageError where there are none, or the passphrase is wrong."""
+        """Read the party's keys; what a killed ``create`` left out is made of them.
+
+        Raises UsageError where there are none, or the passphrase is wrong, StorageError where others may look into the folder.
+        """
+        self.name()
+        self._refuse_open(self.folder)
+        identity = Identity.read(self._keys, ask)
+        self._complete(identity)
+        return identity
+
+    def name(self) -> str:
+        """Read the party's name, which needs no passphrase. Raises UsageError where there are no keys, FileContentError."""
         if not self._keys.exists():
             raise UsageError(f"{self.folder}: no keys of a party; expected some: distqexp site init NAME")
-        return Identity.read(self._keys, ask)
+        return read_name(self._keys)
 
-    def card(self) -> Card:
-        """Read the party's card, which needs no passphrase. Raises UsageError where there is none."""
-        cards = sorted(self.folder.glob("*.card"))
-        if len(cards) != 1:
-            raise UsageError(f"{self.folder}: {len(cards)} cards; expected the party's own: distqexp site init NAME")
-        return Card.read(cards[0])
+    def card(self, ask: Ask = lambda: None) -> Card:
+        """Read the party's card, which needs no passphrase where it is there; else it is made of the keys, see ``identity``."""
+        path = self.card_path(self.name())
+        return Card.read(path) if path.exists() else self.identity(ask).card
 
-    def card_path(self, card: Card) -> Path:
+    def card_path(self, name: str) -> Path:
         """Return the file of the party's card."""
-        return self.folder / f"{card.name}.card"
+        return self.folder / f"{name}.card"
+
+    def _complete(self, identity: Identity) -> None:
+        """Write the log's first line and the card where they are missing. A log that is lost later stays lost."""
+        begun = self.studies() or (self.log_path.exists() and self.log_path.stat().st_size)
+        if not begun:
+            self.log(identity).append(
+                {"event": "init", "name": identity.name, "fingerprint": identity.card.fingerprint}
+            )
+        if not self.card_path(identity.name).exists():
+            write_atomic(self.card_path(identity.name), identity.card.to_bytes() + b"\n")
 
     def log(self, identity: Identity) -> Log:
         """Return the party's log."""
@@ -92,5 +113,9 @@ class Home:
             raise UsageError(f"{folder}: it is a file; expected a folder: move it away") from None
         except OSError as error:
             raise storage_error(folder, error) from error
+        self._refuse_open(folder)
+
+    @staticmethod
+    def _refuse_open(folder: Path) -> None:
         if folder.stat().st_mode & 0o077:
             raise StorageError(f"{folder}: mode {folder.stat().st_mode & 0o777:03o}; expected 700: chmod 700 {folder}")

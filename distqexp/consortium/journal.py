@@ -20,6 +20,14 @@ _FOLDERS = re.compile(r"(?<![\w.~-])/(?=\S)(?:\S*/)?")
 """The folders of an absolute path."""
 
 
+class OwnWordsError(FileContentError):
+    """A refusal that names to the party itself, on its terminal, what its log doesn't: a log may be shown to others."""
+
+    def __init__(self, text: str, for_log: str) -> None:
+        super().__init__(text)
+        self.for_log = for_log
+
+
 class Journal:
     """The lines of one study in a party's log."""
 
@@ -50,7 +58,9 @@ def refusal(error: DistqexpError, *, of_records: bool = False) -> dict[str, Any]
     Errors of messages are public but for this machine's folders. Errors of a site's records may name its files and columns, those of
     its budget what other studies spent: nothing of them is in the event but the code.
     """
-    if error.exit_code == BudgetError.exit_code:
+    if isinstance(error, OwnWordsError):
+        reason = error.for_log
+    elif error.exit_code == BudgetError.exit_code:
         reason = "the budget here does not allow it"
     else:
         reason = "the records here were refused" if of_records else _without_folders(str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from distqexp.consortium.exchange import Found, deliver, found_in, look, of_study
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal, OpenJournal
-from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins
+from distqexp.consortium.pins import PLAN_FILE, Pins, read_own_study
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import LARGEST_CLOSING, Closing
 from distqexp.federation.header import KINDS, Header
@@ -170,7 +170,7 @@ def open_party(folder: Path, ask: Ask, home: Home | None = None) -> Party:
         )
     own = home.study_folder(known[0])
     pins = Pins.read(own)
-    study = Study.parse(own / STUDY_FILE, (own / STUDY_FILE).read_bytes())
+    study = read_own_study(own)
     if pins is None or (study.study_id, study.plan_id) != (pins.study, pins.plan_id):
         raise FileContentError(f"{own}: its study is not the one accepted, {known[0][:16]}; restore the folder")
     if study.roster.get(identity.name) != identity.card:

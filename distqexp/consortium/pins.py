@@ -9,7 +9,8 @@ from pathlib import Path
 
 from distqexp.consortium.home import Home
 from distqexp.consortium.journal import refusal
-from distqexp.errors import FileContentError, UsageError
+from distqexp.errors import FileContentError, StorageError, UsageError
+from distqexp.federation.study import Study
 from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import canonical_json
 from distqexp.storage.hdf5 import read_header
@@ -54,6 +55,17 @@ class Pins:
             raise FileContentError(f"{path}: damaged; expected what distqexp study accept wrote: restore it") from None
 
 
+def read_own_study(folder: Path) -> Study:
+    """Read the study in a party's own folder of it. Raises FileContentError."""
+    path = folder / STUDY_FILE
+    try:
+        return Study.parse(path, path.read_bytes())
+    except FileNotFoundError:
+        raise FileContentError(f"{path}: missing; expected the study that was accepted: restore the home") from None
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read ({error.strerror}); check its owner and mode") from error
+
+
 def accepted(home: Home) -> list[Pins]:
     """Return what the party of a home accepted, of all its studies. Raises FileContentError."""
     return [pins for pins in map(Pins.read, home.studies()) if pins is not None]
@@ -63,7 +75,7 @@ def refuse_pinned(plan: Path, home: Home | None = None) -> None:
     """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
     home = home or Home()
     everything = accepted(home)
-    if not everything:
+    if not everything or not plan.exists():  # whoever reads the plan says that there is none
         return
     plan_id = read_header(plan, kind="plan").plan_id
     for pins in everything:
@@ -77,7 +89,7 @@ def refuse_pinned(plan: Path, home: Home | None = None) -> None:
 
 
 def _note(home: Home, pins: Pins, error: FileContentError) -> None:
-    """Write the refusal into the party's log, where its keys need no passphrase: nobody is asked for one by a refusal."""
-    with suppress(UsageError):
+    """Write the refusal into the party's log, where its keys can be read without a passphrase: nobody is asked for one by a refusal."""
+    with suppress(UsageError, StorageError):
         log = home.log(home.identity(lambda: None))
         log.append({**refusal(error), "study": pins.study})

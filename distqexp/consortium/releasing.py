@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def release(
 
         round, attempt, closing, order = engine.on_root(begin)
         if order is not None:
-            release_round(order, engine)
+            with party.journal.refusals() if party else nullcontext():
+                release_round(order, engine)
         return engine.on_root(lambda: _send(require(party), round, attempt, closing))
 
 

@@ -81,6 +81,7 @@ def sketch_visit(folder: Path, records: Records, ask: Ask, engine: Engine) -> li
 def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     study = party.study
     party.require_role(study.site_names, "a site")
+    _require_accepted(party)
     messages = party.messages(journal)
     standing = take_news(party, journal, messages)
     for earlier in range(standing.round):
@@ -125,6 +126,15 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
 def _how_to_verify(party: Party) -> str:
     own = party.own
     return f"the model, once the coordinator hands it out: distqexp verify MODEL {own}/plan.h5 {own}/release-*.h5"
+
+
+def _require_accepted(party: Party) -> None:
+    """Refuse the coordinator's own site until it said what only a site knows: signing the study asked for none of it."""
+    if party.pins.population is None:
+        raise UsageError(
+            f"study {party.study.name}: {party.name} signed it, and is a site of it too; expected its acceptance first: distqexp study "
+            f"accept {party.folder} --coordinator {party.name}.card, with --elsewhere or --not-elsewhere"
+        )
 
 
 def _sent_before(party: Party, journal: OpenJournal, messages: list[Found], at: tuple[int, int]) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from distqexp.consortium.exchange import Found, found_in, of_study
 from distqexp.consortium.home import Home
 from distqexp.consortium.news import Standing, answered_before, standing_of
-from distqexp.consortium.pins import STUDY_FILE, accepted
+from distqexp.consortium.pins import accepted, read_own_study
 from distqexp.errors import UsageError
 from distqexp.federation.closing import Closing
 from distqexp.federation.quorum import quorum
@@ -22,13 +22,12 @@ def status(folder: Path, home: Home | None = None) -> list[str]:
     Raises UsageError where the party of this home did not accept the study, FileContentError for a message of another one.
     """
     home = home or Home()
-    own = [home.study_folder(pins.study) / STUDY_FILE for pins in accepted(home)]
-    studies = [Study.parse(path, path.read_bytes()) for path in own]
+    studies = [read_own_study(home.study_folder(pins.study)) for pins in accepted(home)]
     messages = found_in(folder)
     stated = {found.header.study for found in messages}
     for study in studies:
         if study.study_id in stated:
-            here = _Here(folder, study, of_study(messages, study), home.card().name, home.study_folder(study.study_id))
+            here = _Here(folder, study, of_study(messages, study), home.name(), home.study_folder(study.study_id))
             return list(here.lines())
     raise UsageError(
         f"{folder}: no study in it that was accepted here; expected one: distqexp study show {folder}, distqexp study accept {folder} "

@@ -30,7 +30,7 @@ from distqexp.storage.atomic import write_atomic
 from distqexp.storage.canonical import canonical_json
 
 SCHEMA = 1
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 PASSPHRASE_VARIABLE = "DISTQEXP_PASSPHRASE_FILE"
 """The environment variable with the path of a file whose first line is the passphrase."""
 
@@ -43,10 +43,20 @@ _PRIME = 2**255 - 19
 
 
 def require_name(name: object) -> str:
-    """Return a party's name. Raises UsageError unless it is 1 to 64 of the letters A-Z and a-z, digits, "_" and "-"."""
+    """Return a party's name. Raises UsageError unless it is 1 to 64 of the letters A-Z and a-z, digits, "_" and "-", which isn't first."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(f"name {ascii(name)[:80]}: expected 1 to 64 letters A-Z or a-z, digits, '_' or '-'")
+        raise UsageError(
+            f"name {ascii(name)[:80]}: expected 1 to 64 letters A-Z or a-z, digits, '_' or '-', and no '-' at its beginning"
+        )
     return name
+
+
+def read_name(path: Path) -> str:
+    """Read the name in a file of private keys, without a passphrase. Raises FileContentError."""
+    try:
+        return require_name(_read_tree(path, "identity", ("name",))["name"])
+    except UsageError as error:
+        raise FileContentError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

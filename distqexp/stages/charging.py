@@ -67,11 +67,12 @@ def _charge_key(plan: Plan, state: RoundState, role: str) -> str:
     return f"{round_key(plan, state.round, role)}/{state.identity()}"
 
 
-def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0) -> None:
+def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0, *, cap: Cap | None = None) -> None:
     """Refuse a run, before any private record is read, when its rounds from ``first_round`` on exceed the budget.
 
     Rounds that an earlier attempt has reserved already cost nothing again. ``role`` says who charges: "release" at the curator,
-    "site-SHARD" at a site. Raises BudgetError.
+    "site-SHARD" at a site. ``cap`` is what a person is about to set where the ledger has none; the config's own when None. Raises
+    BudgetError.
     """
     # The most that a round may cost, whatever its clip turns out to be.
     event = _dearest_event(plan)
@@ -88,7 +89,7 @@ def check_budget(plan: Plan, charging: Charging, role: str, first_round: int = 0
     require_certifiable(expenses(charges).guarantee().epsilon(plan.config.privacy.delta) if charges else 1.0)
     charging.ledger.check(
         population=population,
-        cap=_plan_cap(plan),
+        cap=cap or _plan_cap(plan),
         charges=[charge for charge in charges if charge.key.partition("/")[2] not in earlier_rounds],
         universe=charging.universe,
         unit=charging.unit or plan.config.unit,

@@ -217,7 +217,10 @@ def test_a_population_can_not_be_renamed(begin: Begin) -> None:
     study = begin()
     study.sketches(["north"])
     again = study.at("north").distqexp(*study.accept_command("north"), "--population", "others")
-    study.check_refused("north", again, "population 'others'; expected 'patients', under which it was accepted")
+    study.check_refused(
+        "north", again, "population 'others'; expected 'patients', under which it was accepted",
+        logged="study sepsis: another population than the one under which it was accepted",
+    )  # fmt: skip
     assert study.charges("north") == [("site-north", "0", "committed")]
 
 

@@ -122,14 +122,17 @@ class StudyFolders:
     def log(self, party: str) -> list[LogEntry]:
         return verify_log(self.home(party) / "log.jsonl", self.identity(party).card)
 
-    def check_refused(self, party: str, outcome: Outcome, words: str, code: int = 3) -> None:
-        """One line with these words, exit code 3 or 4, and the same line in the party's log, but for folders."""
+    def check_refused(self, party: str, outcome: Outcome, words: str, code: int = 3, logged: str | None = None) -> None:
+        """One line with these words, exit code 3 or 4, and the same line in the party's log, but for folders, or ``logged``."""
         assert outcome.code == code, outcome
         (line,) = outcome.reasons()
         assert words in line, line
         event = self.log(party)[-1].event
         assert (event["event"], event["code"]) == ("refused", code), event
-        assert re.search(r" (?:/\S*/)?".join(map(re.escape, event["reason"].split(" "))), line)
+        if logged is not None:
+            assert event["reason"] == logged
+        else:
+            assert re.search(r" (?:/\S*/)?".join(map(re.escape, event["reason"].split(" "))), line)
 
     def charges(self, party: str) -> list[tuple[str, str, str]]:
         """Role, round and state of every charge in a party's ledger."""

@@ -22,7 +22,6 @@ from distqexp.consortium.answering import answer
 from distqexp.consortium.exchange import found_in
 from distqexp.consortium.news import COORDINATOR_KINDS, standing_of
 from distqexp.consortium.party import Party, open_party
-from distqexp.consortium.pins import refuse_pinned
 from distqexp.consortium.site import Records, sketch_visit
 from distqexp.engines.base import exit_code, places, reason
 from distqexp.engines.serial import SerialEngine
@@ -70,7 +69,6 @@ def _sketch(settings: SiteSettings, payload: Payload) -> Payload:
     with tempfile.TemporaryDirectory(prefix="distqexp-", dir=settings.scratch) as name:
         folder = Path(name)
         plan, releases = _received(payload, folder, settings.plan_id)
-        refuse_pinned(plan)
         return {"sketch": _sketched(settings, plan, releases, folder).read_bytes()}
 
 

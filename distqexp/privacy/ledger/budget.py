@@ -47,7 +47,7 @@ def require_room(
         exceeds_cap = delta > limit.delta
         figures = f"delta {delta:.3g} at epsilon {limit.epsilon:g}, the cap is {limit.delta:g}"
     if exceeds_cap:
-        source = "set in the ledger" if set_cap else "the config's own budget, as none is set in the ledger"
+        source = "set in the ledger" if set_cap else "the config's own budget or --cap, as none is set in the ledger"
         raise BudgetError(
             f"population {population!r}: budget spent: {len(rows)} releases on record and {len(charges)} more make "
             f"{figures} ({source}); {remark}a higher cap is for whoever answers for the data: distqexp ledger cap"
