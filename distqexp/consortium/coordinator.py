@@ -8,7 +8,7 @@ import numpy as np
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
-from distqexp.consortium.books import is_charged, newest_entry
+from distqexp.consortium.books import is_charged, newest_entry, require_told
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -36,8 +36,10 @@ def open_coordinator(folder: Path, ask: Ask) -> Party:
 def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Found]]:
     """Return where the study stands by what the coordinator itself sent, and the folder's messages; its own are copied there again.
 
-    Raises FileContentError where the folder has a message in the coordinator's name that its log does not know.
+    Raises FileContentError where the own ledger was put back, or the folder has a message in the coordinator's name that its log does
+    not know.
     """
+    require_told(journal)
     own = sorted((party.own / "sent").glob("*.message"))
     known = [path for path in own if _is_sent(journal, path)]
     party.deliver(known)

@@ -1,0 +1,49 @@
+"""What a party's own ledger and log have to say before it sends anything: a charge that stands, and nothing that was forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from kills import Killed, killing
+from studies import OFFICE, StudyFolders, put_back
+from study_forgery import message
+
+from distqexp.federation.messages import peek
+from distqexp.privacy.ledger import Ledger
+
+Begin = Callable[..., StudyFolders]
+
+
+@pytest.mark.parametrize("party", ["north", OFFICE])
+def test_a_ledger_that_was_put_back_and_went_on_is_refused_at_home(begin: Begin, party: str) -> None:
+    study = begin()
+    restore = put_back(study, party, ("books",))
+    study.whole_round(0)
+    restore()
+    for number in range(4):  # it passes its old height
+        study.at(party).done("ledger", "cap", f"others-{number}", "--epsilon", "1", "--delta", "1e-6")
+    outcome = study.sketch(party) if party == "north" else study.close()
+    study.check_refused(party, outcome, "which others were told of: the ledger was put back to an older time")
+
+
+def test_messages_confirm_no_guess_of_the_ledgers_entries(begin: Begin) -> None:
+    study = begin()
+    assert study.sketch("north").code == 0
+    told = peek(message(study, "masked-000-00-north"))[0].ledger
+    with Ledger.open(study.root / "north" / "books" / "ledger.sqlite") as ledger:
+        assert told.number == ledger.head().number > 0
+        assert told.hash not in {entry["hash"] for entry in ledger.export()}
+        assert told == ledger.told_head()
+
+
+def test_nothing_is_signed_without_a_standing_charge(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = begin()
+    restore = put_back(study, "north", ("books",))
+    with monkeypatch.context() as patch:
+        patch.setattr("distqexp.consortium.site.contribute", killing(lambda: None, lambda *_, **__: True, True))
+        with pytest.raises(Killed):
+            study.sketch("north")
+    restore()
+    study.check_refused("north", study.sketch("north"), "round 0 has no standing charge")
+    assert not list((study.own("north") / "sent").iterdir())
