@@ -102,6 +102,17 @@ def taken_sketch(party: Party, site: str) -> Path:
     return party.own / f"taken-{site}.h5"
 
 
+def pooled_sums(party: Party, round: int) -> Path:
+    """Return where the coordinator keeps a round's sum over the sites until it is released. Private."""
+    return party.own / f"quadratic-{round:03d}.h5"
+
+
+def remove_exact_sums(party: Party, round: int) -> None:
+    """Remove what a round that ended was, or would have been, released from."""
+    for path in (pooled_sums(party, round), *(taken_sketch(party, site) for site in party.study.site_names)):
+        path.unlink(missing_ok=True)
+
+
 def _closed_line(party: Party, closed: Found) -> str:
     study, header = party.study, closed.header
     names = party.closing(closed).sites
@@ -252,9 +263,8 @@ def void(folder: Path, ask: Ask) -> list[str]:
             void_next(party.plan_file, file, releases=party.release_files(standing.round))
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
+        remove_exact_sums(party, standing.round)
         sent = _send_void(party, journal, standing, file)
-    for site in party.study.site_names:
-        taken_sketch(party, site).unlink(missing_ok=True)
     return [
         f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
     ]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from distqexp.errors import StorageError, UsageError
+from distqexp.errors import FileContentError, StorageError, UsageError
 from distqexp.federation.keys import Card, Identity, require_name
 from distqexp.federation.log import Log
 from distqexp.privacy.ledger.files import default_path
@@ -45,7 +45,7 @@ class Home:
         self._make(self.folder)
         identity = Identity.draw(name)
         identity.write(self._keys, passphrase)
-        self.log(identity).append({"event": "init", "name": name, "fingerprint": identity.card.fingerprint})
+        Log(self.log_path, identity).append({"event": "init", "name": name, "fingerprint": identity.card.fingerprint})
         self.card_path(identity.card).write_bytes(identity.card.to_bytes() + b"\n")
         return identity
 
@@ -67,7 +67,12 @@ class Home:
         return self.folder / f"{card.name}.card"
 
     def log(self, identity: Identity) -> Log:
-        """Return the party's log."""
+        """Return the party's log, which begins with the keys. Raises FileContentError where it is missing."""
+        if not self.log_path.exists() or not self.log_path.stat().st_size:
+            raise FileContentError(
+                f"{self.log_path}: missing, yet {identity.name} has keys; expected the log that began with them, which tells what was "
+                "sent and answered: restore it"
+            )
         return Log(self.log_path, identity)
 
     def studies(self) -> list[Path]:

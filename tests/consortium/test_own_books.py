@@ -9,8 +9,11 @@ from kills import Killed, killing
 from studies import OFFICE, StudyFolders, put_back
 from study_forgery import message
 
+from distqexp.artefacts.plan import Plan
+from distqexp.artefacts.sums import Sketch
 from distqexp.federation.messages import peek
-from distqexp.privacy.ledger import Ledger
+from distqexp.privacy.ledger import Anchor, Ledger
+from distqexp.stages.void import Void
 
 Begin = Callable[..., StudyFolders]
 
@@ -47,3 +50,30 @@ def test_nothing_is_signed_without_a_standing_charge(begin: Begin, monkeypatch: 
     restore()
     study.check_refused("north", study.sketch("north"), "round 0 has no standing charge")
     assert not list((study.own("north") / "sent").iterdir())
+
+
+def test_a_void_that_anybody_made_gives_no_charge_back(begin: Begin) -> None:
+    study = begin()
+    assert study.sketch("north").code == 0
+    plan = Plan.read(study.root / "plan.h5")
+    state = Sketch.read(study.own("north") / "sketch-000.h5", plan, own=True).state
+    forged = Void(plan.plan_id, 0, state, plan.config.data.population, plan.config.shards, Anchor(1, "1" * 64))
+    forged.write(study.root / "forged.h5")
+    outcome = study.at("north").distqexp("ledger", "accept-void", "forged.h5")
+    study.check_refused("north", outcome, "expected the one that its coordinator signed: distqexp study sketch FOLDER")
+    assert study.charges("north") == [("site-north", "0", "committed")]
+
+
+def test_no_exact_sums_stay_after_a_void_or_a_kill(begin: Begin) -> None:
+    study = begin("trusted-curator")
+    study.sketches()
+    assert study.close().code == 0
+    study.at(OFFICE).done("ledger", "cap", "patients", "--epsilon", "0.01", "--delta", "1e-6")
+    assert study.release().code == 4
+    own = study.own(OFFICE)
+    for left in (own / ".taken-north.h5.1.ab.unfinished", own / "sent" / ".sketch.message.1.ab.unfinished"):
+        left.write_bytes(b"sums")
+    exact = ("quadratic-*", "taken-*", ".*.unfinished", "sent/.*.unfinished")
+    assert all(list(own.glob(pattern)) for pattern in exact)
+    study.at(OFFICE).done("study", "void", "exchange")
+    assert [path for pattern in exact for path in own.glob(pattern)] == []

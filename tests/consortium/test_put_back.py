@@ -99,6 +99,46 @@ def test_a_helper_that_is_asked_with_another_list_refuses(begin: Begin) -> None:
     )
 
 
+def test_a_helper_that_was_put_back_answers_no_second_list(begin: Begin) -> None:
+    study = begin()
+    study.sketches()
+    assert study.close().code == 0
+    log = study.home("ethics") / "log.jsonl"
+    before, restore = log.read_bytes(), put_back(study, "ethics", ("home",))
+    assert answer(study, "ethics", study.closing()).code == 0
+    second = relisted(study, SHARDS[:3])
+    words = "an answer of ethics that the log here doesn't know"
+    given = message(study, "answer-000-00-ethics")
+    aside = given.rename(study.root / given.name)
+    log.write_bytes(before)
+    study.check_refused("ethics", answer(study, "ethics", second), words)  # it lies in its own folder
+    restore()
+    aside.rename(given)
+    study.check_refused("ethics", answer(study, "ethics", second), words)  # it lies in the exchanged folder
+    log.unlink()
+    gone = answer(study, "ethics", second)
+    assert gone.code == 3
+    assert "log.jsonl: missing, yet ethics has keys" in gone.reasons()[0]
+    assert not log.exists()
+
+
+def test_a_closing_of_another_width_or_of_a_void_attempt_is_not_answered(begin: Begin) -> None:
+    study = begin()
+    study.sketches()
+    assert study.close().code == 0
+    closing = study.closing()
+    genuine = closing.read_bytes()
+    listing = Closing.parse(closing, content_of(study, closing), the_study(study))
+    wide = replaced(study, closing, study.identity(OFFICE), Closing(listing.entries + 1, listing.listed).to_bytes())
+    study.check_refused("ethics", answer(study, "ethics", wide), f"vectors of {listing.entries + 1} entries; expected")
+    wide.unlink()
+    closing.write_bytes(genuine)
+    assert answer(study, "ethics", closing).code == 0  # no other list is on record
+    study.at(OFFICE).done("study", "void", "exchange")
+    for helper in study.helpers:
+        study.check_refused(helper, answer(study, helper, closing), "round 0, attempt 0 is void")
+
+
 def test_a_list_below_k_min_is_refused(begin: Begin) -> None:
     study = begin()
     study.sketches()
