@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +261,14 @@ def void(folder: Path, ask: Ask) -> list[str]:
         _require_going_on(party, standing)
         file = party.own / "void.h5"
         try:
-            void_next(party.plan_file, file, releases=party.release_files(standing.round))
+            made = void_next(party.plan_file, file, releases=party.release_files(standing.round))
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
         remove_exact_sums(party, standing.round)
-        sent = _send_void(party, journal, standing, file)
+        told = party.own / "void-told.h5"  # an entry's own hash would confirm guesses of the ledger's entries
+        replace(made, entry=newest_entry()).write(told)
+        sent = _send_void(party, journal, standing, told)
+        told.unlink()
     return [
         f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
     ]

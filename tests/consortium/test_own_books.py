@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kills import Killed, killing
@@ -11,6 +12,10 @@ from study_forgery import message
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
+from distqexp.consortium.journal import Journal
+from distqexp.federation.header import Envelope, Header
+from distqexp.federation.keys import Identity
+from distqexp.federation.log import Log
 from distqexp.federation.messages import peek
 from distqexp.privacy.ledger import Anchor, Ledger
 from distqexp.stages.void import Void
@@ -38,6 +43,22 @@ def test_messages_confirm_no_guess_of_the_ledgers_entries(begin: Begin) -> None:
         assert told.number == ledger.head().number > 0
         assert told.hash not in {entry["hash"] for entry in ledger.export()}
         assert told == ledger.told_head()
+
+
+def test_what_was_told_last_is_found_whatever_the_study_and_in_old_logs_too(tmp_path: Path) -> None:
+    identity, told = Identity.draw("north"), Anchor(3, "3" * 64)
+    log = Log(tmp_path / "log.jsonl", identity)
+    journal = Journal(log, "1" * 64)
+    for kind, recipient, ledger in (("masked", OFFICE, told), ("answer", OFFICE, Anchor(9, "9" * 64))):
+        header = Header.of(Envelope(kind, "1" * 64, "2" * 64, 0, 0, recipient, ledger), "north", 0, "0" * 64)
+        with journal.open() as opened:
+            opened.note_sent(header, "4" * 64)
+            assert opened.last_told == told  # a helper's message tells of its log
+    log.append({"event": "sent", "study": "1" * 64, "kind": "masked", "round": 1, "attempt": 0, "message": "5" * 64})
+    with Journal(log, "6" * 64).open() as opened:
+        assert opened.last_told == told
+    with journal.open() as opened:
+        assert opened.sent("masked", 1) == ["5" * 64]
 
 
 def test_nothing_is_signed_without_a_standing_charge(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +98,7 @@ def test_no_exact_sums_stay_after_a_void_or_a_kill(begin: Begin) -> None:
     assert all(list(own.glob(pattern)) for pattern in exact)
     study.at(OFFICE).done("study", "void", "exchange")
     assert [path for pattern in exact for path in own.glob(pattern)] == []
+    study.sketches()
+    assert study.charges("north") == [("site-north", "0", "voided")]
+    with Ledger.open(study.root / OFFICE / "books" / "ledger.sqlite") as ledger:
+        assert Void.read(study.own("north") / "void.h5").entry == ledger.told_head() != ledger.head()
