@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distqexp.artefacts.plan import Plan
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.party import Party, open_party
@@ -12,7 +13,7 @@ from distqexp.errors import FileContentError
 from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
 from distqexp.federation.masks import SEED_BYTES
-from distqexp.federation.messages import peek
+from distqexp.federation.messages import SUFFIX, peek
 
 
 def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
@@ -31,6 +32,8 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
             raise FileContentError(f"{closing}: a {header.kind}; expected a closing of the coordinator")
         found = Found(closing, header, identity)
         listed = party.closing(found)
+        helper = Helper(party.study, party.identity, home.log(party.identity))
+        _require_answerable(party, helper, found, listed)
         with party.journal.open() as journal:
             earlier = list(party.sent_files(journal, ("answer",), header.round, header.attempt))
         earlier = [path for path in earlier if peek(path)[0].receipts == (identity,)]
@@ -38,11 +41,32 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
             (sent,) = party.deliver(earlier)
             return [f"study {party.study.name}: round {header.round} was answered before: {sent.name}"]
         seeds = _take_seeds(party, listed)
-        helper = Helper(party.study, party.identity, home.log(party.identity))
         path, _ = helper.answer(closing, seeds, party.own / "sent")
         with party.journal.open() as journal:
             (sent,) = party.send(journal, [path])
     return [f"study {party.study.name}: round {header.round} is answered for {', '.join(listed.sites)}: {sent.name}"]
+
+
+def _require_answerable(party: Party, helper: Helper, closing: Found, listed: Closing) -> None:
+    """Refuse a closing of another width than the plan's, one whose attempt is void, and any where the log here was put back."""
+    width = Plan.read(party.plan_file).width
+    if listed.entries != width:
+        raise FileContentError(
+            f"{closing.path}: vectors of {listed.entries} entries; expected {width}, as the plan has it: ask "
+            f"{party.study.coordinator.name}"
+        )
+    with party.journal.open() as journal:
+        messages = party.messages(journal)
+    own = sorted((party.own / "sent").glob(f"*{SUFFIX}"))
+    helper.require_known([*own, *(one.path for one in messages if one.header.kind == "answer")])
+    for found in messages:
+        header = found.header
+        if header.kind == "void" and header.round == closing.header.round and header.attempt >= closing.header.attempt:
+            party.check(found)
+            raise FileContentError(
+                f"{closing.path}: round {header.round}, attempt {closing.header.attempt} is void; expected a closing of an attempt that "
+                f"goes on: {found.path.name} says so"
+            )
 
 
 def _take_seeds(party: Party, listed: Closing) -> list[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
-from distqexp.consortium.books import is_charged, newest_entry
+from distqexp.consortium.books import is_charged, newest_entry, require_told
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -36,8 +37,10 @@ def open_coordinator(folder: Path, ask: Ask) -> Party:
 def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Found]]:
     """Return where the study stands by what the coordinator itself sent, and the folder's messages; its own are copied there again.
 
-    Raises FileContentError where the folder has a message in the coordinator's name that its log does not know.
+    Raises FileContentError where the own ledger was put back, or the folder has a message in the coordinator's name that its log does
+    not know.
     """
+    require_told(journal)
     own = sorted((party.own / "sent").glob("*.message"))
     known = [path for path in own if _is_sent(party, journal, path)]
     party.deliver(known)
@@ -113,6 +116,17 @@ def _require_seeds(party: Party, messages: list[Found], incoming: list[Found]) -
 def taken_sketch(party: Party, site: str) -> Path:
     """Return where the coordinator keeps a site's sketch of the current round. Private."""
     return party.own / f"taken-{site}.h5"
+
+
+def pooled_sums(party: Party, round: int) -> Path:
+    """Return where the coordinator keeps a round's sum over the sites until it is released. Private."""
+    return party.own / f"quadratic-{round:03d}.h5"
+
+
+def remove_exact_sums(party: Party, round: int) -> None:
+    """Remove what a round that ended was, or would have been, released from."""
+    for path in (pooled_sums(party, round), *(taken_sketch(party, site) for site in party.study.site_names)):
+        path.unlink(missing_ok=True)
 
 
 def _closed_line(party: Party, closed: Found) -> str:
@@ -271,12 +285,14 @@ def void(folder: Path, ask: Ask) -> list[str]:
         _require_going_on(party, standing)
         file = party.own / "void.h5"
         try:
-            void_next(party.plan_file, file, releases=party.release_files(standing.round))
+            made = void_next(party.plan_file, file, releases=party.release_files(standing.round))
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
-        sent = _send_void(party, journal, standing, file)
-    for site in party.study.site_names:
-        taken_sketch(party, site).unlink(missing_ok=True)
+        remove_exact_sums(party, standing.round)
+        told = party.own / "void-told.h5"  # an entry's own hash would confirm guesses of the ledger's entries
+        replace(made, entry=newest_entry()).write(told)
+        sent = _send_void(party, journal, standing, told)
+        told.unlink()
     return [
         f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
     ]

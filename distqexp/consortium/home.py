@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from distqexp.errors import StorageError, UsageError
+from distqexp.errors import FileContentError, StorageError, UsageError
 from distqexp.federation.keys import Card, Identity, read_name, require_name
 from distqexp.federation.log import Log
 from distqexp.privacy.ledger.files import default_path
@@ -81,14 +81,19 @@ class Home:
         """Write the log's first line and the card where they are missing. A log that is lost later stays lost."""
         begun = self.studies() or (self.log_path.exists() and self.log_path.stat().st_size)
         if not begun:
-            self.log(identity).append(
+            Log(self.log_path, identity).append(
                 {"event": "init", "name": identity.name, "fingerprint": identity.card.fingerprint}
             )
         if not self.card_path(identity.name).exists():
             write_atomic(self.card_path(identity.name), identity.card.to_bytes() + b"\n")
 
     def log(self, identity: Identity) -> Log:
-        """Return the party's log."""
+        """Return the party's log, which begins with the keys. Raises FileContentError where it is missing."""
+        if not self.log_path.exists() or not self.log_path.stat().st_size:
+            raise FileContentError(
+                f"{self.log_path}: missing, yet {identity.name} has keys; expected the log that began with them, which tells what was "
+                "sent and answered: restore it"
+            )
         return Log(self.log_path, identity)
 
     def studies(self) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distqexp.errors import BudgetError, DistqexpError, FileContentError
-from distqexp.federation.header import Header
+from distqexp.federation.header import HELPER, KINDS, Header
 from distqexp.federation.log import Log, OpenLog
 from distqexp.federation.messages import Message, SignedFaultError
 from distqexp.federation.receiving import Origin, Taken
@@ -124,8 +124,16 @@ class OpenJournal:
             self.refuse(identity, error)
 
     def note_sent(self, header: Header, identity: str) -> None:
-        """Note a message that the party sends."""
-        self._note("sent", header, identity)
+        """Note a message that the party sends, and what it tells of the ledger. Helpers tell of this log instead."""
+        told = {} if KINDS[header.kind].sender == HELPER else {"ledger": str(header.ledger)}
+        self._note("sent", header, identity, **told)
+
+    @property
+    def last_told(self) -> Anchor | None:
+        """What the party's last message, of whatever study, told of its ledger; None where no line of the log says so."""
+        events = (entry.event for entry in reversed(self._log.entries))
+        told = (event["ledger"] for event in events if event.get("event") == "sent" and "ledger" in event)
+        return next(map(Anchor.parse, told), None)
 
     def sent(self, kind: str, round: int, attempt: int | None = None) -> list[str]:
         """Return the identities of the messages of a kind that the party sent in a round, or in one attempt of it."""

@@ -71,18 +71,24 @@ def accepted(home: Home) -> list[Pins]:
     return [pins for pins in map(Pins.read, home.studies()) if pins is not None]
 
 
-def refuse_pinned(plan: Path, home: Home | None = None) -> None:
-    """Raise FileContentError for a plan of a study that the party accepted: outside it nothing would be signed or masked."""
+_IN_THE_STUDY = {
+    "plan": "which fixes how sums leave this site; expected it in the study alone",
+    "void": "which anybody may have made; expected the one that its coordinator signed",
+}
+"""Why a file by hand is refused, by its kind, and what is expected in its place."""
+
+
+def refuse_pinned(file: Path, home: Home | None = None, *, kind: str = "plan") -> None:
+    """Raise FileContentError for a plan, or a void, of a study that the party accepted: outside it nothing is signed or masked."""
     home = home or Home()
     everything = accepted(home)
     if not everything or not plan.exists():  # whoever reads the plan says that there is none
         return
-    plan_id = read_header(plan, kind="plan").plan_id
+    plan_id = read_header(file, kind=kind).plan_id
     for pins in everything:
         if pins.plan_id == plan_id:
             error = FileContentError(
-                f"{plan}: the plan of a study that was accepted here, which fixes how sums leave this site; expected it in the study "
-                "alone: distqexp study sketch FOLDER"
+                f"{file}: the {kind} of a study that was accepted here, {_IN_THE_STUDY[kind]}: distqexp study sketch FOLDER"
             )
             _note(home, pins, error)
             raise error

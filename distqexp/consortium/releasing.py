@@ -11,7 +11,13 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
 from distqexp.consortium.books import newest_entry
-from distqexp.consortium.coordinator import open_coordinator, standing_here, taken_sketch
+from distqexp.consortium.coordinator import (
+    open_coordinator,
+    pooled_sums,
+    remove_exact_sums,
+    standing_here,
+    taken_sketch,
+)
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -72,7 +78,7 @@ def _begin(
     out = party.release_file(round)
     if out.exists():
         return round, attempt, standing.closed.identity, None
-    quadratic = party.own / f"quadratic-{round:03d}.h5"
+    quadratic = pooled_sums(party, round)
     closing = party.closing(standing.closed)
     plan = Plan.read(party.plan_file)
     if study.trust.has_masks:
@@ -147,8 +153,7 @@ def _send(party: Party, round: int, attempt: int, closing_identity: str) -> list
             envelope = study.envelope("release", (round, attempt), ledger=anchor, receipts=receipts)
             paths = [write_message(party.own / "sent", party.identity, envelope, party.release_file(round))[0]]
         (sent,) = party.send(journal, paths)
-    for site in study.site_names:
-        taken_sketch(party, site).unlink(missing_ok=True)
+    remove_exact_sums(party, round)
     names, left = ", ".join(closing.sites), study.rounds - round - 1
     more = f"{left} more to come" if left else f"the last one: distqexp study export {party.folder} --out model"
     return [f"study {study.name}: round {round} is released over {names}: {sent.name}; {more}"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
-from distqexp.consortium.books import is_charged, newest_entry
+from distqexp.consortium.books import is_charged, newest_entry, require_charged, require_told
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -82,6 +82,7 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     study = party.study
     party.require_role(study.site_names, "a site")
     _require_accepted(party)
+    require_told(journal)
     messages = party.messages(journal)
     standing = take_news(party, journal, messages)
     for earlier in range(standing.round):
@@ -181,6 +182,7 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
     with party.journal.refusals(), party.journal.open() as journal:
         if sent_meanwhile := _sent_before(party, journal, [], at):
             return [sent_meanwhile]
+        require_charged(study.name, f"site-{party.name}", study.plan_id, round)
         if study.trust.has_masks:
             sums = Sketch.read(sketch, Plan.read(party.plan_file), own=True).sums
             contribution = contribute(study, party.identity, sums, at, outbox, anchor)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from distqexp.consortium.party import Party
 from distqexp.errors import StorageError, UsageError
-from distqexp.storage.atomic import storage_error
+from distqexp.storage.atomic import remove_unfinished, storage_error
 
 
 @contextmanager
@@ -33,6 +33,8 @@ def one_visit(party: Party) -> Iterator[Party]:
             ) from None
         except OSError as error:
             raise StorageError(f"{path}: can't be locked ({error.strerror}); check its file system") from error
+        for folder in (party.own, party.own / "sent"):
+            remove_unfinished(folder)  # what a killed visit left may be exact sums
         yield party
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from distqexp.federation.header import Header
 from distqexp.federation.keys import Identity
 from distqexp.federation.log import Log, OpenLog
 from distqexp.federation.masks import SEED_BYTES, MaskContext, stream_sums
-from distqexp.federation.messages import Message, peek, read_message, write_message
+from distqexp.federation.messages import Message, check_message, peek, read_message, write_message
 from distqexp.federation.study import Study
 
 ANSWER = "answer"
@@ -70,6 +70,28 @@ class Helper:
         envelope = study.envelope("answer", at, ledger=anchor, receipts=(message.identity,))
         content = rows.astype("<u8", copy=False).data
         return write_message(folder, self._identity, envelope, content, study.coordinator)
+
+    def require_known(self, answers: Iterable[Path]) -> None:
+        """Raise FileContentError where an answer that this helper signed is of an attempt that its log has no answer for.
+
+        The log was put back then, and would let a second list pass. Files that others signed say nothing of this helper.
+        """
+        with self._log.locked() as log:
+            unknown = [path for path in answers if not self._answered(log, peek(path)[0], attempt=True)]
+        for path in filter(self._is_mine, unknown):
+            raise FileContentError(
+                f"{path}: an answer of {self._identity.name} that the log here doesn't know; expected one that it has: the home here was "
+                "put back to an older time, or somebody else has the key: restore it"
+            )
+
+    def _is_mine(self, path: Path) -> bool:
+        """Whether this helper signed an answer, in this study."""
+        header = peek(path)[0]
+        try:
+            expected = self._study.expects("answer", round=header.round, attempt=header.attempt)
+            return check_message(path, expected, self._study.roster)[0].sender == self._identity.name
+        except FileContentError:
+            return False
 
     def _open_seeds(
         self, closing: Path, listing: Closing, paths: Iterable[Path], context: MaskContext

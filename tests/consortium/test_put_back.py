@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from consortium import SHARDS
 from run_harness import Outcome
-from studies import OFFICE, StudyFolders
+from studies import OFFICE, StudyFolders, put_back
 from study_forgery import content_of, message, replaced, the_study
 
 from distqexp.federation.closing import Closing
@@ -17,20 +16,6 @@ from distqexp.federation.header import Envelope
 from distqexp.federation.messages import peek, write_message
 
 Begin = Callable[..., StudyFolders]
-
-
-def put_back(study: StudyFolders, party: str, parts: tuple[str, ...]) -> Callable[[], None]:
-    """Copy parts of a party's folder; the function that is returned puts them back."""
-    kept = study.root / "backup" / party
-    for part in parts:
-        shutil.copytree(study.root / party / part, kept / part)
-
-    def restore() -> None:
-        for part in parts:
-            shutil.rmtree(study.root / party / part)
-            shutil.copytree(kept / part, study.root / party / part)
-
-    return restore
 
 
 def test_a_second_release_of_a_round_is_refused_by_the_sites(begin: Begin) -> None:
@@ -77,12 +62,16 @@ def test_a_ledger_that_is_put_back_with_its_folder_is_seen_by_the_others(begin: 
     study.check_refused("north", study.sketch("north"), "the ledger and the log here were put back to an older time")
 
 
-def test_a_ledger_that_is_put_back_behind_a_log_that_was_kept_is_seen_by_the_coordinator(begin: Begin) -> None:
+def test_a_ledger_that_is_put_back_is_seen_by_the_coordinator_too(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = begin()
     restore = put_back(study, "north", ("books",))
     study.whole_round(0)
     restore()
-    study.sketches()
+    with monkeypatch.context() as patch:
+        patch.setattr("distqexp.consortium.site.require_told", lambda journal: None)  # a site that runs other code
+        study.sketches()
     study.check_refused(OFFICE, study.close(), "the ledger of north is at entry")
 
 
@@ -108,6 +97,46 @@ def test_a_helper_that_is_asked_with_another_list_refuses(begin: Begin) -> None:
     study.check_refused(
         "ethics", answer(study, "ethics", relisted(study, SHARDS[:3])), "a second list would give sites away"
     )
+
+
+def test_a_helper_that_was_put_back_answers_no_second_list(begin: Begin) -> None:
+    study = begin()
+    study.sketches()
+    assert study.close().code == 0
+    log = study.home("ethics") / "log.jsonl"
+    before, restore = log.read_bytes(), put_back(study, "ethics", ("home",))
+    assert answer(study, "ethics", study.closing()).code == 0
+    second = relisted(study, SHARDS[:3])
+    words = "an answer of ethics that the log here doesn't know"
+    given = message(study, "answer-000-00-ethics")
+    aside = given.rename(study.root / given.name)
+    log.write_bytes(before)
+    study.check_refused("ethics", answer(study, "ethics", second), words)  # it lies in its own folder
+    restore()
+    aside.rename(given)
+    study.check_refused("ethics", answer(study, "ethics", second), words)  # it lies in the exchanged folder
+    log.unlink()
+    gone = answer(study, "ethics", second)
+    assert gone.code == 3
+    assert "log.jsonl: missing, yet ethics has keys" in gone.reasons()[0]
+    assert not log.exists()
+
+
+def test_a_closing_of_another_width_or_of_a_void_attempt_is_not_answered(begin: Begin) -> None:
+    study = begin()
+    study.sketches()
+    assert study.close().code == 0
+    closing = study.closing()
+    genuine = closing.read_bytes()
+    listing = Closing.parse(closing, content_of(study, closing), the_study(study))
+    wide = replaced(study, closing, study.identity(OFFICE), Closing(listing.entries + 1, listing.listed).to_bytes())
+    study.check_refused("ethics", answer(study, "ethics", wide), f"vectors of {listing.entries + 1} entries; expected")
+    wide.unlink()
+    closing.write_bytes(genuine)
+    assert answer(study, "ethics", closing).code == 0  # no other list is on record
+    study.at(OFFICE).done("study", "void", "exchange")
+    for helper in study.helpers:
+        study.check_refused(helper, answer(study, helper, closing), "round 0, attempt 0 is void")
 
 
 def test_a_list_below_k_min_is_refused(begin: Begin) -> None:

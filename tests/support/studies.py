@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,20 @@ class StudyFolders:
 
         plan = Plan.read(self.root / "plan.h5")
         return np.asarray(Release.read(self.own(OFFICE) / f"release-{round:03d}.h5", plan).noisy_sums)
+
+
+def put_back(study: StudyFolders, party: str, parts: tuple[str, ...]) -> Callable[[], None]:
+    """Copy parts of a party's folder; the function that is returned puts them back."""
+    kept = study.root / "backup" / party
+    for part in parts:
+        shutil.copytree(study.root / party / part, kept / part)
+
+    def restore() -> None:
+        for part in parts:
+            shutil.rmtree(study.root / party / part)
+            shutil.copytree(kept / part, study.root / party / part)
+
+    return restore
 
 
 _SNAPSHOTS: dict[tuple[Any, ...], tuple[Path, Path]] = {}

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from distqexp.errors import FileContentError
 from distqexp.privacy.expenses import expenses
 from distqexp.privacy.guarantee import Guarantee
 from distqexp.privacy.ledger.books import PRIVATE, Books, Cap, LedgerRow
 from distqexp.privacy.ledger.chain import Chain
 from distqexp.privacy.ledger.files import LedgerFiles
-from distqexp.privacy.ledger.head import Anchor, newest_anchor, require_anchor
+from distqexp.privacy.ledger.head import Anchor, Entry, newest_anchor, require_anchor
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name
 from distqexp.privacy.units import require_one_unit
 
@@ -106,6 +107,31 @@ class LedgerReading:
         """Return the chain as JSON trees for others to verify: number, time, body, previous and hash of each entry. Public."""
         with self._chain.transaction():
             return [{**vars(entry), "body": dict(entry.body)} for entry in self._chain.entries()]
+
+    def told_head(self) -> Anchor:
+        """Return the number and a keyed digest of the newest entry, for others.
+
+        Equal entries of this ledger give equal digests, so others see that it was put back. An entry's own hash would confirm guesses
+        of the entries, of the names of populations say, as there is no secret in them. Public.
+        """
+        with self._chain.transaction():
+            return self._told(self._chain.entries())
+
+    def require_told(self, told: Anchor) -> None:
+        """Raise FileContentError unless the ledger still has an entry that ``told_head`` told of. The message is public."""
+        with self._chain.transaction():
+            entries = self._chain.entries()
+        if len(entries) < told.number or self._told(entries[: told.number]) != told:
+            raise FileContentError(
+                f"{self.path}: {len(entries)} entries; expected among them entry {told.number}, which others were told of: the ledger was "
+                "put back to an older time, or is another one: restore the newest one together with its folder"
+            )
+
+    def _told(self, entries: Sequence[Entry]) -> Anchor:
+        anchor = newest_anchor(entries)
+        if not entries:
+            return anchor
+        return Anchor(anchor.number, self._files.tag(b"told head", anchor.hash.encode()).hex())
 
     def head(self) -> Anchor:
         """Return the number and the hash of the newest entry, to be noted elsewhere. Public."""
