@@ -82,7 +82,7 @@ def refuse_pinned(file: Path, home: Home | None = None, *, kind: str = "plan") -
     """Raise FileContentError for a plan, or a void, of a study that the party accepted: outside it nothing is signed or masked."""
     home = home or Home()
     everything = accepted(home)
-    if not everything or not plan.exists():  # whoever reads the plan says that there is none
+    if not everything or not file.exists():  # whoever reads the file says that there is none
         return
     plan_id = read_header(file, kind=kind).plan_id
     for pins in everything:
