@@ -208,17 +208,17 @@ def _accept(study: Study, messages: list[Found], identity: Identity, given: Acce
     pins = Pins(
         study.study_id, study_found.identity, study.plan_id, plan_found.identity, population, bool(given.elsewhere)
     )
-    if new:
-        if at_site:
-            _set_cap(study, plan, identity.name, given, pins)
-        _pin(own, study, copy, pins)
-        _note(home, identity, study, "accept", plan_found.identity)
-    elif earlier is not None and earlier != pins:
+    if earlier is not None and not new and earlier != pins:
         raise OwnWordsError(
             f"study {study.name}: accepted before with other answers (elsewhere {earlier.elsewhere}, population {earlier.population}); "
             "expected the same: what is accepted stays",
             f"study {study.name}: accepted before with other answers; expected the same",
         )
+    if at_site:
+        _set_cap(study, plan, identity.name, given, pins)
+    if new:
+        _pin(own, study, copy, pins)
+        _note(home, identity, study, "accept", plan_found.identity)
     copy.unlink()
 
 

@@ -126,6 +126,8 @@ def test_a_refused_acceptance_leaves_no_cap(begin: Begin) -> None:
     refused = north.distqexp(*accept, "--cap", "0.2")
     assert refused.code == 4
     assert "the cap is" in refused.reasons()[0]
+    assert "epsilon 0.2" not in north.done("ledger", "show").out
+    north.done(*accept)
     north.done(*accept, "--cap", "3")
     assert "epsilon 3" in north.done("ledger", "show").out
     other = north.distqexp(*accept, "--cap", "4")

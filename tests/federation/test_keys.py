@@ -62,7 +62,9 @@ def test_a_passphrase_encrypts_and_comes_from_a_file_or_a_question(
         identity.write(tmp_path / "other", "")
 
 
-@pytest.mark.parametrize("name", ["", "-north", "--help", "a" * 65, "north/south", "no rth", "Köln", "a.b", "a\n", None])
+@pytest.mark.parametrize(
+    "name", ["", "-north", "--help", "a" * 65, "north/south", "no rth", "Köln", "a.b", "a\n", None]
+)
 def test_names_are_plain(name: Any) -> None:
     with pytest.raises(UsageError, match="expected 1 to 64 letters"):
         require_name(name)
