@@ -71,8 +71,9 @@ class StudyCoordinator:
         return certificate
 
     def _standing(self) -> Standing:
-        with self._party.journal.refusals(), self._party.journal.open() as journal:
-            return standing_here(self._party, journal)[0]
+        party = self._party
+        with party_of(self._settings), party.journal.refusals(), party.journal.open() as journal:
+            return standing_here(party, journal)[0]
 
     def _collect(self, standing: Standing, ask: Ask) -> None:
         """Ask the sites whose messages are not here yet, and close the attempt over those that sent."""
