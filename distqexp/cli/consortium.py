@@ -211,11 +211,16 @@ def repeat(folder: Folder) -> None:
 
 
 @study.command("void", epilog="example: distqexp study void exchange")
-def void(folder: Folder) -> None:
-    """At the coordinator: give up, for ever, a round that was never drawn; each site's charge for it is given back, once."""
+def void(
+    folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="don't ask; on a terminal alone is asked")] = False
+) -> None:
+    """At the coordinator: give up, for ever, a round that was never drawn, and the study; sites get their charge for it back, once."""
     from distqexp.consortium.coordinator import void as void_study
 
-    say(*void_study(folder, ask_passphrase))
+    def sure(consequences: str) -> bool:
+        return typer.confirm(f"{consequences}\nVoid it?")
+
+    say(*void_study(folder, ask_passphrase, sure if sys.stdin.isatty() and not yes else lambda consequences: True))
 
 
 @study.command("export", epilog="example: distqexp study export exchange --out model --config consortium.toml")

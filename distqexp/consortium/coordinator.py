@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.messages import peek, write_message
 from distqexp.federation.pooling import Pool
+from distqexp.federation.study import Study, Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import state_identity, void_next
 
@@ -250,25 +252,50 @@ def repeat(folder: Path, ask: Ask) -> list[str]:
     return [f"study {party.study.name}: the listed sites are asked to send round {standing.round} again: {sent.name}"]
 
 
-def void(folder: Path, ask: Ask) -> list[str]:
+def void(folder: Path, ask: Ask, sure: Callable[[str], bool] = lambda consequences: True) -> list[str]:
     """Give up, for ever, a round that was never drawn, and with it the study; the sites get their charge of the round back.
 
-    Raises FileContentError where the round was drawn or released.
+    ``sure`` is told what that means before anything is written. Raises UsageError where it says no, FileContentError where the round
+    was drawn or released.
     """
     with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
+        study, round = party.study, standing.round
+        consequences = _consequences(study, round)
+        if not sure(consequences):
+            raise UsageError(
+                f"study {study.name}: round {round} is not voided, as was answered; expected yes, or --yes"
+            )
         file = party.own / "void.h5"
+        # Until a release is tried the coordinator's ledger has no reason to know the plan.
+        untried = round == 0 and not quadratic_file(party, round).exists()
         try:
-            void_next(party.plan_file, file, releases=party.release_files(standing.round))
+            void_next(party.plan_file, file, releases=party.release_files(round), untried=untried)
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
         sent = _send_void(party, journal, standing, file)
-    for site in party.study.site_names:
+    for site in study.site_names:
         taken_sketch(party, site).unlink(missing_ok=True)
     return [
-        f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
+        f"study {study.name}: round {round} is void: it is never released, and the study ends: {sent.name}",
+        consequences,
     ]
+
+
+def quadratic_file(party: Party, round: int) -> Path:
+    """Return where the coordinator keeps the sum that a round is released from, from its first try until it is. Private."""
+    return party.own / f"quadratic-{round:03d}.h5"
+
+
+def _consequences(study: Study, round: int) -> str:
+    """Say what a void of a round means for everybody, in one line."""
+    back = "stays paid, as the shares of the noise were drawn" if study.trust is Trust.SHARED_NOISE else "is given back"
+    paid = f"rounds 0 to {round - 1}, which are released, stay" if round > 1 else "round 0, which is released, stays"
+    return (
+        f"study {study.name}: with round {round} of {study.rounds} void no model can come of it, for ever, and no further round; what "
+        f"sites were charged for round {round} {back}{f'; {paid} paid' if round else ''}"
+    )
 
 
 def _send_void(party: Party, journal: OpenJournal, standing: Standing, content: bytes | Path) -> Path:

@@ -11,7 +11,7 @@ from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic
 from distqexp.config import Config
 from distqexp.consortium.books import newest_entry
-from distqexp.consortium.coordinator import open_coordinator, standing_here, taken_sketch
+from distqexp.consortium.coordinator import open_coordinator, quadratic_file, standing_here, taken_sketch
 from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
@@ -69,7 +69,7 @@ def _begin(
     out = party.release_file(round)
     if out.exists():
         return round, attempt, standing.closed.identity, None
-    quadratic = party.own / f"quadratic-{round:03d}.h5"
+    quadratic = quadratic_file(party, round)
     closing = party.closing(standing.closed)
     plan = Plan.read(party.plan_file)
     if study.trust.has_masks:

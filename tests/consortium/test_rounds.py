@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from consortium import SHARDS
 from run_harness import Commands
-from studies import OFFICE, begun_study
+from studies import OFFICE, Terminal, begun_study
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic, Sketch
@@ -120,7 +120,15 @@ def test_a_void_gives_each_charge_back_once(
     few = study.close()
     assert few.code == 2
     assert "expected at least 3" in few.reasons()[0]
-    study.at(OFFICE).done("study", "void", "exchange")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal("n\n"))
+        asked = study.at(OFFICE).distqexp("study", "void", "exchange")
+        assert (asked.code, "no model can come of it, for ever" in asked.out) == (2, True), asked
+        assert "round 0 is not voided" in asked.reasons()[-1]
+        assert not list(study.exchange.glob("void-*"))
+        patch.setattr("sys.stdin", Terminal("y\n"))
+        done = study.at(OFFICE).done("study", "void", "exchange")
+        assert done.err == ""  # no release was tried, so the ledger need not know the plan
     for site in SHARDS:
         outcome = study.sketch(site)
         assert outcome.code == 0
