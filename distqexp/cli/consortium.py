@@ -119,8 +119,11 @@ def show(
     say(*in_plain_words(found))
     for one in (found.coordinator, *found.sites, *found.helpers):
         say(f"{one.name}: fingerprint {one.fingerprint}")
-    if not checked:
-        say("Nobody's signature was checked: give --coordinator CARD.")
+    say(
+        f"Signed by {found.coordinator.name}, with the key of {coordinator}."
+        if checked
+        else "Nobody's signature was checked: give --coordinator CARD."
+    )
 
 
 @study.command(

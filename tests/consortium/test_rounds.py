@@ -150,6 +150,8 @@ def test_status_tells_each_party_its_next_command(
         (line,) = [line for line in lines if line.startswith("you, ")]
         return line
 
+    shown = study.at("north").done("study", "show", "exchange", "--coordinator", study.card(OFFICE)).out
+    assert shown.splitlines()[-1] == f"Signed by {OFFICE}, with the key of {study.card(OFFICE)}."
     assert mine("north") == "you, north: sketch: distqexp study sketch exchange --data FILE"
     study.sketches(SHARDS[:3])
     assert mine("north") == "you, north: wait: sent"
