@@ -29,20 +29,37 @@ def ask_passphrase() -> str | None:
     return passphrase_from(lambda: getpass.getpass("passphrase: ") if sys.stdin.isatty() else None)
 
 
+def new_passphrase() -> str:
+    """Return a new passphrase, which a person types twice. Raises UsageError where there is none, or the two differ."""
+    from distqexp.errors import UsageError
+    from distqexp.federation.keys import PASSPHRASE_VARIABLE
+
+    words = ask_passphrase()
+    if words is None:
+        raise UsageError(f"--passphrase: none given; expected a terminal, or {PASSPHRASE_VARIABLE}=FILE")
+    asked = words and not os.environ.get(PASSPHRASE_VARIABLE)
+    if asked and getpass.getpass("the same passphrase again: ") != words:
+        raise UsageError("--passphrase: typed differently the second time; expected the same twice: no keys were drawn")
+    return words
+
+
 @site.command("init", epilog="example: distqexp site init north")
 def init(
     name: Annotated[str, typer.Argument(help="the party's name; a site has the name of its shard")],
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="encrypt the keys under a passphrase")] = False,
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase",
+            help="encrypt the keys under a passphrase: typed, or the first line of DISTQEXP_PASSPHRASE_FILE, of mode 600",
+        ),
+    ] = False,
 ) -> None:
     """Draw the keys of a party (site, helper or coordinator) into its own folder, DISTQEXP_HOME."""
     from distqexp.consortium.home import Home
-    from distqexp.errors import UsageError
 
-    words = ask_passphrase() if passphrase else None
-    if passphrase and words is None:
-        raise UsageError("--passphrase: none given; expected a terminal, or DISTQEXP_PASSPHRASE_FILE=FILE")
     home = Home()
-    card = home.create(name, words).card
+    home.require_new(name)
+    card = home.create(name, new_passphrase() if passphrase else None).card
     say(
         f"{card.name}: keys in {home.folder}",
         f"card for the others: {home.card_path(card)}",

@@ -174,6 +174,13 @@ def test_a_site_with_a_passphrase_is_asked_for_it(
     refused = run.distqexp("site", "init", "north", "--passphrase")
     assert refused.code == 2
     assert "--passphrase: none given" in refused.reasons()[0]
+    typed = iter(["horse", "house", ""])
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal())
+        for reason in ("typed differently the second time", "passphrase: empty"):
+            assert reason in run.distqexp("site", "init", "north", "--passphrase").reasons()[0]
+    assert not (folder / "home").exists()
     monkeypatch.setenv("DISTQEXP_PASSPHRASE_FILE", str(words))
     run.done("site", "init", "north", "--passphrase")
     assert (folder / "home" / "identity.json").stat().st_mode & 0o777 == 0o600
@@ -183,4 +190,4 @@ def test_a_site_with_a_passphrase_is_asked_for_it(
     assert "north" in run.done("site", "card", "--out", str(folder / "copy.card")).out
     twice = run.distqexp("site", "init", "north")
     assert twice.code == 2
-    assert "a party's keys are there" in twice.reasons()[0]
+    assert "a party's keys are there, of north" in twice.reasons()[0]
