@@ -7,12 +7,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distqexp.cli.options import Blank, ConfigOption, Labels, Overrides, OwnRecords, Weights, Yes, own_config, say
 from distqexp.cli.remarks import teller
+
+if TYPE_CHECKING:
+    from distqexp.config import Config
 
 site = typer.Typer(help="A party's keys and card.", rich_markup_mode=None)
 study = typer.Typer(help="A study of a consortium: signed files in one folder.", rich_markup_mode=None)
@@ -41,6 +44,15 @@ def new_passphrase() -> str:
     if asked and getpass.getpass("the same passphrase again: ") != words:
         raise UsageError("--passphrase: typed differently the second time; expected the same twice: no keys were drawn")
     return words
+
+
+def _own_config(path: Path | None, overrides: list[str] | None) -> Config | None:
+    """Return the coordinator's config where it is given. Raises UsageError where there is no such file."""
+    from distqexp.errors import UsageError
+
+    if path is not None and not path.exists():
+        raise UsageError(f"--config {path}: no such file; expected the config that the study's plan was made of")
+    return own_config(path, overrides) if path else None
 
 
 @site.command("init", epilog="example: distqexp site init north")
@@ -119,7 +131,11 @@ def sign(
     """At the coordinator: sign a study and its plan, and begin the folder that the parties exchange."""
     from distqexp.consortium.beginning import sign as sign_study
 
-    say(*(str(path) for path in sign_study(file, plan, folder, ask_passphrase)))
+    say(
+        *(str(path) for path in sign_study(file, plan, folder, ask_passphrase)),
+        f"what comes next, at every other party: distqexp study show {folder} --coordinator CARD, then distqexp study accept {folder} "
+        "--coordinator CARD",
+    )
 
 
 @study.command("show", epilog="example: distqexp study show exchange --coordinator office.card")
@@ -216,7 +232,7 @@ def release(folder: Folder, config: ConfigOption = None, overrides: Overrides = 
     from distqexp.consortium.releasing import release as release_study
     from distqexp.engines import make_engine
 
-    own = own_config(config, overrides) if config else None
+    own = _own_config(config, overrides)
     with make_engine(EngineConfig(), os.environ) as engine:
         lines = release_study(folder, ask_passphrase, engine, config=own, weights=weights)
         say(*(lines if engine.is_root else ()))
@@ -254,7 +270,7 @@ def export(
     """At the coordinator: write the model and its certificate after the last round."""
     from distqexp.consortium.releasing import export as export_study
 
-    own = own_config(config, overrides) if config else None
+    own = _own_config(config, overrides)
     certificate, metrics = export_study(folder, out, ask_passphrase, config=own, weights=weights)
     say(certificate["statement"])
     if config:
@@ -307,7 +323,7 @@ def verify(
         raise UsageError("log verify: a file without its party's card, or a card alone; expected both or neither")
     home = Home()
     path, whose = file or home.log_path, Card.read(card) if card else home.card()
-    entries = verify_log(path, whose, Anchor.parse(noted) if noted else None)
+    entries = verify_log(path, whose, Anchor.parse(noted, "distqexp log verify") if noted else None)
     last = f"{entries[-1].number}:{entries[-1].hash}" if entries else "no line"
     say(f"{path}: {len(entries)} lines of {whose.name}, whole and signed; the last is {last}")
 

@@ -19,6 +19,7 @@ from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.messages import peek, write_message
+from distqexp.federation.plain_words import all_released
 from distqexp.federation.pooling import Pool
 from distqexp.federation.study import Study, Trust
 from distqexp.privacy.ledger import Ledger
@@ -176,9 +177,7 @@ def _require_going_on(party: Party, standing: Standing) -> None:
             f"study {study.name}: round {standing.round} is void; expected a study that goes on: make another one"
         )
     if standing.round == study.rounds:
-        raise UsageError(
-            f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do but distqexp study export"
-        )
+        raise UsageError(f"study {study.name}: {all_released(study)}; nothing is left to do but distqexp study export")
 
 
 def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], standing: Standing) -> None:

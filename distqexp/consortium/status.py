@@ -10,6 +10,7 @@ from distqexp.consortium.home import Home
 from distqexp.consortium.news import Standing, standing_of
 from distqexp.consortium.pins import STUDY_FILE, accepted
 from distqexp.errors import UsageError
+from distqexp.federation.plain_words import all_released
 from distqexp.federation.quorum import quorum
 from distqexp.federation.study import Study
 
@@ -40,7 +41,7 @@ def _lines(folder: Path, study: Study, messages: list[Found], me: str) -> Iterat
             yield _step(site, me, f"take a charge back: distqexp study sketch {folder}")
         return
     if standing.round == study.rounds:
-        yield f"study {study.name}: all {study.rounds} rounds are released"
+        yield f"study {study.name}: {all_released(study)}"
         yield _step(study.coordinator.name, me, f"export the model: distqexp study export {folder} --out model")
         for name in dict.fromkeys((*study.site_names, *study.helper_names)):
             yield _step(name, me, "wait: the coordinator exports the model")
@@ -70,7 +71,9 @@ def _closed_steps(folder: Path, study: Study, standing: Standing, answered: set[
         yield _step(helper, me, "wait: answered" if helper in answered else f"answer: distqexp helper answer {closed}")
     missing = max(quorum(len(study.helpers)) - len(answered), 0) if study.helpers else 0
     if missing:
-        yield _step(study.coordinator.name, me, f"wait: {missing} more helpers have to answer")
+        yield _step(
+            study.coordinator.name, me, f"wait: {missing} more helper{'s have' if missing > 1 else ' has'} to answer"
+        )
     else:
         yield _step(study.coordinator.name, me, f"release: distqexp study release {folder} --config CONFIG")
     for site in study.site_names:
