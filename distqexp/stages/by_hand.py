@@ -216,7 +216,7 @@ def export_run(
     evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
     charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
     entry = ledger_entry(plan, charging, rounds - 1)
-    open_folder(out, resume=False, advice="")
+    open_folder(out, resume=False, of_run=False)
     payers = charged_parts(plan, charging)
     certificate = export_model(plan, chain, out, entry, payers, worker)
     public = config.data.public if config is not None else None

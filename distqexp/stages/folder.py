@@ -9,14 +9,13 @@ from distqexp.errors import StorageError, UsageError
 from distqexp.report.progress import FILE_NAME as PROGRESS
 from distqexp.storage.atomic import remove_unfinished
 
-_GO_ON = ", go on with its run by --resume, or begin anew by --overwrite where nothing was spent"
 
-
-def open_folder(out: Path, resume: bool, *, private: bool = False, advice: str = _GO_ON) -> None:
+def open_folder(out: Path, resume: bool, *, private: bool = False, of_run: bool = True) -> None:
     """Make the folder of a run, with mode 0700 if ``private``, and remove unfinished files from it.
 
-    Raises UsageError when it holds files already and ``resume`` is not set, with ``advice`` on what else may be done; StorageError when it
-    can't be written.
+    An export (``of_run`` unset) can't be gone on with, so its message names no option for that.
+
+    Raises UsageError when it holds files already and ``resume`` is not set, StorageError when it can't be written.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: a file; expected a folder that is new or empty")
@@ -28,8 +27,13 @@ def open_folder(out: Path, resume: bool, *, private: bool = False, advice: str =
         raise StorageError(
             f"--out {out}: {os.strerror(error.errno or 0)}; choose a folder that can be written"
         ) from None
+    if occupied and not of_run:
+        raise UsageError(f"--out {out}: not empty; choose a new folder: an export is written into no other")
     if occupied and not resume:
-        raise UsageError(f"--out {out}: not empty; choose a new folder{advice}")
+        raise UsageError(
+            f"--out {out}: not empty; choose a new folder, go on with its run by --resume, or begin anew by --overwrite where "
+            "nothing was spent"
+        )
     # A kill in the middle of a write leaves a hidden file with private content, and any kill may leave features.
     remove_unfinished(out)
     forget_features(out)

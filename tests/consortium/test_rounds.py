@@ -24,7 +24,12 @@ def test_a_study_ends_in_a_model_that_verifies_although_a_site_drops_out(
     study.whole_round(1, SHARDS[:3])  # west is gone
     office = study.at(OFFICE)
     assert "all 2 rounds are released" in office.done("study", "status", "exchange").out
-    office.done("study", "export", "exchange", "--out", "model", "--config", f"{OFFICE}/task.toml")
+    export = ["study", "export", "exchange", "--out", "model"]
+    office.done(*export, "--config", f"{OFFICE}/task.toml")
+    office.distqexp(*export).refused(2, "--out model: not empty; choose a new folder: an export")
+    office.distqexp(*export, "--config", "no.toml").refused(
+        2, "--config no.toml: no such file; expected the config that"
+    )
     releases = [study.own(OFFICE) / f"release-{round:03d}.h5" for round in range(2)]
     office.done("verify", "model", "plan.h5", *releases)
     assert (study.root / "model" / "study.toml").read_bytes() == (study.root / "study.toml").read_bytes()
@@ -120,6 +125,7 @@ def test_a_void_gives_each_charge_back_once(
     few = study.close()
     assert few.code == 2
     assert "expected at least 3" in few.reasons()[0]
+    study.at(OFFICE).distqexp("study", "export", "exchange", "--out", "model").refused(2, "0 of 2 rounds released")
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdin", Terminal("n\n"))
         asked = study.at(OFFICE).distqexp("study", "void", "exchange")
@@ -129,6 +135,7 @@ def test_a_void_gives_each_charge_back_once(
         patch.setattr("sys.stdin", Terminal("y\n"))
         done = study.at(OFFICE).done("study", "void", "exchange")
         assert done.err == ""  # no release was tried, so the ledger need not know the plan
+    study.at(OFFICE).distqexp("study", "export", "exchange", "--out", "model").refused(2, "round 0 was voided")
     for site in SHARDS:
         outcome = study.sketch(site)
         assert outcome.code == 0
@@ -158,7 +165,12 @@ def test_status_tells_each_party_its_next_command(
     assert "close: 3 of 4 sites sent" in mine(OFFICE)
     assert study.close().code == 0
     assert mine("ethics").startswith("you, ethics: answer: distqexp helper answer exchange/closing-")
-    assert "2 more helpers" in mine(OFFICE)
+    assert "2 more helpers have" in mine(OFFICE)
+    study.at("ethics").done("helper", "answer", study.closing())
+    assert "1 more helper has" in mine(OFFICE)
+    study.at("archive").distqexp("helper", "answer", "exchange").refused(
+        2, "exchange: a folder", "study status exchange"
+    )
     study.answers()
     assert "release: distqexp study release exchange" in mine(OFFICE)
 
@@ -185,6 +197,7 @@ def test_a_site_with_a_passphrase_is_asked_for_it(
     run.done("site", "init", "north", "--passphrase")
     assert (folder / "home" / "identity.json").stat().st_mode & 0o777 == 0o600
     run.done("log", "mend")
+    run.distqexp("log", "verify", "--noted", "3:abc").refused(2, "as distqexp log verify prints it")
     words.write_text("another\n")
     assert run.distqexp("log", "mend").code == 2
     assert "north" in run.done("site", "card", "--out", str(folder / "copy.card")).out
