@@ -7,12 +7,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distqexp.cli.options import Blank, ConfigOption, Labels, Overrides, OwnRecords, Weights, Yes, own_config, say
 from distqexp.cli.remarks import teller
+
+if TYPE_CHECKING:
+    from distqexp.config import Config
 
 site = typer.Typer(help="A party's keys and card.", rich_markup_mode=None)
 study = typer.Typer(help="A study of a consortium: signed files in one folder.", rich_markup_mode=None)
@@ -29,20 +32,46 @@ def ask_passphrase() -> str | None:
     return passphrase_from(lambda: getpass.getpass("passphrase: ") if sys.stdin.isatty() else None)
 
 
+def new_passphrase() -> str:
+    """Return a new passphrase, which a person types twice. Raises UsageError where there is none, or the two differ."""
+    from distqexp.errors import UsageError
+    from distqexp.federation.keys import PASSPHRASE_VARIABLE
+
+    words = ask_passphrase()
+    if words is None:
+        raise UsageError(f"--passphrase: none given; expected a terminal, or {PASSPHRASE_VARIABLE}=FILE")
+    asked = words and not os.environ.get(PASSPHRASE_VARIABLE)
+    if asked and getpass.getpass("the same passphrase again: ") != words:
+        raise UsageError("--passphrase: typed differently the second time; expected the same twice: no keys were drawn")
+    return words
+
+
+def _own_config(path: Path | None, overrides: list[str] | None) -> Config | None:
+    """Return the coordinator's config where it is given. Raises UsageError where there is no such file."""
+    from distqexp.errors import UsageError
+
+    if path is not None and not path.exists():
+        raise UsageError(f"--config {path}: no such file; expected the config that the study's plan was made of")
+    return own_config(path, overrides) if path else None
+
+
 @site.command("init", epilog="example: distqexp site init north")
 def init(
     name: Annotated[str, typer.Argument(help="the party's name; a site has the name of its shard")],
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="encrypt the keys under a passphrase")] = False,
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase",
+            help="encrypt the keys under a passphrase: typed, or the first line of DISTQEXP_PASSPHRASE_FILE, of mode 600",
+        ),
+    ] = False,
 ) -> None:
     """Draw the keys of a party (site, helper or coordinator) into its own folder, DISTQEXP_HOME."""
     from distqexp.consortium.home import Home
-    from distqexp.errors import UsageError
 
-    words = ask_passphrase() if passphrase else None
-    if passphrase and words is None:
-        raise UsageError("--passphrase: none given; expected a terminal, or DISTQEXP_PASSPHRASE_FILE=FILE")
     home = Home()
-    card = home.create(name, words).card
+    home.require_new(name)
+    card = home.create(name, new_passphrase() if passphrase else None).card
     say(
         f"{card.name}: keys in {home.folder}",
         f"card for the others: {home.card_path(card.name)}",
@@ -105,7 +134,11 @@ def sign(
     """
     from distqexp.consortium.beginning import sign as sign_study
 
-    say(*(str(path) for path in sign_study(file, plan, folder, ask_passphrase)))
+    say(
+        *(str(path) for path in sign_study(file, plan, folder, ask_passphrase)),
+        f"what comes next, at every other party: distqexp study show {folder} --coordinator CARD, then distqexp study accept {folder} "
+        "--coordinator CARD",
+    )
 
 
 @study.command("show", epilog="example: distqexp study show exchange --coordinator office.card")
@@ -122,8 +155,11 @@ def show(
     say(*in_plain_words(found))
     for one in (found.coordinator, *found.sites, *found.helpers):
         say(f"{one.name}: fingerprint {one.fingerprint}")
-    if not checked:
-        say("Nobody's signature was checked: give --coordinator CARD.")
+    say(
+        f"Signed by {found.coordinator.name}, with the key of {coordinator}."
+        if checked
+        else "Nobody's signature was checked: give --coordinator CARD."
+    )
 
 
 @study.command(
@@ -199,7 +235,7 @@ def release(folder: Folder, config: ConfigOption = None, overrides: Overrides = 
     from distqexp.consortium.releasing import release as release_study
     from distqexp.engines import make_engine
 
-    own = own_config(config, overrides) if config else None
+    own = _own_config(config, overrides)
     with make_engine(EngineConfig(), os.environ) as engine:
         lines = release_study(folder, ask_passphrase, engine, config=own, weights=weights)
         say(*(lines if engine.is_root else ()))
@@ -214,11 +250,16 @@ def repeat(folder: Folder) -> None:
 
 
 @study.command("void", epilog="example: distqexp study void exchange")
-def void(folder: Folder) -> None:
-    """At the coordinator: give up, for ever, a round that was never drawn; each site's charge for it is given back, once."""
+def void(
+    folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="don't ask; on a terminal alone is asked")] = False
+) -> None:
+    """At the coordinator: give up, for ever, a round that was never drawn, and the study; sites get their charge for it back, once."""
     from distqexp.consortium.coordinator import void as void_study
 
-    say(*void_study(folder, ask_passphrase))
+    def sure(consequences: str) -> bool:
+        return typer.confirm(f"{consequences}\nVoid it?")
+
+    say(*void_study(folder, ask_passphrase, sure if sys.stdin.isatty() and not yes else lambda consequences: True))
 
 
 @study.command("export", epilog="example: distqexp study export exchange --out model --config consortium.toml")
@@ -232,7 +273,7 @@ def export(
     """At the coordinator: write the model and its certificate after the last round."""
     from distqexp.consortium.releasing import export as export_study
 
-    own = own_config(config, overrides) if config else None
+    own = _own_config(config, overrides)
     certificate, metrics = export_study(folder, out, ask_passphrase, config=own, weights=weights)
     say(certificate["statement"])
     if config:
@@ -285,7 +326,7 @@ def verify(
         raise UsageError("log verify: a file without its party's card, or a card alone; expected both or neither")
     home = Home()
     path, whose = file or home.log_path, Card.read(card) if card else home.card(ask_passphrase)
-    entries = verify_log(path, whose, Anchor.parse(noted) if noted else None)
+    entries = verify_log(path, whose, Anchor.parse(noted, "distqexp log verify") if noted else None)
     last = f"{entries[-1].number}:{entries[-1].hash}" if entries else "no line"
     say(f"{path}: {len(entries)} lines of {whose.name}, whole and signed; the last is {last}")
 

@@ -36,7 +36,7 @@ Blank = Annotated[Path | None, typer.Option(help=".npy file of booleans: true bl
 OwnRecords = Annotated[Path | None, typer.Option(help="the private records of this site")]
 Yes = Annotated[
     bool,
-    typer.Option("--yes", help="go on although something looks wrong in the records beside the plan's public ones"),
+    typer.Option("--yes", help="go on although something looks wrong in the records"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 

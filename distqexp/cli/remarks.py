@@ -23,8 +23,6 @@ def teller(look: str, yes: bool) -> Callable[[Sequence[str]], None] | None:
         if remarks and not yes:
             where = "what is told above" if terminal else "something in the records"
             see = "" if terminal else f"see {look} on a terminal, "
-            raise UsageError(
-                f"sketch: {where} looks wrong beside the plan's public records; nothing is charged: {see}mend it, or give --yes to go on"
-            )
+            raise UsageError(f"sketch: {where} looks wrong; nothing is charged: {see}mend it, or give --yes to go on")
 
     return tell

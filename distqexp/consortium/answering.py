@@ -9,7 +9,7 @@ from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.party import Party, open_party
 from distqexp.consortium.visits import one_visit
-from distqexp.errors import FileContentError
+from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
 from distqexp.federation.masks import SEED_BYTES
@@ -23,6 +23,10 @@ def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
         UsageError: The party is no helper, or did not accept the study.
         FileContentError: The closing or a seed is refused: another list than the one answered, too few sites, a wrong signer.
     """
+    if closing.is_dir():
+        raise UsageError(
+            f"{closing}: a folder; expected the file of a closing in it: distqexp study status {closing} names it"
+        )
     home = home or Home()
     party = open_party(closing.parent, ask, home)
     party.require_role(party.study.helper_names, "a helper")

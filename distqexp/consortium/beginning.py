@@ -74,6 +74,11 @@ def study_of(plan: Plan, coordinator: Card, terms: Terms) -> Study:
 
 def require_of_plan(study: Study, plan: Plan) -> None:
     """Raise FileContentError unless a study's figures are its plan's."""
+    if study.plan_id != plan.plan_id:
+        raise FileContentError(
+            f"study {study.name}: plan_id {study.plan_id[:16]}, and the plan given is another one, {plan.plan_id[:16]}; expected the "
+            "study's: give that as --plan, or make a study of this one"
+        )
     expected = study_of(
         plan, study.coordinator, Terms(study.name, study.sites, study.helpers, study.trust, study.k_min)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from distqexp.consortium.visits import one_visit
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing, Listed
 from distqexp.federation.messages import peek, write_message
+from distqexp.federation.plain_words import all_released
 from distqexp.federation.pooling import Pool
+from distqexp.federation.study import Study, Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import state_identity, void_next
 
@@ -190,9 +193,7 @@ def _require_going_on(party: Party, standing: Standing) -> None:
             f"study {study.name}: round {standing.round} is void; expected a study that goes on: make another one"
         )
     if standing.round == study.rounds:
-        raise UsageError(
-            f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do but distqexp study export"
-        )
+        raise UsageError(f"study {study.name}: {all_released(study)}; nothing is left to do but distqexp study export")
 
 
 def _refuse_late(party: Party, journal: OpenJournal, messages: list[Found], standing: Standing) -> None:
@@ -275,27 +276,47 @@ def repeat(folder: Path, ask: Ask) -> list[str]:
     return [f"study {party.study.name}: the listed sites are asked to send round {standing.round} again: {sent.name}"]
 
 
-def void(folder: Path, ask: Ask) -> list[str]:
+def void(folder: Path, ask: Ask, sure: Callable[[str], bool] = lambda consequences: True) -> list[str]:
     """Give up, for ever, a round that was never drawn, and with it the study; the sites get their charge of the round back.
 
-    Raises FileContentError where the round was drawn or released.
+    ``sure`` is told what that means before anything is written. Raises UsageError where it says no, FileContentError where the round
+    was drawn or released.
     """
     with one_visit(open_coordinator(folder, ask)) as party, party.journal.refusals(), party.journal.open() as journal:
         standing, _ = standing_here(party, journal)
         _require_going_on(party, standing)
+        study, round = party.study, standing.round
+        consequences = _consequences(study, round)
+        if not sure(consequences):
+            raise UsageError(
+                f"study {study.name}: round {round} is not voided, as was answered; expected yes, or --yes"
+            )
         file = party.own / "void.h5"
+        # Until a release is tried the coordinator's ledger has no reason to know the plan.
+        untried = round == 0 and not pooled_sums(party, round).exists()
         try:
-            made = void_next(party.plan_file, file, releases=party.release_files(standing.round))
+            made = void_next(party.plan_file, file, releases=party.release_files(round), untried=untried)
         except UsageError as error:  # a draw stands behind it: what was asked for is refused, not misspelt
             raise FileContentError(str(error)) from None
-        remove_exact_sums(party, standing.round)
+        remove_exact_sums(party, round)
         told = party.own / "void-told.h5"  # an entry's own hash would confirm guesses of the ledger's entries
         replace(made, entry=newest_entry()).write(told)
         sent = _send_void(party, journal, standing, told)
         told.unlink()
     return [
-        f"study {party.study.name}: round {standing.round} is void: it is never released, and the study ends: {sent.name}"
+        f"study {study.name}: round {round} is void: it is never released, and the study ends: {sent.name}",
+        consequences,
     ]
+
+
+def _consequences(study: Study, round: int) -> str:
+    """Say what a void of a round means for everybody, in one line."""
+    back = "stays paid, as the shares of the noise were drawn" if study.trust is Trust.SHARED_NOISE else "is given back"
+    paid = f"rounds 0 to {round - 1}, which are released, stay" if round > 1 else "round 0, which is released, stays"
+    return (
+        f"study {study.name}: with round {round} of {study.rounds} void no model can come of it, for ever, and no further round; what "
+        f"sites were charged for round {round} {back}{f'; {paid} paid' if round else ''}"
+    )
 
 
 def _send_void(party: Party, journal: OpenJournal, standing: Standing, content: bytes | Path) -> Path:

@@ -38,18 +38,25 @@ class Home:
         return self.folder / "log.jsonl"
 
     def create(self, name: str, passphrase: str | None) -> Identity:
-        """Draw a party's keys and begin its log. Raises UsageError where there is a party already."""
-        require_name(name)
-        if self._keys.exists():
-            raise UsageError(
-                f"{self.folder}: a party's keys are there; expected none: distqexp site card shows whose, DISTQEXP_HOME=ANOTHER_FOLDER is "
-                "for another party"
-            )
+        """Draw a party's keys and begin its log. Raises UsageError where there is a party already, or the passphrase is empty."""
+        self.require_new(name)
+        if passphrase == "":
+            raise UsageError("passphrase: empty; expected at least one character, or none at all")
         self._make(self.folder)
         identity = Identity.draw(name)
         identity.write(self._keys, passphrase)
         self._complete(identity)
         return identity
+
+    def require_new(self, name: str) -> None:
+        """Raise UsageError where a party can't have this name, or there is one already."""
+        require_name(name)
+        if self._keys.exists():
+            whose = ", ".join(path.stem for path in sorted(self.folder.glob("*.card"))) or "a party without a card"
+            raise UsageError(
+                f"{self.folder}: a party's keys are there, of {whose}; expected none: {HOME_VARIABLE} names the folder of one party; "
+                "for another one here, set it to another folder, in all its commands"
+            )
 
     def identity(self, ask: Ask) -> Identity:
         """Read the party's keys; what a killed ``create`` left out is made of them.

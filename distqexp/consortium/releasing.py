@@ -169,12 +169,27 @@ def _checked(path: Path, identity: str) -> tuple[Header, str]:
 def export(
     folder: Path, out: Path, ask: Ask, *, config: Config | None = None, weights: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Write the model, its certificate, and beside it the study and who could learn what. Returns certificate and metrics."""
+    """Write the model, its certificate, and beside it the study and who could learn what. Returns certificate and metrics.
+
+    Raises UsageError where a round is not released yet, or was voided.
+    """
     party = open_coordinator(folder, ask)
     with party.journal.refusals():
         releases = [path for path in party.release_files(party.study.rounds) if path.exists()]
+        if len(releases) < party.study.rounds:
+            raise UsageError(_too_early(party, len(releases)))
         result = export_run(party.plan_file, releases, out, config=config, weights=weights)
         write_atomic(out / "study.toml", party.study.to_bytes())
         words = "".join(f"{line}\n" for line in in_plain_words(party.study))
         write_atomic(out / "who-could-learn-what.txt", words.encode())
     return result
+
+
+def _too_early(party: Party, released: int) -> str:
+    study = party.study
+    if (party.own / "void.h5").exists():
+        return f"study {study.name}: round {released} was voided; expected all {study.rounds} rounds released: no model can come of it"
+    return (
+        f"study {study.name}: {released} of {study.rounds} rounds released; expected all of them: distqexp study status "
+        f"{party.folder} says what comes next"
+    )

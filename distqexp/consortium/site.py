@@ -22,6 +22,7 @@ from distqexp.engines.collectives import on_root_only, require
 from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.contribution import contribute
 from distqexp.federation.messages import peek, write_message
+from distqexp.federation.plain_words import all_released
 from distqexp.federation.study import Trust
 from distqexp.privacy.ledger import Ledger
 from distqexp.stages.by_hand import SketchOrder, sketch_shard
@@ -90,12 +91,8 @@ def _begin(party: Party, journal: OpenJournal, records: Records) -> _Work:
     if standing.void is not None:
         return _Work(lines=tuple(_ended(party, journal, standing.void)))
     if standing.round == study.rounds:
-        return _Work(
-            lines=(
-                f"study {study.name}: all {study.rounds} rounds are released; nothing is left to do here",
-                _how_to_verify(party),
-            )
-        )
+        lines = (f"study {study.name}: {all_released(study)}; nothing is left to do here", _how_to_verify(party))
+        return _Work(lines=lines)
     round, attempt = standing.round, standing.attempt
     if sent := _sent_before(party, journal, messages, (round, attempt)):
         left_out = standing.closed is not None and party.name not in party.closing(standing.closed).sites

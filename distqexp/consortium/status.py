@@ -12,6 +12,7 @@ from distqexp.consortium.news import Standing, answered_before, standing_of
 from distqexp.consortium.pins import accepted, read_own_study
 from distqexp.errors import UsageError
 from distqexp.federation.closing import Closing
+from distqexp.federation.plain_words import all_released
 from distqexp.federation.quorum import quorum
 from distqexp.federation.study import Study
 
@@ -50,7 +51,7 @@ class _Here(NamedTuple):
             yield f"study {study.name}: round {standing.round} is void; the study has ended"
             yield from self._last_visits(self.own / "void.h5", "take note of it, once")
         elif standing.round == study.rounds:
-            yield f"study {study.name}: {'the one round is' if study.rounds == 1 else f'all {study.rounds} rounds are'} released"
+            yield f"study {study.name}: {all_released(study)}"
             yield self._step(
                 study.coordinator.name, f"export the model: distqexp study export {self.folder} --out model"
             )

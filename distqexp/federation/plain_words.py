@@ -22,11 +22,12 @@ def in_plain_words(study: Study) -> list[str]:
 
 def _computed(study: Study) -> list[str]:
     sites, unit = len(study.sites), study.unit
+    which = f"all {sites}" if study.k_min == sites else f"{study.k_min} to {sites}"
     lines = [
         f"Study {study.name} ({study.study_id[:16]}), coordinated by {study.coordinator.name}, under plan {study.plan_id[:16]}, "
         f"which fine-tunes the model with SHA-256 {study.model[:16]}.",
-        f"Computed: one model, in {_times(study.rounds, 'round')}. In each round the sums of clipped gradients of {study.k_min} to "
-        f"{sites} sites are added up, noise is added, and the noisy sum is released to everybody.",
+        f"Computed: one model, in {_times(study.rounds, 'round')}. In each round the sums of clipped gradients of {which} sites are "
+        "added up, noise is added, and the noisy sum is released to everybody.",
         f"Guarantee: what is released is about as likely whether or not any one {unit!r} {_NEIGHBOURS[study.adjacency]} (epsilon "
         f"{study.epsilon}, delta {study.delta}, all rounds together).",
         f"A {unit!r} may be at {_times(study.presence, 'site')}; at more sites it is protected less, and no one can see that.",
@@ -133,6 +134,11 @@ def _coalitions(study: Study) -> list[str]:
         "Masks hide and do not check: a site that sends wrong numbers is not found out, nor one of two helpers that answers wrong ones."
     )
     return lines
+
+
+def all_released(study: Study) -> str:
+    """Say that no round is left."""
+    return f"all {study.rounds} rounds are released" if study.rounds > 1 else "its one round is released"
 
 
 def _times(count: int, what: str) -> str:

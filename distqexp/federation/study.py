@@ -321,6 +321,11 @@ def sign_study(study: Study, identity: Identity, folder: Path) -> tuple[Path, st
 def read_study(path: Path, coordinator: Card) -> Study:
     """Read a signed study, of a coordinator whose card the reader has from elsewhere. Raises FileContentError."""
     claimed, _ = peek(path)
+    if claimed.sender != coordinator.name:
+        raise FileContentError(
+            f"{path}: the card given is {coordinator.name}'s, and the study's coordinator is {claimed.sender}; expected the card of "
+            f"{claimed.sender}: get it in another way than the study"
+        )
     expected = Expected("study", claimed.study, claimed.plan_id, (coordinator.name,), None, 0, 0)
     message = read_message(path, expected, {coordinator.name: coordinator}, LARGEST_STUDY)
     study = Study.parse(path, bytes(message.content))

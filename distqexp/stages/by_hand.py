@@ -216,7 +216,7 @@ def export_run(
     evaluations = {when: evaluation_of(plan, theta, data, worker) for when, theta in thetas.items()}
     charging = Charging(Ledger.open(ledger), chain[-1].noise_seed)
     entry = ledger_entry(plan, charging, rounds - 1)
-    open_folder(out, resume=False)
+    open_folder(out, resume=False, of_run=False)
     payers = charged_parts(plan, charging)
     certificate = export_model(plan, chain, out, entry, payers, worker)
     public = config.data.public if config is not None else None
@@ -258,8 +258,12 @@ def void_next(
     releases: Sequence[Path] = (),
     ledger: Path | None = None,
     weights: Path | None = None,
+    untried: bool = False,
 ) -> Void:
-    """Declare at the coordinator that the next round is never released, as ``api.void`` describes."""
+    """Declare at the coordinator that the next round is never released, as ``api.void`` describes.
+
+    ``untried`` says that no release of the plan was ever tried, so that no ledger need know of it.
+    """
     plan = _received_plan(plan_file, weights)
     state = _state_after(plan, SerialEngine(), releases, ledger, lambda previous: None, Worker.of_plan(plan))
     for folder in {plan_file.absolute().parent, out.absolute().parent}:
@@ -268,7 +272,7 @@ def void_next(
     if earlier is None or earlier.release != f"{plan.plan_id}/{state.round}/{state.identity()}":
         new_file(out)
     with Ledger.open(ledger) as books:
-        void = void_round(plan, state, books)
+        void = void_round(plan, state, books, untried=untried)
     if void != earlier:
         void.write(new_file(out))
     return void

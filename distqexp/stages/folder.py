@@ -10,8 +10,10 @@ from distqexp.report.progress import FILE_NAME as PROGRESS
 from distqexp.storage.atomic import remove_unfinished
 
 
-def open_folder(out: Path, resume: bool, *, private: bool = False) -> None:
+def open_folder(out: Path, resume: bool, *, private: bool = False, of_run: bool = True) -> None:
     """Make the folder of a run, with mode 0700 if ``private``, and remove unfinished files from it.
+
+    An export (``of_run`` unset) can't be gone on with, so its message names no option for that.
 
     Raises UsageError when it holds files already and ``resume`` is not set, StorageError when it can't be written.
     """
@@ -25,6 +27,8 @@ def open_folder(out: Path, resume: bool, *, private: bool = False) -> None:
         raise StorageError(
             f"--out {out}: {os.strerror(error.errno or 0)}; choose a folder that can be written"
         ) from None
+    if occupied and not of_run:
+        raise UsageError(f"--out {out}: not empty; choose a new folder: an export is written into no other")
     if occupied and not resume:
         raise UsageError(
             f"--out {out}: not empty; choose a new folder, go on with its run by --resume, or begin anew by --overwrite where "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,23 +68,26 @@ class Study:
         shards: How many shards it has.
         shares: Gives the probability of each class by the plan's start, (n, C), with the classes, (n,), of the records that it can be
             computed for. None where the start was not trained on public records.
+        public: Whether the plan was fitted on public records. Without them its columns have textbooks' figures at most, and nothing is
+            compared.
     """
 
     units: int
     shards: int
     shares: Callable[[Records], tuple[FloatArray, IntegerArray] | None] | None = None
+    public: bool = True
 
     @classmethod
     def of_config(cls, config: Config) -> Study:
         """Return the study without its model."""
-        return cls(config.privacy.units, len(config.shards))
+        return cls(config.privacy.units, len(config.shards), public=config.data.public is not None)
 
     @classmethod
     def of_plan(cls, plan: Plan, worker: Worker) -> Study:
         """Return the study of a plan, with its model where public records trained it and the weights are here."""
-        units, shards = plan.config.privacy.units, len(plan.config.shards)
+        study = cls.of_config(plan.config)
         if plan.config.model.pretrain is None or plan.lacking or not _has_classes(plan.schema):
-            return cls(units, shards)
+            return study
 
         def shares(records: Records) -> tuple[FloatArray, IntegerArray] | None:
             sides = outputs_of(
@@ -101,7 +104,7 @@ class Study:
             kept = np.isfinite(probabilities).all(axis=1)
             return probabilities[kept], sides[1].numpy().astype(np.int64)[kept]
 
-        return cls(units, shards, shares)
+        return replace(study, shares=shares)
 
 
 def _batches(records: Records, size: int) -> Iterator[Records]:
@@ -137,7 +140,7 @@ def _remarks(dataset: Dataset, slots: SlotMap, study: Study) -> Iterator[str]:
         flat = records.inputs.flatten(1)
         if len(records) >= _LEAST and bool((flat == flat[:, :1]).all()):
             yield "images: each of them is of one colour"
-    elif schema.means and not schema.tokens:
+    elif study.public and schema.means and not schema.tokens:
         raw, labels = dataset.reader.read(rows, schema.names)
         yield from _listed(_columns(columns_of(schema), raw.reshape(len(rows), -1), alone))
         if schema.target_scales:

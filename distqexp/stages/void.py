@@ -81,17 +81,17 @@ class Void:
         return Void(stored.plan_id, round, str(state), str(population), tuple(shards), Anchor(entry, str(digest)))  # type: ignore[arg-type]
 
 
-def void_round(plan: Plan, state: RoundState, ledger: Ledger) -> Void:
+def void_round(plan: Plan, state: RoundState, ledger: Ledger, *, untried: bool = False) -> Void:
     """Write into the coordinator's ledger that the round is never released. Raises UsageError when it was drawn.
 
     A second call gives the same void and makes no second entry. It warns on standard error where the ledger knew nothing of the
-    plan: that may be the right ledger, if no release was tried, or a ledger that the releases are not charged to.
+    plan, unless it is said that no release was tried: it may be a ledger that the releases are not charged to.
     """
     population, release = plan.config.data.population, f"{plan.plan_id}/{state.round}/{state.identity()}"
     keys = [Key.of(row.key) for row in ledger.rows()]
     knows_plan = any(key is not None and key.plan == plan.plan_id for key in keys) or ledger.has_void(release)
     entry = ledger.void(population=population, release=release)
-    if not knows_plan:
+    if not (knows_plan or untried):
         sys.stderr.write(
             f"distqexp: warning: {ledger.path}: this ledger knows nothing of plan {plan.plan_id[:16]}: is DISTQEXP_LEDGER the one "
             "that its releases are charged to? Another one may have a release of this round, and the void is false then\n"

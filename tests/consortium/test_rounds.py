@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from consortium import SHARDS
 from run_harness import Commands
-from studies import OFFICE, begun_study
+from studies import OFFICE, Terminal, begun_study
 
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Quadratic, Sketch
@@ -24,7 +24,12 @@ def test_a_study_ends_in_a_model_that_verifies_although_a_site_drops_out(
     study.whole_round(1, SHARDS[:3])  # west is gone
     office = study.at(OFFICE)
     assert "all 2 rounds are released" in office.done("study", "status", "exchange").out
-    office.done("study", "export", "exchange", "--out", "model", "--config", f"{OFFICE}/task.toml")
+    export = ["study", "export", "exchange", "--out", "model"]
+    office.done(*export, "--config", f"{OFFICE}/task.toml")
+    office.distqexp(*export).refused(2, "--out model: not empty; choose a new folder: an export")
+    office.distqexp(*export, "--config", "no.toml").refused(
+        2, "--config no.toml: no such file; expected the config that"
+    )
     releases = [study.own(OFFICE) / f"release-{round:03d}.h5" for round in range(2)]
     office.done("verify", "model", "plan.h5", *releases)
     assert (study.root / "model" / "study.toml").read_bytes() == (study.root / "study.toml").read_bytes()
@@ -120,7 +125,17 @@ def test_a_void_gives_each_charge_back_once(
     few = study.close()
     assert few.code == 2
     assert "expected at least 3" in few.reasons()[0]
-    study.at(OFFICE).done("study", "void", "exchange")
+    study.at(OFFICE).distqexp("study", "export", "exchange", "--out", "model").refused(2, "0 of 2 rounds released")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal("n\n"))
+        asked = study.at(OFFICE).distqexp("study", "void", "exchange")
+        assert (asked.code, "no model can come of it, for ever" in asked.out) == (2, True), asked
+        assert "round 0 is not voided" in asked.reasons()[-1]
+        assert not list(study.exchange.glob("void-*"))
+        patch.setattr("sys.stdin", Terminal("y\n"))
+        done = study.at(OFFICE).done("study", "void", "exchange")
+        assert done.err == ""  # no release was tried, so the ledger need not know the plan
+    study.at(OFFICE).distqexp("study", "export", "exchange", "--out", "model").refused(2, "round 0 was voided")
     for site in SHARDS:
         outcome = study.sketch(site)
         assert outcome.code == 0
@@ -142,6 +157,8 @@ def test_status_tells_each_party_its_next_command(
         (line,) = [line for line in lines if line.startswith("you, ")]
         return line
 
+    shown = study.at("north").done("study", "show", "exchange", "--coordinator", study.card(OFFICE)).out
+    assert shown.splitlines()[-1] == f"Signed by {OFFICE}, with the key of {study.card(OFFICE)}."
     assert mine("north") == "you, north: sketch: distqexp study sketch exchange --data FILE"
     study.sketches(SHARDS[:3])
     assert mine("north") == "you, north: wait: sent"
@@ -154,6 +171,9 @@ def test_status_tells_each_party_its_next_command(
     assert "ethics, archive did not answer; expected the answers of 2 helpers" in early.reasons()[0]
     study.at("ethics").done("helper", "answer", study.closing())
     assert "1 more helper has" in mine(OFFICE)
+    study.at("archive").distqexp("helper", "answer", "exchange").refused(
+        2, "exchange: a folder", "study status exchange"
+    )
     study.at(OFFICE).done("study", "repeat", "exchange")
     assert mine("west").startswith("you, west: wait for the release")
     assert mine("north").startswith("you, north: sketch")
@@ -185,13 +205,21 @@ def test_a_site_with_a_passphrase_is_asked_for_it(
     refused = run.distqexp("site", "init", "north", "--passphrase")
     assert refused.code == 2
     assert "--passphrase: none given" in refused.reasons()[0]
+    typed = iter(["horse", "house", ""])
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal())
+        for reason in ("typed differently the second time", "passphrase: empty"):
+            assert reason in run.distqexp("site", "init", "north", "--passphrase").reasons()[0]
+    assert not (folder / "home").exists()
     monkeypatch.setenv("DISTQEXP_PASSPHRASE_FILE", str(words))
     run.done("site", "init", "north", "--passphrase")
     assert (folder / "home" / "identity.json").stat().st_mode & 0o777 == 0o600
     run.done("log", "mend")
+    run.distqexp("log", "verify", "--noted", "3:abc").refused(2, "as distqexp log verify prints it")
     words.write_text("another\n")
     assert run.distqexp("log", "mend").code == 2
     assert "north" in run.done("site", "card", "--out", str(folder / "copy.card")).out
     twice = run.distqexp("site", "init", "north")
     assert twice.code == 2
-    assert "a party's keys are there" in twice.reasons()[0]
+    assert "a party's keys are there, of north" in twice.reasons()[0]

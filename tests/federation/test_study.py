@@ -123,6 +123,8 @@ def test_a_study_is_signed_by_its_coordinator_alone(tmp_path: Path) -> None:
         sign_study(study, identity("site0"), tmp_path)
     with pytest.raises(FileContentError, match="its signature is not that of office"):
         read_study(path, Identity.draw("office").card)
+    with pytest.raises(FileContentError, match="the card given is site0's, and the study's coordinator is office;"):
+        read_study(path, identity("site0").card)
     usurper = Identity("office", identity("office")._signing, identity("site9").agreement)
     forged, _ = sign_study(make_study(coordinator=usurper.card), usurper, tmp_path)
     with pytest.raises(FileContentError, match="agreement key"):

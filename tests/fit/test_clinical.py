@@ -12,7 +12,9 @@ from clinical_folders import UNITS, clinical_tables, write_folder, write_meds
 from distqexp import api
 from distqexp.config import Config, config_from_tree
 from distqexp.errors import UsageError
+from distqexp.gradients.worker import Worker
 from distqexp.problem.readers.clinical.catalogue import FEATURES
+from distqexp.stages.remarks import Study
 
 
 def _config(folder: Path, unit: str = "subject_id") -> Config:
@@ -55,6 +57,8 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert any("every figure is its config's" in line for line in api.verify(out, config=config))
     lines = api.check(out / "plan.h5", shard="mixed", data=tmp_path / "mimic")
     assert any(line.startswith("  dirt, in the whole source: ") and "coma_scale_motor" in line for line in lines)
+    plan = api.Plan.read(out / "plan.h5")
+    assert not Study.of_plan(plan, Worker.of_plan(plan)).public  # so textbooks' figures are held against no site's
     api.predict(out, tmp_path / "mimic", tmp_path / "predictions.csv")
     assert len(list(csv.reader((tmp_path / "predictions.csv").open()))) == 121
 

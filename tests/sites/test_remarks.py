@@ -137,6 +137,14 @@ def test_missing_values_classes_rows_and_units(told: Told) -> None:
     assert re.fullmatch(r"units: 200 here, while the study states 90,000 over 4 .*", told(frame, Study(90_000, 4))[0])
 
 
+def test_without_public_records_no_column_is_compared(told: Told) -> None:
+    study, frame = replace(STUDY, public=False), patients(4, 200)
+    assert told(frame.assign(age=np.nan, glucose=frame.glucose / 18.02), study) == []
+    (one,) = told(frame.assign(age=np.nan, died=0), study)
+    assert one.startswith("labels: all 200 that were looked at are of class 0")
+    assert told(frame[:0], study)[0].startswith("there is no record")
+
+
 def test_inverted_labels_of_as_many_of_either_class_are_seen_by_their_order(told: Told) -> None:
     def shares(records: Records) -> tuple[FloatArray, IntegerArray]:
         risk = expit(1.5 * records.inputs[:, 2].double().numpy() - 0.2)  # of creatinine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -23,6 +24,14 @@ from distqexp.privacy.ledger import Ledger
 
 HELPERS = ("ethics", "archive")
 OFFICE = "curator"
+
+
+class Terminal(io.StringIO):
+    """What a person types on a terminal."""
+
+    def isatty(self) -> bool:
+        """A person is there."""
+        return True
 
 
 @dataclass

@@ -65,12 +65,12 @@ class Anchor(NamedTuple):
         return f"{self.number}:{self.hash}"
 
     @staticmethod
-    def parse(text: str) -> Anchor:
-        """Parse ``N:HASH``. Raises UsageError."""
+    def parse(text: str, printed_by: str = "distqexp ledger head") -> Anchor:
+        """Parse ``N:HASH``, which the command ``printed_by`` printed. Raises UsageError."""
         match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text.strip().lower())
         if match is None:
             raise UsageError(
-                f"head: found {text[:100]!r}; expected N:HASH with 64 hexadecimal digits, as distqexp ledger head prints it"
+                f"head: found {text[:100]!r}; expected N:HASH with 64 hexadecimal digits, as {printed_by} prints it"
             )
         return Anchor(int(match[1]), match[2])
 
