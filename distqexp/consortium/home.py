@@ -52,10 +52,9 @@ class Home:
         """Raise UsageError where a party can't have this name, or there is one already."""
         require_name(name)
         if self._keys.exists():
-            whose = ", ".join(path.stem for path in sorted(self.folder.glob("*.card"))) or "a party without a card"
             raise UsageError(
-                f"{self.folder}: a party's keys are there, of {whose}; expected none: {HOME_VARIABLE} names the folder of one party; "
-                "for another one here, set it to another folder, in all its commands"
+                f"{self.folder}: a party's keys are there, of {read_name(self._keys)}; expected none: distqexp site card shows its card; for "
+                f"another party set {HOME_VARIABLE}, which names the folder of one, to another folder in all its commands"
             )
 
     def identity(self, ask: Ask) -> Identity:

@@ -106,9 +106,9 @@ def test_a_round_goes_on_without_a_site_and_a_repeat_has_the_very_same_vectors(
 ) -> None:
     parties = study.parties
     parties.absent = {(VISIT, WEST), (ANSWER, SOUTH)}
-    with pytest.raises(FileContentError, match=f"expected those of 2 helpers.*{SOUTH}: no answer in time"):
+    with pytest.raises(EngineError, match=f"expected the answers of 2 helpers.*{SOUTH}: no answer in time"):
         study.run()
-    with pytest.raises(FileContentError, match="expected those of 2 helpers"):
+    with pytest.raises(EngineError, match="expected the answers of 2 helpers"):
         study.run()
     assert [(name, set(payloads)) for name, payloads in parties.asked[2:]] == [
         (ANSWER, {SOUTH})

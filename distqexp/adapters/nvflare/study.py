@@ -122,8 +122,8 @@ class StudyCoordinator:
                     config=self._config,
                     weights=self._settings.weights,
                 )
-        except FileContentError as error:
-            raise FileContentError(f"{error}{told}") from None
+        except UsageError as error:
+            raise EngineError(f"{error}{told}") from None
 
     def _question(self, closed: Found, helper: str, at: tuple[int, int]) -> Payload:
         """Return what a helper needs: the closing, and the seed of each listed site that is sealed to it."""
