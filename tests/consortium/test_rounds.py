@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from consortium import SHARDS
@@ -157,6 +159,10 @@ def test_status_tells_each_party_its_next_command(
         (line,) = [line for line in lines if line.startswith("you, ")]
         return line
 
+    text = (study.root / "study.toml").read_text()
+    (study.root / "other.toml").write_text(re.sub(r'(?m)^plan_id = ".*"$', f'plan_id = "{"1" * 64}"', text))
+    other = study.at(OFFICE).distqexp("study", "sign", "other.toml", "--plan", "plan.h5", "--folder", "new")
+    other.refused(3, "plan_id 1111111111111111, and the plan given is another one")
     shown = study.at("north").done("study", "show", "exchange", "--coordinator", study.card(OFFICE)).out
     assert shown.splitlines()[-1] == f"Signed by {OFFICE}, with the key of {study.card(OFFICE)}."
     assert mine("north") == "you, north: sketch: distqexp study sketch exchange --data FILE"

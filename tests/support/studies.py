@@ -83,7 +83,8 @@ class StudyFolders:
         office = self.at(OFFICE)
         office.done("plan", f"{OFFICE}/task.toml", "--out", "plan.h5")
         office.done(*self.new_command("study.toml", k_min=k_min))
-        office.done("study", "sign", "study.toml", "--plan", "plan.h5", "--folder", "exchange")
+        said = office.done("study", "sign", "study.toml", "--plan", "plan.h5", "--folder", "exchange").out
+        assert "distqexp study accept exchange --coordinator CARD" in said
         for party in self.parties[1:]:
             self.at(party).done(*self.accept_command(party))
 
