@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distqexp.api.paths import StrPath, optional_path, several_paths
+from distqexp.consortium.pins import refuse_pinned
 from distqexp.privacy.ledger import Ledger, LedgerRow
 from distqexp.privacy.ledger.head import Anchor
 from distqexp.stages.by_hand import void_next
@@ -62,8 +63,9 @@ def accept_void(file: StrPath, *, ledger: StrPath | None = None) -> list[LedgerR
 
     Raises:
         FileContentError: The void doesn't fit the site's own charge (plan, round, state, population, shard), or a release of that
-            round is known here.
+            round is known here, or it is of a study that was accepted here, whose voids come signed.
     """
+    refuse_pinned(Path(file), kind="void")
     void_file = Void.read(Path(file))
     with Ledger.open(optional_path(ledger), create=False) as books:
         return accept(void_file, books)

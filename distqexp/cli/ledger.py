@@ -128,9 +128,7 @@ def accept_void(
 ) -> None:
     """At a site: take the charge back for a round that the coordinator voided, once."""
     from distqexp import api
-    from distqexp.consortium.pins import refuse_pinned
 
-    refuse_pinned(file, kind="void")
     for row in api.accept_void(file):
         say(f"{row.id}: {row.population}, {row.key}: mu {row.event.mu:.6g} given back")
 

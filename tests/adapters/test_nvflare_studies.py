@@ -122,7 +122,7 @@ def test_a_round_goes_on_without_a_site_and_a_repeat_has_the_very_same_vectors(
     kept = study.own("south") / "sketch-000.h5"
     kept.rename(kept.with_name("away"))
     parties.absent = {(ANSWER, NORTH)}
-    with pytest.raises(EngineError, match=f"1 sites sent their vectors.*{SOUTH}: exit code 3"):
+    with pytest.raises(EngineError, match=f"south did not send attempt 1 of round 0.*{SOUTH}: exit code 3"):
         study.run()
     assert "missing, yet round 0 was sent before" in parties.log(SOUTH)
     assert set(parties.asked[-1][1]) == {NORTH, SOUTH}  # a repeat is for the sites of the attempt before
