@@ -53,8 +53,8 @@ class Home:
         require_name(name)
         if self._keys.exists():
             raise UsageError(
-                f"{self.folder}: a party's keys are there, of {read_name(self._keys)}; expected none: distqexp site card shows it; for another "
-                f"party set {HOME_VARIABLE}, which names the folder of one, to another folder in all its commands"
+                f"{self.folder}: a party's keys are there, of {read_name(self._keys)}; expected none: distqexp site card shows whose; for "
+                f"another party set {HOME_VARIABLE}, the folder of one party, to another folder in all its commands"
             )
 
     def identity(self, ask: Ask) -> Identity:
