@@ -26,6 +26,9 @@ from distqexp.federation.messages import (
 )
 from distqexp.federation.study import Study
 
+VOID_TAKEN = "void-taken.h5"
+"""A site's copy of the void that ended its study."""
+
 
 @dataclass(frozen=True)
 class Party:

@@ -15,7 +15,7 @@ from distqexp.consortium.exchange import Found
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import listed_before, take_news
-from distqexp.consortium.party import Party, open_party
+from distqexp.consortium.party import VOID_TAKEN, Party, open_party
 from distqexp.consortium.visits import one_visit
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import on_root_only, require
@@ -196,7 +196,7 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
 def _ended(party: Party, journal: OpenJournal, found: Found) -> list[str]:
     """Take the charge of a void round back, once; return lines that say so."""
     study, round = party.study, found.header.round
-    copy = party.own / "void.h5"
+    copy = party.own / VOID_TAKEN
     party.extract(found, copy)
     void = Void.read(copy)
     if (void.plan_id, void.round) != (study.plan_id, round):

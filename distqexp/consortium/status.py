@@ -9,6 +9,7 @@ from typing import NamedTuple
 from distqexp.consortium.exchange import Found, found_in, of_study
 from distqexp.consortium.home import Home
 from distqexp.consortium.news import Standing, answered_before, standing_of
+from distqexp.consortium.party import VOID_TAKEN
 from distqexp.consortium.pins import accepted, read_own_study
 from distqexp.errors import UsageError
 from distqexp.federation.closing import Closing
@@ -49,7 +50,7 @@ class _Here(NamedTuple):
         study, standing = self.study, standing_of(self.messages)
         if standing.void is not None:
             yield f"study {study.name}: round {standing.round} is void; the study has ended"
-            yield from self._last_visits(self.own / "void.h5", "take note of it, once")
+            yield from self._last_visits(self.own / VOID_TAKEN, "take note of it, once")
         elif standing.round == study.rounds:
             yield f"study {study.name}: {all_released(study)}"
             yield self._step(
@@ -62,7 +63,7 @@ class _Here(NamedTuple):
     def _last_visits(self, taken: Path, what: str) -> Iterator[str]:
         """Yield what sites do last, after which they keep no exact sums; ``taken`` is there once this party did it."""
         for site in self.study.site_names:
-            if site == self.me and taken.exists():
+            if site == self.me and taken.exists() and not any(self.own.glob("sketch-*")):
                 yield self._step(site, "nothing is left to do")
             else:
                 yield self._step(site, f"{what}: distqexp study sketch {self.folder}")

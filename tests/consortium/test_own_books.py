@@ -101,4 +101,4 @@ def test_no_exact_sums_stay_after_a_void_or_a_kill(begin: Begin) -> None:
     study.sketches()
     assert study.charges("north") == [("site-north", "0", "voided")]
     with Ledger.open(study.root / OFFICE / "books" / "ledger.sqlite") as ledger:
-        assert Void.read(study.own("north") / "void.h5").entry == ledger.told_head() != ledger.head()
+        assert Void.read(study.own("north") / "void-taken.h5").entry == ledger.told_head() != ledger.head()
