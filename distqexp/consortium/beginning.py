@@ -94,7 +94,8 @@ def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home |
 
     A study is signed once: another call delivers the same messages, into the same folder or another one.
 
-    Raises UsageError where the party is not the study's coordinator, and FileContentError where study and plan don't fit.
+    Raises UsageError where the party is not the study's coordinator, FileContentError where study and plan don't fit, and BudgetError
+    where the rounds don't fit what the coordinator's ledger has left.
     """
     home = home or Home()
     identity = home.identity(ask)
@@ -104,7 +105,14 @@ def sign(study_file: Path, plan_file: Path, folder: Path, ask: Ask, home: Home |
         raise UsageError(
             f"study {study.name}: signed by {identity.name}; expected its coordinator {study.coordinator.name}"
         )
+    if home.folder.is_relative_to(folder.absolute()):
+        raise UsageError(
+            f"{folder}: the keys of {identity.name} are in it; expected a folder that others may read: choose a new one"
+        )
     pins = Pins.read(home.study_folder(study.study_id))
+    if pins is None:
+        with Ledger.open() as ledger:  # a release that its budget refuses would come after the sites' charges
+            check_budget(plan, Charging(ledger), "release")
     folder.mkdir(parents=True, exist_ok=True)
     others = [found for found in found_in(folder) if pins is None or found.header.study != study.study_id]
     if others:

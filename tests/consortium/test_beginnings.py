@@ -146,3 +146,17 @@ def test_a_forged_study_is_refused_in_the_log(begin: Begin) -> None:
     forged = study.at("north").distqexp(*study.accept_command("north"))
     study.check_refused("north", forged, f"its signature is not that of {OFFICE}")
     assert len([one for one in study.log("north") if one.event["event"] == "refused"]) == 2
+
+
+def test_a_study_that_its_coordinator_could_not_release_is_not_signed(begin: Begin) -> None:
+    """Sites would be charged for rounds that end at the coordinator's own budget."""
+    study = begin()
+    office, sign = second_study(study, OFFICE)
+    private = office.distqexp(*sign[:-1], OFFICE)
+    assert private.code == 2
+    assert f"the keys of {OFFICE} are in it" in private.reasons()[0]
+    office.done("ledger", "cap", "patients", "--epsilon", "0.1", "--delta", "1e-5")
+    refused = office.distqexp(*sign)
+    assert refused.code == 4
+    assert "budget" in refused.reasons()[0]
+    assert not (study.root / "second").exists()
