@@ -8,6 +8,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
 from distqexp.consortium.books import is_charged, newest_entry, require_charged, require_told
@@ -168,7 +170,22 @@ def _remove_sketch(party: Party, round: int) -> None:
     """Remove a round's exact sums, and what an interrupted sketch left of them."""
     sketch = _sketch_file(party, round)
     sketch.unlink(missing_ok=True)
+    _handed_on_file(party, round).unlink(missing_ok=True)
     shutil.rmtree(sketch.with_name(sketch.name + ".parts"), ignore_errors=True)
+
+
+def _handed_on_file(party: Party, round: int) -> Path:
+    return party.own / f"handed-on-{round:03d}.h5"
+
+
+def _without_pieces(party: Party, round: int) -> Path:
+    """Write the sketch as it is sent, without the number of its pieces: a sealed file's length would tell that of the records."""
+    sketch, path = (
+        Sketch.read(_sketch_file(party, round), Plan.read(party.plan_file), own=True),
+        _handed_on_file(party, round),
+    )
+    replace(sketch, done=np.ones(1, dtype=np.bool_)).write(path)
+    return path
 
 
 def _send(party: Party, round: int, attempt: int) -> list[str]:
@@ -186,7 +203,9 @@ def _send(party: Party, round: int, attempt: int) -> list[str]:
             paths = [*contribution.seeds.values(), contribution.masked]  # the last one in the log tells that all are
         else:
             envelope = study.envelope("sketch", at, ledger=anchor)
-            paths = [write_message(outbox, party.identity, envelope, sketch, study.coordinator)[0]]
+            handed_on = _without_pieces(party, round)
+            paths = [write_message(outbox, party.identity, envelope, handed_on, study.coordinator)[0]]
+            handed_on.unlink()
         sent = party.send(journal, paths)
     names = ", ".join(path.name for path in sent)
     how = "sent again under new masks, without a charge" if attempt else "charged and sent"

@@ -176,19 +176,21 @@ def _sum_of_pieces(worker: Worker, chunk: Sequence[int], control: Control, work:
 def whole_sketch(
     plan: Plan, state: RoundState, source: DataSource, sums: IntegerArray, everybody: bool = False
 ) -> Sketch:
-    """Return the finished sketch of one shard as a site hands it on: without its file's fingerprint and its number of pieces.
+    """Return the finished sketch of one shard as a site hands it on: without the fingerprint of its file.
 
     ``everybody`` says whether it was charged to everybody although its round uses one part.
     """
+    mechanism = plan.config.mechanism
+    part = source.of_part(mechanism.part_of(state.round), mechanism.parts)
+    # The pieces of a sample say nothing, but for a rare event: their number stays here all the same.
+    pieces = 1 if mechanism.sampled else len(part.pieces(plan.config.engine.micro_batch))
     return Sketch(
         plan_id=plan.plan_id,
         round=state.round,
         state=state.identity(),
         shard=source.data.shard or "all",
         sums=sums,
-        done=np.ones(
-            1, dtype=np.bool_
-        ),  # the number of pieces tells that of the records, also by the length of a sealed file
+        done=np.ones(pieces, dtype=np.bool_),
         fingerprint="",
         basis=basis_of([source]),
         everybody=everybody,
