@@ -54,13 +54,15 @@ def test_what_is_no_message_stops_no_visit(begin: Begin) -> None:
 
 
 def test_each_file_that_is_no_message_is_told_why(
-    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = message(begin(), "plan-")
     real = Path(shutil.copy(plan, tmp_path))
     litter(tmp_path, real)
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(tmp_path / "socket.message"))
+        with monkeypatch.context() as here:
+            here.chdir(tmp_path)  # a socket's path is short, and folders of tests are deep
+            listening.bind("socket.message")
         (found,), others = look(tmp_path)
     assert found.path == real
     kinds = {Path(text.split(": ")[0]).name: text for text in others}
