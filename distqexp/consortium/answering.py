@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distqexp.artefacts.plan import Plan
-from distqexp.consortium.exchange import Found
+from distqexp.consortium.exchange import Found, sent_messages
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.party import Party, open_party
 from distqexp.consortium.visits import one_visit
@@ -13,7 +13,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.federation.closing import Closing
 from distqexp.federation.helper import Helper
 from distqexp.federation.masks import SEED_BYTES
-from distqexp.federation.messages import SUFFIX, peek
+from distqexp.federation.messages import peek
 
 
 def answer(closing: Path, ask: Ask, home: Home | None = None) -> list[str]:
@@ -61,7 +61,7 @@ def _require_answerable(party: Party, helper: Helper, closing: Found, listed: Cl
         )
     with party.journal.open() as journal:
         messages = party.messages(journal)
-    own = sorted((party.own / "sent").glob(f"*{SUFFIX}"))
+    own = sent_messages(party.own)
     helper.require_known([*own, *(one.path for one in messages if one.header.kind == "answer")])
     for found in messages:
         header = found.header

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distqexp.artefacts.named import described
 from distqexp.artefacts.plan import Plan
-from distqexp.consortium.exchange import Found, deliver, found_in
+from distqexp.consortium.exchange import Found, deliver, found_in, sent_messages
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal, OwnWordsError
 from distqexp.consortium.pins import PLAN_FILE, STUDY_FILE, Pins, accepted
@@ -138,7 +138,7 @@ def _sign_new(home: Home, identity: Identity, study: Study, plan_file: Path) -> 
 
 def _signed(own: Path, study: Study, pins: Pins) -> list[Path]:
     """Return the coordinator's copies of the study's and the plan's message. Raises FileContentError where one is gone."""
-    copies = {peek(path)[1]: path for path in sorted((own / "sent").glob("*.message"))}
+    copies = {peek(path)[1]: path for path in sent_messages(own)}
     wanted = (pins.study_message, pins.plan_message)
     if missing := [identity for identity in wanted if identity not in copies]:
         raise FileContentError(

@@ -11,7 +11,7 @@ import numpy as np
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.sums import Sketch
 from distqexp.consortium.books import is_charged, newest_entry, require_told
-from distqexp.consortium.exchange import Found
+from distqexp.consortium.exchange import Found, sent_messages
 from distqexp.consortium.home import Ask
 from distqexp.consortium.journal import OpenJournal
 from distqexp.consortium.news import AGAIN, COORDINATOR_KINDS, Standing, answered_before, listed_before, standing_of
@@ -44,7 +44,7 @@ def standing_here(party: Party, journal: OpenJournal) -> tuple[Standing, list[Fo
     not know.
     """
     require_told(journal)
-    own = sorted((party.own / "sent").glob("*.message"))
+    own = sent_messages(party.own)
     known = [path for path in own if _is_sent(party, journal, path)]
     party.deliver(known)
     messages = party.messages(journal)

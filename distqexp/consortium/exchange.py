@@ -90,6 +90,11 @@ def of_study(messages: list[Found], study: Study) -> list[Found]:
     return messages
 
 
+def sent_messages(own: Path) -> list[Path]:
+    """Return a party's own copies of what it sent in a study, from its folder of it, sorted."""
+    return sorted((own / "sent").glob(f"*{SUFFIX}"))
+
+
 def deliver(path: Path, folder: Path, *, check: Callable[[], object] = lambda: None) -> None:
     """Copy a message into the folder, atomically; the same file that is there already stays, and another one is replaced, with a note.
 

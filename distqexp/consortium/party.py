@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from distqexp.consortium.exchange import Found, deliver, found_in, look, of_study
+from distqexp.consortium.exchange import Found, deliver, found_in, look, of_study, sent_messages
 from distqexp.consortium.home import Ask, Home
 from distqexp.consortium.journal import Journal, OpenJournal
 from distqexp.consortium.pins import PLAN_FILE, Pins, read_own_study
@@ -135,7 +135,7 @@ class Party:
     def sent_files(self, journal: OpenJournal, kinds: Sequence[str], round: int, attempt: int) -> list[Path]:
         """Return the party's copies of what it sent in an attempt of a round; a copy that is gone is left out."""
         identities = {identity for kind in kinds for identity in journal.sent(kind, round, attempt)}
-        paths = sorted((self.own / "sent").glob("*.message"))
+        paths = sent_messages(self.own)
         return [path for path in paths if peek(path)[1] in identities]
 
     def send(self, journal: OpenJournal, paths: Sequence[Path]) -> list[Path]:
