@@ -1,4 +1,4 @@
-"""Names of the array types that all packages use."""
+"""Names of the array types that all packages use, and the blocks that long vectors of coordinates are cut into."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by name, as files and messages carry them."""
 NewArrays = dict[str, npt.NDArray[Any]]
 """Arrays by name to which further arrays may be added."""
+
+BLOCK = 1 << 20
+"""The coordinates of a block, a multiple of 4: public, and the same on any number of processes. The last block may be shorter."""
+
+
+def blocks_of(length: int) -> list[slice]:
+    """Return the places of the blocks of a vector, in order."""
+    return [slice(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.arrays import FloatArray, IntegerArray, NewArrays
+from distqexp.arrays import FloatArray, IntegerArray, NewArrays, blocks_of
 from distqexp.errors import DistqexpError, EngineError, StoppedError
 from distqexp.stopping import STOPPED
 
@@ -100,7 +100,14 @@ class Engine(ABC):
         """Return the arrays of the first process on every process, bit for bit. The others pass None."""
 
     @abstractmethod
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray | None:
+    def sum(
+        self,
+        work: SumWork,
+        context: Any,
+        items: Sequence[int],
+        start: IntegerArray | None = None,
+        scattered: bool = False,
+    ) -> IntegerArray | None:
         """Return the exact int64 sum of ``work`` over all items, modulo 2^64, on the first process; None on the others.
 
         Args:
@@ -109,6 +116,9 @@ class Engine(ABC):
             context: What the work needs in call after call. It may stay where the work runs, as long as it is the same object; what
                 belongs to one call alone should be bound to the work (functools.partial).
             items: The items.
+            start: On the first process an int64 vector (k,) that is added, if there is one.
+            scattered: Whether each process gets the sum of its own blocks of coordinates, one after the other, see ``own_blocks``, and
+                none the whole. An engine of one process gives it all blocks.
 
         Raises:
             StoppedError: A stop was requested. Work that sees ``control.stop()`` writes a checkpoint and raises StoppedError; every
@@ -137,6 +147,10 @@ class Engine(ABC):
     def abort(self, error: BaseException) -> None:
         """Print one line with rank, host and reason, and end every process with the error's exit code. Not collective."""
 
+    def own_blocks(self, length: int) -> list[tuple[int, slice]]:
+        """Return the numbers and places of the blocks of a vector that belong to this process: they are dealt out in turn."""
+        return [*enumerate(blocks_of(length))][self.rank :: self.size]
+
     def _report(self, share: float) -> None:
         if self.on_progress is not None and self.is_root:
             self.on_progress(min(max(share, 0.0), 1.0))
@@ -154,6 +168,15 @@ def checked_sum(result: IntegerArray) -> IntegerArray:
     if not isinstance(result, np.ndarray) or result.dtype != np.int64 or result.ndim != 1:
         raise EngineError(f"work for a sum returned {_describe_array(result)}; expected an int64 vector")
     return result
+
+
+def with_start(total: IntegerArray, start: IntegerArray | None) -> IntegerArray:
+    """Return a sum with what it starts from, modulo 2^64. Raises EngineError where they differ in length."""
+    if start is None:
+        return total
+    if start.shape != total.shape:
+        raise different_lengths(*sorted([start.size, total.size]))
+    return total + start
 
 
 def different_lengths(shortest: int, longest: int) -> EngineError:

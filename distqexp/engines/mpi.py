@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from distqexp.arrays import FloatArray, IntegerArray, NewArrays
+from distqexp.arrays import FloatArray, IntegerArray, NewArrays, blocks_of
 from distqexp.engines.base import (
     CollectWork,
     Control,
@@ -39,6 +39,7 @@ from distqexp.engines.base import (
     rebuild,
     split,
     stop_error,
+    with_start,
 )
 from distqexp.engines.watchdog import die_with_launcher
 from distqexp.errors import DistqexpError, StoppedError
@@ -236,7 +237,14 @@ class MpiEngine(Engine):
 
     # --- sums ------------------------------------------------------------------------------------------------
 
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray | None:
+    def sum(
+        self,
+        work: SumWork,
+        context: Any,
+        items: Sequence[int],
+        start: IntegerArray | None = None,
+        scattered: bool = False,
+    ) -> IntegerArray | None:
         chunk = split(items, self.size, self.rank)
         self._sums += 1
         self._shares = np.zeros(self.size)
@@ -245,7 +253,7 @@ class MpiEngine(Engine):
         if len(chunk) or self.is_root:
             control = Control(f"r{self.rank:04d}", self.stop_requested, self._ticker(len(chunk) / max(len(items), 1)))
             try:
-                part = checked_sum(work(context, chunk, control))
+                part = with_start(checked_sum(work(context, chunk, control)), start)
             except StoppedError:
                 early = True
         length = NO_VECTOR if part is None else part.size
@@ -257,17 +265,23 @@ class MpiEngine(Engine):
         self._report(1.0)
         if longest != -shortest:
             raise collective(different_lengths(-shortest, longest))
-        return self._reduce(np.zeros(longest, np.int64) if part is None else part)
+        places = blocks_of(int(longest)) if scattered else [slice(0, int(longest))]
+        total = self._reduce(np.zeros(longest, np.int64) if part is None else part, places)
+        return total if self.is_root or scattered else None
 
-    def _reduce(self, part: IntegerArray) -> IntegerArray | None:
-        """Return the sum of the ranks' parts on the root, None elsewhere."""
+    def _reduce(self, part: IntegerArray, places: Sequence[slice]) -> IntegerArray:
+        """Return the sum of the ranks' parts at every ``size``-th place, from that of this rank on, one place after the other."""
         own = np.ascontiguousarray(part).view(np.uint64)  # unsigned: wraps modulo 2^64 by definition
-        total = np.empty_like(own) if self.is_root else None
-        for first in range(0, own.size, self._limit):
-            window = slice(first, first + self._limit)
-            target = None if total is None else total[window]
-            self._transfer(self._comm.Ireduce(own[window], target, op=self._mpi.SUM, root=0))
-        return None if total is None else total.view(np.int64)
+        total = np.empty(sum(place.stop - place.start for place in places[self.rank :: self.size]), np.uint64)
+        filled = 0
+        for number, place in enumerate(places):
+            for first in range(place.start, place.stop, self._limit):
+                window, owner, target = own[first : min(first + self._limit, place.stop)], number % self.size, None
+                if owner == self.rank:
+                    target = total[filled : filled + window.size]
+                    filled += window.size
+                self._transfer(self._comm.Ireduce(window, target, op=self._mpi.SUM, root=owner))
+        return total.view(np.int64)
 
     def _ticker(self, weight: float) -> Callable[[int, int], None]:
         """Return a function that takes this rank's finished and total steps, and tells the root now and then."""

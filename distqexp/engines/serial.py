@@ -24,6 +24,7 @@ from distqexp.engines.base import (
     places,
     reason,
     stop_error,
+    with_start,
 )
 from distqexp.errors import StoppedError
 from distqexp.stopping import StopRequest
@@ -54,10 +55,17 @@ class SerialEngine(Engine):
     def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> NewArrays:
         return dict(checked_arrays(arrays))
 
-    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
+    def sum(
+        self,
+        work: SumWork,
+        context: Any,
+        items: Sequence[int],
+        start: IntegerArray | None = None,
+        scattered: bool = False,
+    ) -> IntegerArray:
         control = Control("r0000", self.stop_requested, lambda steps, total: self._report(steps / max(total, 1)))
         try:
-            return checked_sum(work(context, items, control))
+            return with_start(checked_sum(work(context, items, control)), start)
         except StoppedError:
             raise stop_error() from None
 

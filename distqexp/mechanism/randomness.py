@@ -35,12 +35,13 @@ class SystemRandomness:
     They may leave the mechanism only after rounding, since their last bits distinguish them from other floats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes | None = None, number: int = 0) -> None:
+        """Begin a stream: a new one or, where there is a ``key`` from the system's entropy (32 bytes), its stream of that number."""
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
         # The first four bytes are the counter of blocks, which may not overflow: from zero it lasts for 256 GiB.
-        nonce = bytes(4) + os.urandom(12)
-        self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), nonce), mode=None).encryptor()
+        nonce = bytes(4) + (os.urandom(12) if key is None else number.to_bytes(12, "little"))
+        self._stream = Cipher(algorithms.ChaCha20(key or os.urandom(32), nonce), mode=None).encryptor()
 
     def normal(self, count: int) -> FloatArray:
         """Return the next ``count`` independent standard normal numbers."""
@@ -82,8 +83,19 @@ class SeededRandomness:
 
 def seeded_stream(name: str) -> np.random.Philox:
     """Return the Philox stream of that name. NOT PRIVATE."""
-    key = hashlib.sha256(name.encode()).digest()[:16]
-    return np.random.Philox(key=int.from_bytes(key, "little"))
+    return philox(seeded_key(name))
+
+
+def seeded_key(name: str) -> bytes:
+    """Return the 32 bytes that the seeded stream of that name follows from. NOT PRIVATE."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def philox(key: bytes, skipped: int = 0) -> np.random.Philox:
+    """Return the Philox stream of a key without its first numbers, whose count is a multiple of 4. NOT PRIVATE."""
+    stream = np.random.Philox(key=int.from_bytes(key[:16], "little"))
+    stream.advance(skipped // 4)  # it makes four numbers at a time
+    return stream
 
 
 def seeded_normals(philox: np.random.Philox, count: int) -> FloatArray:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from distqexp.arrays import FloatArray, IntegerArray
+from distqexp.arrays import FloatArray, IntegerArray, blocks_of
 from distqexp.errors import UsageError
 from distqexp.kinds import Noise
+from distqexp.mechanism.blocks import Source, new_source, noise_of_block
 from distqexp.mechanism.factor_grid import FactorGrid, packed_size
 from distqexp.mechanism.grid import Grid, check_trust_radius
 from distqexp.mechanism.noise import draw_continuous, draw_discrete, draw_insecure
@@ -59,6 +62,11 @@ class ReleaseRule:
         return self.trust_radius is None
 
     @property
+    def by_blocks(self) -> bool:
+        """Whether what is drawn is a source of noise, from which each block's follows: where there is more than one block."""
+        return self.independent and len(blocks_of(self.k)) > 1
+
+    @property
     def sampler_slack(self) -> float:
         """A bound on the total variation between the rounded draw and the rounded ideal draw (docs/proofs/continuous.md).
 
@@ -71,8 +79,8 @@ class ReleaseRule:
         roundings = OWN_ROUNDINGS + (self.k if self.factors else 0)
         return min(1.0, 2.0 * self.k * roundings * 2.0**-53 * self.trust_radius / self.grid.step)
 
-    def draw(self, sums: IntegerArray, noise_seed: int | None, round: int) -> IntegerArray:
-        """Draw noise to be added to the sums or, with a trust region, minus the released point itself.
+    def draw(self, sums: IntegerArray, noise_seed: int | None, round: int) -> npt.NDArray[Any]:
+        """Draw noise to be added to the sums, or its source or, with a trust region, minus the released point itself.
 
         Args:
             sums: int64 (width,), private.
@@ -81,7 +89,7 @@ class ReleaseRule:
             round: The number of the round; it matters with a seed only.
 
         Returns:
-            int64 (k,), in grid steps.
+            int64 (k,), in grid steps; or the source of noise by blocks, uint8 (33,).
 
         Raises:
             UsageError: Sums of another type or shape.
@@ -91,6 +99,8 @@ class ReleaseRule:
                 SystemRandomness() if noise_seed is None else SeededRandomness(noise_seed, round)
             )
         self._check(sums)
+        if self.by_blocks:
+            return new_source(self.noise, noise_seed, round)
         k, sigma = self.k, self.grid.sigma
         if noise_seed is not None:
             return draw_insecure(k, sigma, noise_seed=noise_seed, round=round, noise=self.noise)
@@ -109,9 +119,19 @@ class ReleaseRule:
         draw = truncated_sampler(self._curvature(sums), linear, self.grid.temperature, self.trust_radius)
         return lambda randomness: np.rint(-draw(randomness) / self.grid.step).astype(np.int64)
 
-    def noisy_sums(self, sums: IntegerArray, draw: IntegerArray) -> IntegerArray:
+    def noisy_sums(self, sums: IntegerArray, draw: npt.NDArray[Any]) -> IntegerArray:
         """Return the noisy sums (k,), in grid steps, of these sums and the ``draw`` that was made for them."""
-        return add_noise(sums, draw) if self.independent else draw
+        if draw.dtype != np.uint8:
+            return add_noise(sums, draw) if self.independent else draw
+        noisy_sums = np.empty_like(sums)
+        for number, place in enumerate(blocks_of(self.k)):
+            noisy_sums[place] = self.noisy_block(sums[place], draw, number)
+        return noisy_sums
+
+    def noisy_block(self, sums: IntegerArray, source: Source, number: int) -> IntegerArray:
+        """Return the noisy sums of block ``number`` from its sums, both int64 (coordinates of the block,), in grid steps."""
+        place = blocks_of(self.k)[number]
+        return add_noise(sums, noise_of_block(source, number, place, self.grid.sigma, self.noise))
 
     def _check(self, sums: IntegerArray) -> None:
         if sums.dtype != np.int64 or sums.shape != (self.width,):

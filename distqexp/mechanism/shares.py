@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from distqexp.arrays import IntegerArray
 from distqexp.errors import UsageError
@@ -16,10 +17,10 @@ from distqexp.mechanism.rule import add_noise
 class DrawRule(Protocol):
     """What is drawn for sums that were paid for, and what is handed on: a ``ReleaseRule``, or one of this file."""
 
-    def draw(self, sums: IntegerArray, noise_seed: int | None, round: int) -> IntegerArray:
-        """Draw what is stored before it is used, int64 (k,)."""
+    def draw(self, sums: IntegerArray, noise_seed: int | None, round: int) -> npt.NDArray[Any]:
+        """Draw what is stored before it is used, int64 (k,), or what it follows from, uint8 (33,)."""
 
-    def noisy_sums(self, sums: IntegerArray, draw: IntegerArray) -> IntegerArray:
+    def noisy_sums(self, sums: IntegerArray, draw: npt.NDArray[Any]) -> IntegerArray:
         """Return what is handed on, int64 (k,)."""
 
 

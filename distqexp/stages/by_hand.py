@@ -178,7 +178,8 @@ def release_round(order: ReleaseOrder, engine: Engine) -> Release:
     def draw() -> tuple[npt.NDArray[Any], bool]:
         check_built(plan, worker, state)
         pooled, books = Quadratic.read(order.quadratic, plan), require(charging)
-        return draw_release(plan, state, pooled, books), charged_to_everybody(plan, state, pooled, books)
+        noisy_sums = draw_release(plan, state, pooled, books)
+        return noisy_sums, charged_to_everybody(plan, state, books, everybody=pooled.everybody)
 
     noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
     release = make_release(plan, state, Draw(noisy_sums, seed, everybody), public, engine, worker)

@@ -8,13 +8,13 @@ from typing import Any
 from distqexp.arrays import IntegerArray
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
-from distqexp.artefacts.sums import Quadratic
 from distqexp.errors import FileContentError
 from distqexp.privacy.events import BoundedRelease, Event, GaussianRelease
 from distqexp.privacy.expenses import Charge, Part, expenses
 from distqexp.privacy.ledger import Cap, Ledger, LedgerRow, Provenance
 from distqexp.privacy.ledger.books import Reservation
 from distqexp.privacy.ledger.populations import PlanPopulation
+from distqexp.privacy.ledger.recognised import BlockDigests
 from distqexp.privacy.soundness import require_certifiable
 
 
@@ -122,17 +122,17 @@ def charged_parts(plan: Plan, charging: Charging) -> list[Part | None]:
     return payers
 
 
-def charged_to_everybody(plan: Plan, state: RoundState, quadratic: Quadratic, charging: Charging) -> bool:
-    """Return whether everybody pays for a charged round's release, although the plan has parts."""
+def charged_to_everybody(plan: Plan, state: RoundState, charging: Charging, *, everybody: bool = False) -> bool:
+    """Return whether everybody pays for a charged round's release, although the plan has parts; ``everybody``: its sketches say so."""
     if plan.config.mechanism.parts == 1:
         return False
-    return quadratic.everybody or charged_parts(plan, charging)[state.round] is None
+    return everybody or charged_parts(plan, charging)[state.round] is None
 
 
 def charge(
     plan: Plan,
     state: RoundState,
-    sums: IntegerArray,
+    sums: IntegerArray | BlockDigests,
     charging: Charging,
     role: str,
     *,
@@ -144,7 +144,7 @@ def charge(
     Args:
         plan: The plan.
         state: The state of the round.
-        sums: The exact sums to be released. Private.
+        sums: The exact sums to be released, or what stands for them. Private.
         charging: The ledger and the names to charge under.
         role: Who charges: "release" at the curator, "site-SHARD" at a site.
         basis: What the parts of the units depend on, see ``Partition``. Private.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -77,14 +78,19 @@ def paid_draw(
     ledger = charging.ledger
     if reservation.state == "committed":
         return np.asarray(ledger.noisy_sums(reservation))
-    if reservation.state == "drawn":
-        draw = np.asarray(ledger.noise(reservation))
-    else:
-        draw = rule.draw(sums, charging.noise_seed, round)
-        ledger.persist_noise(reservation, draw)
+    draw = stored_draw(charging, reservation, lambda: rule.draw(sums, charging.noise_seed, round))
     noisy_sums = rule.noisy_sums(sums, draw)
     ledger.commit(reservation, noisy_sums)
     return noisy_sums
+
+
+def stored_draw(charging: Charging, reservation: Reservation, draw: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return what was drawn and stored for a reservation, or draw and store it: nothing is used before it is stored. Private."""
+    if reservation.state == "drawn":
+        return np.asarray(charging.ledger.noise(reservation))
+    drawn = draw()
+    charging.ledger.persist_noise(reservation, drawn)
+    return drawn
 
 
 def moved_parameters(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from distqexp.arrays import IntegerArray
 from distqexp.artefacts.moves import WHOLE
 from distqexp.artefacts.plan import Plan, same_rules
 from distqexp.artefacts.release import Release, diagnostics_of
@@ -44,10 +45,11 @@ from distqexp.stages.plan import describe_plan, plan_and_worker
 from distqexp.stages.release import Draw, completed_release, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
 from distqexp.stages.sampling import Secrets, secrets_of
+from distqexp.stages.scattered import draw_by_blocks
 from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.shares import refuse_one_group
 from distqexp.stages.sharing import plan_from_root, release_from_root
-from distqexp.stages.sketch import sketch_files, sketch_same_records
+from distqexp.stages.sketch import scatter_same_records, sketch_files, sketch_same_records
 from distqexp.stages.table_warnings import count_warnings
 
 
@@ -310,26 +312,12 @@ def _require_same_noise(releases: Sequence[Release], noise_seed: int | None) -> 
 
 def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> Release:
     """Sketch, pool and release one round, going on with whatever of it an earlier attempt stored."""
-    plan, path = work.plan, quadratic_path(work.out, state.round)
-    progress.stage("sketch", state.round)
-    if not engine.on_root(path.exists):
-        sums = sketch_same_records(plan, state, work.shards, work.out, engine, work.secrets, work.worker)
-        progress.advance(1.0)  # so that a shard without records gives the same lines
-        progress.stage("pool", state.round)
-        basis = basis_of(work.shards.sources)
-        on_root_only(
-            engine, lambda: Quadratic(plan.plan_id, state.round, state.identity(), require(sums), basis).write(path)
-        )
-    engine.raise_if_stopped()
-    progress.stage("release", state.round)
+    plan, noisy_sums = work.plan, _noisy_sums(work, state, engine, progress)
 
-    def draw() -> tuple[npt.NDArray[Any], bool]:
-        quadratic, charging = Quadratic.read(path, plan, own=True), require(work.charging)
-        noisy_sums = draw_release(plan, state, quadratic, charging)
-        return noisy_sums, charged_to_everybody(plan, state, quadratic, charging)
+    def everybody() -> bool:
+        return charged_to_everybody(plan, state, require(work.charging))
 
-    noisy_sums, everybody = on_root_only(engine, draw) or (None, False)
-    round_draw = Draw(noisy_sums, work.noise_seed, everybody)
+    round_draw = Draw(noisy_sums, work.noise_seed, on_root_only(engine, everybody) or False)
     release = make_release(plan, state, round_draw, work.config.data.public, engine, work.worker, work.guard)
     engine.on_root(lambda: release.write(release_path(work.out, state.round)))
     diagnostics = diagnostics_of(plan, release)
@@ -341,6 +329,39 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
     return release
+
+
+def _noisy_sums(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> npt.NDArray[Any] | None:
+    """Sketch, pool and draw a round, and return its noisy sums on the root, None elsewhere."""
+    plan, path, own = work.plan, quadratic_path(work.out, state.round), None
+    progress.stage("sketch", state.round)
+    if not engine.on_root(path.exists):
+        own = _pooled(work, state, engine, progress)
+    engine.raise_if_stopped()
+    progress.stage("release", state.round)
+    if own is not None:
+        return draw_by_blocks(plan, state, own, basis_of(work.shards.sources), work.charging, engine)
+    return on_root_only(
+        engine, lambda: draw_release(plan, state, Quadratic.read(path, plan, own=True), require(work.charging))
+    )
+
+
+def _pooled(work: _Work, state: RoundState, engine: Engine, progress: Progress) -> IntegerArray | None:
+    """Sketch and pool a round; the first rank stores the quadratic. Return None, or a rank's own blocks of sums that are scattered.
+
+    Those are in no file: the sketches of all ranks give them again. A quadratic that is to be kept takes all of them.
+    """
+    plan = work.plan
+    scattered = engine.size > 1 and plan.rule(state).by_blocks and not work.config.output.keep_sketches
+    sketch = scatter_same_records if scattered else sketch_same_records
+    sums = sketch(plan, state, work.shards, work.out, engine, work.secrets, work.worker)
+    progress.advance(1.0)  # so that a shard without records gives the same lines
+    progress.stage("pool", state.round)
+    if scattered:
+        return sums
+    identity, basis, path = state.identity(), basis_of(work.shards.sources), quadratic_path(work.out, state.round)
+    on_root_only(engine, lambda: Quadratic(plan.plan_id, state.round, identity, require(sums), basis).write(path))
+    return None
 
 
 def _forget_private(config: Config, out: Path, round: int) -> None:

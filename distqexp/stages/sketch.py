@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,17 +83,36 @@ def sketch_same_records(
     If they changed, the round's sketch files are deleted and RecordsChangedError is raised. The digest of ``secrets`` is the one
     that ``open_shards`` was given; its coins say which units a sampled round takes.
     """
+    with _same_records(shards, folder, state.round, engine, secrets):
+        return sketch_round(plan, state, drawn_shards(plan, state, shards, secrets, engine), folder, engine, worker)
+
+
+def scatter_same_records(
+    plan: Plan,
+    state: RoundState,
+    shards: Shards,
+    folder: Path,
+    engine: Engine,
+    secrets: Secrets,
+    worker: Worker | None = None,
+) -> IntegerArray | None:
+    """Sketch a round as ``sketch_same_records`` does, and return each rank's own blocks of the sum."""
+    with _same_records(shards, folder, state.round, engine, secrets):
+        drawn = drawn_shards(plan, state, shards, secrets, engine)
+        return sketch_round(plan, state, drawn, folder, engine, worker, scattered=True)
+
+
+@contextmanager
+def _same_records(shards: Shards, folder: Path, round: int, engine: Engine, secrets: Secrets) -> Iterator[None]:
     require_same_records(shards, engine, secrets.digest)
     try:
-        drawn = drawn_shards(plan, state, shards, secrets, engine)
-        sums = sketch_round(plan, state, drawn, folder, engine, worker)
+        yield
         require_same_records(shards, engine, secrets.digest)
     except RecordsChangedError:
         if engine.is_root:
-            for path in sketch_files(folder, state.round):
+            for path in sketch_files(folder, round):
                 path.unlink(missing_ok=True)
         raise
-    return sums
 
 
 def sketch_round(
@@ -102,10 +122,11 @@ def sketch_round(
     folder: Path,
     engine: Engine,
     worker: Worker | None = None,
+    scattered: bool = False,
 ) -> IntegerArray | None:
     """Sketch what is not sketched yet, and return the int64 sum (width,) over every piece on the root, None elsewhere.
 
-    Collective. Every slot of ``shards`` takes part.
+    Where the sum is ``scattered``, every rank gets its own blocks of it. Collective. Every slot of ``shards`` takes part.
     Finished pieces of earlier attempts are taken from their files in ``folder``; a checkpoint is written there every
     CHECKPOINT_SECONDS and at the end, so that a kill at any instant loses little. Raises StoppedError, after a checkpoint,
     when a stop was asked for.
@@ -125,10 +146,8 @@ def sketch_round(
     numbers = engine.broadcast_arrays(earlier and {"attempt": np.array([earlier.attempt]), "missing": earlier.missing})
     work = dataclasses.replace(work, attempt=int(numbers["attempt"][0]))
     missing = [int(item) for item in numbers["missing"]]
-    fresh = engine.sum(partial(_sketch_pieces, work=work), work.context.worker, missing)
-    if earlier is None or fresh is None:
-        return None
-    return fresh if earlier.sums is None else earlier.sums + fresh
+    start = earlier and earlier.sums
+    return engine.sum(partial(_sketch_pieces, work=work), work.context.worker, missing, start, scattered)
 
 
 def _sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, work: SketchWork) -> IntegerArray:

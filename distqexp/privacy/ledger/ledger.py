@@ -29,10 +29,10 @@ from distqexp.privacy.ledger.chain import Chain
 from distqexp.privacy.ledger.coins import CoinOwner, LedgerCoins
 from distqexp.privacy.ledger.files import LedgerFiles, default_path, require_place
 from distqexp.privacy.ledger.populations import PlanPopulation, local_name, require_spelling
+from distqexp.privacy.ledger.recognised import BlockDigests, block_field, require_comparable, sums_tags
 from distqexp.privacy.ledger.voids import require_not_voided, require_one_sum, require_open
 from distqexp.privacy.units import UnitDeclaration, require_countable, require_one_unit
 from distqexp.storage.atomic import storage_error
-from distqexp.storage.canonical import array_bytes, canonical_json
 
 TAG_BYTES = 32
 """A private tag begins with the keyed digest of the sums, of this length; with parts, that of their basis follows."""
@@ -132,7 +132,7 @@ class Ledger(LedgerCoins):
         *,
         population: str,
         cap: Cap,
-        sums: IntegerArray,
+        sums: IntegerArray | BlockDigests,
         universe: str = PRIVATE,
         plan_population: PlanPopulation | None = None,
         provenance: Provenance = NO_PROVENANCE,
@@ -149,7 +149,8 @@ class Ledger(LedgerCoins):
                 declares how they count.
             population: The name that the budget is kept under.
             cap: Applies when the ledger has no cap for the population; it can't raise a cap that is set there.
-            sums: int64 (k,), private. A charge to a part doesn't cover the same sums of another basis, or of everybody.
+            sums: int64 (k,), or the digests of their blocks; private. A charge to a part doesn't cover the same sums of another basis,
+                or of everybody.
             universe: "private", or another name for test runs, which have books of their own.
             plan_population: At a site, the plan's population; the row stores its name.
             provenance: The origin of the sums, private.
@@ -159,13 +160,14 @@ class Ledger(LedgerCoins):
 
         Raises:
             BudgetError: Too little is left; nothing is charged.
+            UsageError: An older version charged this release, and knows whole sums only; nothing is charged.
             FileContentError: The release was voided, or made of other sums that hold the same shares of noise; nothing is charged.
         """
         key, part = charge.key, charge.part
-        if sums.dtype != np.int64 or sums.ndim != 1:
+        if not isinstance(sums, BlockDigests) and (sums.dtype != np.int64 or sums.ndim != 1):
             raise ValueError(f"sums: {sums.dtype} of shape {sums.shape}; expected int64 (k,)")
         body = _reservation_body(charge, population, universe, plan_population)
-        tag = self._files.tag(b"sums", canonical_json(body), str(sums.shape).encode(), array_bytes(sums))
+        tags = sums_tags(self._files, body, sums)
         basis_tag = b"" if part is None else self._files.tag(b"basis", provenance.basis)
         with self._chain.transaction():
             books = Books(self._chain.entries())
@@ -177,11 +179,11 @@ class Ledger(LedgerCoins):
             for row in earlier_rows:
                 row_tag = self._chain.private_tag(row.id)
                 covers = row.part is None or (row.part, row_tag[TAG_BYTES:]) == (part, basis_tag)
-                if row.key == key and row_tag[:TAG_BYTES] == tag and covers:
+                if row.key == key and row_tag[:TAG_BYTES] in tags and covers:
                     return self._earlier_reservation(books, row)
+            require_comparable(books, [row for row in earlier_rows if row.key == key], sums)
             require_one_sum(self.path, charge, earlier_rows)
             if part is not None:
-                tag += basis_tag
                 if all(self._keeps_parts(row, key, basis_tag) for row in earlier_rows):
                     body |= {"part": part.number, "parts": part.parts}
                 else:
@@ -192,18 +194,21 @@ class Ledger(LedgerCoins):
                 charge, remark = whole, _SAME_SAMPLE
                 body = _reservation_body(charge, population, universe, plan_population)
             require_room(books, universe, population, [charge._replace(part=part)], cap, remark)
-            entry = self._chain.append(body, books.entries, tag)
+            entry = self._chain.append(body | block_field(sums), books.entries, tags[0] + basis_tag)
         return Reservation(entry.number, "reserved", entry.hash, part)
 
     def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
-        """Store a draw, int64 (k,), before it is used. Only the first draw of a reservation counts.
+        """Store a draw, int64 (k,), before it is used; of sums known by blocks also its source, uint8 (bytes,).
+
+        Only the first draw of a reservation counts.
 
         Raises UsageError when there is one already, since another process was faster; another run then uses that one.
         """
         with self._chain.transaction():
             books = Books(self._chain.entries())
             row = _row(books, reservation)
-            if noise.dtype != np.int64 or noise.shape != (row.event.coordinates,):
+            is_source = noise.dtype == np.uint8 and "block" in books.entries[row.id - 1].body
+            if not is_source and (noise.dtype != np.int64 or noise.shape != (row.event.coordinates,)):
                 raise ValueError(
                     f"noise: {noise.dtype}, shape {noise.shape}; the charge is for int64 ({row.event.coordinates},)"
                 )
@@ -220,7 +225,7 @@ class Ledger(LedgerCoins):
             self._chain.append({"action": "draw", "reservation": row.id}, books.entries)
 
     def noise(self, reservation: Reservation) -> npt.NDArray[Any]:
-        """Return the draw of a reservation in state "drawn". It is private until it is part of a release."""
+        """Return the draw, or its source, of a reservation in state "drawn". It is private until it is part of a release."""
         with self._chain.transaction():
             row = _row(Books(self._chain.entries()), reservation)
             if row.state != "drawn":
