@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.alone]  # ranks wait for each oth
 VERBS = """
 import os, sys
 import numpy as np
+from distqexp import arrays
 from distqexp.engines import SerialEngine
 from distqexp.engines.mpi import MpiEngine
 
@@ -40,18 +41,23 @@ with SerialEngine() as oracle:
 opened.clear()
 shares = []
 with MpiEngine(limit=int(sys.argv[1])) as engine:
+    arrays.BLOCK, start = 96, np.arange(1000)
+    own = engine.sum(add, 2**62, range(37), start if engine.is_root else None, scattered=True)
+    places = [slice(first, first + 96) for first in range(96 * engine.rank, 1000, 96 * engine.size)]
+    assert own.dtype == np.int64 and np.array_equal(own, np.concatenate([(total + start)[place] for place in places] + [total[:0]]))
+    opened.clear()
     engine.on_progress = shares.append
     got = engine.sum(add, 2**62, range(37))
     collected = list(engine.collect(part, 0.1, range(29)))
     none = engine.sum(add, 0, [])
     sent = {"a": np.arange(24.0).reshape(4, 6).T, "b": np.array(3, np.int32), "c": np.zeros((0, 5)), "d": np.arange(99) % 2 == 0}
-    arrays = engine.broadcast_arrays(sent if engine.is_root else None)
+    got_arrays = engine.broadcast_arrays(sent if engine.is_root else None)
     same = engine.on_root(lambda: ["small", 1])
     engine.raise_if_stopped()
     assert same == ["small", 1]
-    assert list(arrays) == list(sent)
+    assert list(got_arrays) == list(sent)
     for name in sent:
-        assert arrays[name].dtype == sent[name].dtype and np.array_equal(arrays[name], sent[name]), name
+        assert got_arrays[name].dtype == sent[name].dtype and np.array_equal(got_arrays[name], sent[name]), name
     if engine.is_root:
         assert np.array_equal(got, total) and got.dtype == np.int64
         assert np.array_equal(none, np.zeros(1000))

@@ -16,6 +16,7 @@ from kills import Killed, killing, leave_uncharged, noise_files, ran, rows_of, s
 from numpy.typing import NDArray
 from small_runs import make_config, plan_of, random_table
 
+from distqexp import arrays
 from distqexp.api import fit
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.state import RoundState
@@ -88,10 +89,12 @@ KILLS: dict[str, tuple[Any, str, Callable[..., bool], bool, bool]] = {
 
 
 @pytest.mark.parametrize("where", KILLS)
-@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(("seed", "block"), [(None, arrays.BLOCK), (3, arrays.BLOCK), (None, 16)])
 def test_a_kill_anywhere_costs_one_charge_and_uses_the_stored_draw(
-    where: str, seed: int | None, plan: Plan, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, seed: int | None, block: int, plan: Plan, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The draw is the noise or, by blocks of 16 coordinates, its source."""
+    monkeypatch.setattr(arrays, "BLOCK", block)
     owner, name, when, before, stored = KILLS[where]
     sums = some_sums(plan)
     draws: list[Integers] = []
@@ -114,7 +117,9 @@ def test_a_kill_anywhere_costs_one_charge_and_uses_the_stored_draw(
         ledger.verify()
     assert noisy.tobytes() == again.tobytes()
     assert [(row.state, row.event) for row in rows] == [("committed", plan.event(plan.state.grid))]
-    assert np.array_equal(noisy - sums, draws[-1])
+    assert noisy.tobytes() == plan.rule(plan.state).noisy_sums(sums, draws[-1]).tobytes()
+    assert (noisy != sums).all()
+    assert draws[-1].dtype == (np.int64 if block > plan.k else np.uint8)
     if stored:
         assert len(draws) == 1  # no second draw
     assert all(found.tobytes() == draws[0].tobytes() for found in on_disk)
