@@ -33,9 +33,12 @@ KINDS = ("plan", "sketch", "quadratic", "release", "model")
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left: the memory of each rank, the seconds of its stages, the bytes of its files, its releases' SHA-256."""
+    """What one run left: the memory of each rank, the seconds of its stages, the bytes of its files, its releases' SHA-256.
 
-    memories: list[dict[str, int]]
+    Of a rank's memory it has the baseline and, by stage, the peaks.
+    """
+
+    memories: list[dict[str, dict[str, int]]]
     seconds: dict[str, float]
     files: dict[str, int]
     digest: str
@@ -54,15 +57,35 @@ def as_rank(folder: Path, arguments: Sequence[str]) -> int:
 
     from distqexp import fit
     from distqexp.engines.launcher import launched_size
+    from distqexp.report.progress import Progress
 
+    rank = 0
     if launched_size(os.environ) is not None:
-        from mpi4py import MPI  # noqa: F401
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.Get_rank()
     if KRONECKER not in arguments:  # layer by layer gradients never need it
         vmap(grad(torch.square))(torch.zeros(1))  # torch imports half of this at its first use
     baseline = resident("VmRSS")
+    peaks: dict[str, int] = {}
+    now, begin = "start", Progress.stage
+
+    def turn(stage: str) -> None:
+        nonlocal now
+        peaks[now] = max(peaks.get(now, 0), resident("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM begins anew
+        now = stage
+
+    def stage(self: Progress, name: str, *more: Any) -> None:
+        turn(name)
+        begin(self, name, *more)
+
+    Progress.stage = stage  # type: ignore[method-assign]
     code = fit.main([*arguments])
-    memory = {"baseline": baseline, "peak": resident("VmHWM")}
-    (folder / f"memory-{os.getpid()}.json").write_text(json.dumps(memory), "utf-8")
+    turn("end")
+    (folder / f"memory-{rank:04}.json").write_text(
+        json.dumps({"start": {"baseline": baseline}, "peaks": peaks}), "utf-8"
+    )
     return code
 
 
@@ -86,9 +109,12 @@ def run(bench: Bench, ranks: int, settings: Sequence[str]) -> Run:
     return Run(memories, seconds, files, digest.hexdigest())
 
 
-def settings_of(case: Case, micro_batch: int | None, geometry: str) -> list[str]:
-    """What the case and the options change in the task; ``geometry`` is sjlt, identity or kronecker."""
-    changes = [*case.overrides, "output.keep_sketches=true"]
+def settings_of(case: Case, micro_batch: int | None, geometry: str, keep: bool = True) -> list[str]:
+    """What the case and the options change in the task; ``geometry`` is sjlt, identity or kronecker.
+
+    Without ``keep`` no private file is left, and from k = 2^20 on several ranks have the sum by blocks.
+    """
+    changes = [*case.overrides, f"output.keep_sketches={json.dumps(keep)}"]
     if geometry != "sjlt":
         changes = [change for change in changes if not change.startswith("subspace.")] + ["subspace.kind=identity"]
     if geometry == "kronecker":
@@ -101,12 +127,18 @@ def settings_of(case: Case, micro_batch: int | None, geometry: str) -> list[str]
 
 
 def report(case: Case, found: Run, one_sum: float) -> dict[str, Any]:
-    """The figures of a run: memory and files in MiB."""
+    """The figures of a run, by rank: memory and files in MiB."""
+    baselines = [memory["start"]["baseline"] for memory in found.memories]
+    peaks = [memory["peaks"] for memory in found.memories]
     return {
         **asdict(case),
-        "baseline": [round(memory["baseline"] / MEBI) for memory in found.memories],
-        "above": [round((memory["peak"] - memory["baseline"]) / MEBI) for memory in found.memories],
-        "all ranks together": round(sum(memory["peak"] for memory in found.memories) / MEBI),
+        "baseline": [round(baseline / MEBI) for baseline in baselines],
+        "above": [round((max(peak.values()) - base) / MEBI) for peak, base in zip(peaks, baselines, strict=True)],
+        "above, by stage": {
+            stage: [round((peak[stage] - base) / MEBI) for peak, base in zip(peaks, baselines, strict=True)]
+            for stage in peaks[0]
+        },
+        "all ranks together": round(sum(max(peak.values()) for peak in peaks) / MEBI),
         "seconds": found.seconds,
         "one sum": one_sum,
         "share of the sum": one_sum / sum(found.seconds.values()),
@@ -132,12 +164,13 @@ def main() -> None:
         "--kronecker", dest="geometry", action="store_const", const="kronecker",
         help="all parameters of two hidden layers, whitened layer by layer by the curvature of probes",
     )  # fmt: skip
+    parser.add_argument("--blocks", action="store_true", help="keep no sketches: sums by blocks from k = 2^20 on")
     parser.add_argument("--serial", action="store_true", help="compare the releases with those of one process")
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     case = Case("large", options.ranks, options.records, options.k)
-    settings = settings_of(case, options.micro_batch, options.geometry)
+    settings = settings_of(case, options.micro_batch, options.geometry, keep=not options.blocks)
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         bench = Bench(Path(folder).resolve(), options.launcher)
         write_task(bench.folder, options.records)

@@ -44,7 +44,7 @@ from distqexp.stages.own_weights import completed_plan
 from distqexp.stages.plan import describe_plan, plan_and_worker
 from distqexp.stages.release import Draw, completed_release, draw_release, make_release
 from distqexp.stages.reporting import Account, store_report
-from distqexp.stages.sampling import Secrets, secrets_of
+from distqexp.stages.sampling import Secrets, forget_coins, secrets_of
 from distqexp.stages.scattered import draw_by_blocks
 from distqexp.stages.shards import Shards, basis_of, open_shards
 from distqexp.stages.shares import refuse_one_group
@@ -122,6 +122,7 @@ def run(
     engine.on_root(lambda: _require_same_noise(releases, noise_seed))
     engine.on_root(partial(_lighten, out, releases[:-1]))  # what a kill left
     charging = on_root_only(engine, lambda: _open_books(ledger, noise_seed, progress))
+    engine.on_root(lambda: forget_coins(plan, require(charging), "release", range(len(releases))))  # what a kill left
     again: list[str] = []
     try:
         if state is not None:
@@ -328,6 +329,7 @@ def _round(work: _Work, state: RoundState, engine: Engine, progress: Progress) -
     if diagnostics is not None:
         progress.say(f"round {state.round + 1}: {diagnostics.line()} (released: paid for)")
     engine.on_root(lambda: _forget_private(work.config, work.out, state.round))
+    engine.on_root(lambda: forget_coins(plan, require(work.charging), "release", range(state.round, state.round + 1)))
     return release
 
 

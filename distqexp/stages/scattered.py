@@ -22,7 +22,7 @@ from distqexp.privacy.ledger.books import Reservation
 from distqexp.privacy.ledger.recognised import BlockDigests, block_digest
 from distqexp.stages.charging import Charging, charge
 from distqexp.stages.release import stored_draw
-from distqexp.stages.sampling import forget_coins, forgetting_refused
+from distqexp.stages.sampling import forgetting_refused
 
 OwnSums = Mapping[int, IntegerArray]
 """The exact sums of a rank's own blocks, by the numbers of these. Private."""
@@ -32,6 +32,8 @@ def draw_by_blocks(
     plan: Plan, state: RoundState, own: IntegerArray, basis: bytes, charging: Charging | None, engine: Engine
 ) -> IntegerArray | None:
     """Return the noisy sums (plan.coordinates,) of a round on the root, None elsewhere, by the steps of ``draw_release``. Collective.
+
+    The coins of a sampled round stay: without a quadratic a resumed run needs them until the release is stored.
 
     Args:
         plan: The plan, whose noise is drawn by blocks.
@@ -70,7 +72,6 @@ def draw_by_blocks(
         books, (reservation,) = require(charging), reservations
         if noisy_sums is not None:
             books.ledger.commit(reservation, noisy_sums)
-        forget_coins(plan, books, "release", range(state.round, state.round + 1))
         return np.asarray(books.ledger.noisy_sums(reservation)) if noisy_sums is None else noisy_sums
 
     return on_root_only(engine, commit)
