@@ -112,7 +112,7 @@ def run(bench: Bench, ranks: int, settings: Sequence[str]) -> Run:
 def settings_of(case: Case, micro_batch: int | None, geometry: str, keep: bool = True) -> list[str]:
     """What the case and the options change in the task; ``geometry`` is sjlt, identity or kronecker.
 
-    Without ``keep`` no private file is left, and from k = 2^20 on several ranks have the sum by blocks.
+    Without ``keep`` no private file is left, and above k = 2^20 several ranks have the sum by blocks.
     """
     changes = [*case.overrides, f"output.keep_sketches={json.dumps(keep)}"]
     if geometry != "sjlt":
@@ -164,7 +164,7 @@ def main() -> None:
         "--kronecker", dest="geometry", action="store_const", const="kronecker",
         help="all parameters of two hidden layers, whitened layer by layer by the curvature of probes",
     )  # fmt: skip
-    parser.add_argument("--blocks", action="store_true", help="keep no sketches: sums by blocks from k = 2^20 on")
+    parser.add_argument("--blocks", action="store_true", help="keep no sketches: sums by blocks above k = 2^20")
     parser.add_argument("--serial", action="store_true", help="compare the releases with those of one process")
     parser.add_argument("--launcher", default=default_launcher(), help="such as 'srun -n {ranks}'")
     options = parser.parse_args()
