@@ -90,3 +90,5 @@ def test_sources_are_new_and_the_rule_adds_each_blocks_noise(monkeypatch: pytest
     assert np.count_nonzero(noisy == other) < 6
     assert np.array_equal(noisy - sums, np.concatenate(blocks(first, 83)))
     assert np.array_equal(noisy[12:24], rule.noisy_block(sums[12:24], first, 1))
+    stored = np.arange(83)[::-1].copy()  # noise that an older version stored as a whole
+    assert np.array_equal(rule.noisy_sums(sums, stored), sums + stored)
