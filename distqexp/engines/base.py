@@ -100,14 +100,7 @@ class Engine(ABC):
         """Return the arrays of the first process on every process, bit for bit. The others pass None."""
 
     @abstractmethod
-    def sum(
-        self,
-        work: SumWork,
-        context: Any,
-        items: Sequence[int],
-        start: IntegerArray | None = None,
-        scattered: bool = False,
-    ) -> IntegerArray | None:
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray | None:
         """Return the exact int64 sum of ``work`` over all items, modulo 2^64, on the first process; None on the others.
 
         Args:
@@ -116,14 +109,21 @@ class Engine(ABC):
             context: What the work needs in call after call. It may stay where the work runs, as long as it is the same object; what
                 belongs to one call alone should be bound to the work (functools.partial).
             items: The items.
-            start: On the first process an int64 vector (k,) that is added, if there is one.
-            scattered: Whether each process gets the sum of its own blocks of coordinates, one after the other, see ``own_blocks``, and
-                none the whole. An engine of one process gives it all blocks.
 
         Raises:
             StoppedError: A stop was requested. Work that sees ``control.stop()`` writes a checkpoint and raises StoppedError; every
                 process raises it once all of them have written theirs.
             EngineError: The vectors differ in length or type.
+        """
+
+    @abstractmethod
+    def scattered_sum(
+        self, work: SumWork, context: Any, items: Sequence[int], start: IntegerArray | None = None
+    ) -> IntegerArray:
+        """Return the sum of ``sum`` at the blocks of coordinates that belong to this process, see ``own_blocks``, one after the other.
+
+        No process has the whole, but for a single one. Arguments and errors are those of ``sum``; on the first process ``start``, an
+        int64 vector (k,), is added.
         """
 
     @abstractmethod
@@ -168,15 +168,6 @@ def checked_sum(result: IntegerArray) -> IntegerArray:
     if not isinstance(result, np.ndarray) or result.dtype != np.int64 or result.ndim != 1:
         raise EngineError(f"work for a sum returned {_describe_array(result)}; expected an int64 vector")
     return result
-
-
-def with_start(total: IntegerArray, start: IntegerArray | None) -> IntegerArray:
-    """Return a sum with what it starts from, modulo 2^64. Raises EngineError where they differ in length."""
-    if start is None:
-        return total
-    if start.shape != total.shape:
-        raise different_lengths(*sorted([start.size, total.size]))
-    return total + start
 
 
 def different_lengths(shortest: int, longest: int) -> EngineError:

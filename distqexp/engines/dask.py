@@ -29,7 +29,6 @@ from distqexp.engines.base import (
     rebuild,
     split,
     stop_error,
-    with_start,
 )
 from distqexp.engines.main_guard import refuse_unguarded_main
 from distqexp.engines.serial import SerialEngine
@@ -140,14 +139,7 @@ class DaskEngine(SerialEngine):
 
     # --- verbs -----------------------------------------------------------------------------------------------
 
-    def sum(
-        self,
-        work: SumWork,
-        context: Any,
-        items: Sequence[int],
-        start: IntegerArray | None = None,
-        scattered: bool = False,
-    ) -> IntegerArray:
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
         run = uuid.uuid4().hex
         parts = max(1, min(len(items), max(FEWEST_CHUNKS, 2 * self._count())))
         remote_context, remote_work = self._remote(context), self._submit(_pass_on, _Parcel(work), key=f"work-{run}")
@@ -173,7 +165,8 @@ class DaskEngine(SerialEngine):
             while not all(chunk.done() for chunk in chunks) and time.monotonic() < until:
                 self._tell(run)
                 time.sleep(0.2)
-        return with_start(self._result(total, chunks), start)
+        result: IntegerArray = self._result(total, chunks)
+        return result
 
     def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[FloatArray]:
         run = uuid.uuid4().hex

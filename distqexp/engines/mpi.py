@@ -39,7 +39,6 @@ from distqexp.engines.base import (
     rebuild,
     split,
     stop_error,
-    with_start,
 )
 from distqexp.engines.watchdog import die_with_launcher
 from distqexp.errors import DistqexpError, StoppedError
@@ -237,14 +236,19 @@ class MpiEngine(Engine):
 
     # --- sums ------------------------------------------------------------------------------------------------
 
-    def sum(
-        self,
-        work: SumWork,
-        context: Any,
-        items: Sequence[int],
-        start: IntegerArray | None = None,
-        scattered: bool = False,
-    ) -> IntegerArray | None:
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray | None:
+        part = self._part(work, context, items)
+        total = self._reduce(part, [slice(0, part.size)])
+        return total if self.is_root else None
+
+    def scattered_sum(
+        self, work: SumWork, context: Any, items: Sequence[int], start: IntegerArray | None = None
+    ) -> IntegerArray:
+        part = self._part(work, context, items)
+        return self._reduce(part if start is None else part + start, blocks_of(part.size))
+
+    def _part(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
+        """Return this rank's part of a sum, once all ranks have theirs."""
         chunk = split(items, self.size, self.rank)
         self._sums += 1
         self._shares = np.zeros(self.size)
@@ -253,7 +257,7 @@ class MpiEngine(Engine):
         if len(chunk) or self.is_root:
             control = Control(f"r{self.rank:04d}", self.stop_requested, self._ticker(len(chunk) / max(len(items), 1)))
             try:
-                part = with_start(checked_sum(work(context, chunk, control)), start)
+                part = checked_sum(work(context, chunk, control))
             except StoppedError:
                 early = True
         length = NO_VECTOR if part is None else part.size
@@ -265,9 +269,7 @@ class MpiEngine(Engine):
         self._report(1.0)
         if longest != -shortest:
             raise collective(different_lengths(-shortest, longest))
-        places = blocks_of(int(longest)) if scattered else [slice(0, int(longest))]
-        total = self._reduce(np.zeros(longest, np.int64) if part is None else part, places)
-        return total if self.is_root or scattered else None
+        return np.zeros(longest, np.int64) if part is None else part
 
     def _reduce(self, part: IntegerArray, places: Sequence[slice]) -> IntegerArray:
         """Return the sum of the ranks' parts at every ``size``-th place, from that of this rank on, one place after the other."""

@@ -24,7 +24,6 @@ from distqexp.engines.base import (
     places,
     reason,
     stop_error,
-    with_start,
 )
 from distqexp.errors import StoppedError
 from distqexp.stopping import StopRequest
@@ -55,19 +54,18 @@ class SerialEngine(Engine):
     def broadcast_arrays(self, arrays: Mapping[str, NDArray[Any]] | None) -> NewArrays:
         return dict(checked_arrays(arrays))
 
-    def sum(
-        self,
-        work: SumWork,
-        context: Any,
-        items: Sequence[int],
-        start: IntegerArray | None = None,
-        scattered: bool = False,
-    ) -> IntegerArray:
+    def sum(self, work: SumWork, context: Any, items: Sequence[int]) -> IntegerArray:
         control = Control("r0000", self.stop_requested, lambda steps, total: self._report(steps / max(total, 1)))
         try:
-            return with_start(checked_sum(work(context, items, control)), start)
+            return checked_sum(work(context, items, control))
         except StoppedError:
             raise stop_error() from None
+
+    def scattered_sum(
+        self, work: SumWork, context: Any, items: Sequence[int], start: IntegerArray | None = None
+    ) -> IntegerArray:
+        total = self.sum(work, context, items)
+        return total if start is None else total + start
 
     def collect(self, work: CollectWork, context: Any, items: Sequence[int]) -> Iterator[FloatArray]:
         for item in items:

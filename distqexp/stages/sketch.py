@@ -146,8 +146,13 @@ def sketch_round(
     numbers = engine.broadcast_arrays(earlier and {"attempt": np.array([earlier.attempt]), "missing": earlier.missing})
     work = dataclasses.replace(work, attempt=int(numbers["attempt"][0]))
     missing = [int(item) for item in numbers["missing"]]
-    start = earlier and earlier.sums
-    return engine.sum(partial(_sketch_pieces, work=work), work.context.worker, missing, start, scattered)
+    pieces = partial(_sketch_pieces, work=work)
+    if scattered:
+        return engine.scattered_sum(pieces, work.context.worker, missing, earlier and earlier.sums)
+    fresh = engine.sum(pieces, work.context.worker, missing)
+    if earlier is None or fresh is None:
+        return None
+    return fresh if earlier.sums is None else earlier.sums + fresh
 
 
 def _sketch_pieces(worker: Worker, chunk: Sequence[int], control: Control, *, work: SketchWork) -> IntegerArray:

@@ -42,7 +42,7 @@ opened.clear()
 shares = []
 with MpiEngine(limit=int(sys.argv[1])) as engine:
     arrays.BLOCK, start = 96, np.arange(1000)
-    own = engine.sum(add, 2**62, range(37), start if engine.is_root else None, scattered=True)
+    own = engine.scattered_sum(add, 2**62, range(37), start if engine.is_root else None)
     places = [slice(first, first + 96) for first in range(96 * engine.rank, 1000, 96 * engine.size)]
     assert own.dtype == np.int64 and np.array_equal(own, np.concatenate([(total + start)[place] for place in places] + [total[:0]]))
     opened.clear()

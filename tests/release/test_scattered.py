@@ -48,7 +48,7 @@ def release(ranks, ledger, seed, sums, draw=scattered.draw_by_blocks):
     with MpiEngine(comm) as engine:
         parts = [np.random.default_rng(rank).integers(-2**40, 2**40, sums.size) for rank in range(1, ranks)]
         parts = [sums - sum(parts), *parts]
-        own = engine.sum(lambda context, chunk, control: parts[chunk[0]], None, range(ranks), scattered=True)
+        own = engine.scattered_sum(lambda context, chunk, control: parts[chunk[0]], None, range(ranks))
         assert np.array_equal(own, np.concatenate([sums[place] for place in places[engine.rank :: ranks]]))
         receive, received = engine._receive, []
         engine._receive = lambda rank: received.append(receive(rank)) or received[-1]
