@@ -123,6 +123,11 @@ class PrecisionConfig:
         at_least(0),
         default=0.1,
     )
+    directions: int = key(
+        "kronecker-joint: so many leading directions of the whole network's public curvature are whitened, across layers",
+        at_least(1),
+        default=64,
+    )
     samples: int = key(
         "the number of probes that a round uses, or the largest number of public records", at_least(1), default=500
     )
