@@ -207,7 +207,7 @@ class MechanismConfig:
     )
     head: tuple[str, ...] = key(
         "patterns of the parameters that alone move in the first head_rounds rounds, such as ['classifier.*']: head first, body later; "
-        "needs precision.kind = kronecker",
+        "needs precision.kind = kronecker or kronecker-joint",
         default=(),
     )
     head_rounds: int = key(
