@@ -95,12 +95,14 @@ class PrecisionTraits:
         by_blocks: Whether it is a pair of factors for each block of parameters.
         splits: Whether it acts on a gradient block by block, so that layers give whitened gradients without a whole gradient
             being formed.
+        joint: Whether leading directions of the whole network's curvature are whitened as well.
     """
 
     name: str
     needs: Needs = Needs.CURVATURE
     by_blocks: bool = False
     splits: bool = False
+    joint: bool = False
 
 
 SUBSPACES: dict[str, SubspaceTraits] = {
@@ -125,6 +127,7 @@ PRECISIONS: dict[str, PrecisionTraits] = {
         PrecisionTraits("diagonal"),
         PrecisionTraits("dense"),
         PrecisionTraits("kronecker", Needs.MOMENTS, by_blocks=True, splits=True),
+        PrecisionTraits("kronecker-joint", Needs.MOMENTS, by_blocks=True, joint=True),
     )
 }
 """The kinds by name, in the order in which messages list them."""

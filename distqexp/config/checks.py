@@ -124,7 +124,7 @@ def _mechanism(config: Config) -> Iterator[Need]:
         "mechanism.sampling, and an adjacency other than add-remove",
     )  # fmt: skip
     yield Need(
-        not mechanism.head or config.precision.kind in ("kronecker", AUTO),
+        not mechanism.head or config.precision.traits.by_blocks or config.precision.kind == AUTO,
         "mechanism.head", list(mechanism.head), "none, or precision.kind = kronecker: in others the parameters have no blocks of their own",
     )  # fmt: skip
     yield Need(

@@ -123,6 +123,11 @@ class PrecisionConfig:
         at_least(0),
         default=0.1,
     )
+    directions: int = key(
+        "kronecker-joint: so many leading directions of the whole network's public curvature are whitened, across layers",
+        at_least(1),
+        default=64,
+    )
     samples: int = key(
         "the number of probes that a round uses, or the largest number of public records", at_least(1), default=500
     )
@@ -202,7 +207,7 @@ class MechanismConfig:
     )
     head: tuple[str, ...] = key(
         "patterns of the parameters that alone move in the first head_rounds rounds, such as ['classifier.*']: head first, body later; "
-        "needs precision.kind = kronecker",
+        "needs precision.kind = kronecker or kronecker-joint",
         default=(),
     )
     head_rounds: int = key(

@@ -153,6 +153,14 @@ def norms_of_piece(worker: Worker, piece: int, *, context: PublicContext) -> Flo
     return np.sqrt(np.square(vectors[finite]).sum(axis=1))
 
 
+def vectors_of_piece(worker: Worker, piece: int, *, context: PublicContext) -> FloatArray:
+    """Return the whitened gradients of a piece's public units at labels drawn from the model, (units, k); zeros where not finite."""
+    context.on(worker)
+    numbered = context.numbered_batches(piece)
+    batches = ((context.at_sampled_targets(records, first), unit) for first, records, unit in numbered)
+    return context.gradients.of_piece(batches)[0]
+
+
 def sum_in_order(parts: Iterator[FloatArray]) -> FloatArray | None:
     """Add up parts in their order; None where there are none, as on all ranks but the root."""
     total: FloatArray | None = None

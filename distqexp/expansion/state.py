@@ -18,6 +18,7 @@ from distqexp.config import Config
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.errors import UsageError
+from distqexp.expansion.across import with_directions
 from distqexp.expansion.leading import shared_leading_arrays
 from distqexp.expansion.passes import (
     PublicContext,
@@ -29,7 +30,7 @@ from distqexp.expansion.passes import (
 from distqexp.expansion.range_finder import public_range
 from distqexp.geometry.moments import BlockMoments
 from distqexp.geometry.packing import unpack
-from distqexp.geometry.precisions import KroneckerPrecision, Precision, make_precision, rescaled_arrays
+from distqexp.geometry.precisions import JointPrecision, KroneckerPrecision, Precision, make_precision, rescaled_arrays
 from distqexp.gradients.setup import damping_of, make_subspace_arrays, still_blocks
 from distqexp.gradients.worker import Worker
 from distqexp.kinds import Needs
@@ -82,6 +83,8 @@ def next_state(
     else:
         step = derived_step(config, calibration, k, round)
         subspace, precision = _new_arrays(context, engine, step, earlier)
+        if config.precision.traits.joint:
+            precision = with_directions(context, engine, subspace, precision)
         clip = fixed_clip or _public_clip(context, engine, subspace, precision, earlier)
     grid = derived_grid(config, calibration, clip, k)
     return RoundState(
@@ -181,7 +184,7 @@ def _precision(context: PublicContext, public: Any, step: float) -> Precision:
     precision = make_precision(
         config.precision.kind, context.k, public, public_units, config.units_in_a_round, step, damping_of(config)
     )
-    if not (config.mechanism.head and isinstance(precision, KroneckerPrecision)):
+    if not (config.mechanism.head and isinstance(precision, KroneckerPrecision | JointPrecision)):
         return precision
     return precision.with_still(
         still_blocks(config, context.worker.network, require(context.worker.blocks), context.round)

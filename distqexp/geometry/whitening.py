@@ -58,8 +58,9 @@ class Whitening:
     def by_blocks(self) -> tuple[tuple[Block, ...], list[BlockWhitening]] | None:
         """Return the blocks of theta and the map of each, or None when the subspace or the precision mixes blocks.
 
-        The maps of the blocks together are the map of whole gradients. Raises UsageError when the precision was made for
-        other blocks than the subspace.
+        The maps of the blocks together are the map of whole gradients, up to what the precision does ``across`` them.
+
+        Raises UsageError when the precision was made for other blocks than the subspace.
         """
         if (blocks := self.subspace.by_blocks()) is None or self.precision is None:
             return None

@@ -18,6 +18,7 @@ from distqexp.engines.threads import pin_threads
 from distqexp.geometry.precisions import Precision, precision_from_arrays
 from distqexp.geometry.subspaces.base import Subspace
 from distqexp.geometry.whitening import Whitening
+from distqexp.gradients.across import AcrossGradients
 from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch, pad_inputs
 from distqexp.gradients.by_layer import BlockGradients
@@ -143,13 +144,13 @@ class RoundContext:
         return Whitening(self.subspace, self.precision)
 
     @cached_property
-    def gradients(self) -> UnitGradients | BlockGradients:
+    def gradients(self) -> UnitGradients | BlockGradients | AcrossGradients:
         """The whitened gradients of units, layer by layer where subspace and precision are pairs of factors for each block."""
         pin_threads(self.config.engine.threads)
         layers = self.whitening.by_blocks()
         if layers is None:
             return self.whole_gradients
-        return BlockGradients(
+        gradients = BlockGradients(
             network=self.network,
             loss=self.loss,
             whitening=layers[1],
@@ -158,6 +159,8 @@ class RoundContext:
             taps_of=self.worker.taps_of,
             private=self.private,
         )
+        across = None if self.precision is None else self.precision.across
+        return gradients if across is None else AcrossGradients(gradients, across)
 
     @cached_property
     def whole_gradients(self) -> UnitGradients:

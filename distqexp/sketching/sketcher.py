@@ -8,6 +8,7 @@ import numpy as np
 
 from distqexp.arrays import BoolArray, FloatArray, IntegerArray
 from distqexp.errors import UsageError
+from distqexp.gradients.across import AcrossGradients
 from distqexp.gradients.autodiff import UnitGradients
 from distqexp.gradients.batching import Batch
 from distqexp.gradients.by_layer import BlockGradients
@@ -35,7 +36,7 @@ class Sketcher:
 
     def __init__(
         self,
-        gradients: UnitGradients | BlockGradients,
+        gradients: UnitGradients | BlockGradients | AcrossGradients,
         *,
         clip: float,
         step: float,

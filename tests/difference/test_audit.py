@@ -75,7 +75,7 @@ def test_the_cases_have_everything_that_bears_on_a_sum() -> None:
         "parts": ("1", "2", "3"),
         "presence": ("1", "2", "3"),
         "subspace": ("identity", "gaussian", "rademacher", "sjlt", "srht", "public-pca", "kronecker", "kronecker-pca"),
-        "precision": ("identity", "diagonal", "dense", "kronecker"),
+        "precision": ("identity", "diagonal", "dense", "kronecker", "kronecker-joint"),
         "rounding": ("unit", "batch"),
         "views": ("True", "False"),
         "diagnostics": ("True", "False"),

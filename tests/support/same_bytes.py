@@ -62,7 +62,7 @@ DIGITS: dict[str, tuple[str, ...]] = {
         "augment.views=2",
         "augment.shift=1.0",
     ),
-    "frozen body": (*SAMPLED, *MLP, *KRONECKER_PCA, 'model.trainable=["3.*"]'),
+    "frozen body": (*SAMPLED, *MLP, *KRONECKER_PCA, "precision.kind=kronecker-joint", 'model.trainable=["3.*"]'),
     "one piece": (*QUICK, "engine.micro_batch=1024", "mechanism.rounds=1"),
 }
 """Overrides of the digits task by the name of the run. Of one piece most ranks and workers have nothing to do."""

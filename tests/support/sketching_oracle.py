@@ -156,3 +156,21 @@ def grid_integers(vector: NDArray[np.float64], clip: float, step: float, limit: 
     length = math.sqrt(math.fsum(x * x for x in scaled))
     shrunk = [x * min(1.0, limit / length * (1 - 1e-12)) for x in scaled]
     return [math.trunc(x) for x in shrunk], [x != 0 and abs(x - round(x)) < TIE for x in shrunk]
+
+
+class SideBySide(torch.nn.Module):
+    """Layers that all move one logit."""
+
+    def __init__(self, inputs: int, layers: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(inputs, 1) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum what the layers give for x (B, inputs): (B, 1)."""
+        return torch.stack([layer(x) for layer in self.layers]).sum(0)
+
+
+def side_by_side() -> torch.nn.Module:
+    """Eight layers of six inputs that move one logit, in float64."""
+    torch.manual_seed(0)
+    return SideBySide(6, 8).double()

@@ -15,6 +15,7 @@ from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.dense import DenseKind, DensePrecision
 from distqexp.geometry.precisions.diagonal import DiagonalKind, DiagonalPrecision
 from distqexp.geometry.precisions.identity import IdentityKind, IdentityPrecision
+from distqexp.geometry.precisions.joint import JointKind, JointPrecision, blocks_only, joint, leading_curvature
 from distqexp.geometry.precisions.kind import PrecisionKind, precision_kind, register_precision
 from distqexp.geometry.precisions.kronecker import KroneckerKind, KroneckerPrecision, make_kronecker_precision
 
@@ -23,10 +24,14 @@ __all__ = [
     "DensePrecision",
     "DiagonalPrecision",
     "IdentityPrecision",
+    "JointPrecision",
     "KroneckerPrecision",
     "Precision",
     "PrecisionKind",
+    "blocks_only",
     "curvature_sum",
+    "joint",
+    "leading_curvature",
     "make_kronecker_precision",
     "make_precision",
     "precision_from_arrays",
@@ -35,7 +40,7 @@ __all__ = [
     "rescaled_arrays",
 ]
 
-for _kind in (IdentityKind(), DiagonalKind(), DenseKind(), KroneckerKind()):
+for _kind in (IdentityKind(), DiagonalKind(), DenseKind(), KroneckerKind(), JointKind()):
     register_precision(_kind)
 
 
@@ -61,7 +66,7 @@ def make_precision(
         kind: The name of the kind.
         k: The dimension of the subspace.
         public: What the kind needs, summed over public units: (k, k) or flat for dense, (k,) for diagonal, the second
-            moments of every block for kronecker; None for identity, where A = (units / step) I.
+            moments of every block for kronecker and kronecker-joint; None for identity, where A = (units / step) I.
         public_units: The number of public units in the sum.
         units: The nominal number of private units of a round, from the config.
         step: The step of the round.

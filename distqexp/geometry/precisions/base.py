@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from distqexp.errors import UsageError
 from distqexp.geometry.blocks import Block
+
+
+@dataclass(frozen=True)
+class AcrossBlocks:
+    """The symmetric map I - V^T diag(h) V of coordinates whitened by blocks. Public.
+
+    Attributes:
+        directions: V (m, k), float64.
+        shrinkage: h (m,), float64.
+    """
+
+    directions: torch.Tensor
+    shrinkage: torch.Tensor
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Map every row of ``vectors`` (B, k) float64. Among batches of one shape a row depends on itself alone, to the last bit."""
+        directions = self.directions.to(vectors.device)
+        shares = torch.matmul(vectors, directions.T) * self.shrinkage.to(vectors.device)
+        return vectors - torch.matmul(shares, directions)
+
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """The row and the column factor of one block, each as matrices (copies, n, n) or as diagonals (copies, n)."""
@@ -56,12 +77,17 @@ class Precision(ABC):
         """Return the float64 arrays from which a file can rebuild the precision.
 
         They are ``inverse_factor``, which is (1,), (k,) or lower triangular (k, k), or for kronecker ``row/NNNN`` and
-        ``column/NNNN`` of each block number NNNN.
+        ``column/NNNN`` of each block number NNNN, with ``directions`` and ``values`` for kronecker-joint.
         """
         return {name: array.cpu().numpy().copy() for name, array in self._arrays.items()}
 
     def by_blocks(self, coordinates: Sequence[Block]) -> list[Factors] | None:
         """Return L^{-1} as a row and a column factor for each block of the coordinates; None for a kind that mixes blocks."""
+        return None
+
+    @property
+    def across(self) -> AcrossBlocks | None:
+        """What L^{-1} does to gradients that were whitened by blocks; None where ``by_blocks`` is all of it."""
         return None
 
     @abstractmethod

@@ -189,10 +189,12 @@ class KroneckerKind(PrecisionKind):
 
     traits = PRECISIONS["kronecker"]
 
-    def make(self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping) -> Precision:
+    def make(
+        self, k: int, public: Any, public_units: int, units: float, step: float, damping: Damping
+    ) -> KroneckerPrecision:
         return make_kronecker_precision(public, public_units, units, step, damping)
 
-    def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> Precision:
+    def restore(self, k: int, arrays: Mapping[str, np.ndarray]) -> KroneckerPrecision:
         return _from_arrays(k, arrays)
 
     def rescale(self, arrays: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
