@@ -1,4 +1,4 @@
-"""SST-2 with the real MiniLM: the script that prepares it, and a private linear probe on the frozen model."""
+"""SST-2 with the real MiniLM: the script that prepares it, a private linear probe on the frozen model, and its upper layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from fit_harness import settings
 from fitted_tasks import CONFIGS
 from run_harness import Commands
+from safetensors.torch import load_file
 
+from distqexp.artefacts.plan import Plan
 from distqexp.config import load_config
 from distqexp.tuning.roles import assign_roles
 
@@ -93,3 +95,34 @@ def test_a_private_probe_learns(
     assert metrics["before"]["log_loss"] == pytest.approx(np.log(2), abs=1e-6)  # the head is zero
     assert metrics["after"]["accuracy"] > 0.62  # half without learning; a standard error is below 0.02
     assert not list((tmp_path / "run").glob("features*"))
+
+
+@pytest.mark.slow
+def test_the_upper_layers_learn_under_a_joint_precision(
+    folder: Path, tmp_path: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a large epsilon, as there are few sentences here, and few rounds."""
+    monkeypatch.setenv("DISTQEXP_SST2", str(folder))
+    words = settings(
+        f"privacy.units={SENTENCES}",
+        "privacy.epsilon=200",
+        f"data.record_shape=[{LENGTH}]",
+        "precision.samples=100",
+        "mechanism.rounds=6",
+        "mechanism.head_rounds=3",
+        "mechanism.sampling=1.0",
+        'mechanism.noise="gaussian"',
+    )
+    config = CONFIGS / "sst2" / "body-eps3.toml"
+    outcome = Commands(capsys).fit(config, "--out", tmp_path / "run", "--insecure-noise-seed", "1", "--json", *words)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads(outcome.out.splitlines()[-1])["metrics"]
+    assert metrics["before"]["log_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert metrics["after"]["accuracy"] > 0.62
+    first = Plan.read(tmp_path / "run" / "plan.h5").state.precision
+    still = [name for name in first if name.startswith("row/") and not first[name].any()]
+    assert len(still) == 10  # the factors of two layers, in the head's rounds
+    assert len(first["values"]) > 0
+    factors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    moved = [name for name, factor in factors.items() if "lora_B" in name and factor.any()]
+    assert len(moved) == 10
