@@ -69,6 +69,18 @@ def test_a_charge_of_an_older_version_goes_on_with_its_noise_or_is_refused(
             charged(ledger, key="plan/1")
 
 
+def test_a_charge_of_an_older_version_that_was_killed_before_its_draw_takes_a_source(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(path) as ledger:
+        first = charged(ledger)  # known as a whole, as if the block were longer
+        monkeypatch.setattr(arrays, "BLOCK", 2)
+        again = charged(ledger)
+        assert (again.id, again.state) == (first.id, "reserved")
+        ledger.persist_noise(again, SOURCE)
+        assert ledger.noise(charged(ledger)).tobytes() == SOURCE.tobytes()
+
+
 def test_a_source_is_no_noise_of_sums_that_are_known_as_a_whole(path: Path) -> None:
     with Ledger.open(path) as ledger:
         with pytest.raises(ValueError, match="noise: uint8"):

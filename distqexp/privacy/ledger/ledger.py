@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distqexp.arrays import IntegerArray
+from distqexp.arrays import IntegerArray, blocks_of
 from distqexp.errors import UsageError
 from distqexp.kinds import Adjacency
 from distqexp.privacy.expenses import Charge
@@ -198,7 +198,7 @@ class Ledger(LedgerCoins):
         return Reservation(entry.number, "reserved", entry.hash, part)
 
     def persist_noise(self, reservation: Reservation, noise: npt.NDArray[Any]) -> None:
-        """Store a draw, int64 (k,), before it is used; of sums known by blocks also its source, uint8 (bytes,).
+        """Store a draw, int64 (k,), before it is used; of more than one block also its source, uint8 (bytes,).
 
         Only the first draw of a reservation counts.
 
@@ -207,7 +207,7 @@ class Ledger(LedgerCoins):
         with self._chain.transaction():
             books = Books(self._chain.entries())
             row = _row(books, reservation)
-            is_source = noise.dtype == np.uint8 and "block" in books.entries[row.id - 1].body
+            is_source = noise.dtype == np.uint8 and len(blocks_of(row.event.coordinates)) > 1
             if not is_source and (noise.dtype != np.int64 or noise.shape != (row.event.coordinates,)):
                 raise ValueError(
                     f"noise: {noise.dtype}, shape {noise.shape}; the charge is for int64 ({row.event.coordinates},)"
