@@ -43,7 +43,7 @@ GEOMETRIES = (
     *3 * (("identity", "kronecker"), ("kronecker", "identity"), ("kronecker", "kronecker")),
     *3 * (("kronecker-pca", "identity"), ("kronecker-pca", "kronecker")),
     *((subspace, precision) for subspace in ("kronecker", "kronecker-pca") for precision in ("diagonal", "dense")),
-    *2 * (("identity", "kronecker-joint"), ("kronecker", "kronecker-joint"), ("kronecker-pca", "kronecker-joint")),
+    *(("kronecker-pca", "kronecker-joint"), ("identity", "kronecker-joint"), ("kronecker", "kronecker-joint")),
 )
 SCHEDULES = ((1, 1), (1, 1), (2, 1), (2, 1), (3, 1), (2, 2), (4, 2), (3, 3))
 """Rounds and parts."""
