@@ -18,7 +18,7 @@ UNITS_A_DIRECTION = 8
 """A direction is found from so many public units; more would cost memory, and hardly change the leading ones."""
 
 LARGEST = 1 << 29
-"""The root holds at most so many numbers of gradients at once, 2 GiB."""
+"""The root takes at most so many numbers of gradients, 4 GiB, which it holds twice while it joins the pieces."""
 
 
 def with_directions(context: PublicContext, engine: Engine, subspace: NewArrays, precision: NewArrays) -> NewArrays:
@@ -43,7 +43,7 @@ def with_directions(context: PublicContext, engine: Engine, subspace: NewArrays,
         )
     by_blocks = dataclasses.replace(context, subspace_arrays=subspace, precision_arrays=joint(blocks).to_arrays())
     found = engine.collect(partial(vectors_of_piece, context=by_blocks), context.worker, range(pieces))
-    vectors = [part.astype(np.float32) for part in found]  # on the root
+    vectors = list(found)  # on the root
 
     def make() -> NewArrays:
         several = leading_curvature(np.concatenate(vectors), config.units_in_a_round, config.precision.directions)

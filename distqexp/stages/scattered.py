@@ -1,7 +1,8 @@
 """The release of sums that are scattered by blocks over the ranks: charged and committed by the root, with noise drawn by all ranks.
 
-A rank has the exact sums of its own blocks alone. It adds their noise, and only noisy sums travel to the root. What crosses before
-are the digests by which the ledger recognises the sums and, once it is stored, the source of the noise.
+A rank has the exact sums of its own blocks alone (on a resume the root also reads those of earlier sketch files). It adds their
+noise, and only noisy sums travel to the root. What crosses before are the digests by which the ledger recognises the sums and, once
+it is stored, the source of the noise.
 """
 
 from __future__ import annotations

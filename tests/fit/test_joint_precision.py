@@ -19,7 +19,7 @@ from distqexp.errors import FileContentError, UsageError
 from distqexp.expansion import across
 from distqexp.expansion.source import public_source
 from distqexp.expansion.state import next_state
-from distqexp.geometry.precisions import blocks_only, precision_from_arrays
+from distqexp.geometry.precisions import blocks_only, leading_curvature, precision_from_arrays
 from distqexp.gradients.labels import label_noise
 from distqexp.gradients.setup import build_network
 from distqexp.gradients.worker import Worker
@@ -212,3 +212,18 @@ def test_more_gradients_than_the_root_can_hold_are_refused_when_the_plan_is_made
         UsageError, match=r"precision\.directions: 64 from 8 public units of 43 coordinates; expected at most 343"
     ):
         plan_of(config_of(tmp_path))
+
+
+def test_gradients_of_a_run_that_diverged_end_nothing() -> None:
+    """After rounds that were paid for nothing may refuse: what has no finite square counts as zero."""
+    vectors = np.random.default_rng(0).normal(size=(12, 30))
+    vectors[3, 2], vectors[7, 5] = 1e300, -1e150
+    clean = vectors.copy()
+    clean[[3, 7]] = 0.0
+    found, expected = leading_curvature(vectors, 40.0, 5), leading_curvature(clean, 40.0, 5)
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.isfinite(found[0]).all()
+    none, values = leading_curvature(np.full((4, 3), 1e200), 40.0, 2)
+    assert none.shape == (0, 3)
+    assert values.shape == (0,)

@@ -25,6 +25,9 @@ from distqexp.kinds import PRECISIONS
 NEGLIGIBLE = 1e-3
 """A direction is left out where its curvature is at most this share of the damped curvature by blocks: it would change nothing."""
 
+LARGEST_SQUARE = 1e200
+"""A gradient of a larger squared norm, of a run that diverged, is left out: products of such numbers are no finite curvature."""
+
 _OWN = ("directions", "values")
 _BLOCKS = KroneckerKind()
 
@@ -43,7 +46,6 @@ class JointPrecision(Precision):
     def __init__(self, k: int, arrays: Mapping[str, np.ndarray]) -> None:
         super().__init__(k, {name: arrays[name] for name in _OWN})
         self.blocks = KroneckerPrecision(k, blocks_only(arrays))
-        self._across = AcrossBlocks(self._arrays["directions"], 1 - (1 + self._arrays["values"]) ** -0.5)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of the precision by blocks, ``directions`` and ``values``."""
@@ -56,17 +58,21 @@ class JointPrecision(Precision):
     @property
     def across(self) -> AcrossBlocks | None:
         """I - V^T diag(h) V; None where there are no directions."""
-        return self._across if len(self._across.shrinkage) else None
+        return self._map if len(self._arrays["values"]) else None
+
+    @property
+    def _map(self) -> AcrossBlocks:
+        return AcrossBlocks(self._arrays["directions"], 1 - (1 + self._arrays["values"]) ** -0.5)
 
     def with_still(self, numbers: Collection[int]) -> JointPrecision:
         """Return the precision under which the blocks of these numbers stand still as well, before directions are found."""
         return joint(self.blocks.with_still(numbers))
 
     def _whiten(self, gradients: torch.Tensor) -> torch.Tensor:
-        return self._across.apply(self.blocks.whiten(gradients))
+        return self._map.apply(self.blocks.whiten(gradients))
 
     def _unwhiten(self, y: np.ndarray) -> np.ndarray:
-        return self.blocks.unwhiten(self._across.apply(torch.from_numpy(y)[None].cpu())[0].numpy())
+        return self.blocks.unwhiten(self._map.apply(torch.from_numpy(y)[None])[0].numpy())
 
 
 def joint(
@@ -80,14 +86,15 @@ def joint(
     return JointPrecision(blocks.k, blocks.to_arrays() | own)
 
 
-def leading_curvature(vectors: np.ndarray, units: float, count: int) -> tuple[FloatArray, FloatArray]:
+def leading_curvature(vectors: FloatArray, units: float, count: int) -> tuple[FloatArray, FloatArray]:
     """Return the leading directions (m, k) of public curvature in coordinates whitened by blocks, and their values (m,).
 
     The curvature is units * mean over public units of v v^T, next to the damped curvature by blocks, which is I. Its directions are
     those of the small matrix of inner products. They are rounded to half precision, in which a file holds them.
 
     Args:
-        vectors: The gradients v of public units at labels drawn from the model, whitened by blocks, (n, k), finite.
+        vectors: The gradients v of public units at labels drawn from the model, whitened by blocks, (n, k), finite. Those whose
+            squares are too large (``LARGEST_SQUARE``) are overwritten by zeros.
         units: The nominal number of private units of a round.
         count: The largest number of directions.
 
@@ -95,13 +102,14 @@ def leading_curvature(vectors: np.ndarray, units: float, count: int) -> tuple[Fl
         Fewer than ``count``, perhaps none, where fewer have a curvature above ``NEGLIGIBLE``.
     """
     n = len(vectors)
-    wide = vectors.astype(np.float64)
-    inner = wide @ wide.T * (units / n)
+    with np.errstate(over="ignore"):
+        vectors[~(np.square(vectors).sum(axis=1) <= LARGEST_SQUARE)] = 0.0
+    inner = vectors @ vectors.T * (units / n)
     first = max(0, n - count)
     values, coefficients = eigh(inner, subset_by_index=[first, n - 1])
     keep = values > NEGLIGIBLE
     values, coefficients = values[keep][::-1], coefficients[:, keep][:, ::-1]
-    directions = (coefficients / np.sqrt(values * (n / units))).T @ wide
+    directions = (coefficients / np.sqrt(values * (n / units))).T @ vectors
     return directions.astype(np.float16).astype(np.float64), np.ascontiguousarray(values)
 
 
