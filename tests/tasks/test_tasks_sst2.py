@@ -64,9 +64,10 @@ def test_settings_are_chosen_on_sentences_that_are_neither_private_nor_evaluated
         rows["other"]
     )  # some are alike once cut off
     monkeypatch.setenv("DISTQEXP_SST2", str(folder))
-    roles = assign_roles(load_config(CONFIGS / "sst2" / "tune.toml"))
-    assert (roles.units, roles.test_units) == (4000, 7000)
-    assert all(data.path == str(folder / "other.h5") for data in (roles.reference, *roles.stand_ins, *roles.test))
+    for name, counts in (("tune", (4000, 7000)), ("tune-body", (6000, 4200))):
+        roles = assign_roles(load_config(CONFIGS / "sst2" / f"{name}.toml"))
+        assert (roles.units, roles.test_units) == counts
+        assert all(data.path == str(folder / "other.h5") for data in (roles.reference, *roles.stand_ins, *roles.test))
 
 
 @pytest.mark.slow
