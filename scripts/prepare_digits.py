@@ -1,7 +1,7 @@
 """Write scikit-learn's handwritten digits as images of MNIST's shape, for configs/mnist-scratch/tune.toml. Needs no network.
 
     python scripts/prepare_digits.py --out runs/digits28
-    DISTQEXP_DIGITS28=runs/digits28 distqexp tune configs/mnist-scratch/tune.toml --out runs/scratch-tuned --epsilon 1
+    distqexp tune configs/mnist-scratch/tune.toml --out runs/scratch-tuned --epsilon 1
 
 The 1,797 images are enlarged from 8 x 8 to 20 x 20 and put into the middle of 28 x 28, as MNIST's are. They are public.
 """
