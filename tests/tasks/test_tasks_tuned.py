@@ -12,6 +12,7 @@ from fitted_tasks import CONFIGS, fitted_for_seeds
 
 from distqexp.api import load_config
 from distqexp.config import Config
+from distqexp.tuning.roles import assign_roles
 
 ALL = {"k_in": 1024, "k_out": 1024}
 
@@ -41,6 +42,29 @@ def mean_accuracy(config: Config, folder: Path, seeds: int) -> float:
     rounded = "per unit" if config.mechanism.sampled else "per micro-batch"
     assert all(result.certificate["sums"]["rounded"] == rounded for result in results)
     return float(np.mean([result.metrics["after"]["accuracy"] for result in results]))
+
+
+@pytest.mark.usefixtures("data_folder")
+@pytest.mark.parametrize("name", ["icu", "mnist-new-classes"])
+def test_settings_are_chosen_on_public_records(name: str) -> None:
+    """What is tuned is what ships, and records that play private ones differ from the reference as private ones do."""
+    config, shipped = load_config(CONFIGS / name / "tune.toml"), load_config(CONFIGS / name / "tuned-eps1.toml")
+    assert (config.model, config.subspace, config.data.private) == (
+        shipped.model,
+        shipped.subspace,
+        shipped.data.private,
+    )
+    assert config.tune is not None
+    assert shipped.mechanism.step in config.tune.step
+    roles = assign_roles(config)
+    if name == "icu":
+        assert len(roles.stand_ins) == 3  # three units, none of which is in the reference
+        assert roles.units + roles.test_units == 4000 - config.precision.samples
+        return
+    public = [data.where for data in (roles.reference, *roles.stand_ins, *roles.test)]
+    assert public == ["label < 3", "label < 5", "label < 5"]
+    ends = [max(last for _, last in data.rows or ()) for data in (roles.reference, *roles.stand_ins, *roles.test)]
+    assert ends[0] <= 40000 < ends[1] <= 45000 < ends[2] <= 50000  # all in data.public's rows
 
 
 @pytest.mark.slow
