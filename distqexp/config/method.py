@@ -104,7 +104,8 @@ class PrecisionConfig:
     """[precision]: the public precision A."""
 
     kind: str = key(
-        "form of the public precision; auto: dense for a few thousand parameters, else kronecker, from public data or else probes",
+        "form of the public precision; auto: dense for a few thousand parameters, else kronecker, or kronecker-joint for three "
+        "layers or more with public data; from public data or else probes",
         one_of=PRECISIONS,
         open_as=AUTO,
         default=AUTO,

@@ -12,10 +12,7 @@ from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root
 from distqexp.errors import UsageError
 from distqexp.expansion.passes import PublicContext, vectors_of_piece
-from distqexp.geometry.precisions import KroneckerPrecision, blocks_only, joint, leading_curvature
-
-UNITS_A_DIRECTION = 8
-"""A direction is found from so many public units; more would cost memory, and hardly change the leading ones."""
+from distqexp.geometry.precisions import UNITS_A_DIRECTION, KroneckerPrecision, blocks_only, joint, leading_curvature
 
 LARGEST = 1 << 29
 """The root takes at most so many numbers of gradients, 4 GiB, which it holds twice while it joins the pieces."""

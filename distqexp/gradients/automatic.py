@@ -9,6 +9,8 @@ from distqexp.config import Config
 from distqexp.engines.collectives import require
 from distqexp.errors import UsageError
 from distqexp.geometry.packing import moments_size
+from distqexp.geometry.precisions import UNITS_A_DIRECTION
+from distqexp.gradients.layers import block_layout
 from distqexp.gradients.setup import blocks_of, dimension_of
 from distqexp.kinds import AUTO, Size
 from distqexp.problem.network import Network
@@ -22,6 +24,12 @@ LARGEST_FLAT = 4000
 
 WIDE_DIRECTIONS = 32
 """Of a model with a layer too wide for its second moments so many directions are taken, the leading ones of public gradients."""
+
+SEVERAL_BLOCKS = 3
+"""Of so many blocks, which move the same outputs, the directions that they share are whitened as well."""
+
+LARGEST_JOINT = 1 << 27
+"""The gradients from which those directions are found may take so many numbers, 1 GiB."""
 
 SIDES = (64, 48, 32, 24, 16, 12, 8)
 """The dimensions of a layer's inputs and outputs that are tried, the largest first."""
@@ -69,9 +77,10 @@ def _with_kinds(config: Config, network: Network, schema: Schema) -> Config:
     if _is_wide(config, network):
         config = _with_precision(_with_subspace(config, kind="public-pca"), "dense")
         return with_directions(config, min(WIDE_DIRECTIONS, network.d))
-    config = _with_precision(config, "kronecker")
-    tries = [_with_subspace(config, kind="kronecker-pca", k_in=side, k_out=side) for side in SIDES]
-    return next((each for each in tries if _affordable(each, network)), tries[-1])
+    layered = _with_precision(config, "kronecker")
+    tries = [_with_subspace(layered, kind="kronecker-pca", k_in=side, k_out=side) for side in SIDES]
+    config = next((each for each in tries if _affordable(each, network)), tries[-1])
+    return _with_precision(config, _by_blocks(config, network))
 
 
 def _is_wide(config: Config, network: Network) -> bool:
@@ -113,10 +122,22 @@ def with_directions(config: Config, k: int) -> Config:
 def _precision_on(config: Config, network: Network) -> str:
     """Return the kind of precision for a subspace that the config chose itself."""
     if config.subspace.traits.size is Size.SIDES or config.mechanism.head:
-        return "kronecker"
+        return _by_blocks(config, network)
     if config.subspace.traits.size is Size.FLAT:
         return "dense" if dimension_of(config, network) <= LARGEST_FLAT else "diagonal"
-    return "dense" if network.d <= LARGEST_DENSE else "kronecker"
+    return "dense" if network.d <= LARGEST_DENSE else _by_blocks(config, network)
+
+
+def _by_blocks(config: Config, network: Network) -> str:
+    """Return the kind of precision that works layer by layer: of several layers it knows what they share, where memory allows.
+
+    It learns that from public records alone: what layers share on probes says little of real records (docs/whitening.md).
+    """
+    precision = config.precision
+    if precision.source != "public" or len(block_layout(network)) < SEVERAL_BLOCKS:
+        return "kronecker"
+    units = min(precision.samples, UNITS_A_DIRECTION * precision.directions)
+    return "kronecker-joint" if units * dimension_of(config, network) <= LARGEST_JOINT else "kronecker"
 
 
 def _affordable(config: Config, network: Network) -> bool:

@@ -68,9 +68,39 @@ def test_a_larger_model_gets_layers_and_fewer_directions_where_noise_wins(tmp_pa
         config = open_config(tmp_path, "mlp", model=model, privacy={"units": units})
         plan = plan_of(config)
         assert plan.d > LARGEST_DENSE
-        assert (plan.config.subspace.kind, plan.config.precision.kind) == ("kronecker-pca", "kronecker")
+        assert (plan.config.subspace.kind, plan.config.precision.kind) == ("kronecker-pca", "kronecker-joint")
         sizes[units] = plan.config.subspace.k_in
     assert sizes == {200: 8, 10_000_000: 64}
+
+
+TEN_LAYERS = {"factory": "distqexp.problem.models:mlp", "args": {"inputs": 6, "outputs": 3, "hidden": [20] * 9}}
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"subspace": {"kind": "identity"}}, {"mechanism": {"head": ["19.*"], "head_rounds": 2}}]
+)
+def test_many_layers_get_a_precision_that_knows_what_they_share(tmp_path: Path, named: dict[str, Any]) -> None:
+    """Also where the config names the subspace, or a head that moves first."""
+    plan = plan_of(open_config(tmp_path, "mlp", model=TEN_LAYERS, **named))
+    assert plan.d > LARGEST_DENSE
+    assert plan.config.precision.kind == "kronecker-joint"
+    assert len(plan.state.precision["values"]) > 0
+
+
+def test_what_layers_share_is_left_out_without_public_records_where_they_are_few_and_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kind(**sections: Any) -> str:
+        return plan_of(open_config(tmp_path, "mlp", **({"model": TEN_LAYERS} | sections))).config.precision.kind
+
+    for hidden, expected in (([400], "kronecker"), ([60, 60], "kronecker-joint")):
+        model = {**TEN_LAYERS, "args": {"inputs": 6, "outputs": 3, "hidden": hidden}}
+        assert kind(model=model) == expected
+
+    assert kind(public=False, data={"record_shape": [6]}) == "kronecker"
+    assert kind(precision={"source": "probes"}) == "kronecker"
+    monkeypatch.setattr("distqexp.gradients.automatic.LARGEST_JOINT", 10**4)
+    assert kind() == "kronecker"
 
 
 def test_what_the_config_names_stays(tmp_path: Path) -> None:

@@ -35,8 +35,15 @@ def test_digits_are_enlarged_into_the_middle_of_an_image(folder: Path) -> None:
     images = images.reshape(-1, 28, 28)
     labels = np.frombuffer(gzip.decompress((folder / "labels.gz").read_bytes()), np.uint8, offset=8)
     digits = load_digits()
-    np.testing.assert_array_equal(labels, digits.target)
+    np.testing.assert_array_equal(labels[:12933].reshape(9, 1437), np.tile(digits.target[:1437], (9, 1)))
+    np.testing.assert_array_equal(labels[12933:], digits.target[1437:])
     assert images.max() == 255
+    # The stand-ins come in nine places, the fifth of which is the middle.
+    placed = images[:12933].reshape(3, 3, 1437, 28, 28)
+    for down, across in np.ndindex(3, 3):
+        unmoved = np.roll(placed[down, across], (1 - down, 1 - across), axis=(1, 2))
+        np.testing.assert_array_equal(unmoved, placed[1, 1])
+    images = np.concatenate([placed[1, 1], images[12933:]])
     inner = images[:, 4:24, 4:24]
     assert inner.sum(dtype=np.int64) == images.sum(dtype=np.int64)  # the margin is black
     # The mean over a quarter of an image is kept, but for what interpolation moves over its edge.
@@ -53,11 +60,11 @@ def test_settings_are_chosen_without_a_private_image(folder: Path, monkeypatch: 
     (folder / "tune.toml").write_text(shipped.replace("../../runs/digits28/", ""), "utf-8")
     config = load_config(folder / "tune.toml")
     roles = assign_roles(config)
-    assert (roles.units, roles.test_units) == (1437, 300)
+    assert (roles.units, roles.test_units) == (12933, 300)
     sources = (roles.reference, *roles.stand_ins, *roles.test)
     assert all(data.path == str(folder / "images.gz") for data in sources)
     records = open_dataset(roles.reference, fit_schema(roles.reference, loss=config.model.loss)).read(
-        np.arange(1737, 1797)
+        np.arange(13233, 13293)
     )
     assert records.inputs.shape == (60, 1, 28, 28)
     assert float(records.inputs.max()) == 1.0

@@ -15,11 +15,19 @@ from distqexp.geometry.precisions.damping import Damping
 from distqexp.geometry.precisions.dense import DenseKind, DensePrecision
 from distqexp.geometry.precisions.diagonal import DiagonalKind, DiagonalPrecision
 from distqexp.geometry.precisions.identity import IdentityKind, IdentityPrecision
-from distqexp.geometry.precisions.joint import JointKind, JointPrecision, blocks_only, joint, leading_curvature
+from distqexp.geometry.precisions.joint import (
+    UNITS_A_DIRECTION,
+    JointKind,
+    JointPrecision,
+    blocks_only,
+    joint,
+    leading_curvature,
+)
 from distqexp.geometry.precisions.kind import PrecisionKind, precision_kind, register_precision
 from distqexp.geometry.precisions.kronecker import KroneckerKind, KroneckerPrecision, make_kronecker_precision
 
 __all__ = [
+    "UNITS_A_DIRECTION",
     "Damping",
     "DensePrecision",
     "DiagonalPrecision",

@@ -22,6 +22,9 @@ from distqexp.geometry.precisions.kind import PrecisionKind
 from distqexp.geometry.precisions.kronecker import KroneckerKind, KroneckerPrecision
 from distqexp.kinds import PRECISIONS
 
+UNITS_A_DIRECTION = 8
+"""A direction is found from so many public units; more would cost memory, and hardly change the leading ones."""
+
 NEGLIGIBLE = 1e-3
 """A direction is left out where its curvature is at most this share of the damped curvature by blocks: it would change nothing."""
 
@@ -148,4 +151,4 @@ def blocks_only(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if name not in _OWN}
 
 
-__all__ = ["JointKind", "JointPrecision", "blocks_only", "joint", "leading_curvature"]
+__all__ = ["UNITS_A_DIRECTION", "JointKind", "JointPrecision", "blocks_only", "joint", "leading_curvature"]
