@@ -28,8 +28,8 @@ WIDE_DIRECTIONS = 32
 SEVERAL_BLOCKS = 3
 """Of so many blocks, which move the same outputs, the directions that they share are whitened as well."""
 
-LARGEST_JOINT = 1 << 27
-"""The gradients from which those directions are found may take so many numbers, 1 GiB."""
+LARGEST_JOINT = 1 << 26
+"""The gradients from which those directions are found may take so many numbers, 512 MiB, twice while they are joined."""
 
 SIDES = (64, 48, 32, 24, 16, 12, 8)
 """The dimensions of a layer's inputs and outputs that are tried, the largest first."""
