@@ -105,7 +105,7 @@ class PrecisionConfig:
 
     kind: str = key(
         "form of the public precision; auto: dense for a few thousand parameters, else kronecker, or kronecker-joint for three "
-        "layers or more with public data; from public data or else probes",
+        "layers or more with public data and subspace.kind = auto; from public data or else probes",
         one_of=PRECISIONS,
         open_as=AUTO,
         default=AUTO,

@@ -122,10 +122,10 @@ def with_directions(config: Config, k: int) -> Config:
 def _precision_on(config: Config, network: Network) -> str:
     """Return the kind of precision for a subspace that the config chose itself."""
     if config.subspace.traits.size is Size.SIDES or config.mechanism.head:
-        return _by_blocks(config, network)
+        return "kronecker"
     if config.subspace.traits.size is Size.FLAT:
         return "dense" if dimension_of(config, network) <= LARGEST_FLAT else "diagonal"
-    return "dense" if network.d <= LARGEST_DENSE else _by_blocks(config, network)
+    return "dense" if network.d <= LARGEST_DENSE else "kronecker"
 
 
 def _by_blocks(config: Config, network: Network) -> str:

@@ -15,6 +15,7 @@ from distqexp.artefacts.derived import derived_calibration, derived_clip, derive
 from distqexp.artefacts.named import Named
 from distqexp.artefacts.plan import Plan
 from distqexp.config import Config, without_paths
+from distqexp.config.checks import check
 from distqexp.engines.base import Engine
 from distqexp.engines.collectives import arrays_from_root, require
 from distqexp.engines.devices import refuse_mixed_devices
@@ -71,6 +72,7 @@ def plan_and_worker(config: Config, engine: Engine) -> tuple[Plan, Worker]:
     refuse_mixed_devices(config.engine.device, engine)
     schema = Schema.from_tree(engine.on_root(lambda: fitted_schema(config, network, readers).to_tree()))
     open_config, config = config, chosen(config, network, schema)
+    check(config)  # as whoever reads the plan does: a choice that doesn't fit is refused before it costs anything
     candidates: list[Named] = []
     weights = in_pages(
         arrays_from_root(engine, lambda: _pretrained_network(config, schema, network, readers, candidates).state())
