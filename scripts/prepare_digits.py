@@ -32,7 +32,9 @@ def enlarged(images: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def moved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return images (n, 28, 28), whose margins are black, nine times (9 n, 28, 28): moved by -1, 0 or 1 pixel along each axis."""
-    return np.concatenate([np.roll(images, (down, across), axis=(1, 2)) for down in (-1, 0, 1) for across in (-1, 0, 1)])
+    return np.concatenate(
+        [np.roll(images, (down, across), axis=(1, 2)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+    )
 
 
 def write_idx(path: Path, values: NDArray[np.uint8]) -> None:

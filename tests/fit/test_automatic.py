@@ -97,11 +97,21 @@ def test_what_layers_share_is_left_out_without_public_records_where_they_are_few
 
     assert kind(public=False, data={"record_shape": [6]}) == "kronecker"
     assert kind(subspace={"kind": "identity"}) == "kronecker"
-    batches = {"subspace": {"kind": "kronecker-pca", "k_in": 8, "k_out": 8}, "mechanism": {"rounding": "batch"}}
-    assert kind(**batches) == "kronecker"  # the joint one has no sums of micro-batches
     assert kind(precision={"source": "probes"}) == "kronecker"
     monkeypatch.setattr("distqexp.gradients.automatic.LARGEST_JOINT", 10**4)
     assert kind() == "kronecker"
+
+
+def test_a_choice_that_does_not_fit_the_config_is_refused_by_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the plan would refuse it, perhaps after a charge."""
+    config = open_config(tmp_path)
+    fit = plan_of(config).config
+    unfit = dataclasses.replace(fit, mechanism=dataclasses.replace(fit.mechanism, rounding="batch"))
+    monkeypatch.setattr("distqexp.stages.plan.chosen", lambda *_: unfit)
+    with pytest.raises(UsageError, match="sampling, and an adjacency"):
+        plan_of(config)
 
 
 def test_what_the_config_names_stays(tmp_path: Path) -> None:
