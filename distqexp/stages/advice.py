@@ -96,7 +96,17 @@ def warnings_of(plan: Plan) -> list[str]:
             f"noise will win: in {plan.k:,} coordinates a round's noise is {math.sqrt(1 / shrinkage - 1):.2g} times as long as the sum "
             "of all units can be; expect little: train fewer parameters, have more units, or raise epsilon"
         )
+    if plan.config.precision.source == "probes" and plan.schema.tokens and _layers(plan) > 1:
+        lines.append(
+            "precision.source: random tokens say little of what texts do in several layers, and such runs may end worse than they began: "
+            "give data.public, or let model.trainable name the head alone"
+        )
     return [f"distqexp: warning: {line}" for line in lines]
+
+
+def _layers(plan: Plan) -> int:
+    """Return the number of layers that have a matrix of curvature each; 0 where the precision doesn't work layer by layer."""
+    return sum(name.startswith("column/") for name in plan.state.precision)
 
 
 def lines_on_moves(releases: Sequence[Release]) -> list[str]:

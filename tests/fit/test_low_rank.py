@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from kills import ran
 from numpy.typing import NDArray
+from small_runs import plan_of
 from token_files import LENGTH, factory, token_config, write_tokens
 
 from distqexp.artefacts.plan import Plan
-from distqexp.config import config_from_tree
+from distqexp.config import Config, config_from_tree
 from distqexp.gradients.setup import build_network
+from distqexp.stages.advice import warnings_of
 from distqexp.stages.rounds import FitResult
 
 pytest.importorskip("transformers")
@@ -24,7 +26,7 @@ LORA = {"r": 2, "target_modules": ["query", "value"]}
 KINDS = {"A": "lora_A", "B": "lora_B", "head": "classifier"}
 
 
-def run_of(folder: Path, trainable: list[str], rounds: int, head: str | None) -> FitResult:
+def config_of(folder: Path, trainable: list[str], rounds: int, head: str | None) -> Config:
     write_tokens(folder / "private.h5", 40, 1)
     model = factory("BertForSequenceClassification", lora=LORA, pooling="mean", **({"head": head} if head else {}))
     tree: dict[str, Any] = token_config(
@@ -37,7 +39,11 @@ def run_of(folder: Path, trainable: list[str], rounds: int, head: str | None) ->
     )
     del tree["data"]["public"], tree["subspace"]["k"]
     tree["data"]["record_shape"] = [LENGTH]
-    return ran(config_from_tree(tree), folder / "out", insecure_noise_seed=3)
+    return config_from_tree(tree)
+
+
+def run_of(folder: Path, trainable: list[str], rounds: int, head: str | None) -> FitResult:
+    return ran(config_of(folder, trainable, rounds, head), folder / "out", insecure_noise_seed=3)
 
 
 def moves_of(plan: Plan, before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, set[bool]]:
@@ -71,3 +77,12 @@ def test_with_the_first_factors_frozen_all_blocks_move_from_the_start(tmp_path: 
     result = run_of(tmp_path, ["*lora_B*", "*classifier*"], rounds=1, head=None)
     moves = moves_of(result.plan, result.plan.state.theta, result.releases[0].theta)
     assert moves == {"A": set(), "B": {True}, "head": {True}}
+
+
+def test_random_tokens_for_several_layers_are_warned_of_before_anything_is_charged(tmp_path: Path) -> None:
+    body, head = (
+        warnings_of(plan_of(config_of(tmp_path, trainable, rounds=1, head=None)))
+        for trainable in (["*lora_B*", "*classifier*"], ["*classifier*"])
+    )
+    assert [line for line in body if "random tokens" in line and "data.public" in line]
+    assert not [line for line in head if "random tokens" in line]
