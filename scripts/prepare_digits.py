@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 SIDE, MARGIN = 20, 4
 STAND_INS = 1437
+PLACES = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1)]
 
 
 def enlarged(images: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -31,10 +32,8 @@ def enlarged(images: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def moved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return images (n, 28, 28), whose margins are black, nine times (9 n, 28, 28): moved by -1, 0 or 1 pixel along each axis."""
-    return np.concatenate(
-        [np.roll(images, (down, across), axis=(1, 2)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
-    )
+    """Return images (n, 28, 28), whose margins are black, once for each of ``PLACES``: moved by so many pixels along each axis."""
+    return np.concatenate([np.roll(images, place, axis=(1, 2)) for place in PLACES])
 
 
 def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     digits = load_digits()
     images, labels = enlarged(digits.images), digits.target.astype(np.uint8)
     write_idx(out / "images.gz", np.concatenate([moved(images[:STAND_INS]), images[STAND_INS:]]))
-    write_idx(out / "labels.gz", np.concatenate([np.tile(labels[:STAND_INS], 9), labels[STAND_INS:]]))
+    write_idx(out / "labels.gz", np.concatenate([np.tile(labels[:STAND_INS], len(PLACES)), labels[STAND_INS:]]))
     print(f"{out}: images.gz, labels.gz, of {len(labels)} digits")
 
 
