@@ -175,6 +175,7 @@ class Probe:
             return None
 
         def work() -> None:
+            worker.public_features.clear()  # a later round may look at other records than the rounds before
             next_state(
                 worker=worker, calibration=plan.calibration, theta=plan.state.theta, round=0, source=source,
                 engine=self.engine,

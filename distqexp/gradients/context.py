@@ -112,7 +112,9 @@ class RoundContext:
         frozen = self.worker.frozen
         if frozen is None:
             raise ValueError("a model without a frozen part; expected one")
-        return frozen.private_features(inputs) if self.private else frozen.features(inputs)
+        if self.private:
+            return frozen.private_features(inputs)
+        return self.worker.public_features.of(inputs, frozen.features)
 
     @property
     def loss(self) -> Loss:

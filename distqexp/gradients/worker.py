@@ -23,6 +23,7 @@ from distqexp.gradients.setup import blocks_of, build_network, dimension_of, sub
 from distqexp.gradients.vectorising import describe_way, hidden_by_checkpoints, learn_way
 from distqexp.kinds import Needs
 from distqexp.problem import lent
+from distqexp.problem.feature_cache import FeatureCache
 from distqexp.problem.frozen import FrozenPart, frozen_part
 from distqexp.problem.independence import coupled_by_rounding
 from distqexp.problem.losses import Loss, get_loss
@@ -63,6 +64,7 @@ class Worker:
         self.schema = schema
         self.weights = dict(weights)
         self.readers = readers or Readers()
+        self.public_features = FeatureCache()
         self._network = network
         self._theta: FloatArray | None = None
         self._subspace: tuple[tuple[int, int, int], Subspace] | None = None

@@ -18,6 +18,7 @@ from distqexp import api
 from distqexp.artefacts.release import Release
 from distqexp.config import load_config
 from distqexp.gradients.worker import Worker
+from distqexp.problem.feature_cache import FeatureCache
 from distqexp.problem.features import FeatureFile, writer_of_features
 from distqexp.problem.frozen import FrozenPart
 from distqexp.problem.slots import NO_ROW
@@ -75,10 +76,34 @@ def test_the_body_runs_once_a_record(
     monkeypatch.setattr(FeatureFile, "read", look_up)
     run = seeded_serial_run(tmp_path, (*overrides, "mechanism.rounds=4", "precision.refresh=4", "precision.samples=64"))
     assert looked_up
-    public = 64 * 4 + 500  # moments of subspace and precision, the clip's norms, the guard; the report's losses
+    public = 64 + 64 + 500  # moments and norms, which are looked up; the guard; the report's losses
     private = -(-slots_of(run) // 64) * 64
     assert private < sum(rows) <= private + public
     assert not list(run.glob("features*"))
+
+
+@pytest.mark.parametrize("views", [False, True], ids=["plain", "views"])
+def test_public_records_alone_go_through_the_body_once_for_all_rounds(
+    views: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, asked, given = FeatureCache.of, list[torch.Tensor](), list[tuple[torch.Tensor, torch.Tensor]]()
+
+    def remembered(self: FeatureCache, inputs: torch.Tensor, features: Any) -> torch.Tensor:
+        def make(batch: torch.Tensor) -> torch.Tensor:
+            made = features(batch)
+            given.append((made, made.clone()))
+            return made
+
+        asked.append(inputs)
+        return of(self, inputs, make)
+
+    monkeypatch.setattr(FeatureCache, "of", remembered)
+    seeded_serial_run(tmp_path, (*(VIEWS if views else PROBE), "mechanism.rounds=4", "precision.samples=597"))
+    batches = -(-597 // 64)  # of all public records, which every round asks for twice: for its moments and its norms
+    assert len(asked) == 4 * 2 * batches
+    assert len(given) == batches * (1 + 4 * views)  # norms are those of views, which are others in every round
+    for made, copy in given:
+        assert torch.equal(made, copy)  # nobody writes into what is kept
 
 
 def slots_of(run: Path) -> int:
