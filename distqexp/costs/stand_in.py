@@ -32,7 +32,7 @@ def stand_in_for(config: Config) -> DataConfig | str:
         columns=public.columns,
         rows=rows,
         where=public.where,
-        unit=None,
+        unit=public.unit,
         blank=None,
     )
 

@@ -35,6 +35,22 @@ def test_the_probe_opens_no_private_file_and_no_ledger(
     assert [row["ranks"] for row in tree["forecasts"]] == [1, 2, 64]
 
 
+@pytest.mark.parametrize("in_public", [True, False], ids=["ids in both tables", "ids in the private table"])
+def test_public_records_stand_in_for_private_ones_with_or_without_ids(
+    in_public: bool, run: Commands, tmp_path: Path
+) -> None:
+    columns = {"target": "died"}  # the column of ids is left out by its role, not by name
+    with_ids = table_source("private.csv", unit=True, columns=columns)
+    public = table_source("public.csv", unit=in_public, columns=columns)
+    task = write_task(tmp_path, table_tree(data={"public": public, "private": with_ids}))
+    if not in_public:
+        table = (tmp_path / "public.csv").read_text("utf-8").splitlines()
+        (tmp_path / "public.csv").write_text("".join(line.split(",", 1)[1] + "\n" for line in table), "utf-8")
+    found = json.loads(run.done("cost", task, "--ranks", "1", "--json").out.splitlines()[-1])["calibration"]
+    assert found["read_record"] > 0
+    assert not [note for note in found["notes"] if note.startswith("reading")]
+
+
 @pytest.mark.slow
 def test_the_digits_task(run: Commands, own_ledger: Path) -> None:
     outcome = run.done("cost", "--set", "mechanism.rounds=2", "--ranks", "1,2")
