@@ -116,14 +116,22 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         if name not in fields:
             nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
             raise UsageError(f"config key {prefix}{name}: unknown; the nearest known key is {prefix}{nearest}")
+    missing = [name for name, f in fields.items() if name not in tree and _is_required(f)]
     values = {}
     for name, f in fields.items():
         key_path = prefix + name
         if name in tree:
             values[name] = _convert(hints[name], tree[name], key_path)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UsageError(f"config key {key_path}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}")
+        elif name in missing:
+            others = "".join(f"; {prefix}{other} is missing too" for other in missing[1:])
+            raise UsageError(
+                f"config key {key_path}: missing; expected {type_name(hints[name])}: {f.metadata['doc']}{others}"
+            )
     return cls(**values)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @functools.cache

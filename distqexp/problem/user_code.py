@@ -61,8 +61,11 @@ def imported(name: str, key: str) -> Any:
     try:
         return getattr(importlib.import_module(package), attribute)
     except (ImportError, AttributeError, ValueError) as error:
+        top = package.partition(".")[0]
+        unseen = isinstance(error, ModuleNotFoundError) and error.name == top and Path(f"{top}.py").is_file()
+        here = f", or set PYTHONPATH=. for {top}.py of this folder" if unseen else ""
         raise UsageError(
-            f"{key}: {name!r} can't be imported ({error}); install the package or correct the name"
+            f"{key}: {name!r} can't be imported ({error}); install the package or correct the name{here}"
         ) from error
     except MemoryError:
         raise

@@ -289,6 +289,13 @@ def test_a_required_key_is_named(name: str) -> None:
         config_from_tree(tree)
 
 
+def test_keys_that_are_missing_together_are_named_together() -> None:
+    tree = table_tree(privacy={"epsilon": 1.0})
+    del tree["privacy"]["delta"], tree["privacy"]["units"]
+    with pytest.raises(UsageError, match=r"config key privacy\.delta: missing; .*; privacy\.units is missing too$"):
+        config_from_tree(tree)
+
+
 BAD_VALUES = [
     ("privacy.delta", 1.0, "from 0 to below 1"),
     ("privacy.delta", 5e-324, "1e-300 or more"),

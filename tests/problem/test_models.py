@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_factories_that_cannot_build_are_refused_in_one_line(factory: str, args:
     with pytest.raises(UsageError, match=r"model\.(factory|args)") as caught:
         build_model(factory, args)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("factory", "said"), [("beside_the_config:net", True), ("elsewhere_altogether:net", False)])
+def test_a_file_of_this_folder_that_python_does_not_look_at_is_pointed_out(
+    factory: str, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside_the_config.py").write_text("net = None\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", ".", str(tmp_path))])
+    with pytest.raises(UsageError, match="install the package or correct the name") as caught:
+        build_model(factory, {})
+    assert ("set PYTHONPATH=. for beside_the_config.py" in str(caught.value)) is said
 
 
 @pytest.mark.parametrize("factory", ["os:system", "subprocess:run", "importlib.util:find_spec"])
