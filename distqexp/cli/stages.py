@@ -51,7 +51,7 @@ def fit(context: typer.Context) -> None:
     """Walk the whole way from a config to a certified model and its report, in one process: distqexp fit --help."""
     from distqexp.fit import main
 
-    find_own_modules(Path(context.args[0]) if context.args else None)
+    find_own_modules(Path(context.args[0]) if context.args else None)  # without any argument there is no config
     try:
         code = main(context.args, program="distqexp fit")
     except SystemExit as ended:  # after --help

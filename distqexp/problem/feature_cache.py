@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
+
+from distqexp.storage.canonical import array_digest
 
 LARGEST = 256 * 2**20
 """At most so many bytes of features are kept in a process."""
@@ -24,7 +25,7 @@ class FeatureCache:
 
     def __init__(self, largest: int = LARGEST) -> None:
         self._largest = largest
-        self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[torch.dtype, str], torch.Tensor] = OrderedDict()
         self._bytes = 0
 
     def of(self, inputs: torch.Tensor, features: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -32,7 +33,8 @@ class FeatureCache:
 
         Callers must not write into what they get.
         """
-        key = _digest(inputs)
+        raw = inputs.detach().cpu().contiguous().view(torch.uint8)  # NumPy has no bfloat16
+        key = inputs.dtype, array_digest(raw.numpy())
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -48,10 +50,3 @@ class FeatureCache:
         """Forget all features."""
         self._kept.clear()
         self._bytes = 0
-
-
-def _digest(inputs: torch.Tensor) -> bytes:
-    """Return a digest of a batch: its shape, its type and every number."""
-    digest = hashlib.sha256(f"{tuple(inputs.shape)} {inputs.dtype}".encode())
-    digest.update(inputs.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.digest()

@@ -392,14 +392,3 @@ def test_a_factory_may_lie_where_the_command_runs(tmp_path: Path, monkeypatch: p
     own_config(task, None)
     assert sys.path.count(str(tmp_path)) == 1
     assert api.load_config(str(task)) == api.load_config(task)
-
-
-def test_fit_takes_a_factory_that_plan_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Path, run: Commands, own_ledger: Path
-) -> None:
-    text = "from distqexp.problem.models import logistic\n\n\ndef net(inputs):\n    return logistic(inputs)\n"
-    (tmp_path / "nets_of_this_folder.py").write_text(text, "utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
-    run.done("fit", task, "--out", "run", "--set", "model.factory=nets_of_this_folder:net")
-    assert Path("run/model.safetensors").is_file()

@@ -10,13 +10,14 @@ that freeze parameters in tests/gradients/test_unusual_models.py, and wrong call
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from run_harness import Commands, Outcome, overrides, to_toml
+from run_harness import Commands, Outcome, overrides, to_toml, write_task
 from sklearn.datasets import load_breast_cancer, load_digits
 
 PRETRAIN: dict[str, Any] = {"epochs": 100, "optimiser": "lbfgs", "learning_rate": 1.0}
@@ -147,3 +148,15 @@ def test_a_first_config_can_be_tuned(kind: str, tmp_path: Path, run: Commands) -
     assert outcome.code == 0, outcome
     assert (tmp_path / "tuned" / "tuned-eps1.toml").is_file()
     assert "overflow" not in outcome.out
+
+
+def test_fit_takes_a_factory_of_the_folder_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Commands, own_ledger: Path
+) -> None:
+    text = "from distqexp.problem.models import logistic\n\n\ndef net(inputs):\n    return logistic(inputs)\n"
+    (tmp_path / "nets_of_this_folder.py").write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    task = write_task(tmp_path)
+    run.done("fit", task, "--out", "run", "--set", "model.factory=nets_of_this_folder:net")
+    assert Path("run/model.safetensors").is_file()
