@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fit_harness import QUICK, rank_processes, released, seeded_serial_run, settings, start_fit
-from mpi_harness import MpiRun, run_environ
+from mpi_harness import Finished, MpiRun, run_environ
 from same_bytes import job_of
 
 from distqexp.privacy.ledger import Ledger
@@ -69,7 +70,9 @@ def test_a_signal_after_the_end_changes_no_exit_code(code: int, tmp_path: Path) 
 def wait_until(instant: str, out: Path, run: MpiRun) -> None:
     """Until the ranks catch SIGTERM, or until a stage begins."""
     progress, until = out / "progress.jsonl", time.monotonic() + 120
-    while time.monotonic() < until and run.process.poll() is None:
+    running = True
+    while running and time.monotonic() < until:
+        running = run.process.poll() is None
         ranks = rank_processes(out)
         if instant == INSTANTS[0] and len(ranks) == 2 and all(map(catches, ranks)):
             return
@@ -87,21 +90,32 @@ def catches(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
+def stop_at(instant: str, out: Path, log: Path, first: int) -> Finished:
+    """A run of two ranks whose ranks from ``first`` on get SIGTERM at an instant."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTQEXP_LEDGER", f"{out}.sqlite")
+        with start_fit(2, log, out, "--insecure-noise-seed", "7") as run:
+            wait_until(instant, out, run)
+            for pid in rank_processes(out)[first:]:
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(pid, signal.SIGTERM)
+            return run.finish()
+
+
 @pytest.mark.slow
 def test_runs_stopped_in_every_stage_go_on_as_if_they_had_not_been(tmp_path: Path) -> None:
     expected = released(seeded_serial_run(tmp_path, QUICK))
+    runs: dict[str, list[str]] = {}
     for number, instant in enumerate(INSTANTS):
-        out = tmp_path / f"stopped-{number}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DISTQEXP_LEDGER", f"{out}.sqlite")
-            with start_fit(2, tmp_path / f"log-{number}", out, "--insecure-noise-seed", "7") as run:
-                wait_until(instant, out, run)
-                for pid in rank_processes(out)[number % 2 :]:  # all ranks, or the last alone
-                    os.kill(pid, signal.SIGTERM)
-                done = run.finish()
+        for attempt in range(5):  # on a busy machine the last stage may be over before the signal is sent
+            out = tmp_path / f"stopped-{number}-{attempt}"
+            done = stop_at(instant, out, tmp_path / f"log-{number}-{attempt}", number % 2)
+            if done.code != 0:
+                break
+            assert released(out) == expected
         assert done.code == 75, (instant, done.err)
         assert sum("stopped on request" in line for line in done.lines()) == 1, done.err
-    runs = {str(tmp_path / f"stopped-{number}"): [*settings(*QUICK), "--resume"] for number in range(len(INSTANTS))}
+        runs[str(out)] = [*settings(*QUICK), "--resume"]
     (tmp_path / "runs.json").write_text(json.dumps(runs), "utf-8")
     again = job_of(tmp_path, tmp_path / "runs.json", 1)
     assert again.code == 0, again.err
