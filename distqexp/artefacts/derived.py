@@ -86,6 +86,11 @@ def noise_budget(config: Config, calibration: Calibration, k: int, cost: float =
     return _signal(config, calibration) / step * math.sqrt(2.0 * cost / (k * mechanism.rounds))
 
 
+def noise_ratio(config: Config, calibration: Calibration, k: int) -> float:
+    """Return how long a round's noise in ``k`` coordinates is, relative to the longest that a sum of clipped gradients can be."""
+    return math.sqrt(k) / _signal(config, calibration)
+
+
 def _signal(config: Config, calibration: Calibration) -> float:
     """Return how far a round's sum can be from zero at most, in standard deviations of a coordinate's noise."""
     return config.units_in_a_round * calibration.mu_round / config.privacy.adjacency.sensitivity_factor

@@ -115,9 +115,10 @@ class PrecisionConfig:
         default="public",
     )
     damping: float = key("added to the curvature, relative to the size of its spectrum", at_least(0), default=1.0)
-    reference: Literal["bulk", "mean"] = key(
-        "the size of a spectrum: its mean eigenvalue (mean), or that without the largest one (bulk), for pretrained features",
-        default="mean",
+    reference: Literal["bulk", "mean", "winsorized"] | None = key(
+        "the size of a spectrum: its mean eigenvalue (mean), that without the largest one (bulk), or that without outliers (winsorized), "
+        "for pretrained features; absent: winsorized where the config sets no clip and noise is below 0.4 of the largest sum, else mean",
+        default=None,
     )
     floor: float = key(
         "kronecker: the size that a layer's curvature is damped by at least, relative to the mean over the whole network",

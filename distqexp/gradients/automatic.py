@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from distqexp.artefacts.derived import derived_calibration, noise_budget
+from distqexp.artefacts.derived import derived_calibration, noise_budget, noise_ratio
 from distqexp.config import Config
 from distqexp.engines.collectives import require
 from distqexp.errors import UsageError
 from distqexp.geometry.packing import moments_size
 from distqexp.geometry.precisions import UNITS_A_DIRECTION
+from distqexp.geometry.precisions.damping import Reference
 from distqexp.gradients.layers import block_layout
 from distqexp.gradients.setup import blocks_of, dimension_of
 from distqexp.kinds import AUTO, Size
@@ -31,12 +32,15 @@ SEVERAL_BLOCKS = 3
 LARGEST_JOINT = 1 << 26
 """The gradients from which those directions are found may take so many numbers, 512 MiB, twice while they are joined."""
 
+QUIET = 0.4
+"""Where noise is at most so long, relative to the longest sum, outliers of a curvature don't count in what is added to it."""
+
 SIDES = (64, 48, 32, 24, 16, 12, 8)
 """The dimensions of a layer's inputs and outputs that are tried, the largest first."""
 
 
 def chosen(config: Config, network: Network, schema: Schema) -> Config:
-    """Return the config with whatever it leaves open filled in: subspace, precision, and the clip that the forecast allows.
+    """Return the config with whatever it leaves open filled in: subspace, precision, damping, and the clip that the forecast allows.
 
     A dense precision on all parameters knows most, where it can be had. Larger models work layer by layer, in as many leading
     directions of each layer as the noise leaves useful: with k coordinates the forecast cost of the noise is proportional to k.
@@ -51,9 +55,11 @@ def chosen(config: Config, network: Network, schema: Schema) -> Config:
     """
     config = _with_kinds(config, network, schema)
     if not config.mechanism.clips_by_itself:
-        return config
+        return _with_reference(config, "mean")
     k = dimension_of(config, network)
-    config = with_clip(config, min(1.0, noise_budget(config, derived_calibration(config, k), k)))
+    calibration = derived_calibration(config, k)
+    config = _with_reference(config, "winsorized" if noise_ratio(config, calibration, k) <= QUIET else "mean")
+    config = with_clip(config, min(1.0, noise_budget(config, calibration, k)))
     if config.mechanism.discount is None:
         config = dataclasses.replace(config, mechanism=dataclasses.replace(config.mechanism, discount=True))
     return config
@@ -102,6 +108,7 @@ def adopted(config: Config, plan: Config) -> Config:
         config = dataclasses.replace(config, precision=precision)
     if config.subspace.kind == AUTO:
         config = dataclasses.replace(config, subspace=plan.subspace)
+    config = _with_reference(config, plan.precision.reference)
     if config.mechanism.clips_by_itself:
         discount = plan.mechanism.discount if config.mechanism.discount is None else config.mechanism.discount
         config = with_clip(config, plan.mechanism.clip_natural)
@@ -148,6 +155,13 @@ def _affordable(config: Config, network: Network) -> bool:
 
 def _with_precision(config: Config, kind: str) -> Config:
     return dataclasses.replace(config, precision=dataclasses.replace(config.precision, kind=kind))
+
+
+def _with_reference(config: Config, reference: Reference | None) -> Config:
+    """Return the config with this ``precision.reference`` where it names none."""
+    if config.precision.reference is not None:
+        return config
+    return dataclasses.replace(config, precision=dataclasses.replace(config.precision, reference=reference))
 
 
 def _with_subspace(config: Config, kind: str, k_in: int | None = None, k_out: int | None = None) -> Config:

@@ -140,7 +140,7 @@ def subspace_of(
 def damping_of(config: Config) -> Damping:
     """Return what the config adds to a public curvature."""
     precision = config.precision
-    return Damping(precision.damping, precision.reference, precision.floor)
+    return Damping(precision.damping, precision.reference or "mean", precision.floor)
 
 
 def make_subspace_arrays(

@@ -43,7 +43,8 @@ def choices(config: Config, plan: Plan) -> list[str]:
             if precision.kind == "identity"
             else where.get(precision.source, "from probes: no data.public")
         )
-        lines.append(f"chosen: precision {precision.kind}, {source}")
+        left_out = ", damped by its mean but for outliers" if precision.reference == "winsorized" else ""
+        lines.append(f"chosen: precision {precision.kind}, {source}{left_out}")
     if config.subspace.kind == AUTO and config.precision.kind == AUTO:
         if subspace.kind == "identity":
             lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,34 @@ def test_what_the_config_names_stays(tmp_path: Path) -> None:
     assert (named.mechanism.rounds, named.mechanism.clip, named.mechanism.clip_natural) == (1, 0.1, None)
     parts = open_config(tmp_path, mechanism={"parts": 3})
     assert parts.mechanism.rounds == 12
+
+
+def test_damping_leaves_outliers_out_where_noise_is_short(tmp_path: Path) -> None:
+    """Noise of at most 0.4 of the longest sum; k is 21 here, and n mu what is asked for."""
+
+    def reference(noise: float, **sections: Any) -> str | None:
+        units = 1000
+        found = plan_of(open_config(tmp_path, privacy={"units": units}, **sections))
+        calibration = derived_calibration(found.config, found.k)
+        wanted = math.sqrt(found.k) / calibration.mu_round / noise
+        return plan_of(open_config(tmp_path, privacy={"units": round(wanted)}, **sections)).config.precision.reference
+
+    assert (reference(0.39), reference(0.41)) == ("winsorized", "mean")
+    assert reference(0.39, precision={"reference": "bulk"}) == "bulk"
+    assert reference(0.39, mechanism={"clip": 0.1}) == "mean", (
+        "a config with a clip of its own may have a damping for it"
+    )
+
+
+def test_a_plan_with_damping_of_another_version_stays_a_plan_of_its_config(tmp_path: Path) -> None:
+    config = open_config(tmp_path, privacy={"units": 100000})
+    plan = plan_of(config)
+    assert plan.config.precision.reference == "winsorized"
+    older = dataclasses.replace(plan.config.precision, reference="mean")
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, precision=older))
+    assert same_rules(plan, adopted(config, plan.config))
+    named = dataclasses.replace(config, precision=dataclasses.replace(config.precision, reference="bulk"))
+    assert not same_rules(plan, adopted(named, plan.config))
 
 
 def test_without_public_data_probes_serve_and_without_a_shape_nothing(tmp_path: Path) -> None:

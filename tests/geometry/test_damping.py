@@ -96,6 +96,48 @@ def test_a_spectrum_of_one_direction_has_a_size() -> None:
     assert math.isnan(Damping(1.0, "bulk").size(np.full((2, 2), np.nan)))
 
 
+def spectrum(*parts: tuple[int, float]) -> np.ndarray:
+    """So many eigenvalues each around a value, the largest first."""
+    return np.concatenate([value * np.linspace(1.2, 0.8, count) for count, value in parts])
+
+
+SPECTRA = {
+    "nine huge ones, as a head of ten classes has": spectrum((9, 1e4), (400, 1.0), (100, 0.01)),
+    "one huge one": spectrum((1, 900.0), (99, 1.0)),
+    "no outlier": spectrum((20, 20.0), (380, 1.0)),
+    "falling fast": np.geomspace(1.0, 1e-8, 300),
+    "outliers of three sizes": spectrum((3, 1e8), (3, 1e5), (3, 1e2), (600, 1.0)),
+    "20 records": np.append(np.geomspace(1.0, 1e-4, 20), np.zeros(500)),
+    "half of it nothing": np.append(spectrum((5, 1e3), (245, 1.0)), np.zeros(250)),
+}
+
+
+@pytest.mark.parametrize("values", SPECTRA.values(), ids=SPECTRA.keys())
+def test_the_winsorized_mean_is_the_largest_that_clips_itself(values: np.ndarray) -> None:
+    """Found by going down step by step from the mean, which ends at the largest fixed point."""
+    kept = values[values > 0]
+    expected, last = kept.mean(), math.inf
+    while expected < last * (1 - 1e-14):
+        expected, last = np.minimum(kept, 30.0 * expected).mean(), expected
+    expected *= len(kept) / len(values)
+    shuffled = np.random.default_rng(3).permutation(values)
+    assert Damping(1.0, "winsorized").size(shuffled) == pytest.approx(expected, rel=1e-9)
+    assert Damping(1.0, "winsorized").size(moment(len(values), 7, values)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_outliers_do_not_count_in_the_winsorized_mean_and_nothing_else_is_left_out() -> None:
+    size = Damping(1.0, "winsorized").size
+    rest = spectrum((400, 1.0), (100, 0.01))
+    for huge in (1e3, 1e6):  # they count as 30 times the size each, whatever theirs is
+        assert size(np.append(np.full(9, huge), rest)) == pytest.approx(rest.sum() / (509 - 30 * 9))
+    few = np.append(1e6, np.ones(28))
+    assert size(few) == pytest.approx(few.mean()), "fewer than 30 have no outliers"
+    assert size(np.zeros(5)) == size(np.zeros((5, 5))) == 0.0
+    assert math.isnan(size(np.full(2, np.nan)))
+    assert math.isnan(size(np.full((2, 2), np.nan)))
+    assert size(np.array([[3.0]])) == 3.0
+
+
 def test_a_small_block_is_damped_by_the_network() -> None:
     large, small, damping = block(120.0), block(1e-5, seed=5), Damping(0.5, "bulk", floor=0.2)
     precision = make_kronecker_precision([large, small], UNITS, N_BAR, STEP, damping)
