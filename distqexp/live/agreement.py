@@ -84,7 +84,7 @@ def _require_kinds(
         )
     raise UsageError(
         f"{where}: column {some(wrong, 20)} holds {kinds}, and another kind in public; expected the same in both: convert it, such as by "
-        ".astype(float)"
+        "pandas.to_numeric(column, errors='coerce'), which leaves gaps where a text is no number"
     )
 
 

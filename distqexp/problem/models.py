@@ -89,6 +89,12 @@ def build_model(factory: str, args: Mapping[str, Any]) -> nn.Module:
     return module
 
 
+def is_allowed(factory: str) -> bool:
+    """Return whether a factory that a file names is run: it is built in, or DISTQEXP_ALLOW_FACTORIES lists it."""
+    patterns = [text.strip() for text in os.environ.get(_ALLOW_VARIABLE, "").split(",") if text.strip()]
+    return factory in _BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns)
+
+
 def require_allowed_factory(factory: str, key: str = "model.factory") -> None:
     """Raise FileContentError for a factory, or a loss, named in a file from elsewhere, unless it is built in or allowed locally.
 
@@ -99,8 +105,7 @@ def require_allowed_factory(factory: str, key: str = "model.factory") -> None:
         factory: What the file names.
         key: The key of the config that names it.
     """
-    patterns = [text.strip() for text in os.environ.get(_ALLOW_VARIABLE, "").split(",") if text.strip()]
-    if factory in _BUILT_IN or any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
+    if is_allowed(factory):
         return
     raise FileContentError(
         f"{key}: the file names {factory!r}, which is not built in; expected one of {', '.join(_BUILT_IN)}; "

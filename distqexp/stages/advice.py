@@ -14,6 +14,10 @@ from distqexp.config import Config
 from distqexp.gradients.automatic import LARGEST_DENSE
 from distqexp.kinds import AUTO
 from distqexp.privacy.ledger.left import Left
+from distqexp.problem import lent
+from distqexp.problem.losses import is_own
+from distqexp.problem.models import is_allowed
+from distqexp.problem.own_losses import LENT
 from distqexp.stages.charging import Charging
 from distqexp.stages.guard import LEAST_NOISE_COST, LOSS_SHARE
 from distqexp.stages.table_warnings import table_warnings
@@ -44,7 +48,11 @@ def choices(config: Config, plan: Plan) -> list[str]:
             else where.get(precision.source, "from probes: no data.public")
         )
         left_out = ", damped by its mean but for outliers" if precision.reference == "winsorized" else ""
-        lines.append(f"chosen: precision {precision.kind}, {source}{left_out}")
+        small = (
+            precision.traits.by_blocks and config.subspace.kind == AUTO and plan.d <= LARGEST_DENSE and mechanism.head
+        )
+        by_layers = "; not dense, as mechanism.head lets layers stand still" if small else ""
+        lines.append(f"chosen: precision {precision.kind}, {source}{left_out}{by_layers}")
     if config.subspace.kind == AUTO and config.precision.kind == AUTO:
         if subspace.kind == "identity":
             lines.append(
@@ -65,6 +73,11 @@ def choices(config: Config, plan: Plan) -> list[str]:
             f"at most {100 * LOSS_SHARE:g} % of the first loss, or {LEAST_NOISE_COST:g}, by the forecast and by trial on public records "
             "or probes"
         )
+        if config.model.weights is None and config.model.pretrain is None and config.data.public is not None:
+            lines.append(
+                "chosen: no pretraining: the run begins with the weights that model.factory makes; where these are random, "
+                "[model.pretrain] fits them to data.public first"
+            )
     return lines
 
 
@@ -118,7 +131,8 @@ def lines_on_moves(releases: Sequence[Release]) -> list[str]:
     if unmade or cut:
         lines.append(
             f"moves: of {len(releases)} rounds' moves, all paid for, {unmade} were not made and {cut} were cut; look at the number of "
-            "units and the step before another run"
+            "units and the step before another run; where private records simply differ from public ones, a larger mechanism.guard_rise "
+            "lets moves go further"
         )
     if releases[-1].kept == 0:
         lines.append(
@@ -156,8 +170,22 @@ def last_lines(
     if cap is not None and not seeded:
         lines.append(f"budget of {population}: {Left.of(cap, ledger.spent(population), unit).line()}")
     lines += lines_on_moves(releases)
+    lines += lines_on_own_code(plan)
     lines.append(f"model: {out / 'model.safetensors'}")
     return [*lines, *lines_on_worse(plan, metrics)]
+
+
+def lines_on_own_code(plan: Plan) -> list[str]:
+    """Return a line where the model is made, or its loss is measured, by code that the other commands don't run unasked."""
+    own = (plan.config.model.factory, plan.config.model.loss)
+    unlisted = [
+        name for name in own if is_own(name) and not name.startswith((LENT, lent.FACTORY)) and not is_allowed(name)
+    ]
+    if not unlisted:
+        return []
+    return [
+        f"distqexp predict and export run code of your own where you allow it: export DISTQEXP_ALLOW_FACTORIES='{','.join(unlisted)}'"
+    ]
 
 
 def lines_on_worse(plan: Plan, metrics: Mapping[str, Mapping[str, float]]) -> list[str]:

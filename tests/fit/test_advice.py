@@ -24,12 +24,22 @@ def text_of(folder: Path, model: str = "logistic", **privacy: Any) -> str:
     return "\n".join(describe_plan(open_plan(folder, model, **privacy)))
 
 
-def open_plan(folder: Path, model: str = "logistic", **privacy: Any) -> Plan:
-    """The plan of a config that leaves all open."""
+def open_plan(
+    folder: Path,
+    model: str = "logistic",
+    pretrain: dict[str, Any] | None = None,
+    head: dict[str, Any] | None = None,
+    **privacy: Any,
+) -> Plan:
+    """The plan of a config that leaves all open but, where they are given, pretraining and a head that moves first."""
     random_table(model, [1] * 60, seed=1).write(folder / "public.h5")
     tree = config_to_tree(make_config(folder, model, privacy=privacy))
     for name in ("mechanism", "subspace", "precision", "augment", "diagnostics", "output"):
         del tree[name]
+    if pretrain is not None:
+        tree["model"]["pretrain"] = pretrain
+    if head is not None:
+        tree["mechanism"] = head
     return plan_of(config_from_tree(tree))
 
 
@@ -106,6 +116,47 @@ def test_a_run_that_ends_worse_names_warnings_and_pretraining_where_there_are_an
     assert line(1.0, 1.0) == line(1.0, 0.5, ("1.*",)) == ""
 
 
+def test_a_plan_says_that_nothing_is_pretrained(tmp_path: Path) -> None:
+    line = "chosen: no pretraining: the run begins with the weights that model.factory makes"
+    plan = open_plan(tmp_path, units=5000)
+    assert line in "\n".join(describe_plan(plan))
+    assert line not in "\n".join(describe_plan(open_plan(tmp_path, units=5000, pretrain={"epochs": 1})))
+    model, mechanism = plan.config.model, dataclasses.replace(plan.config.mechanism, clip_natural=None)
+    named = dataclasses.replace(plan.config, model=dataclasses.replace(model, weights="w"), mechanism=mechanism)
+    lines = advice.choices(named, plan)
+    assert any("chosen: clip_natural" in note for note in lines)
+    assert not any(line in note for note in lines)
+
+
+def test_a_plan_says_why_a_small_model_with_a_head_works_layer_by_layer(tmp_path: Path) -> None:
+    line = "not dense, as mechanism.head lets layers stand still"
+    headed = open_plan(tmp_path, "mlp", units=5000, head={"head": ["3.*"], "head_rounds": 2})
+    assert headed.config.precision.kind == "kronecker"
+    assert line in "\n".join(describe_plan(headed))
+    assert line not in text_of(tmp_path, "mlp", units=5000)
+
+
+@pytest.mark.parametrize(
+    ("factory", "allowed", "told"),
+    [
+        ("distqexp.problem.models:mlp", "", False),
+        ("ours:net", "", True),
+        ("ours:net", "other:*", True),
+        ("ours:net", "ours:*", False),
+        ("distqexp.problem.lent:borrow", "", False),
+    ],
+)
+def test_a_run_says_what_predicting_with_own_code_takes(
+    factory: str, allowed: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTQEXP_ALLOW_FACTORIES", allowed)
+    plan = open_plan(tmp_path, units=5000)
+    model = dataclasses.replace(plan.config.model, factory=factory)
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, model=model))
+    lines = advice.lines_on_own_code(plan)
+    assert [line.endswith("export DISTQEXP_ALLOW_FACTORIES='ours:net'") for line in lines] == [True] * told
+
+
 def test_moves_that_were_not_made_are_counted() -> None:
     def lines(kept: int, *halvings: int) -> list[str]:
         return advice.lines_on_moves([cast("Release", SimpleNamespace(halvings=some, kept=kept)) for some in halvings])
@@ -113,6 +164,7 @@ def test_moves_that_were_not_made_are_counted() -> None:
     assert lines(8, 0, 0) == []
     moves, check = lines(0, 9, 9, 0, 3)
     assert moves.startswith("moves: of 4 rounds' moves, all paid for, 2 were not made and 1 were cut")
+    assert "mechanism.guard_rise" in moves
     assert "distqexp check CONFIG" in check
 
 
