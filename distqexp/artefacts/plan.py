@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -17,7 +16,7 @@ from distqexp.artefacts.named import Named
 from distqexp.artefacts.recomputed import check_plan
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState, under
-from distqexp.config import Config, config_from_tree, config_to_tree, without_paths
+from distqexp.config import Config, config_from_tree, config_to_tree, differences, without_paths
 from distqexp.errors import FileContentError
 from distqexp.kinds import Noise
 from distqexp.mechanism.grid import Grid
@@ -183,6 +182,11 @@ class Plan:
 
 def same_rules(plan: Plan, config: Config) -> bool:
     """Return whether ``config``, its paths aside, is the one that the plan was made from."""
-    return json.dumps(config_to_tree(without_paths(config)), sort_keys=True) == json.dumps(
-        config_to_tree(plan.config), sort_keys=True
-    )
+    return not differences(without_paths(config), plan.config)
+
+
+def other_rules(plan: Plan, config: Config) -> str:
+    """Return the first keys in which ``config`` differs from the one that the plan was made from, for an error's text."""
+    found = differences(without_paths(config), plan.config)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more

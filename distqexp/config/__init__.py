@@ -22,7 +22,7 @@ from distqexp.config.sections import (
     TuneConfig,
 )
 from distqexp.config.table import config_table
-from distqexp.config.trees import config_to_tree, without_paths
+from distqexp.config.trees import config_to_tree, differences, without_paths
 
 __all__ = [
     "ARRAY_FORMATS",
@@ -47,6 +47,7 @@ __all__ = [
     "config_from_tree",
     "config_table",
     "config_to_tree",
+    "differences",
     "load_config",
     "without_paths",
 ]

@@ -49,3 +49,23 @@ def without_paths(config: Config) -> Config:
         output=OutputConfig(),
         tune=None,
     )
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Return the dotted keys whose values differ between two configs, each with the value in ``one`` and in ``other``."""
+    left, right = _flat(config_to_tree(one)), _flat(config_to_tree(other))
+    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+    return [f"{key} = {_short(left.get(key))}, not {_short(right.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }

@@ -181,7 +181,8 @@ def test_set_reaches_every_command_that_takes_a_config(
     sketch(run, monkeypatch, "--data", "private.csv", "--out", "site.h5")
     run.done("pool", "plan.h5", "site.h5", "--out", "quadratic.h5")
     release = ["release", "plan.h5", "quadratic.h5", "--config", "task.toml", "--out", "release.h5"]
-    run.distqexp(*release).refused(3, "not the one that plan")
+    differ = "made from (mechanism.rounds = 1, not 2; mechanism.step = 1.0, not 0.5)"
+    run.distqexp(*release).refused(3, "not the one that plan", differ)
     run.done(*release, *changed)
 
 
