@@ -53,6 +53,11 @@ def choices(config: Config, plan: Plan) -> list[str]:
         )
         by_layers = "; not dense, as mechanism.head lets layers stand still" if small else ""
         lines.append(f"chosen: precision {precision.kind}, {source}{left_out}{by_layers}")
+        if precision.kind == "identity":
+            lines.append(
+                "distqexp: warning: data.record_shape: without it and without data.public nothing is known of the model's curvature, and a "
+                "run may hardly move whatever the epsilon; give the shape of a record (probes then tell the curvature), or public records"
+            )
     if config.subspace.kind == AUTO and config.precision.kind == AUTO:
         if subspace.kind == "identity":
             lines.append(

@@ -156,8 +156,9 @@ def test_a_plan_with_damping_of_another_version_stays_a_plan_of_its_config(tmp_p
 def test_without_public_data_probes_serve_and_without_a_shape_nothing(tmp_path: Path) -> None:
     known = plan_of(open_config(tmp_path, public=False, data={"record_shape": [6]})).config
     assert (known.precision.kind, known.precision.source) == ("dense", "probes")
-    unknown = plan_of(open_config(tmp_path, public=False)).config
-    assert (unknown.subspace.kind, unknown.precision.kind) == ("identity", "identity")
+    plan = plan_of(open_config(tmp_path, public=False))
+    assert (plan.config.subspace.kind, plan.config.precision.kind) == ("identity", "identity")
+    assert any(note.startswith("distqexp: warning: data.record_shape: without it and without") for note in plan.notes)
 
 
 def test_the_clip_falls_until_the_noise_that_was_tried_is_cheap(
