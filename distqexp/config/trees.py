@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -51,21 +52,25 @@ def without_paths(config: Config) -> Config:
     )
 
 
+_ABSENT = object()
+
+
 def differences(one: Config, other: Config) -> list[str]:
     """Return the dotted keys whose values differ between two configs, each with the value in ``one`` and in ``other``."""
-    left, right = _flat(config_to_tree(one)), _flat(config_to_tree(other))
-    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
-    return [f"{key} = {_short(left.get(key))}, not {_short(right.get(key))}" for key in keys]
+    return list(_differences(config_to_tree(one), config_to_tree(other), ""))
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _differences(one: Any, other: Any, where: str) -> Iterator[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for name in sorted(one.keys() | other.keys()):
+            yield from _differences(one.get(name, _ABSENT), other.get(name, _ABSENT), f"{where}.{name}".lstrip("."))
+    elif _text(one) != _text(other):
+        yield f"{where} = {_short(_text(one))}, not {_short(_text(other))}"
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
-    }

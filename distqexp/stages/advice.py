@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from distqexp.artefacts.derived import step_shrinkage
+from distqexp.artefacts.derived import noise_ratio, step_shrinkage
 from distqexp.artefacts.moves import HALVINGS
 from distqexp.artefacts.plan import Plan
 from distqexp.artefacts.release import Release
@@ -47,7 +47,8 @@ def choices(config: Config, plan: Plan) -> list[str]:
             if precision.kind == "identity"
             else where.get(precision.source, "from probes: no data.public")
         )
-        left_out = ", damped by its mean but for outliers" if precision.reference == "winsorized" else ""
+        damped = precision.kind != "identity" and precision.reference == "winsorized"
+        left_out = ", damped by its mean but for outliers" if damped else ""
         small = (
             precision.traits.by_blocks and config.subspace.kind == AUTO and plan.d <= LARGEST_DENSE and mechanism.head
         )
@@ -92,7 +93,7 @@ def expectation(plan: Plan) -> str:
     if shrinkage == 1.0:  # steps aren't shortened, so that nothing is known of the length of the sum
         cost = plan.forecast["expected"] / plan.config.privacy.units
         return f"expect: a round's noise costs at most about {cost:.2g} of loss a {unit}, by the forecast for its quadratic"
-    ratio = math.sqrt(1 / shrinkage - 1)
+    ratio = noise_ratio(plan.config, plan.calibration, plan.k)
     verdict = (
         "noise is little" if ratio < _LITTLE else "noise takes a part of the progress" if ratio < 1 else "noise wins"
     )
@@ -109,10 +110,10 @@ def warnings_of(plan: Plan) -> list[str]:
         )
     if privacy.epsilon > _LARGE_EPSILON:
         lines.append(f"privacy.epsilon: {privacy.epsilon:g} promises next to nothing; 0.1 to 10 are usual")
-    shrinkage = step_shrinkage(plan.config, plan.calibration, plan.k)
-    if shrinkage < 0.5:
+    if step_shrinkage(plan.config, plan.calibration, plan.k) < 0.5:
+        ratio = noise_ratio(plan.config, plan.calibration, plan.k)
         lines.append(
-            f"noise will win: in {plan.k:,} coordinates a round's noise is {math.sqrt(1 / shrinkage - 1):.2g} times as long as the sum "
+            f"noise will win: in {plan.k:,} coordinates a round's noise is {ratio:.2g} times as long as the sum "
             "of all units can be; expect little: train fewer parameters, have more units, or raise epsilon"
         )
     if plan.config.precision.source == "probes" and plan.schema.tokens and _layers(plan) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distqexp.arrays import FloatArray
-from distqexp.artefacts.plan import Plan, other_rules
+from distqexp.artefacts.plan import Plan, other_rules, same_rules
 from distqexp.artefacts.recomputed import refuse_unlike
 from distqexp.artefacts.release import Release
 from distqexp.artefacts.state import RoundState
@@ -55,10 +55,10 @@ def required_public_data(plan: Plan, state: RoundState, config: Config | None) -
 
 def same_config(plan: Plan, config: Config) -> Config:
     """Return ``config``, or raise FileContentError where the plan was made from another one."""
-    others = other_rules(plan, adopted(resolved(config), plan.config))
-    if others:
+    filled = adopted(resolved(config), plan.config)
+    if not same_rules(plan, filled):
         raise FileContentError(
-            f"config: not the one that plan {plan.plan_id[:16]} was made from ({others}); give that one"
+            f"config: not the one that plan {plan.plan_id[:16]} was made from ({other_rules(plan, filled)}); give that one"
         )
     return config
 

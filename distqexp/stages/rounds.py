@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from distqexp.arrays import IntegerArray
 from distqexp.artefacts.moves import WHOLE
-from distqexp.artefacts.plan import Plan, other_rules
+from distqexp.artefacts.plan import Plan, other_rules, same_rules
 from distqexp.artefacts.release import Release, diagnostics_of
 from distqexp.artefacts.restoring import with_file_errors
 from distqexp.artefacts.state import RoundState
@@ -241,10 +241,11 @@ def _plan(config: Config, out: Path, engine: Engine) -> tuple[Plan, Worker]:
         engine.on_root(lambda: plan.write(path))
         return plan, worker
     plan = plan_from_root(engine, lambda: completed_plan(read_plan(path), config.model.weights))
-    others = other_rules(plan, adopted(resolved(config), plan.config))
-    if others:
+    filled = adopted(resolved(config), plan.config)
+    if not same_rules(plan, filled):
         raise FileContentError(
-            f"{path}: the plan of another config ({others}); resume with the config it was made from, or take a new --out"
+            f"{path}: the plan of another config ({other_rules(plan, filled)}); resume with the config it was made from, or take a "
+            "new --out"
         )
     return plan, Worker.of_plan(plan)
 

@@ -11,8 +11,8 @@ import pytest
 from small_runs import make_config, plan_of, random_table
 
 from distqexp.artefacts.derived import NOISE_COST, derived_calibration, noise_budget
-from distqexp.artefacts.plan import Plan, same_rules
-from distqexp.config import Config, DataConfig, config_from_tree, config_to_tree
+from distqexp.artefacts.plan import Plan, other_rules, same_rules
+from distqexp.config import Config, DataConfig, config_from_tree, config_to_tree, differences
 from distqexp.config.reading import AUTOMATIC_ROUNDS
 from distqexp.engines.serial import SerialEngine
 from distqexp.errors import FileContentError, TooFewDirectionsError, UsageError
@@ -126,11 +126,10 @@ def test_what_the_config_names_stays(tmp_path: Path) -> None:
 
 
 def test_damping_leaves_outliers_out_where_noise_is_short(tmp_path: Path) -> None:
-    """Noise of at most 0.4 of the longest sum; k is 21 here, and n mu what is asked for."""
+    """Noise is sqrt(k) / (units mu) of the longest sum; so many units are taken as make it what is asked for."""
 
     def reference(noise: float, **sections: Any) -> str | None:
-        units = 1000
-        found = plan_of(open_config(tmp_path, privacy={"units": units}, **sections))
+        found = plan_of(open_config(tmp_path, privacy={"units": 1000}, **sections))
         calibration = derived_calibration(found.config, found.k)
         wanted = math.sqrt(found.k) / calibration.mu_round / noise
         return plan_of(open_config(tmp_path, privacy={"units": round(wanted)}, **sections)).config.precision.reference
@@ -159,6 +158,7 @@ def test_without_public_data_probes_serve_and_without_a_shape_nothing(tmp_path: 
     plan = plan_of(open_config(tmp_path, public=False))
     assert (plan.config.subspace.kind, plan.config.precision.kind) == ("identity", "identity")
     assert any(note.startswith("distqexp: warning: data.record_shape: without it and without") for note in plan.notes)
+    assert not any("damped" in note for note in plan.notes)
 
 
 def test_the_clip_falls_until_the_noise_that_was_tried_is_cheap(
@@ -239,3 +239,30 @@ def test_a_plan_that_leaves_something_open_is_refused(tmp_path: Path) -> None:
     dataclasses.replace(plan, config=config).with_identity().write(tmp_path / "plan.h5")
     with pytest.raises(FileContentError):
         Plan.read(tmp_path / "plan.h5")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({}, {"a": None}, "model.args.a = absent, not null"),
+        ({"a": {}}, {}, "model.args.a = {}, not absent"),
+        ({"a": 1}, {"a": 1.0}, "model.args.a = 1, not 1.0"),
+        ({"a": True}, {"a": 1}, "model.args.a = true, not 1"),
+        ({"a.b": 1}, {"a": {"b": 1}}, 'model.args.a = absent, not {"b": 1}; model.args.a.b = 1, not absent'),
+        ({"a": {"b": [1, 2], "c": 3}}, {"a": {"b": [2, 1], "c": 3}}, "model.args.a.b = [1, 2], not [2, 1]"),
+        ({"a": "x" * 80}, {"a": "y"}, f'model.args.a = "{"x" * 56}..., not "y"'),
+    ],
+)
+def test_whatever_differs_in_writing_is_another_config(
+    one: dict[str, Any], other: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    plan = plan_of(open_config(tmp_path))
+
+    def with_args(args: dict[str, Any]) -> Config:
+        return dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, args=args))
+
+    assert "; ".join(differences(with_args(one), with_args(other))) == told
+    named = dataclasses.replace(plan, config=with_args(other))
+    assert other_rules(named, with_args(one)) == told
+    assert same_rules(named, with_args(other))
+    assert not same_rules(named, with_args(one))

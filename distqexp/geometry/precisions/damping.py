@@ -92,8 +92,7 @@ def _winsorized_mean(values: FloatArray) -> float:
     if not len(kept):
         return 0.0
     clipped = np.arange(math.ceil(len(kept) / OUTLIER))
-    rest = np.append(np.cumsum(kept[::-1])[::-1], 0.0)[clipped]
-    means = rest / (len(kept) - OUTLIER * clipped)
+    means = kept[::-1].cumsum()[::-1][clipped] / (len(kept) - OUTLIER * clipped)
     fits = kept[clipped] <= OUTLIER * means
-    first = int(np.argmax(fits)) if fits.any() else len(clipped) - 1
+    first = int(np.argmax(fits)) if fits.any() else -1  # rounding may leave none
     return float(means[first]) * len(kept) / len(values)
